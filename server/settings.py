@@ -1,0 +1,131 @@
+"""Every setting, its default and its reason: the one door to the environment.
+
+Each field is a flag of `fourstep serve` and a `FOURSTEP_…` variable (flag wins): `tls_port` is `--tls-port` and
+`FOURSTEP_TLS_PORT`. A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for a
+setting. Values derived from others are properties.
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PREFIX = "FOURSTEP_"
+
+
+class SettingsError(ValueError):
+    """A setting that can't be: the message says which, and what would do."""
+
+
+def _setting(default: Any, why: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": why})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator decided. Frozen: a running server never changes its mind."""
+
+    # where it listens
+    host: str = _setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
+    port: int = _setting(8000, "plain HTTP port; 0 picks a free one")
+    tls_port: int | None = _setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
+    public_url: str = _setting("", "base URL that clients use, when a proxy stands in front (default: the request's own)")
+
+    # the model
+    model: str = _setting(
+        "sd15", "sd15, demo, auto, a hub id, a folder in diffusers layout or a .safetensors checkpoint"
+    )
+    lora: str = _setting("auto", "LCM-LoRA: auto, a hub id, a .safetensors file or none")
+    vae: str = _setting("full", "full, tiny (TAESD) or a folder")
+    safety_checker: str = _setting("auto", "auto (the one that comes with the model), a hub id, a folder or none")
+    force_safety_checks: bool = _setting(False, "run the safety checker whatever the request says")  # noqa: FBT003
+    device: str = _setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
+    dtype: str = _setting("auto", "auto (float16 on cuda, else float32), float16, bfloat16 or float32")
+    threads: int = _setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
+    max_batch: int = _setting(8, "images that may share one step on a device")
+    start_timeout: float = _setting(120.0, "seconds that a call waits for the model to load before it gets 504")
+
+    # where things lie
+    data_dir: Path = _setting(Path("~/.local/share/fourstep"), "jobs, files, keys, certificates")
+
+    # keys
+    keys: str = _setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
+
+    # limits on one request
+    max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
+    max_image_bytes: int = _setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
+    max_image_pixels: int = _setting(50_000_000, "largest input picture in pixels: phones take 48 megapixels")
+    jpeg_quality: int = _setting(95, "quality of output JPEGs, 1…95")
+    jpeg_subsampling: str = _setting("4:4:4", "chroma subsampling of output JPEGs: 4:4:4, 4:2:2 or 4:2:0")
+
+    @property
+    def tls_dir(self) -> Path:
+        """Where the local CA and its certificates lie."""
+        return self.data_dir / "tls"
+
+    @property
+    def files_dir(self) -> Path:
+        """Where uploads and results lie."""
+        return self.data_dir / "files"
+
+    @property
+    def jobs_path(self) -> Path:
+        """The job database."""
+        return self.data_dir / "jobs.sqlite"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """One engine process runs for each."""
+        return tuple(part.strip() for part in self.device.split(",") if part.strip())
+
+
+FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
+_TYPES = typing.get_type_hints(Settings)
+
+# Variables of ours that are no settings of the server: the containers' and the tests' own.
+_NOT_SETTINGS = frozenset({"FOURSTEP_KEY"})
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Settings from flags (those not None), else the environment, else defaults.
+
+    Raises `SettingsError` for a value of the wrong type and for a `FOURSTEP_…` variable that names no setting.
+    """
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for variable, text in source.items():
+        if not variable.startswith(PREFIX) or variable in _NOT_SETTINGS:
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in FIELDS:
+            raise SettingsError(f"{variable} names no setting; `fourstep serve --help` lists them")
+        values[name] = parse(name, text)
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    settings = Settings(**values)
+    return dataclasses.replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+
+
+def parse(name: str, text: str) -> Any:
+    """The value that `text` writes for the setting `name`."""
+    kind = _TYPES[name]
+    optional = type(None) in typing.get_args(kind)
+    if optional and text.strip().lower() in {"", "none"}:
+        return None
+    base = next(part for part in typing.get_args(kind) or (kind,) if part is not type(None))
+    try:
+        if base is bool:
+            return _parse_bool(text)
+        return base(text)
+    except ValueError as error:
+        raise SettingsError(f"{name.replace('_', '-')}: {text!r} is no {base.__name__}") from error
+
+
+def _parse_bool(text: str) -> bool:
+    word = text.strip().lower()
+    if word in {"1", "true", "yes", "on"}:
+        return True
+    if word in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError(text)
