@@ -1,0 +1,47 @@
+"""Fixtures that every test module may use, and the rule on skips: with CI=true only the listed ones pass."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.harness import Server, serving
+
+# What a machine may honestly lack; any other skip fails the suite when CI=true.
+ALLOWED_SKIPS = (
+    "needs a CUDA device",
+    "needs a private mount namespace",
+    "needs Chromium",
+)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Async tests run on asyncio, as the server does."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def instant() -> Iterator[Server]:
+    """One server with the engine that has no model, http and https, shared by tests that leave it as they found it."""
+    with serving("--model", "instant:5", "--tls-port", "0") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Server]:
+    """One server with the built-in model, http and https, shared by tests that leave it as they found it."""
+    with serving("--model", "demo", "--tls-port", "0") as server:
+        yield server
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Turn a skip that is not allowed into a failure on CI."""
+    report = yield
+    if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
+        reason = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(allowed in reason for allowed in ALLOWED_SKIPS):
+            report.outcome = "failed"
+            report.longrepr = f"skipped on CI, and the reason is not on the list of allowed ones: {reason}"
+    return report
