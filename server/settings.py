@@ -1,8 +1,8 @@
 """Every setting, its default and its reason: the one door to the environment.
 
 Each field is a flag of `fourstep serve` and a `FOURSTEP_…` variable (flag wins): `tls_port` is `--tls-port` and
-`FOURSTEP_TLS_PORT`. A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for a
-setting. Values derived from others are properties.
+`FOURSTEP_TLS_PORT`. A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for
+a setting. Values derived from others are properties.
 """
 
 import dataclasses
@@ -11,6 +11,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pipelines.types import EngineConfig
 
 PREFIX = "FOURSTEP_"
 
@@ -31,7 +33,12 @@ class Settings:
     host: str = _setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
     port: int = _setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: int | None = _setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
-    public_url: str = _setting("", "base URL that clients use, when a proxy stands in front (default: the request's own)")
+    tls_names: str = _setting(
+        "", "DNS names and IP addresses of this machine that the local CA may sign for as well: a,b"
+    )
+    public_url: str = _setting(
+        "", "base URL that clients use, when a proxy stands in front (default: the request's own)"
+    )
 
     # the model
     model: str = _setting(
@@ -76,6 +83,18 @@ class Settings:
         return self.data_dir / "jobs.sqlite"
 
     @property
+    def engine(self) -> EngineConfig:
+        """What an engine process is told: the settings that share its fields' names."""
+        return EngineConfig(
+            **{
+                name: getattr(self, name)
+                for name in EngineConfig.__struct_fields__
+                if name in FIELDS and name != "data_dir"
+            },
+            data_dir=str(self.data_dir),
+        )
+
+    @property
     def devices(self) -> tuple[str, ...]:
         """One engine process runs for each."""
         return tuple(part.strip() for part in self.device.split(",") if part.strip())
@@ -105,6 +124,11 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     settings = Settings(**values)
     return dataclasses.replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """This process's environment for a child process, with `changes`; our own variables are told by flags instead."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)} | changes
 
 
 def parse(name: str, text: str) -> Any:
