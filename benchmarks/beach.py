@@ -1,4 +1,4 @@
-"""Paint the bundled example picture, `server/static/beach.jpg`: a photo-like beach, 512×512, made of noise and gradients.
+"""Paint the bundled example picture, `server/static/beach.jpg`: a photo-like beach, 512×512, of noise and gradients.
 
     python benchmarks/beach.py OUTPUT.jpg
 
@@ -8,7 +8,7 @@ It stands in, offline, for the sample picture that the endpoint's documentation 
 import sys
 
 import numpy as np
-from PIL import Image, ImageFilter  # noqa: TID251 — a tool outside the runtime packages
+from PIL import Image, ImageFilter
 
 SIZE = 1024
 Y, X = np.mgrid[0:SIZE, 0:SIZE] / SIZE
@@ -57,10 +57,10 @@ def beach(rng):
     sand = mix(sand, sand * np.array([0.66, 0.66, 0.68]), wet)
     foam = np.exp(-(((Y - shore + 0.004) / 0.011) ** 2)) * (0.45 + 0.9 * noise(rng, 7, (1, 2), 0.7))
 
-    picture = np.where((Y < horizon)[..., None], sky, np.where((Y < shore)[..., None], sea, sand))
+    picture = np.where((horizon > Y)[..., None], sky, np.where((shore > Y)[..., None], sea, sand))
     picture = mix(picture, (0.99, 1.0, 0.99), foam * 0.95)
     island = horizon - 0.075 * np.exp(-(((X - 0.24) / 0.13) ** 2)) - 0.02 * (noise(rng, 6) - 0.4) * (X < 0.5)
-    land = (Y > island) & (horizon > Y) & (X < 0.5)
+    land = (island < Y) & (horizon > Y) & (X < 0.5)
     picture = np.where(land[..., None], mix((0.22, 0.40, 0.36), (0.40, 0.56, 0.50), noise(rng, 7)), picture)
     return palm(picture, rng)
 

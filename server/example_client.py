@@ -1,7 +1,7 @@
 """The endpoint's own example request through fal's Python client, as a user's program would send it.
 
-`fourstep demo` runs this file as a program of its own, with FAL_RUN_HOST, FAL_QUEUE_RUN_HOST and SSL_CERT_FILE pointing at
-the server. It saves the picture and prints the result as JSON.
+`fourstep demo` runs this file as a program of its own, with FAL_RUN_HOST, FAL_QUEUE_RUN_HOST and SSL_CERT_FILE pointing
+at the server. It saves the picture and prints the result as JSON.
 """
 
 import json
@@ -21,4 +21,4 @@ result = fal_client.subscribe(
 )
 with urllib.request.urlopen(result["images"][0]["url"]) as answer:  # noqa: S310 — the URL is our own server's
     Path(sys.argv[1]).write_bytes(answer.read())
-print(json.dumps(result))  # noqa: T201
+print(json.dumps(result))

@@ -1,7 +1,7 @@
 """Starting a server as a child process and waiting until it answers: for `fourstep demo`, benchmarks and tests.
 
-A serving process writes `<data-dir>/server.json` (`pid`, `url`, `tls_url`) once its sockets are bound, and removes it when
-it stops: that is how ports picked with `--port 0` are found.
+A serving process writes `<data-dir>/server.json` (`pid`, `url`, `tls_url`) once its sockets are bound, and removes it
+when it stops: that is how ports picked with `--port 0` are found.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -64,7 +64,7 @@ class Server:
             return json.load(answer)
 
     def wait_ready(self, timeout: float = 120, show: Callable[[str], None] | None = None) -> None:
-        """Return once the model is loaded. Raises `LaunchError` when it can't be, dies, or takes longer than `timeout`."""
+        """Return once the model is loaded. Raises `LaunchError` when it can't be, or not within `timeout` seconds."""
         end = time.monotonic() + timeout
         said = ""
         while time.monotonic() < end:

@@ -11,7 +11,17 @@ from server.launch import Server, running, start
 __all__ = ["Server", "clean_env", "serving", "start_server"]
 
 # Test machines may preset trust stores, keys and proxies: a test sets its own.
-_NOT_INHERITED = ("FAL_", "FOURSTEP_", "SSL_CERT", "NODE_", "REQUESTS_CA", "CURL_CA", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_NOT_INHERITED = (
+    "FAL_",
+    "FOURSTEP_",
+    "SSL_CERT",
+    "NODE_",
+    "REQUESTS_CA",
+    "CURL_CA",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+)
 
 
 def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -21,7 +31,9 @@ def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serving(*flags: str, data_dir: Path | None = None, env: Mapping[str, str] | None = None, ready: bool = True) -> Iterator[Server]:
+def serving(
+    *flags: str, data_dir: Path | None = None, env: Mapping[str, str] | None = None, ready: bool = True
+) -> Iterator[Server]:
     """A server that has loaded its model (unless `ready` is false), stopped at the end; its log at `data_dir/log`."""
     with contextlib.ExitStack() as stack:
         where = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourstep-")))

@@ -1,0 +1,56 @@
+# `make` lists the targets. Everything is installed into .venv with the versions of constraints.txt.
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+# A laptop may take torch's CPU build: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
+FLAGS ?=
+
+.PHONY: help demo serve test check lint types imports clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## make one picture: install, start a server, ask it through fal's client, stop
+	$(BIN)/fourstep demo $(FLAGS)
+
+serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:8443 until Ctrl-C
+	$(BIN)/fourstep serve --model auto --tls-port 8443 $(FLAGS)
+
+test: $(VENV)/.dev ## run the tests
+	$(BIN)/python -m pytest $(FLAGS)
+
+check: lint types imports test ## lint, types, import contracts, tests
+
+lint: $(VENV)/.dev ## ruff and hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile.cuda
+
+types: $(VENV)/.dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev ## which package may import which
+	$(BIN)/lint-imports
+
+clean: ## remove everything that make installed or made
+	rm -rf $(VENV) .cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(PIP) $(TORCH_INDEX) torch
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
