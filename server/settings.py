@@ -34,8 +34,9 @@ class Settings:
     port: int = _setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: int | None = _setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
     tls_names: str = _setting(
-        "", "DNS names and IP addresses of this machine that the local CA may sign for as well: a,b"
+        "", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5"
     )
+    takeover: bool = _setting(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
     public_url: str = _setting(
         "", "base URL that clients use, when a proxy stands in front (default: the request's own)"
     )
@@ -59,6 +60,17 @@ class Settings:
 
     # keys
     keys: str = _setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
+
+    # limits on connections
+    max_connections: int = _setting(1024, "open connections; a request on one more gets 429")
+    max_header_bytes: int = _setting(32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs")
+    header_timeout: float = _setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
+    body_timeout: float = _setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
+    min_body_rate: int = _setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
+    send_timeout: float = _setting(60.0, "seconds that a client may leave an answer unread")
+    keep_alive: int = _setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
+    ping_interval: float = _setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
+    drain_timeout: float = _setting(15.0, "seconds that running requests get to finish when the server is stopped")
 
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")

@@ -1,7 +1,7 @@
 """Taking fal's host names over: which names, the hosts-file lines, and how each kind of client is told to trust the CA.
 
-The backup domains (`falrun.com`) are among the names on purpose: `fal_client` turns to them when `fal.run` does not answer,
-and would then send its user's pictures out of the house.
+The backup domains (`falrun.com`) are among the names on purpose: `fal_client` turns to them when `fal.run` does not
+answer, and would then send its user's pictures out of the house.
 """
 
 import ipaddress

@@ -4,9 +4,9 @@
     cert.pem     the server's certificate                           key.pem      its key, 0600
     bundle.pem   ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
 
-Keys are made once and stay; a certificate is derived from its key, so any file but a key may be lost, cut short or out of
-date and `ensure` makes it again. Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains, localhost and
-what the operator adds: whoever steals its key can't impersonate a bank. The profile passes Python 3.13's
+Keys are made once and stay; a certificate is derived from its key, so any file but a key may be lost, cut short or out
+of date and `ensure` makes it again. Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains,
+localhost and what the operator adds: whoever steals its key can't impersonate a bank. The profile passes Python 3.13's
 `VERIFY_X509_STRICT`, Node, and Chromium.
 """
 
@@ -82,8 +82,8 @@ class TlsFiles:
 def ensure(settings: Settings) -> TlsFiles:
     """Make whatever of the files is missing, damaged, near its end or for other names; return where they lie.
 
-    Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for a
-    key that can't be read.
+    Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for
+    a key that can't be read.
     """
     extra = tuple(part.strip().lower() for part in settings.tls_names.split(",") if part.strip())
     permitted = [_constraint(name) for name in (*DOMAINS, "localhost", *extra)]
