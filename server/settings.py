@@ -60,6 +60,10 @@ class Settings:
 
     # keys
     keys: str = _setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
+    allow_anonymous: bool = _setting(False, "serve other machines although no keys are set")  # noqa: FBT003
+    allow_origin: str = _setting(
+        "", "web origins that may call a server without keys, beside loopback's: https://app.example"
+    )
 
     # limits on connections
     max_connections: int = _setting(1024, "open connections; a request on one more gets 429")
@@ -71,6 +75,12 @@ class Settings:
     keep_alive: int = _setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
     ping_interval: float = _setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
     drain_timeout: float = _setting(15.0, "seconds that running requests get to finish when the server is stopped")
+
+    # limits on calls
+    max_calls: int = _setting(256, "run and stream calls in hand at once; one more gets 429")
+    max_sessions: int = _setting(256, "open realtime sockets; one more is refused with 429")
+    session_idle_timeout: float = _setting(30.0, "seconds without an input after which a realtime socket is closed")
+    realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
