@@ -1,0 +1,303 @@
+"""Latent consistency image-to-image, the algorithm from top to bottom.
+
+    prepare   prompts → embeddings                             text encoder, cached
+    encode    pixels → latents at their first timestep         VAE encoder; all of an image's noise is drawn here
+    step      latents → latents, one timestep further          UNet, one call for the whole batch
+    decode    denoised estimate → pixels                       VAE decoder
+    check     pixels → unsafe or not                           safety checker
+
+One image on its way is a `Trajectory`; it carries everything that is its own: embeddings, coefficients, noise, latents.
+A batch is therefore any list of trajectories of one size, and may be another list at every step: members stand at
+different timesteps, have different numbers of them, and go with or without guidance. Nothing that a member computes
+reads another member, so a picture does not depend on its batch-mates (but for the last bits of float arithmetic).
+
+The latents stay in float32 between steps whatever the model's dtype is; at four steps that costs nothing and the result
+is nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise went
+up in `encode`, and the only shapes that it knows are (rows, height, width), so `Lcm.unet` can be replaced by a compiled
+or captured function of the same inputs.
+
+The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+
+from pipelines.prompts import Prompt, PromptEncoder
+from pipelines.safety import SafetyChecker
+from pipelines.schedule import Schedule, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from pipelines.checkpoint import Model
+    from pipelines.types import GenerationParams
+
+    Pixels: TypeAlias = npt.NDArray[np.uint8]
+    Unet: TypeAlias = Callable[["UnetInputs"], torch.Tensor]
+
+# torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
+SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class UnetInputs(NamedTuple):
+    """What one UNet call reads, first a row for each image's prompt, then one for each negative prompt.
+
+    `sample` [rows, channels, h, w] and `embeddings` [rows, length, width] in the model's dtype; `timestep` float32
+    [rows].
+    """
+
+    sample: torch.Tensor
+    timestep: torch.Tensor
+    embeddings: torch.Tensor
+
+
+class Coefficients(NamedTuple):
+    """A `Step` and the guidance scale for each image of a batch: float32 [images, 1, 1, 1], on the device."""
+
+    timestep: torch.Tensor
+    clean_sample: torch.Tensor
+    clean_output: torch.Tensor
+    out: torch.Tensor
+    skip: torch.Tensor
+    signal: torch.Tensor
+    noise: torch.Tensor
+    guidance: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The encoded prompts of a request. `negative` is None when it runs without guidance."""
+
+    prompt: Prompt
+    negative: Prompt | None
+
+    @property
+    def summary(self) -> str:
+        """Token counts for the request's log: "95 tokens, 77 used"."""
+        lines = [f"prompt: {self.prompt.tokens} tokens, {self.prompt.used} used"]
+        if self.negative is not None:
+            lines.append(f"negative prompt: {self.negative.tokens} tokens, {self.negative.used} used")
+        return "; ".join(lines)
+
+    @property
+    def embeddings(self) -> torch.Tensor:
+        """[rows, length, width]: the prompt, then the negative prompt if there is guidance."""
+        prompts = [self.prompt] if self.negative is None else [self.prompt, self.negative]
+        return torch.stack([prompt.embedding for prompt in prompts])
+
+
+class Posterior(NamedTuple):
+    """What the VAE encoder says of one picture: float32 [channels, h, w] each, unscaled.
+
+    `deviation` is None for an `AutoencoderTiny`, whose latents are not sampled.
+    """
+
+    mean: torch.Tensor
+    deviation: torch.Tensor | None
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Trajectory:
+    """One image on its way. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""
+
+    height: int
+    width: int
+    embeddings: torch.Tensor  # [rows, length, width]
+    table: torch.Tensor  # float32 [steps, 8]: a `Coefficients` for each step
+    noise: torch.Tensor  # float32 [steps, channels, h, w]: what each step adds; zero for the last
+    latents: torch.Tensor  # at the timestep of the step to come
+    denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
+    finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
+    step: int = 0
+
+    @property
+    def steps(self) -> int:
+        """UNet calls that this image takes in all."""
+        return len(self.table)
+
+    @property
+    def rows(self) -> int:
+        """UNet rows per step: 2 with guidance, else 1."""
+        return len(self.embeddings)
+
+    @property
+    def finished(self) -> bool:
+        """Whether only decoding is left."""
+        return self.step >= self.steps
+
+
+class Lcm:
+    """A loaded model and the five stages. Used from one thread, the one that feeds the device."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.schedule = Schedule.from_config(model.scheduler_config)
+        self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self._upload)
+        self.checker = None if model.safety_checker is None else SafetyChecker(model.safety_checker)
+        self.unet: Unet = self._unet
+        self._scale = float(model.vae.config.scaling_factor)
+        self._shift = float(model.vae.config.shift_factor or 0.0)
+
+    # --- prepare ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, params: GenerationParams) -> Conditioning:
+        """The request's embeddings and token counts. A guidance scale up to 1 means none: no negative prompt then."""
+        guided = params.guidance_scale > 1.0
+        return Conditioning(
+            prompt=self.prompts.encode(params.prompt),
+            negative=self.prompts.encode(params.negative_prompt) if guided else None,
+        )
+
+    # --- encode ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
+        """Start a trajectory for each (params, conditioning, pixels, seed) of one size.
+
+        `pixels`: uint8 [H, W, 3], sides multiples of 8. The seed is the image's own (the request's plus its number);
+        any integer will do, taken modulo 2⁶⁴.
+        """
+        pictures = {id(pixels): pixels for _, _, pixels, _ in items}  # images of one request share theirs
+        posteriors = dict(zip(pictures, self._posteriors(np.stack(list(pictures.values()))), strict=True))
+        return [
+            self._start(params, conditioning, pixels, posteriors[id(pixels)], seed)
+            for params, conditioning, pixels, seed in items
+        ]
+
+    def _posteriors(self, pixels: Pixels) -> list[Posterior]:
+        """The VAE encoder's answer for each of uint8 [N, H, W, 3]."""
+        images = self._upload(torch.from_numpy(pixels)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
+        encoded = self.model.vae.encode(images.to(self.model.dtype))
+        if hasattr(encoded, "latent_dist"):
+            means, deviations = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
+            return [Posterior(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)]
+        return [Posterior(latents, None) for latents in encoded.latents.float()]
+
+    def _start(
+        self, params: GenerationParams, conditioning: Conditioning, pixels: Pixels, posterior: Posterior, seed: int
+    ) -> Trajectory:
+        """Sample the posterior, then bring the latents to their first timestep."""
+        steps = self.schedule.steps(params.num_inference_steps, params.strength)
+        mean, deviation = posterior
+        sampled = 0 if deviation is None else 1
+        noise = self._upload(_draw_noise(seed, sampled + len(steps), mean.shape))
+        raw = mean if deviation is None else mean + deviation * noise[0]
+        clean = latents = (raw - self._shift) * self._scale
+        if steps:
+            signal_level, noise_level = self.schedule.levels(steps[0].timestep)
+            latents = signal_level * clean + noise_level * noise[sampled]
+        return Trajectory(
+            height=pixels.shape[0],
+            width=pixels.shape[1],
+            embeddings=conditioning.embeddings,
+            table=self._upload(_coefficient_table(steps, params.guidance_scale)),
+            noise=noise[sampled + 1 :],
+            latents=latents,
+            denoised=clean,
+            finite=torch.ones((), dtype=torch.bool, device=clean.device),
+        )
+
+    # --- step ------------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self, trajectories: Sequence[Trajectory]) -> None:
+        """One UNet call that takes every trajectory one timestep further. All are of one size and unfinished."""
+        members = sorted(trajectories, key=lambda member: -member.rows)  # guided first: slices find them
+        guided = sum(member.rows > 1 for member in members)
+        latents = torch.stack([member.latents for member in members])
+        noise = torch.stack([member.noise[member.step] for member in members])
+        table = torch.stack([member.table[member.step] for member in members])
+        now = Coefficients(*table[:, :, None, None, None].unbind(1))
+
+        inputs = UnetInputs(
+            sample=torch.cat([latents, latents[:guided]]).to(self.model.dtype),
+            timestep=torch.cat([now.timestep, now.timestep[:guided]]).flatten(),
+            embeddings=torch.stack(
+                [member.embeddings[0] for member in members] + [member.embeddings[1] for member in members[:guided]]
+            ),
+        )
+        output = self.unet(inputs)
+        output = apply_guidance(output.float(), now.guidance, guided)
+        latents, denoised = lcm_step(latents, output, noise, now, self.schedule.clip)
+
+        for row, member in enumerate(members):
+            member.latents, member.denoised = latents[row], denoised[row]
+            member.step += 1
+
+    def _unet(self, inputs: UnetInputs) -> torch.Tensor:
+        output: torch.Tensor = self.model.unet(
+            inputs.sample, inputs.timestep, encoder_hidden_states=inputs.embeddings, return_dict=False
+        )[0]
+        return output
+
+    # --- decode ----------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        """The pictures so far: uint8 [N, H, W, 3] on the device; of unfinished trajectories, their estimate."""
+        latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
+        images = self.model.vae.decode(latents.to(self.model.dtype), return_dict=False)[0].float()
+        for member, finite in zip(trajectories, images.isfinite().flatten(1).all(dim=1), strict=True):
+            member.finite = finite
+        levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels: torch.Tensor = levels.permute(0, 2, 3, 1).contiguous()
+        return pixels
+
+    def finite(self, trajectories: Sequence[Trajectory]) -> list[bool]:
+        """Whether each one's last `decode` came out as numbers. NaN would show as black. Waits for the device."""
+        flags: list[bool] = torch.stack([member.finite for member in trajectories]).tolist()
+        return flags
+
+    # --- check -----------------------------------------------------------------------------------------------------
+
+    def check(self, pixels: torch.Tensor) -> list[bool]:
+        """Which pictures of uint8 [N, H, W, 3] are unsafe; none, if there is no checker. Waits for the device."""
+        return [False] * len(pixels) if self.checker is None else self.checker(pixels)
+
+    def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A host tensor on the device, without waiting for the device (which only pinned memory allows)."""
+        if self.model.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.model.device, non_blocking=True)
+
+
+def apply_guidance(output: torch.Tensor, guidance: torch.Tensor, guided: int) -> torch.Tensor:
+    """Classifier-free guidance: the first `guided` outputs move away from their negative prompts' (the last rows)."""
+    images = len(guidance)
+    prompt, negative = output[:images], output[images:]
+    moved = negative + guidance[:guided] * (prompt[:guided] - negative)
+    return torch.cat([moved, prompt[guided:]])
+
+
+def lcm_step(
+    latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor, now: Coefficients, clip: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`LCMScheduler.step` for a batch, each row by its own coefficients: the next latents and the denoised estimate."""
+    clean = now.clean_sample * latents + now.clean_output * output
+    if clip is not None:
+        clean = clean.clamp(-clip, clip)
+    denoised = now.out * clean + now.skip * latents
+    return now.signal * denoised + now.noise * noise, denoised
+
+
+def _draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
+    """`count` draws of an image's own CPU generator in order, and a last one that is zero: float32 [count + 1, …].
+
+    On the CPU whatever the device is, so that a seed gives the same picture everywhere.
+    """
+    generator = torch.Generator().manual_seed(seed & SEED_MASK)
+    noise = torch.zeros(count + 1, *shape)
+    for draw in noise[:count]:
+        draw.normal_(generator=generator)
+    return noise
+
+
+def _coefficient_table(steps: Sequence[Step], guidance: float) -> torch.Tensor:
+    return torch.tensor([(*step, guidance) for step in steps], dtype=torch.float32)
