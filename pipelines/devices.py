@@ -1,0 +1,54 @@
+"""Which device and number format an engine uses."""
+
+import torch
+
+from pipelines.errors import CheckpointError
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` means: `auto` is cuda, then mps, then cpu. Raises `CheckpointError` if it is not there."""
+    if name == "auto":
+        return _best()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise CheckpointError(f"{name!r} names no device.", "Use auto, cpu, mps, cuda or cuda:N.") from error
+    if device.type == "cuda":
+        _check_cuda(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise CheckpointError("This machine or this torch build has no mps device.", "Use --device auto.")
+    elif device.type not in {"cpu", "mps"}:
+        raise CheckpointError(f"Devices of type {device.type!r} are not supported.", "Use auto, cpu, mps or cuda.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype that `name` means: `auto` is float16 on cuda, where it is fast, and float32 elsewhere."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise CheckpointError(f"{name!r} is no dtype.", f"Use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _best() -> torch.device:
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _check_cuda(device: torch.device) -> None:
+    if torch.version.cuda is None and torch.version.hip is None:
+        raise CheckpointError(
+            f"torch {torch.__version__} is built for the CPU only.",
+            "Install torch's CUDA build, or use --device cpu. `fourstep doctor` says more.",
+        )
+    if not torch.cuda.is_available():
+        raise CheckpointError("torch sees no CUDA device.", "Check the driver with `fourstep doctor`.")
+    if (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise CheckpointError(f"{device} is not there: torch sees {count} CUDA device(s).", "See `fourstep doctor`.")

@@ -1,0 +1,114 @@
+"""Builds a module and fills it with weights from safetensors: nothing is initialised first, nothing is kept twice.
+
+The module is made on torch's meta device (no memory), the files are mapped, and each tensor goes from the map straight
+to its device and dtype; on the CPU in the file's own dtype the map itself is the weight. Names and shapes must match
+exactly: a weight left over, missing or of another shape is an error, never a silent default.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pipelines.errors import CheckpointError
+
+Patch = Callable[[str, torch.Tensor], torch.Tensor]
+
+# Names that checkpoints carry and today's classes do not, tried in turn on a name that the module lacks.
+# Published with diffusers 0.6 (2022): the VAE's attention, as in the SD 1.5 repository.
+# Published with transformers < 5: one more `text_model.` / `vision_model.` around CLIP.
+_OLD_NAMES = (
+    (".query.", ".to_q."),
+    (".key.", ".to_k."),
+    (".value.", ".to_v."),
+    (".proj_attn.", ".to_out.0."),
+    ("text_model.", ""),
+    ("vision_model.vision_model.", "vision_model."),
+)
+
+
+def read(files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """All tensors of the safetensors `files`, mapped: pages are read from disk when first used.
+
+    Raises `CheckpointError` if a file is not safetensors or is cut short.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} can't be read: {error}.", "Fetch it again; it may be incomplete.") from error
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The free-form strings in a safetensors file's header."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def fill(
+    module: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    what: str,
+    patch: Patch | None = None,
+) -> torch.nn.Module:
+    """`module`, made on the meta device, with `tensors` as its weights on `device` in `dtype`; eval mode, no gradients.
+
+    `patch` gets each weight by its name in the module, on its device in the file's dtype, and returns the one to use.
+    `what` names the module in errors. Raises `CheckpointError` unless names and shapes match exactly.
+    """
+    wanted = dict(module.state_dict())
+    named = {_today(name, wanted): tensor for name, tensor in tensors.items() if not name.endswith("position_ids")}
+    _check(wanted, named, what)
+    weights = {}
+    for name, tensor in named.items():
+        placed = tensor.to(device)
+        weights[name] = (patch(name, placed) if patch else placed).to(dtype)
+    module.load_state_dict(weights, strict=True, assign=True)
+    _restore_buffers(module, device)
+    return module.requires_grad_(False).eval()  # noqa: FBT003 (torch's own signature)
+
+
+def _today(name: str, wanted: Mapping[str, Any]) -> str:
+    """The name that `name` of a checkpoint has in today's class, or `name` itself."""
+    if name in wanted:
+        return name
+    for old, new in _OLD_NAMES:
+        renamed = name.replace(old, new, 1)
+        if renamed in wanted:
+            return renamed
+    return name
+
+
+def _check(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor], what: str) -> None:
+    missing = sorted(wanted.keys() - given.keys())
+    unknown = sorted(given.keys() - wanted.keys())
+    misshapen = sorted(name for name in wanted.keys() & given.keys() if wanted[name].shape != given[name].shape)
+    faults = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for kind, names in (("missing", missing), ("unknown", unknown), ("of another shape", misshapen))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{what}: the weights do not fit the config: {'; '.join(faults)}.",
+            "Use a checkpoint of the Stable Diffusion 1.x family, whole and unaltered.",
+        )
+
+
+def _restore_buffers(module: torch.nn.Module, device: torch.device) -> None:
+    """Make the buffers that no checkpoint holds: CLIP's position numbers, which alone survive on the meta device."""
+    for owner in module.modules():
+        for name, buffer in owner.named_buffers(recurse=False):
+            if not buffer.is_meta:
+                continue
+            if name != "position_ids":
+                raise AssertionError(f"{type(owner).__name__}.{name} is a buffer that nothing fills")
+            owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)
