@@ -40,6 +40,9 @@ class Settings:
     public_url: str = _setting(
         "", "base URL that clients use, when a proxy stands in front (default: the request's own)"
     )
+    trusted_proxies: str = _setting(
+        "127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed"
+    )
 
     # the model
     model: str = _setting(

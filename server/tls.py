@@ -10,6 +10,7 @@ localhost and what the operator adds: whoever steals its key can't impersonate a
 `VERIFY_X509_STRICT`, Node, and Chromium.
 """
 
+import asyncio
 import contextlib
 import datetime
 import fcntl
@@ -39,6 +40,7 @@ _CA_LIFE = datetime.timedelta(days=3650)
 _CERT_LIFE = datetime.timedelta(days=397)
 # Renewed this long before the end; a server looks once a day.
 _RENEW_BEFORE = datetime.timedelta(days=60)
+_DAY_S = 24 * 60 * 60
 # A client whose clock is a little slow accepts a certificate made this minute.
 _CLOCK_SKEW = datetime.timedelta(days=1)
 
@@ -123,6 +125,13 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
     """Let `context` present the certificate that lies on disk now."""
     context.load_cert_chain(files.cert, files.key)
+
+
+async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
+    """Renew a running server's certificate when its time comes. Never returns."""
+    while True:
+        await asyncio.sleep(_DAY_S)
+        load_chain(context, await asyncio.to_thread(ensure, settings))
 
 
 # --- certificates -------------------------------------------------------------------------------------------------

@@ -1,0 +1,225 @@
+"""uvicorn's connection classes with what they lack: deadlines and limits for HTTP, a polite close for websockets.
+
+`HttpProtocol` gives every stage of a connection an end. A client that is late, too big or one too many gets a JSON
+answer of fal's shape, then a moment to read it:
+
+    handshake, headers  `header_timeout`, `max_header_bytes`                        408, 431
+    body                `min_body_rate`, with `body_timeout` seconds of slack       408
+    answer              unread for `send_timeout`                                   cut
+    between requests    `keep_alive` (uvicorn's own)                                closed
+    all of them         `max_connections`                                           429, which every fal client retries
+
+`WebSocketProtocol` answers a Close frame without a status with 1000. An empty answer, which every ASGI server gives, is
+code 1005 in browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
+"""
+
+import asyncio
+import json
+import uuid
+from asyncio import TimerHandle
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.server import ServerProtocol
+
+from server.errors import FalError, PlainError, RequestError
+from server.settings import Settings
+
+# What a client that was refused gets to read its answer: closing at once while it still sends would reset the
+# connection, and the answer with it.
+_LINGER_S = 2.0
+
+
+class _Refused(Exception):
+    """Ends the parsing of a request that has been answered already."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering."""
+
+    def __init__(self, limits: Settings, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+        super().__init__(config, server_state, app_state)
+        self._limits = limits
+        self._deadline: TimerHandle | None = None
+        self._send_deadline: TimerHandle | None = None
+        self._in_message = False
+        self._in_headers = False
+        self._header_bytes = 0
+        self._body_due = 0.0
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_headers()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._set_deadline(None)
+        self.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused or self.transport.is_closing():
+            return
+        if not self._in_message and self._deadline is None:
+            self._expect_headers()
+        was_in_headers = self._in_headers
+        super().data_received(data)
+        if was_in_headers and self._in_headers:
+            # Nothing of it has reached a callback yet: without this count an endless header line would be kept.
+            self._header_bytes += len(data)
+            if self._header_bytes > self._limits.max_header_bytes:
+                self._refuse_headers()
+
+    # --- the parser's callbacks ---
+
+    def on_message_begin(self) -> None:
+        self._in_message = self._in_headers = True
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._header_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        if self._header_bytes > self._limits.max_header_bytes:
+            self._refuse_headers()
+            raise _Refused
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse(RequestError("concurrent_requests_limit", "Too many open connections, try again"))
+            raise _Refused
+        super().on_headers_complete()
+        self._body_due = self.loop.time() + self._limits.body_timeout
+        self._set_deadline(self._limits.body_timeout, self._check_body)
+
+    def on_body(self, body: bytes) -> None:
+        latest = self.loop.time() + self._limits.body_timeout
+        self._body_due = min(latest, self._body_due + len(body) / self._limits.min_body_rate)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._set_deadline(None)
+        super().on_message_complete()
+
+    def handle_websocket_upgrade(self) -> None:
+        self._set_deadline(None)
+        super().handle_websocket_upgrade()
+
+    # --- deadlines ---
+
+    def _expect_headers(self) -> None:
+        self._set_deadline(self._limits.header_timeout, self._check_headers)
+
+    def _check_headers(self) -> None:
+        if self.flow.read_paused:  # an earlier request on this connection is being answered
+            self._expect_headers()
+        elif self._in_message:
+            self._refuse(PlainError(408, "The request's headers did not arrive in time"))
+        else:  # browsers open connections that they may not need
+            self.transport.close()
+
+    def _check_body(self) -> None:
+        now = self.loop.time()
+        if self.flow.read_paused:  # we are behind, not the client
+            self._body_due = now + self._limits.body_timeout
+        if now < self._body_due:
+            self._set_deadline(self._body_due - now, self._check_body)
+        else:
+            self._refuse(PlainError(408, "The request's body did not arrive in time"))
+
+    def _set_deadline(self, delay: float | None, check: Any = None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if delay is None else self.loop.call_later(delay, check)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._send_deadline is None:
+            self._send_deadline = self.loop.call_later(self._limits.send_timeout, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_deadline is not None:
+            self._send_deadline.cancel()
+            self._send_deadline = None
+
+    # --- refusals ---
+
+    def _refuse_headers(self) -> None:
+        self._refuse(PlainError(431, f"Request line and headers exceed {self._limits.max_header_bytes} bytes"))
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be parsed (uvicorn would say so in plain text)."""
+        self._refuse(RequestError("bad_request", msg))
+
+    def _refuse(self, error: FalError) -> None:
+        """Answer in place of the app, if no answer has begun, and close. The app, if it runs, sees a disconnect."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started or self.pipeline:
+                self._set_deadline(None)
+                self.transport.close()
+                return
+        body = json.dumps(error.body).encode()
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "connection": "close",
+            "x-fal-request-id": str(uuid.uuid4()),
+            **error.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(STATUS_LINE[error.status] + lines.encode("latin-1") + b"\r\n" + body)
+        self.flow.resume_reading()
+        self._set_deadline(_LINGER_S, self.transport.close)
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One websocket. When the server drains, the app receives a disconnect of code 1012 and may still send and close.
+
+    So a handler that gets 1012 finishes what it has accepted, sends the results and closes with 1000 itself.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.conn = _PoliteServerProtocol(max_size=config.ws_max_size, logger=self.logger)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_complete:
+            # uvicorn never writes the answer to a handshake that could not be parsed (a line of more than 8 KB).
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        """Let the app finish what it has in hand (uvicorn would cut it off); the drain's end cancels it."""
+        if not self.close_sent:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
+
+
+class _PoliteServerProtocol(ServerProtocol):
+    def send_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE and not frame.data:
+            frame = Frame(Opcode.CLOSE, Close(CloseCode.NORMAL_CLOSURE, "").serialize())
+        super().send_frame(frame)
