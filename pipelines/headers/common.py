@@ -1,0 +1,38 @@
+"""What the three formats have in common: the `Header` that comes out, and what is wrong with a file."""
+
+import dataclasses
+from typing import Literal
+
+# Enough for 50 MiB of PNG written in 4 KB IDAT chunks; walking that many takes some 50 ms.
+MAX_SEGMENTS = 1 << 16
+
+
+class UnknownFormat(ValueError):
+    """The file begins like none of the three formats."""
+
+
+class Damaged(ValueError):
+    """The file is cut off, contradicts itself, or is of a kind that nobody writes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """A picture before decoding. `width` and `height` are as stored, before `orientation` (Exif, 1…8) is applied.
+
+    Decoding holds `fixed_memory` bytes and `bytes_per_pixel` for each decoded pixel. `inflated`: bytes that a PNG's
+    image data must inflate to, 0 for the others. `depth`: bits per sample.
+    """
+
+    format: Literal["jpeg", "png", "webp"]
+    width: int
+    height: int
+    orientation: int
+    pieces: list[memoryview]
+    bytes_per_pixel: int
+    fixed_memory: int = 0
+    depth: int = 8
+    inflated: int = 0
+
+    def cleaned(self) -> bytes:
+        """The file with nothing in it but the picture."""
+        return b"".join(self.pieces)
