@@ -1,0 +1,146 @@
+"""The autoencoder: pictures ⇄ latents of 4 channels at an eighth of the side.
+
+Two courses. First both halves together. Then the encoder is frozen with its latents normalised (mean 0, deviation 1 per
+channel, folded into its last convolution, so that stock classes need no scale or shift), and the decoder goes on,
+learning to bear the noise that a denoiser leaves.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+
+from benchmarks.demo_model.recipe import LARGE, SMALL, TEST, WORK
+from benchmarks.demo_model.training import Course, prepare, train
+
+BOTH = Course("autoencoder", steps=2600, rate=2.5e-3)
+DECODER = Course("decoder", steps=1500, rate=1.5e-3)
+_BATCH, _CROP = 16, 128
+
+
+def build() -> AutoencoderTiny:
+    """Untrained. 24 channels everywhere; no blocks at full size, where they cost most."""
+    width = (24, 24, 24, 24)
+    model = AutoencoderTiny(
+        encoder_block_out_channels=width,
+        decoder_block_out_channels=width,
+        num_encoder_blocks=(0, 1, 3, 3),
+        num_decoder_blocks=(3, 3, 1, 0),
+    )
+    return model.to(memory_format=torch.channels_last)
+
+
+def to_model(pixels: np.ndarray) -> Tensor:
+    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in −1…1, channels last."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def to_pixels(images: Tensor) -> np.ndarray:
+    """The way back."""
+    scaled = images.float().clamp(-1, 1).add(1).mul(127.5).add(0.5)
+    return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
+
+
+def crops(rng: np.random.Generator, count: int = _BATCH) -> Tensor:
+    """Random crops of both picture sets, some mirrored, some in other colours and with lines that no painter drew."""
+    sources = [SMALL.open(), LARGE.open()]
+    out = np.empty((count, _CROP, _CROP, 3), np.uint8)
+    for i in range(count):
+        pictures = sources[i % 2]
+        y, x = rng.integers(0, pictures.shape[1] - _CROP + 1, 2)
+        crop = pictures[rng.integers(len(pictures)), y : y + _CROP, x : x + _CROP]
+        out[i] = crop[:, ::-1] if rng.random() < 0.5 else crop
+    images = to_model(out)
+    odd = torch.from_numpy(rng.random((count, 1, 1, 1)) < 0.25)
+    gain = torch.from_numpy(rng.uniform(0.5, 1.3, (count, 3, 1, 1)).astype(np.float32))
+    other = (images * gain + torch.from_numpy(rng.uniform(-0.3, 0.3, (count, 3, 1, 1)).astype(np.float32))).clamp(-1, 1)
+    return torch.where(odd, other, images)
+
+
+def picture_loss(made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+    """Squared and absolute error, and the error of the local mean colour, which the eye sees first."""
+    error = made.float() - wanted
+    low = F.avg_pool2d(error, 8)
+    return {"mse": 8 * error.square().mean(), "l1": 0.5 * error.abs().mean(), "low": 4 * low.square().mean() + 0.5 * low.abs().mean()}
+
+
+def train_both() -> AutoencoderTiny:
+    model = build()
+
+    def loss(rng: np.random.Generator) -> dict[str, Tensor]:
+        images = crops(rng)
+        latents = model.encoder(images)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
+        made = model.decoder(latents + 0.04 * noise)
+        flat = latents.float().transpose(0, 1).flatten(1)
+        spread = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
+        return picture_loss(made, images) | {"spread": 0.05 * spread}
+
+    return train(BOTH, model, loss, report)
+
+
+def normalise(model: AutoencoderTiny) -> None:
+    """Folds mean 0 and deviation 1 per latent channel into the encoder's last convolution."""
+    pictures = LARGE.open()
+    index = np.random.default_rng(0).choice(len(pictures), 96, replace=False)
+    with torch.inference_mode():
+        latents = torch.cat([model.encoder(to_model(pictures[i : i + 1])) for i in np.sort(index)])
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    last = model.encoder.layers[-1]
+    with torch.no_grad():
+        last.weight.div_(deviation[:, None, None, None])
+        last.bias.sub_(mean).div_(deviation)
+    print("latents were", mean.tolist(), deviation.tolist(), flush=True)
+
+
+def train_decoder(model: AutoencoderTiny) -> AutoencoderTiny:
+    """`model` with the encoder frozen: the decoder gets latents with up to 0.25 of noise in them."""
+    model.encoder.requires_grad_(requires_grad=False)
+
+    def loss(rng: np.random.Generator) -> dict[str, Tensor]:
+        images = crops(rng)
+        with torch.no_grad():
+            latents = model.encoder(images)
+        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
+        amount = torch.from_numpy(0.25 * rng.random((len(images), 1, 1, 1), np.float32) ** 2)
+        return picture_loss(model.decoder(latents + amount * noise), images)
+
+    return train(DECODER, model, loss, report)
+
+
+def psnr(model: nn.Module, pictures: np.ndarray) -> float:
+    """Mean PSNR of reconstructions of uint8 pictures, in dB, in float32."""
+    decibels = []
+    with torch.inference_mode():
+        for i in range(len(pictures)):
+            made = to_pixels(model.decoder(model.encoder(to_model(pictures[i : i + 1])))).astype(np.float32)
+            decibels.append(10 * np.log10(255**2 / np.square(made - pictures[i]).mean()))
+    return float(np.mean(decibels))
+
+
+def report(model: nn.Module, step: int) -> None:
+    print(f"  held-out PSNR {psnr(model, TEST.open()[::12]):.2f} dB at step {step}", flush=True)
+
+
+def load() -> AutoencoderTiny:
+    """The trained one."""
+    model = build()
+    model.load_state_dict(torch.load(WORK / "autoencoder-final.pt", weights_only=True))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def main() -> None:
+    prepare()
+    middle, final = WORK / "autoencoder-normalised.pt", WORK / "autoencoder-final.pt"
+    model = build()
+    if not middle.exists():
+        model = train_both()
+        normalise(model)
+        torch.save(model.state_dict(), middle)
+    model.load_state_dict(torch.load(middle, weights_only=True))
+    torch.save(train_decoder(model).state_dict(), final)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""What is trained on what, for how long, and where the working files lie. One place for every number of the recipe."""
+
+from pathlib import Path
+
+from benchmarks.demo_model.data import HELD_OUT, Pictures
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / ".cache" / "demo_model"
+SHIPPED = ROOT / "pipelines" / "demo_model"
+
+SMALL = Pictures(WORK, "train", 256, groups=8000)
+LARGE = Pictures(WORK, "train", 512, groups=1500, first=500_000)
+TEST = Pictures(WORK, "test", 512, groups=48, first=HELD_OUT)

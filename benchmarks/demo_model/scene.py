@@ -1,0 +1,69 @@
+"""What a picture shows: a handful of words and a seed. Painting and captions both start from here."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+PLACES = ("beach", "mountains", "desert", "forest", "city", "lake", "fields")
+TIMES = ("day", "dawn", "sunset", "night")
+WEATHERS = ("clear", "cloudy", "rain", "snow", "fog")
+BODIES = ("none", "sun", "moon")
+STYLES = ("photo", "oil", "watercolor", "flat", "pastel", "crude")
+PALETTES = ("natural", "vivid", "muted", "warm", "cool")
+
+_WEATHER_ODDS = (0.3, 0.19, 0.17, 0.17, 0.17)
+_STYLE_ODDS = (0.3, 0.18, 0.14, 0.16, 0.1, 0.12)
+_PALETTE_ODDS = (0.5, 0.2, 0.1, 0.1, 0.1)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture. `seed` fixes the layout (horizon, masses, positions), whatever the other words are."""
+
+    seed: int
+    place: str = "beach"
+    time: str = "day"
+    weather: str = "clear"
+    body: str = "none"
+    style: str = "photo"
+    palette: str = "natural"
+    warning: bool = False
+
+    def stream(self, part: str) -> np.random.Generator:
+        """The random numbers of one part of the picture; parts do not disturb each other, so pairs keep their layout."""
+        return np.random.default_rng([self.seed, *part.encode()])
+
+
+def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
+    """A random scene with layout `seed`. Sun and moon show only where the hour and the weather let them."""
+    time = str(rng.choice(TIMES))
+    weather = str(rng.choice(WEATHERS, p=_WEATHER_ODDS))
+    return Scene(
+        seed=seed,
+        place=str(rng.choice(PLACES)),
+        time=time,
+        weather=weather,
+        body=_body(rng, time, weather),
+        style=str(rng.choice(STYLES, p=_STYLE_ODDS)),
+        palette=str(rng.choice(PALETTES, p=_PALETTE_ODDS)),
+        warning=bool(rng.random() < 0.02),
+    )
+
+
+def draw_variants(seed: int, count: int) -> list[Scene]:
+    """`count` scenes of one layout: every second one keeps the place of the one before under another hour and weather."""
+    rng = np.random.default_rng([seed, 77])
+    scenes: list[Scene] = []
+    for index in range(count):
+        scene = draw_scene(rng, seed)
+        if index % 2:
+            scene = replace(scene, place=scenes[-1].place)
+        scenes.append(scene)
+    return scenes
+
+
+def _body(rng: np.random.Generator, time: str, weather: str) -> str:
+    shows = {"clear": 0.7, "cloudy": 0.45, "fog": 0.15}.get(weather, 0.0)
+    if rng.random() >= shows:
+        return "none"
+    return "moon" if time == "night" else "sun"
