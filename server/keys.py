@@ -1,0 +1,147 @@
+"""API keys: who may call. `id:secret` pairs from the settings, and a file of named, hashed, revocable ones.
+
+The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which no guessing reaches, so
+a slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
+Once a key has ever been made, the server stays closed, even if all are revoked.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+import uuid
+from pathlib import Path
+from typing import Any
+
+from server.settings import Settings, SettingsError
+
+_LOG = logging.getLogger(__name__)
+
+
+class KeysError(ValueError):
+    """The key file can't be used; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Key:
+    """One API key. `digest`: hex SHA-256 of `id:secret`. `created`: ISO 8601."""
+
+    id: str
+    name: str
+    digest: str
+    created: str
+    revoked: bool = False
+
+
+def digest(credential: str) -> str:
+    """What is kept of `id:secret`."""
+    return hashlib.sha256(credential.encode()).hexdigest()
+
+
+def path(settings: Settings) -> Path:
+    """Where the key file lies."""
+    return settings.data_dir / "keys.json"
+
+
+def read(file: Path) -> list[Key]:
+    """Every key in the file, the revoked ones too; none when there is no file. Raises `KeysError`."""
+    try:
+        document = json.loads(file.read_bytes())
+        return [Key(**entry) for entry in document["keys"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise KeysError(f"{file} is no key file: {type(error).__name__}") from error
+
+
+def add(file: Path, name: str) -> str:
+    """Make a key called `name` and return it, `id:secret`, this once. Raises `KeysError`."""
+    credential = f"{uuid.uuid4()}:{secrets.token_hex(32)}"
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    _write(file, [*read(file), Key(credential.partition(":")[0], name, digest(credential), now)])
+    return credential
+
+
+def revoke(file: Path, which: str) -> Key:
+    """Revoke the key whose id or name is `which`, and return it. Raises `KeysError` when none is."""
+    keys = read(file)
+    found = next((key for key in keys if which in {key.id, key.name} and not key.revoked), None)
+    if found is None:
+        raise KeysError(f"no key in use is called {which!r}")
+    gone = dataclasses.replace(found, revoked=True)
+    _write(file, [gone if key is found else key for key in keys])
+    return gone
+
+
+def _write(file: Path, keys: list[Key]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as stream:
+        json.dump({"keys": [dataclasses.asdict(key) for key in keys]}, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(file)
+
+
+class KeyRing:
+    """The keys in use: those of the settings, and those of the file as it is now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._fixed = {key.id: key for key in _from_settings(settings.keys)}
+        self._file = path(settings)
+        self._stamp: Any = None
+        self._filed: dict[str, Key] = {}
+        self._load()
+
+    @property
+    def configured(self) -> bool:
+        """Whether any key was ever set, so that calls need one."""
+        self._load()
+        return bool(self._fixed or self._filed)
+
+    def find(self, key_id: str) -> Key | None:
+        """The key in use with this id."""
+        self._load()
+        key = self._fixed.get(key_id) or self._filed.get(key_id)
+        return key if key and not key.revoked else None
+
+    def match(self, credential: str) -> Key | None:
+        """The key in use that `id:secret` is. Takes the same time for a wrong secret as for an unknown id."""
+        key = self.find(credential.partition(":")[0])
+        expected = key.digest if key else digest("")
+        return key if hmac.compare_digest(digest(credential), expected) else None
+
+    def _load(self) -> None:
+        stamp = _stamp(self._file)
+        if stamp == self._stamp:
+            return
+        try:
+            self._filed = {key.id: key for key in read(self._file)}
+        except KeysError:
+            if self._stamp is None:
+                raise
+            _LOG.exception("the key file can't be read; the keys as they were stay in use")
+        self._stamp = stamp
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+def _from_settings(written: str) -> list[Key]:
+    keys = []
+    for number, part in enumerate(filter(None, (part.strip() for part in written.split(","))), start=1):
+        key_id, _, secret = part.partition(":")
+        if not key_id or not secret:
+            raise SettingsError(f"keys: entry {number} is not of the form id:secret")
+        keys.append(Key(key_id, key_id, digest(part), created=""))
+    return keys
