@@ -52,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "start a server, send it one request through fal's own client, stop", _MODEL_SETTINGS)
     demo.add_argument("--output", default="demo-output.jpg", help="where the picture goes (default: %(default)s)")
     command("doctor", _doctor, "check driver, memory, disk, weights, port, certificates", (*_MODEL_SETTINGS, "port"))
+    keys = command("keys", _keys, "add, list and revoke API keys", ())
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("add", help="make a key and print it, this once").add_argument("name", help="whose it is")
+    actions.add_parser("list", help="every key, without its secret").set_defaults(name="")
+    actions.add_parser("revoke", help="let a key in no more").add_argument("name", help="its name or id")
+    command("certs", _certs, "make the local CA and certificate; how to trust them", ("tls_names",))
+    hosts = command("hosts", _hosts, "the hosts-file lines that send fal's host names to a server", ())
+    hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
+    hosts.add_argument("--with-site", action="store_true", help="fal.ai too: its web site is then out of reach")
     return parser
 
 
@@ -97,3 +106,42 @@ def _doctor(settings: Settings) -> int:
     from server import device_tools
 
     return device_tools.run("doctor", settings)
+
+
+def _keys(settings: Settings, action: str, name: str) -> int:
+    from server import keys
+
+    file = keys.path(settings)
+    try:
+        if action == "add":
+            _print(f"{keys.add(file, name)}\n\nThis is shown once. Clients: export FAL_KEY=…")
+        elif action == "revoke":
+            _print(f"revoked {keys.revoke(file, name).id}")
+        else:
+            for key in keys.read(file):
+                _print(f"{key.id}  {key.created}  {'revoked' if key.revoked else 'in use ':7}  {key.name}")
+    except keys.KeysError as error:
+        raise SettingsError(str(error)) from error
+    return 0
+
+
+def _certs(settings: Settings) -> int:
+    from server import takeover, tls
+
+    files = tls.ensure(settings)
+    _print(f"CA: {files.ca}\nCertificate: {files.cert}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
+    return 0
+
+
+def _hosts(settings: Settings, address: str, *, with_site: bool) -> int:
+    from server import takeover
+
+    try:
+        _print(takeover.hosts_lines(address, with_site=with_site))
+    except ValueError as error:
+        raise SettingsError(f"--address: {error}") from error
+    return 0
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")
