@@ -135,7 +135,7 @@ def _config(app: ASGIApplication, settings: Settings) -> uvicorn.Config:
         server_header=False,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=settings.keep_alive,
-        timeout_graceful_shutdown=int(settings.drain_timeout),
+        timeout_graceful_shutdown=settings.drain_timeout,
     )
 
 

@@ -77,7 +77,7 @@ class Settings:
     send_timeout: float = _setting(60.0, "seconds that a client may leave an answer unread")
     keep_alive: int = _setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
     ping_interval: float = _setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
-    drain_timeout: float = _setting(15.0, "seconds that running requests get to finish when the server is stopped")
+    drain_timeout: int = _setting(15, "seconds that running requests get to finish when the server is stopped")
 
     # limits on calls
     max_calls: int = _setting(256, "run and stream calls in hand at once; one more gets 429")

@@ -7,37 +7,20 @@ answer, and would then send its user's pictures out of the house.
 import ipaddress
 from pathlib import Path
 
-# What the 2023 clients put in front of the gateway's name. A hosts file knows no wildcard.
-_GATEWAY = "gateway.alpha.fal.ai"
-_GATEWAY_APPS = ("110602490-lcm-sd15-i2i",)
+from server.hosts import FAL_HOSTS, FAL_SITES, GATEWAY
 
-# Every host that some fal client speaks to (the gateway's wildcard aside).
-API_NAMES = (
-    "fal.run",
-    "queue.fal.run",
-    "ws.fal.run",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "v3.fal.media",
-    "v3b.fal.media",
-    "fal.media",
-    "falrun.com",
-    "queue.falrun.com",
-)
-# The model pages and their OpenAPI documents: taken over only when asked, for people want to read fal's site.
-SITE_NAME = "fal.ai"
-
-CERTIFICATE_NAMES = (*API_NAMES, f"*.{_GATEWAY}", SITE_NAME)
+# Every name that the certificate carries; the 2023 clients put an app's id in front of the gateway's.
+CERTIFICATE_NAMES = (*FAL_HOSTS, f"*{GATEWAY}", *sorted(FAL_SITES))
 # The domains that the CA may sign for; each stands for itself and everything below it.
 DOMAINS = ("fal.run", "fal.ai", "fal.media", "falrun.com")
-
-HOSTS_FILE_NAMES = (*API_NAMES, *(f"{app}.{_GATEWAY}" for app in _GATEWAY_APPS))
+# A hosts file knows no wildcard. The model pages are left out unless asked for: people want to read fal's site.
+HOSTS_FILE_NAMES = (*FAL_HOSTS, f"110602490-lcm-sd15-i2i{GATEWAY}")
 
 
 def hosts_lines(address: str = "127.0.0.1", *, with_site: bool = False) -> str:
     """Lines for a hosts file that send fal's names to `address`. Raises `ValueError` for anything but an IP address."""
     target = ipaddress.ip_address(address)
-    names = (*HOSTS_FILE_NAMES, SITE_NAME) if with_site else HOSTS_FILE_NAMES
+    names = (*HOSTS_FILE_NAMES, *sorted(FAL_SITES)) if with_site else HOSTS_FILE_NAMES
     width = len(str(target))
     return "".join(f"{target!s:{width}} {name}\n" for name in names)
 
