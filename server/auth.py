@@ -136,3 +136,8 @@ def _read_secret(file: Path) -> bytes:
         stream.write(secret)
     draft.replace(file)
     return secret
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether any key was ever set, so that the server may be opened to other machines."""
+    return KeyRing(settings).configured

@@ -61,11 +61,16 @@ class LcmInput(BaseModel):
     )
     request_id: str = Field("", max_length=4096, description="An id of the caller's, which the output repeats.")
 
-    def params(self, seed: int) -> GenerationParams:
-        """What the engine is asked for."""
+    def seeded(self) -> "LcmInput":
+        """This input with a seed: its own, or a random one of 32 bits, which JavaScript reads exactly."""
+        return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbits(32)})
+
+    def params(self) -> GenerationParams:
+        """What the engine is asked for. The seed must be set."""
+        assert self.seed is not None  # noqa: S101 — `seeded` comes first
         return GenerationParams(
             prompt=self.prompt,
-            seed=seed,
+            seed=self.seed,
             negative_prompt=self.negative_prompt,
             strength=self.strength,
             num_inference_steps=self.num_inference_steps,
@@ -95,11 +100,6 @@ class LcmOutput(BaseModel):
     num_inference_steps: int = Field(4, description="The number of inference steps.")
     request_id: str = Field("", description="The request_id of the input.")
     nsfw_content_detected: list[bool] = Field(description="Whether each image was found unsafe.")
-
-
-def random_seed() -> int:
-    """A seed for a request without one: 32 bits, so that JavaScript reads it exactly."""
-    return secrets.randbits(32)
 
 
 def parse_json(body: bytes) -> dict[str, Any]:

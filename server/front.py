@@ -1,0 +1,29 @@
+"""What stands in front of the application, from the street inwards.
+
+    Access     request id, log line, figures
+    Doors      without keys: this machine only
+    Cors       preflights, and who may read answers
+    Dispatch   host names and paths to canonical paths
+    Limits     429 when full
+
+It lies outside the framework's own error handling, so that a crash, too, is answered with an id and can be read by a
+page.
+"""
+
+from starlette.types import ASGIApp
+
+from server.auth import Auth
+from server.cors import Cors
+from server.doors import Doors
+from server.hosts import Dispatch
+from server.limits import Limits
+from server.logs import Access
+from server.metrics import Metrics
+from server.settings import Settings
+
+
+def front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
+    """`app` with all of it in front."""
+    limited = Limits(app, settings.max_calls, settings.max_sessions)
+    mapped = Dispatch(limited, settings.public_url)
+    return Access(Doors(Cors(mapped), auth, settings), metrics)

@@ -1,0 +1,152 @@
+"""The use case behind every door: run, stream, realtime and queue all call `generate`.
+
+Resolve the picture → have it worked on → store the results or put them into the answer.
+"""
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
+from server import data_uri
+from server.deps import Context
+from server.errors import InvalidInput, RequestError, invalid
+from server.fetch import FetchError
+from server.schemas import LcmInput
+
+OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
+
+CONTENT_TYPE = "image/jpeg"
+
+# A larger data URI is decoded beside the loop, which would stand still for more than a millisecond.
+_DECODE_BESIDE_CHARS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a door knows of one request beside its input.
+
+    `id` is unique; `tenant` whom fairness counts it for; `cdn` the base URL of links to stored files. `start_timeout`:
+    seconds within which the device must have begun. `lifecycle`: the caller's wish for the output files, as its header
+    says. `image`: the picture's bytes, where they came beside the JSON; the results then go back as bytes too.
+    """
+
+    id: str
+    tenant: str
+    priority: Priority
+    cdn: str
+    start_timeout: float | None = None
+    lifecycle: str | None = None
+    previews: bool = False
+    image: bytes | None = None
+
+
+async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+    """The output for an input, with its keys in fal's order.
+
+    `on_event` hears of the start, log lines and previews. Cancelling the awaiting task cancels the work. Raises
+    `FalError`: `InvalidInput` for a picture that can't be had or read, `RequestError` for what is not the caller's
+    fault.
+    """
+    data = data.seeded()
+    try:
+        async with asyncio.timeout(call.start_timeout) as deadline:
+            image = await _resolve(ctx, data.image_url) if call.image is None else call.image
+            work = Work(
+                id=call.id,
+                params=data.params(),
+                image=image,
+                priority=call.priority,
+                tenant=call.tenant,
+                previews=call.previews,
+            )
+            generated = await ctx.pool.run(work, _watched(deadline, on_event))
+    except TimeoutError:
+        raise start_timed_out() from None
+    flags = [picture.nsfw for picture in generated.pictures]
+    ctx.metrics.generated(call.priority.name.lower(), generated.timings["inference"], flags)
+    return {
+        "images": await _images(ctx, data, call, generated),
+        "timings": generated.timings,
+        "seed": data.seed,
+        "num_inference_steps": data.num_inference_steps,
+        "request_id": data.request_id,
+        "nsfw_content_detected": flags,
+    }
+
+
+def start_timed_out() -> RequestError:
+    """The error for `X-Fal-Request-Timeout` having passed before the work began.
+
+    Which of fal's two timeout types goes with it is not documented; `startup_timeout` says what happened. The header
+    keeps both clients from trying again.
+    """
+    message = "The request did not start within its timeout"
+    return RequestError("startup_timeout", message, {"X-Fal-Request-Timeout-Type": "user"})
+
+
+def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | None:
+    """`on_event`, with the start deadline lifted once the device has begun."""
+    if deadline.when() is None:
+        return on_event
+
+    def watch(event: Started | Log | Preview) -> None:
+        if isinstance(event, Started) and not deadline.expired():
+            deadline.reschedule(None)
+        if on_event:
+            on_event(event)
+
+    return watch
+
+
+async def _resolve(ctx: Context, url: str) -> bytes:
+    """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch."""
+    limit = ctx.settings.max_image_bytes
+    try:
+        if url[:5].lower() == "data:":
+            if len(url) < _DECODE_BESIDE_CHARS:
+                return data_uri.decode(url, limit)
+            return await asyncio.to_thread(data_uri.decode, url, limit)
+        if path := ctx.files.local(url):
+            return await asyncio.to_thread(path.read_bytes)
+        return await ctx.fetch.get(url, limit)
+    except data_uri.TooLargeError:
+        message = f"The image is larger than {limit} bytes"
+        raise invalid("image_url", "file_too_large", message, {"max_size": limit}) from None
+    except data_uri.DataUriError as error:
+        raise invalid("image_url", "image_load_error", f"Could not load image from data URI: {error}") from None
+    except FetchError as error:
+        raise _not_fetched(error, limit) from None
+
+
+def _not_fetched(error: FetchError, limit: int) -> InvalidInput:
+    ctx = {"max_size": limit} if error.kind == "file_too_large" else None
+    return invalid("image_url", error.kind, error.message, ctx)
+
+
+async def _images(ctx: Context, data: LcmInput, call: Call, generated: Generated) -> list[dict[str, Any]]:
+    return [await _image(ctx, data, call, picture) for picture in generated.pictures]
+
+
+async def _image(ctx: Context, data: LcmInput, call: Call, picture: Picture) -> dict[str, Any]:
+    """One entry of `images`. With pictures sent as bytes nothing is stored: `content` is the answer."""
+    if data.sync_mode:
+        entry = inline(picture)
+    elif call.image is None:
+        name = await ctx.files.save(picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant)
+        entry = _entry(picture, f"{call.cdn}/files/{name}")
+    else:
+        entry = _entry(picture, "")
+    if call.image is not None:
+        entry["content"] = picture.data
+    return entry
+
+
+def inline(picture: Picture) -> dict[str, Any]:
+    """An entry of `images` that holds its picture as a data URI."""
+    return _entry(picture, data_uri.encode(picture.data, CONTENT_TYPE))
+
+
+def _entry(picture: Picture, url: str) -> dict[str, Any]:
+    return {"url": url, "width": picture.width, "height": picture.height, "content_type": CONTENT_TYPE}

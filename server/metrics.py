@@ -1,0 +1,78 @@
+"""Figures for Prometheus; its one door. Labels name functions, states and devices, never what a caller sent."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# From a cached status answer to a request that waits for a slow CPU, in seconds.
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+
+
+class Metrics:
+    """The server's counters. One per app, so that tests do not share them."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "fourstep_requests_total", "Answers by route and status", ["route", "status"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "fourstep_request_seconds", "Time to answer", ["route"], buckets=_BUCKETS, registry=self._registry
+        )
+        self._inference = Histogram(
+            "fourstep_inference_seconds", "Time in the engine", ["priority"], buckets=_BUCKETS, registry=self._registry
+        )
+        self._images = Counter("fourstep_images_total", "Finished images", registry=self._registry)
+        self._flagged = Counter("fourstep_images_flagged_total", "Images blackened as unsafe", registry=self._registry)
+        self._dropped = Counter(
+            "fourstep_realtime_dropped_total", "Realtime inputs dropped for newer ones", registry=self._registry
+        )
+        self._sessions = Gauge("fourstep_realtime_sessions", "Open realtime sockets", registry=self._registry)
+        self._queue = Gauge("fourstep_queue_length", "Jobs that wait", registry=self._registry)
+        self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
+        self._restarts = Gauge(
+            "fourstep_engine_restarts",
+            "Times that a device's process was replaced",
+            ["device"],
+            registry=self._registry,
+        )
+        self._children: dict[Any, Any] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """An HTTP request or a socket has ended."""
+        key = (route, status)
+        if key not in self._children:
+            self._children[key] = self._requests.labels(route, str(status)), self._seconds.labels(route)
+        count, histogram = self._children[key]
+        count.inc()
+        if status != 101:
+            histogram.observe(seconds)
+
+    def generated(self, priority: str, seconds: float, flags: Sequence[bool]) -> None:
+        """A request's pictures are finished; `flags`: which of them are unsafe."""
+        self._inference.labels(priority).observe(seconds)
+        self._images.inc(len(flags))
+        self._flagged.inc(sum(flags))
+
+    def dropped(self, count: int) -> None:
+        """Realtime inputs gave way to newer ones."""
+        self._dropped.inc(count)
+
+    def session_opened(self) -> None:
+        """A realtime socket was accepted."""
+        self._sessions.inc()
+
+    def session_closed(self) -> None:
+        """A realtime socket has ended."""
+        self._sessions.dec()
+
+    def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int) -> bytes:
+        """Everything in Prometheus' text format, with the state of engines and queue as it is now."""
+        self._queue.set(queue_length)
+        for engine in engines:
+            self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
+            self._restarts.labels(engine["device"]).set(engine["restarts"])
+        return generate_latest(self._registry)
