@@ -85,6 +85,14 @@ class Settings:
     session_idle_timeout: float = _setting(30.0, "seconds without an input after which a realtime socket is closed")
     realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
+    # the queue
+    max_queue: int = _setting(10_000, "requests that may wait; one more gets 429")
+    result_ttl: float = _setting(7 * 86400.0, "seconds that queue results stay fetchable")
+    tombstone_ttl: float = _setting(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
+    jobs_quota_bytes: int = _setting(
+        10 * 1024**3, "disk for queued inputs and results; beyond it the oldest results go, then submits get 429"
+    )
+
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
     max_image_bytes: int = _setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
