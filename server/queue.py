@@ -1,0 +1,354 @@
+"""The durable queue: accept, claim, run, heartbeat, cancel, expire.
+
+A submit is answered once the job is on disk. A scheduler claims waiting jobs, as many as the engines have room for, and
+runs each through the `run` that it was given; what that returns or raises is the job's result. Whatever kills the
+server, `start` finds every accepted job, at its old place in the queue, and runs again what had not finished.
+
+Positions, status and log lines are answered from the `Board`, which follows each commit; the database is the truth.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+
+from pipelines.types import Log
+from server.attempt import Attempt, Retry, Run
+from server.board import Board
+from server.database import DatabaseError
+from server.errors import RequestError
+from server.job_store import EXPIRE_AT_ONCE, JobStore
+from server.jobs import Job, LogLine, NewJob, Outcome, Result, Snapshot, cancelled, start_timed_out
+from server.settings import Settings
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TICK_S = 0.1  # how late a start timeout, a changed queue position or a freed engine may be noticed
+LEASE_S = 60.0  # a worker that is silent for so long has lost its jobs
+HEARTBEAT_S = 15.0
+DISK_RETRY_S = 1.0  # a result that can't be written is kept and tried again: a full disk loses nothing
+EXPIRE_EVERY_S = 30.0
+FRESH_S = 600.0  # results younger than this are not expired for want of disk: their owners are still coming for them
+
+
+class Queue:
+    """`capacity()` says how many jobs may be in the engines' hands at once: 0 while there is no engine."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        run: Run,
+        *,
+        capacity: Callable[[], int],
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._run = run
+        self._capacity = capacity
+        self._settings = settings
+        self._now = clock
+        self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
+        self._worker = uuid.uuid4().hex
+        self._board = Board()
+        self._running: dict[str, Attempt] = {}
+        self._submitting = 0
+        self._nudge = asyncio.Event()
+        self._closing = False
+        self._disk_full = False
+        self._wipe_log = False
+        self._scheduler: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Takes the database over and begins to run what is in it. Raises `DatabaseInUse`."""
+        for snapshot in await self._store.recover():
+            self._board.add(snapshot)
+        self._scheduler = asyncio.create_task(self._schedule(), name="queue-scheduler")
+        for every_s, chore in (
+            (TICK_S, self._tick),
+            (HEARTBEAT_S, self._heartbeat),
+            (1.0, self._look_at_disk),
+            (EXPIRE_EVERY_S, self._expire),
+        ):
+            self._chores.append(asyncio.create_task(self._every(every_s, chore), name=f"queue-{chore.__name__}"))
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Claims no more, gives what runs `grace_s` to finish, puts the rest back into the queue."""
+        self._closing = True
+        self.wake()
+        self._board.wake_all()
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, *filter(None, [self._scheduler]), return_exceptions=True)
+        tasks = [attempt.task for attempt in self._running.values() if attempt.task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    # --- what the routes ask
+
+    def length(self) -> int:
+        """Jobs that wait."""
+        return self._board.waiting + self._submitting
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that run."""
+        return len(self._running)
+
+    def wake(self) -> None:
+        """Looks for work now: the capacity has grown."""
+        self._nudge.set()
+
+    async def submit(self, new: NewJob) -> Snapshot:
+        """Accepts a job; it is on disk when this returns. Raises `RequestError` (429) if the queue is full."""
+        if new.result is None:
+            self._admit(new)
+        written = self._store.submit(new, self._now())
+        self._submitting += 1
+        written.add_done_callback(self._submitted)
+        self.wake()  # now, so that the claim shares the submit's transaction
+        try:
+            snapshot = await self._commit(written, self._accepted)
+        except DatabaseError as error:
+            LOG.exception("a job could not be stored")
+            raise _full("The server can't store requests at present") from error
+        return self._board.get(new.id) or snapshot
+
+    def _admit(self, new: NewJob) -> None:
+        if self._closing:
+            raise _full("The server is shutting down")
+        if self._disk_full:
+            raise _full("The queue's disk quota is used up")
+        if self.length() >= self._settings.max_queue:
+            raise _full("The queue is full")
+        if new.max_queue_length is not None and self.length() > new.max_queue_length:
+            raise _full(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
+
+    def _submitted(self, _: asyncio.Future[Snapshot]) -> None:
+        self._submitting -= 1
+
+    def _accepted(self, snapshot: Snapshot) -> None:
+        self._board.add(snapshot)
+        if snapshot.completed and snapshot.webhook is not None:
+            self.on_webhook()
+
+    async def get(self, request_id: str) -> Snapshot | None:
+        """The job as it stands; None if there is no such job."""
+        return self._board.get(request_id) or await self._store.load(request_id)
+
+    async def result(self, request_id: str) -> Result | None:
+        """The result of a completed job; None if it is not completed, or its payload is gone."""
+        return await self._store.result(request_id)
+
+    async def delivered(self, snapshot: Snapshot) -> None:
+        """The result has reached its owner: wipes it if that is what the owner asked for (`X-Fal-Store-IO: 0`)."""
+        if not snapshot.store_io:
+            wiped = await self._commit(self._store.forget(snapshot.id), self._board.forget)
+            self._wipe_log |= wiped != []
+
+    async def cancel(self, request_id: str) -> Outcome:
+        """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that."""
+        known = self._board.get(request_id)
+        cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
+        return await self._commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
+
+    def _cancelled(self, request_id: str, outcome: Outcome) -> None:
+        if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
+            self._finished(request_id, cancelled())
+        if outcome is Outcome.REQUESTED and request_id in self._running:
+            self._running[request_id].cancel()
+
+    async def watch(self, request_id: str) -> AsyncIterator[Snapshot]:
+        """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
+        Ends early when the queue closes; has nothing for an unknown id. Close it (`contextlib.aclosing`) when done."""
+        changed = asyncio.Event()
+        self._board.watch(request_id, changed)
+        told, place = 0, None
+        try:
+            while (snapshot := await self.get(request_id)) is not None:
+                news = msgspec.structs.replace(snapshot, logs=snapshot.logs[told:])
+                if news.logs or _place(news) != place:
+                    yield news
+                    told, place = len(snapshot.logs), _place(news)
+                if snapshot.completed or self._closing:
+                    return
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._board.unwatch(request_id, changed)
+
+    # --- claiming and running
+
+    async def _schedule(self) -> None:
+        while not self._closing:
+            free = self._capacity() - len(self._running)
+            if free <= 0 or not self.length():
+                await self._wait_for_work()
+                continue
+            self._nudge.clear()
+            claimed = await self._claim(free)
+            for job in claimed:
+                self._spawn(job)
+            if len(claimed) < free:
+                await self._wait_for_work()
+
+    async def _claim(self, count: int) -> list[Job]:
+        try:
+            return await self._store.claim(self._worker, count, LEASE_S, self._now())
+        except DatabaseError:
+            LOG.exception("jobs could not be claimed")
+            return []
+
+    async def _wait_for_work(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_S):
+                await self._nudge.wait()
+        except TimeoutError:
+            pass
+        self._nudge.clear()
+
+    def _spawn(self, job: Job) -> None:
+        known = self._board.get(job.id)
+        if known is not None and known.completed:  # cancelled since it was claimed
+            return
+        start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
+        attempt = Attempt(job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log))
+        self._running[job.id] = attempt
+        self._board.started(job.id)
+        attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
+
+    def _log(self, job: Job, log: Log) -> None:
+        self._board.logged(job.id, LogLine(self._now(), log.level, log.message))
+
+    async def _execute(self, attempt: Attempt) -> None:
+        job = attempt.job
+        try:
+            end = await attempt.make()
+            if isinstance(end, Retry):
+                await self._release(job, end)
+            else:
+                await self._publish(job, end, attempt.took)
+        except asyncio.CancelledError:
+            if self._closing:
+                await self._release(job, Retry(0.0, refund=True))
+            raise
+        finally:
+            del self._running[job.id]
+            self.wake()
+
+    async def _publish(self, job: Job, result: Result, took: float) -> None:
+        known = self._board.get(job.id)
+        logs = known.logs if known else ()
+
+        def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
+            if mine:
+                self._finished(job.id, result, took)
+
+        await self._insist(lambda: self._store.finish(job, result, logs, took, self._now()), follow)
+
+    async def _release(self, job: Job, end: Retry) -> None:
+        def follow(mine: bool) -> None:  # noqa: FBT001 - what `release` resolves to
+            if mine:
+                self._board.requeued(job.id)
+
+        after = self._now() + end.delay_s
+        await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
+
+    def _finished(self, request_id: str, result: Result, inference_time: float = 0.0) -> None:
+        self._board.finished(request_id, result, inference_time)
+        known = self._board.get(request_id)
+        if known is not None and known.webhook is not None:
+            self.on_webhook()
+
+    # --- writing
+
+    async def _commit(self, written: asyncio.Future[T], follow: Callable[[T], None]) -> T:
+        """Waits for a write; `follow` brings the board up to date, in the order of commits, even if the waiter has
+        been cancelled meanwhile."""
+
+        def settled(done: asyncio.Future[T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                follow(done.result())
+
+        written.add_done_callback(settled)
+        return await asyncio.shield(written)
+
+    async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
+        """Writes, again and again if need be: the disk may be full, and the result is still in hand."""
+        while True:
+            try:
+                await self._commit(write(), follow)
+            except DatabaseError:
+                LOG.exception("a job's end could not be stored")
+                if self._closing:
+                    return
+                await asyncio.sleep(DISK_RETRY_S)
+            else:
+                return
+
+    # --- chores
+
+    async def _every(self, seconds: float, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await chore()
+            except DatabaseError:
+                LOG.exception("the queue's housekeeping failed")
+            await asyncio.sleep(seconds)
+
+    async def _tick(self) -> None:
+        self._board.wake_waiting()
+        for request_id in self._board.overdue(self._now()):
+            result = start_timed_out()
+
+            def follow(ended: bool, request_id: str = request_id, result: Result = result) -> None:  # noqa: FBT001
+                if ended:
+                    self._finished(request_id, result)
+
+            await self._commit(self._store.finish_waiting(request_id, result, self._now()), follow)
+
+    async def _heartbeat(self) -> None:
+        """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
+        before = dict(self._running)
+        held = await self._store.heartbeat(self._worker, LEASE_S, self._now())
+        for request_id, attempt in before.items():
+            if held.get(request_id) != attempt.job.fence:
+                attempt.cancel()
+        for request_id in await self._store.release_lapsed(self._now()):
+            self._board.requeued(request_id)
+
+    async def _look_at_disk(self) -> None:
+        self._disk_full = await self._store.used_bytes() > self._settings.jobs_quota_bytes
+        if self._disk_full:
+            self._board.forget(await self._store.expire(self._now() - FRESH_S))
+        if self._disk_full or self._wipe_log:
+            empty_log, self._wipe_log = self._wipe_log, False
+            await self._store.tidy(empty_log=empty_log)
+
+    async def _expire(self) -> None:
+        now = self._now()
+        while expired := await self._store.expire(now - self._settings.result_ttl):
+            self._board.forget(expired)
+            if len(expired) < EXPIRE_AT_ONCE:
+                break
+        self._board.forget(await self._store.forget_tombstones(now - self._settings.tombstone_ttl))
+        await self._store.tidy(empty_log=False)
+
+
+def _full(why: str) -> RequestError:
+    """429: the one overload status that all clients try again on."""
+    return RequestError("concurrent_requests_limit", why, {"X-Fal-Needs-Retry": "1"})
+
+
+def _place(snapshot: Snapshot) -> tuple[str, int | None]:
+    return snapshot.status.value, snapshot.queue_position
