@@ -16,6 +16,13 @@ from typing import Literal, TypeAlias
 import msgspec
 
 
+# Seconds that an engine may be silent without having said so; a `Beat` can ask for more.
+PATIENCE_S = 30.0
+
+# Seconds of waiting that raise a request by one class: at worst LOW is as urgent as REALTIME after fifteen.
+AGEING_S = 5.0
+
+
 class Priority(enum.IntEnum):
     """Who goes first when the device is full. Lower runs earlier; waiting raises a request, so nobody starves."""
 
@@ -23,6 +30,10 @@ class Priority(enum.IntEnum):
     RUN = 1
     NORMAL = 2
     LOW = 3
+
+    def level(self, waited_s: float) -> int:
+        """The class that it counts as after waiting so long: 0 is the most urgent."""
+        return max(0, self - int(waited_s / AGEING_S))
 
 
 class GenerationParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,8 +138,9 @@ class SetupFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):
-    """Sent from the step loop before each stage and once a second when idle: the loop is alive. `allow_s`: for how long
-    this stage may stay silent before the engine counts as hung. `running`: ids on the device."""
+    """Sent from the step loop before a stage (but at most four times a second, unless it asks for more time) and once a
+    second when idle: the loop is alive. `allow_s`: for how long this stage may stay silent before the engine counts as
+    hung, if that is more than `PATIENCE_S`. `running`: ids on the device."""
 
     stage: str
     allow_s: float
