@@ -44,19 +44,19 @@ class SafetyChecker:
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `CLIPImageProcessor` makes of uint8 [N, H, W, 3]: float32 [N, 3, size, size], normalised.
 
-        Shortest side to `size` (bicubic, antialiased), rounded to whole levels as Pillow does, centre crop.
+        Shortest side to `size` by Pillow's bicubic filter, centre crop.
         """
         size = self._size
         height, width = pixels.shape[1:3]
         short = min(height, width)
-        images = F.interpolate(
-            pixels.permute(0, 3, 1, 2).float(),
-            size=(int(size * height / short), int(size * width / short)),
-            mode="bicubic",
-            antialias=True,
-        )
-        top, left = (images.shape[2] - size) // 2, (images.shape[3] - size) // 2
-        images = images[:, :, top : top + size, left : left + size].round().clamp(0, 255)
+        resized = int(size * height / short), int(size * width / short)
+        # Pillow resizes one axis after the other, to whole levels each time: across first, but for tall pictures.
+        first = (resized[0], width) if height > 2 * width and resized[0] < height else (height, resized[1])
+        images = pixels.permute(0, 3, 1, 2).float()
+        for target in (first, resized):
+            images = F.interpolate(images, size=target, mode="bicubic", antialias=True).round().clamp(0, 255)
+        top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
+        images = images[:, :, top : top + size, left : left + size]
         return (images / 255 - self._mean) / self._std
 
 

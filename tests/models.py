@@ -20,6 +20,9 @@ from pipelines.checkpoint import Model
 
 WIDTH = 32  # of the text embeddings
 
+# Models as small as these spend their time waking threads up, above all on a machine that is busy.
+torch.set_num_threads(1)
+
 # stable-diffusion-v1-5/scheduler/scheduler_config.json, as published.
 SD15_SCHEDULER: dict[str, Any] = {
     "_class_name": "PNDMScheduler",
