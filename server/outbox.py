@@ -35,9 +35,9 @@ class Outbox:
             lambda connection: [Webhook(*row) for row in connection.execute(sql.DUE_WEBHOOKS, wanted)]
         )
 
-    async def next_due_at(self, in_flight: Collection[int]) -> float | None:
-        """When the next delivery is due, of those not in flight."""
-        wanted = {"in_flight": list(in_flight)}
+    async def next_due_at(self, in_flight: Collection[int], busy_origins: Collection[str]) -> float | None:
+        """When the next delivery is due, but for the same exceptions; None if there is none."""
+        wanted = {"in_flight": list(in_flight), "busy": list(busy_origins)}
         return await self._database.read(lambda connection: connection.execute(sql.NEXT_WEBHOOK, wanted).scalar())
 
     def failed(self, webhook: Webhook, again_at: float) -> asyncio.Future[int]:

@@ -21,8 +21,9 @@ from server.attempt import Attempt, Retry, Run
 from server.board import Board
 from server.database import DatabaseError
 from server.errors import RequestError
-from server.job_store import EXPIRE_AT_ONCE, JobStore
+from server.job_store import JobStore
 from server.jobs import Job, LogLine, NewJob, Outcome, Result, Snapshot, cancelled, start_timed_out
+from server.retention import Retention
 from server.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -33,8 +34,8 @@ TICK_S = 0.1  # how late a start timeout, a changed queue position or a freed en
 LEASE_S = 60.0  # a worker that is silent for so long has lost its jobs
 HEARTBEAT_S = 15.0
 DISK_RETRY_S = 1.0  # a result that can't be written is kept and tried again: a full disk loses nothing
+QUOTA_EVERY_S = 1.0
 EXPIRE_EVERY_S = 30.0
-FRESH_S = 600.0  # results younger than this are not expired for want of disk: their owners are still coming for them
 
 
 class Queue:
@@ -57,12 +58,11 @@ class Queue:
         self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
         self._worker = uuid.uuid4().hex
         self._board = Board()
+        self._retention = Retention(store, self._board.forget, settings, clock)
         self._running: dict[str, Attempt] = {}
         self._submitting = 0
         self._nudge = asyncio.Event()
         self._closing = False
-        self._disk_full = False
-        self._wipe_log = False
         self._scheduler: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
 
@@ -74,8 +74,8 @@ class Queue:
         for every_s, chore in (
             (TICK_S, self._tick),
             (HEARTBEAT_S, self._heartbeat),
-            (1.0, self._look_at_disk),
-            (EXPIRE_EVERY_S, self._expire),
+            (QUOTA_EVERY_S, self._retention.keep_quota),
+            (EXPIRE_EVERY_S, self._retention.expire),
         ):
             self._chores.append(asyncio.create_task(self._every(every_s, chore), name=f"queue-{chore.__name__}"))
 
@@ -127,7 +127,7 @@ class Queue:
     def _admit(self, new: NewJob) -> None:
         if self._closing:
             raise _full("The server is shutting down")
-        if self._disk_full:
+        if self._retention.disk_full:
             raise _full("The queue's disk quota is used up")
         if self.length() >= self._settings.max_queue:
             raise _full("The queue is full")
@@ -153,8 +153,7 @@ class Queue:
     async def delivered(self, snapshot: Snapshot) -> None:
         """The result has reached its owner: wipes it if that is what the owner asked for (`X-Fal-Store-IO: 0`)."""
         if not snapshot.store_io:
-            wiped = await self._commit(self._store.forget(snapshot.id), self._board.forget)
-            self._wipe_log |= wiped != []
+            await self._retention.forget(snapshot.id)
 
     async def cancel(self, request_id: str) -> Outcome:
         """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that."""
@@ -326,23 +325,6 @@ class Queue:
                 attempt.cancel()
         for request_id in await self._store.release_lapsed(self._now()):
             self._board.requeued(request_id)
-
-    async def _look_at_disk(self) -> None:
-        self._disk_full = await self._store.used_bytes() > self._settings.jobs_quota_bytes
-        if self._disk_full:
-            self._board.forget(await self._store.expire(self._now() - FRESH_S))
-        if self._disk_full or self._wipe_log:
-            empty_log, self._wipe_log = self._wipe_log, False
-            await self._store.tidy(empty_log=empty_log)
-
-    async def _expire(self) -> None:
-        now = self._now()
-        while expired := await self._store.expire(now - self._settings.result_ttl):
-            self._board.forget(expired)
-            if len(expired) < EXPIRE_AT_ONCE:
-                break
-        self._board.forget(await self._store.forget_tombstones(now - self._settings.tombstone_ttl))
-        await self._store.tidy(empty_log=False)
 
 
 def _full(why: str) -> RequestError:

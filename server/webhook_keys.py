@@ -1,0 +1,99 @@
+"""The Ed25519 keys that sign webhooks, and the JWKS document that receivers check them with.
+
+Receivers may keep a JWKS document for a day. So a new key is published a day before it signs, and an old one a day
+after it has signed for the last time; a rotation takes effect by itself, nobody has to come back for it.
+"""
+
+import base64
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+JWKS_CACHE_S = 24 * 3600.0  # how long fal lets receivers keep the document
+
+
+class SigningKey(msgspec.Struct, frozen=True):
+    """32 bytes of private key, and the Unix time from which it signs."""
+
+    private: bytes
+    signs_from: float
+
+    @property
+    def jwk(self) -> dict[str, str]:
+        """The public half. `x` is padded, against RFC 7517: fal's documented Python verifier can't decode it else."""
+        public = Ed25519PrivateKey.from_private_bytes(self.private).public_key().public_bytes_raw()
+        return {"kty": "OKP", "crv": "Ed25519", "x": base64.urlsafe_b64encode(public).decode()}
+
+
+def signer(keys: Sequence[SigningKey], now: float) -> SigningKey:
+    """The youngest key that signs already. `keys` in the order of `signs_from`, the first of them in the past."""
+    return [key for key in keys if key.signs_from <= now][-1]
+
+
+def published(keys: Sequence[SigningKey], now: float) -> list[SigningKey]:
+    """The keys to show: those yet to sign, the one that does, and those that a receiver may still need."""
+    successors = [key.signs_from for key in keys[1:]]
+    return [
+        key
+        for key, superseded_at in itertools.zip_longest(keys, successors, fillvalue=None)
+        if key is not None and (superseded_at is None or now < superseded_at + JWKS_CACHE_S)
+    ]
+
+
+class SigningKeys:
+    """The keys in one file, readable by its owner alone; made at first use, read again when the file has changed."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._now = clock
+        self._read_at = -1
+        self._keys: list[SigningKey] = []
+        if not path.exists():
+            _write(path, [_new_key(signs_from=0.0)])
+
+    def sign(self, message: bytes) -> bytes:
+        """The 64 bytes of the signature."""
+        key = signer(self._load(), self._now())
+        return Ed25519PrivateKey.from_private_bytes(key.private).sign(message)
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """The document at `/.well-known/jwks.json`."""
+        return {"keys": [key.jwk for key in published(self._load(), self._now())]}
+
+    def rotate(self) -> None:
+        """Publishes a new key, which signs from a day later; drops those that nobody can need any more."""
+        now = self._now()
+        _write(self._path, [*published(self._load(), now), _new_key(signs_from=now + JWKS_CACHE_S)])
+
+    def _load(self) -> list[SigningKey]:
+        changed_at = self._path.stat().st_mtime_ns
+        if changed_at != self._read_at:
+            self._keys = msgspec.json.decode(self._path.read_bytes(), type=list[SigningKey])
+            self._read_at = changed_at
+        return self._keys
+
+
+def _new_key(signs_from: float) -> SigningKey:
+    return SigningKey(Ed25519PrivateKey.generate().private_bytes_raw(), signs_from)
+
+
+def _write(path: Path, keys: Sequence[SigningKey]) -> None:
+    """All or nothing, and on disk when this returns: a lost key makes signatures that nobody can check."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.encode(keys))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
