@@ -10,6 +10,7 @@ from server.files import Files
 from server.metrics import Metrics
 from server.queue import Queue
 from server.settings import Settings
+from server.webhook_keys import SigningKeys
 from server.workers import Pool
 
 
@@ -24,6 +25,7 @@ class Context:
     queue: Queue
     auth: Auth
     metrics: Metrics
+    webhook_keys: SigningKeys
 
 
 def context(connection: HTTPConnection) -> Context:

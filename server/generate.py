@@ -13,7 +13,8 @@ from server import data_uri
 from server.deps import Context
 from server.errors import InvalidInput, RequestError, invalid
 from server.fetch import FetchError
-from server.schemas import LcmInput
+from server.jobs import Job
+from server.schemas import LcmInput, parse_json, validate
 
 OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
@@ -74,6 +75,18 @@ async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent |
         "request_id": data.request_id,
         "nsfw_content_detected": flags,
     }
+
+
+async def run_job(ctx: Context, job: Job, on_event: OnEvent) -> dict[str, Any]:
+    """The output for a job of the queue, which knows its own start timeout. Raises as `generate` does."""
+    call = Call(
+        id=f"{job.id}.{job.fence}",  # a second try is not the first one's work
+        tenant=job.owner,
+        priority=job.priority,
+        cdn=job.call["cdn"],
+        lifecycle=job.call["lifecycle"],
+    )
+    return await generate(ctx, validate(parse_json(job.input)), call, on_event)
 
 
 def start_timed_out() -> RequestError:

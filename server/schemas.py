@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import pydantic
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import QueryParams
 
 from pipelines.types import GenerationParams
 from server.errors import InvalidInput, error_item
@@ -107,12 +106,13 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not body:
         raise InvalidInput([error_item(("body",), "missing", "Field required")])
     try:
-        return as_object(pydantic_core.from_json(body))
+        value = pydantic_core.from_json(body)
     except ValueError as error:
         # The parser names the place and the rule, never the text.
         raise InvalidInput(
             [error_item(("body",), "json_invalid", "JSON decode error", {"error": str(error)})]
         ) from None
+    return as_object(value)
 
 
 def as_object(value: object) -> dict[str, Any]:
@@ -121,11 +121,6 @@ def as_object(value: object) -> dict[str, Any]:
         message = "Input should be a valid dictionary or object to extract fields from"
         raise InvalidInput([error_item(("body",), "model_attributes_type", message)])
     return value
-
-
-def from_query(query: QueryParams) -> dict[str, Any]:
-    """The input that a GET carries in its query string."""
-    return dict(query)
 
 
 def validate(fields: Mapping[str, Any]) -> LcmInput:

@@ -61,7 +61,7 @@ async def run(request: Request) -> Response:
 async def _fields(request: Request, ctx: Context) -> dict[str, Any]:
     if request.method == "GET":
         return dict(request.query_params)
-    return schemas.as_object(schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes)))
+    return schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes))
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:

@@ -1,0 +1,175 @@
+"""One realtime socket: inputs come in frames, each answered in its own encoding; when it gets late, the newest win.
+
+    text JSON in     →  text JSON out
+    msgpack in       →  msgpack out
+    a bad input      →  text {"type": "x-fal-error", "error", "reason", …}; the socket stays open
+    idle             →  close 1000, which clients take for the end of a good session
+
+Errors are text whatever the encoding, since older JavaScript clients and Python's check only text for them.
+`request_id` is echoed: draw-fast matches answers by it alone.
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import deque
+from typing import Any, TypeAlias
+
+import msgspec
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from pipelines.types import Priority
+from server import schemas
+from server.connection import stop
+from server.deps import Context
+from server.errors import FalError, InvalidInput, RequestError, error_item
+from server.generate import Call, generate
+from server.hosts import base_url
+
+Frame: TypeAlias = str | bytes
+
+# fal's bounds on `max_buffering`.
+MAX_BUFFERING = 60
+
+# Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
+PATIENCE_S = 2.0
+
+# The inputs that wait on one socket hold no more memory than this, but for the newest.
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+
+
+class Inbox:
+    """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for."""
+
+    def __init__(self, max_buffering: int | None) -> None:
+        self._limit = max_buffering or MAX_BUFFERING
+        self._fixed = max_buffering is not None
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._arrived = asyncio.Event()
+
+    def put(self, frame: Frame) -> int:
+        """Add the newest frame; how many older ones it pushed out."""
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        self._arrived.set()
+        dropped = 0
+        while len(self._frames) > self._limit or (len(self._frames) > 1 and self._bytes > MAX_WAITING_BYTES):
+            self._take()
+            dropped += 1
+        return dropped
+
+    async def get(self) -> Frame:
+        """The oldest frame, once there is one."""
+        while not self._frames:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._take()
+
+    def pace(self, seconds: float) -> None:
+        """An input took so long; it bounds how many may wait."""
+        if not self._fixed:
+            self._limit = max(1, min(MAX_BUFFERING, int(PATIENCE_S / max(seconds, 1e-3))))
+
+    def _take(self) -> Frame:
+        frame = self._frames.popleft()
+        self._bytes -= len(frame)
+        return frame
+
+
+class Session:
+    """An accepted socket and its caller, until one of the two ends it."""
+
+    def __init__(self, ctx: Context, socket: WebSocket, tenant: str, max_buffering: int | None) -> None:
+        self._ctx = ctx
+        self._socket = socket
+        self._tenant = tenant
+        self._cdn = base_url(socket.scope, "cdn")
+        self._inbox = Inbox(max_buffering)
+
+    async def serve(self) -> None:
+        """Answer inputs until the client leaves or stays silent for too long."""
+        reading = asyncio.create_task(self._read())
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait({reading, working}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (reading, working):
+                if task.done():
+                    task.result()
+        finally:
+            await stop(reading, working)
+
+    async def _read(self) -> None:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            if dropped := self._inbox.put(_content(message)):
+                self._ctx.metrics.dropped(dropped)
+
+    async def _work(self) -> None:
+        with contextlib.suppress(WebSocketDisconnect):  # the reader notices it as well
+            while (frame := await self._next()) is not None:
+                started = time.perf_counter()
+                await self._answer(frame)
+                self._inbox.pace(time.perf_counter() - started)
+            await self._socket.close(1000)
+
+    async def _next(self) -> Frame | None:
+        """The next frame; None when none has come for too long."""
+        try:
+            async with asyncio.timeout(self._ctx.settings.session_idle_timeout):
+                return await self._inbox.get()
+        except TimeoutError:
+            return None
+
+    async def _answer(self, frame: Frame) -> None:
+        fields: dict[str, Any] = {}
+        try:
+            fields = decode(frame)
+            output = await self._generate(fields)
+        except FalError as error:
+            await self._socket.send_text(error_text(error, fields.get("request_id")))
+            return
+        if isinstance(frame, str):
+            await self._socket.send_text(msgspec.json.encode(output).decode())
+        else:
+            await self._socket.send_bytes(msgspec.msgpack.encode(output))
+
+    async def _generate(self, fields: dict[str, Any]) -> dict[str, Any]:
+        image = fields.get("image_bytes")
+        if isinstance(image, bytes):
+            fields = {**fields, "image_url": ""}
+        else:
+            image = None
+        call = Call(id=str(uuid.uuid4()), tenant=self._tenant, priority=Priority.REALTIME, cdn=self._cdn, image=image)
+        return await generate(self._ctx, schemas.validate(fields), call)
+
+
+def _content(message: Message) -> Frame:
+    text: str | None = message.get("text")
+    if text is not None:
+        return text
+    content: bytes = message["bytes"]
+    return content
+
+
+def decode(frame: Frame) -> dict[str, Any]:
+    """The object in a frame: JSON if it is text, else msgpack. Raises `InvalidInput`."""
+    if isinstance(frame, str):
+        return schemas.parse_json(frame.encode())
+    try:
+        return schemas.as_object(msgspec.msgpack.decode(frame))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidInput([error_item(("body",), "msgpack_invalid", "msgpack decode error")]) from None
+
+
+def error_text(error: FalError, request_id: object = None) -> str:
+    """An error as fal's realtime clients read it. `request_id` and `detail` are beyond what fal sends."""
+    name = error.error_type if isinstance(error, RequestError) else "invalid_input"
+    message = {"type": "x-fal-error", "error": name.upper(), "reason": str(error), "detail": error.body["detail"]}
+    if isinstance(request_id, str) and request_id:
+        message["request_id"] = request_id
+    return msgspec.json.encode(message).decode()
