@@ -89,9 +89,11 @@ def canonical(host: str, method: str, path: str) -> str:
     first, _, rest = path[1:].partition("/")
     if gateway_id := _gateway_id(host):
         return _on_gateway(gateway_id, method, first, path)
+    space = FAL_HOSTS.get(host) or _LABELS.get(host.partition(".")[0] if "." in host else "")
+    if space == "ws" and first == "run":  # the SDK puts `ws.` in front of a run host that has a path
+        return f"/ws/{rest}"
     if first in _ROOT or (first in SPACES and rest) or path == "/":
         return path
-    space = FAL_HOSTS.get(host) or _LABELS.get(host.partition(".")[0] if "." in host else "")
     if space is None:
         space = "queue" if "/requests/" in path else "run"
     return f"/{space}{path}"
