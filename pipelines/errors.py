@@ -11,3 +11,11 @@ class CheckpointError(Exception):
         super().__init__(f"{reason} {mend}")
         self.reason = reason
         self.mend = mend
+
+
+class NotOnDiskError(CheckpointError):
+    """Weights that could perhaps be fetched, but are not here."""
+
+
+class UnreachableError(CheckpointError):
+    """The hub does not answer, or may not be asked."""

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from pipelines.errors import CheckpointError
 
 INDEX = "model_index.json"
+EXTRAS = (INDEX, "feature_extractor/preprocessor_config.json")
 SCHEDULER = "scheduler/scheduler_config.json"
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -63,7 +64,8 @@ def find_part(names: Collection[str], folder: str, *, half: bool, label: str) ->
 
 def find_tokenizer(names: Collection[str], folder: str = "tokenizer") -> tuple[str, ...]:
     """The tokenizer's files; empty if they are not (all) there."""
-    found = tuple(f"{folder}/{name}" for name in _TOKENIZER if f"{folder}/{name}" in names)
+    prefix = f"{folder}/" if folder else ""
+    found = tuple(f"{prefix}{name}" for name in _TOKENIZER if f"{prefix}{name}" in names)
     have = {name.rpartition("/")[2] for name in found}
     return found if "tokenizer.json" in have or {"vocab.json", "merges.txt"} <= have else ()
 
