@@ -25,7 +25,7 @@ class Context:
     queue: Queue
     auth: Auth
     metrics: Metrics
-    webhook_keys: SigningKeys
+    signing_keys: SigningKeys
 
 
 def context(connection: HTTPConnection) -> Context:

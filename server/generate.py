@@ -14,7 +14,7 @@ from server.deps import Context
 from server.errors import InvalidInput, RequestError, invalid
 from server.fetch import FetchError
 from server.jobs import Job
-from server.schemas import LcmInput, parse_json, validate
+from server.schemas import LcmInput, parse
 
 OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
@@ -86,7 +86,7 @@ async def run_job(ctx: Context, job: Job, on_event: OnEvent) -> dict[str, Any]:
         cdn=job.call["cdn"],
         lifecycle=job.call["lifecycle"],
     )
-    return await generate(ctx, validate(parse_json(job.input)), call, on_event)
+    return await generate(ctx, parse(job.input), call, on_event)
 
 
 def start_timed_out() -> RequestError:

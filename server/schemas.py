@@ -123,6 +123,11 @@ def as_object(value: object) -> dict[str, Any]:
     return value
 
 
+def parse(body: bytes) -> LcmInput:
+    """The input in a JSON body. Raises `InvalidInput`."""
+    return validate(parse_json(body))
+
+
 def validate(fields: Mapping[str, Any]) -> LcmInput:
     """The input that these fields are. Raises `InvalidInput` with every fault."""
     present = {name: value for name, value in fields.items() if value is not None}

@@ -53,7 +53,7 @@ async def metrics(request: Request) -> Response:
 
 async def jwks(request: Request) -> Response:
     """The public keys of webhooks. Receivers may keep them for a day."""
-    return json_response(context(request).webhook_keys.jwks())
+    return json_response(context(request).signing_keys.jwks())
 
 
 async def openapi_document(request: Request) -> Response:

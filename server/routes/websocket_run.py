@@ -57,7 +57,7 @@ async def _answer(ctx: Context, socket: WebSocket, frame: bytes, tenant: str) ->
     call = Call(id=identity, tenant=tenant, priority=Priority.RUN, cdn=base_url(socket.scope, "cdn"))
     headers = {"content-type": "application/json", "x-fal-request-id": identity}
     try:
-        data = schemas.validate(schemas.parse_json(frame))
+        data = schemas.parse(frame)
         status, body = 200, await generate(ctx, data, call)
     except FalError as error:
         status, body = error.status, error.body
