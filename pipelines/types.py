@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-
 # Seconds that an engine may be silent without having said so; a `Beat` can ask for more.
 PATIENCE_S = 30.0
 
@@ -213,9 +212,7 @@ class Cancelled(msgspec.Struct, frozen=True, tag=True):
 
 
 ToEngine: TypeAlias = Configure | Work | Cancel | Drain
-FromEngine: TypeAlias = (
-    Loading | Ready | SetupFailed | Beat | Started | Log | Preview | Generated | Failed | Cancelled
-)
+FromEngine: TypeAlias = Loading | Ready | SetupFailed | Beat | Started | Log | Preview | Generated | Failed | Cancelled
 
 
 _ENCODER = msgspec.msgpack.Encoder()
@@ -231,9 +228,11 @@ def frame(message: ToEngine | FromEngine) -> bytes:
 
 def parse_to_engine(body: bytes) -> ToEngine:
     """The message in a frame's body, engine side. Raises `msgspec.MsgspecError` on anything else."""
-    return _TO_ENGINE.decode(body)
+    message: ToEngine = _TO_ENGINE.decode(body)
+    return message
 
 
-def parse_from_engine(body: bytes) -> FromEngine:
+def parse_from_engine(body: bytes | memoryview) -> FromEngine:
     """The message in a frame's body, server side. Raises `msgspec.MsgspecError` on anything else."""
-    return _FROM_ENGINE.decode(body)
+    message: FromEngine = _FROM_ENGINE.decode(body)
+    return message

@@ -1,0 +1,54 @@
+"""The engine loop's model in earnest: `Lcm` on a device, with what the loop must know of torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipelines import checkpoint
+from pipelines.lcm import Lcm
+from pipelines.stages import Diagnosis, ImageCodec, Outfit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipelines.stages import Pixels
+    from pipelines.types import EngineConfig
+
+# torch's CPU allocators raise a bare RuntimeError with one of these in it (c10/core/impl/alloc_cpu.cpp).
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+def load(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
+    """The model that `config` names, on its device. Raises `CheckpointError`."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model = checkpoint.load(config, progress)
+    return Outfit(
+        model=DeviceModel(model),
+        codec=ImageCodec(config),
+        name=model.name,
+        device=str(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        notice=model.notice,
+    )
+
+
+class DeviceModel(Lcm):
+    """A `stages.Model`."""
+
+    def fetch(self, pixels: torch.Tensor) -> Pixels:
+        """Pixels on the host. Waits for the device."""
+        host: Pixels = pixels.cpu().numpy()
+        return host
+
+    def diagnose(self, error: Exception) -> Diagnosis:
+        """Out of memory is torch's own error or the CPU allocator's; any other device error outlives its call."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return Diagnosis.OUT_OF_MEMORY
+        if isinstance(error, torch.AcceleratorError):
+            return Diagnosis.DEVICE_LOST
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY):
+            return Diagnosis.OUT_OF_MEMORY
+        return Diagnosis.OTHER

@@ -1,0 +1,174 @@
+"""The process around an engine: `python -P -m pipelines.worker --fd N`, N one end of a Unix stream socket pair.
+
+    reader thread    the server's frames → the engine         end of stream: the process ends at once
+    writer thread    the engine's messages → the server       several at once where they have piled up
+    main thread      loads the model, then is the engine's device thread
+
+The server owns this process and says when it ends: by `Drain`, or by closing its end, which a killed server does as
+well. So signals from a terminal or a service manager, which reach every process of the group, are ignored here.
+
+Exit codes: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be had; 70 the device is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import faulthandler
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from pipelines.engine import Engine
+from pipelines.errors import CheckpointError
+from pipelines.types import Cancel, Configure, Drain, Loading, Ready, SetupFailed, Work, frame, parse_to_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipelines.stages import Outfit
+    from pipelines.types import EngineConfig, FromEngine, ToEngine
+
+logger = logging.getLogger(__name__)
+
+EXIT_SETUP_FAILED = 3
+EXIT_DEVICE_LOST = 70
+
+# Messages that may wait for a server that does not read, before the loop waits too.
+OUTBOX = 1024
+
+# linux/prctl.h: the signal that a process gets when its parent dies.
+PR_SET_PDEATHSIG = 1
+
+
+class Link:
+    """This process's end of the socket pair: frames in, frames out through a thread of its own."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._outbox = queue.Queue[bytes | None](OUTBOX)
+        self._writer = threading.Thread(target=self._write, name="writer", daemon=True)
+        self._writer.start()
+
+    def send(self, message: FromEngine) -> None:
+        """Put a message on its way. From any thread; waits only when the server has stopped reading."""
+        self._outbox.put(frame(message))
+
+    def receive(self) -> ToEngine | None:
+        """The server's next message; None when its end is closed."""
+        head = self._read(4)
+        body = self._read(int.from_bytes(head, "big")) if head else None
+        return parse_to_engine(body) if body else None
+
+    def close(self) -> None:
+        """Return when everything sent has gone out."""
+        self._outbox.put(None)
+        self._writer.join()
+        self._socket.close()
+
+    def _read(self, size: int) -> bytes | None:
+        try:
+            data = self._socket.recv(size, socket.MSG_WAITALL)
+        except ConnectionError:
+            return None
+        return data if len(data) == size else None
+
+    def _write(self) -> None:
+        ended = False
+        while not ended:
+            frames = [self._outbox.get()]
+            while not self._outbox.empty():
+                frames.append(self._outbox.get())
+            ended = frames[-1] is None
+            try:
+                self._socket.sendall(b"".join(one for one in frames if one is not None))
+            except ConnectionError:
+                os._exit(0)
+
+
+def main(load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit] | None = None) -> None:
+    """Be an engine process. `load` makes the model; tests bring their own."""
+    parser = argparse.ArgumentParser(prog="pipelines.worker")
+    parser.add_argument("--fd", type=int, required=True)
+    sock = socket.socket(fileno=parser.parse_args().fd)
+    sock.set_inheritable(False)  # a compiler that torch starts must not hold the server's line
+    _be_owned()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    sys.exit(_serve(Link(sock), load or _load))
+
+
+def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit]) -> int:
+    first = link.receive()
+    if not isinstance(first, Configure):
+        return 0
+    config = first.config
+    loaded = Future[Engine]()
+    threading.Thread(target=_read, args=(link, loaded), name="reader", daemon=True).start()
+    try:
+        outfit = load(config, lambda fraction, what: link.send(Loading(fraction, what)))
+    except CheckpointError as error:
+        link.send(SetupFailed(error.reason, error.mend))
+        link.close()
+        return EXIT_SETUP_FAILED
+    engine = Engine(config, outfit.model, outfit.codec, link.send)
+    loaded.set_result(engine)
+    link.send(
+        Ready(
+            model=outfit.name,
+            device=outfit.device,
+            dtype=outfit.dtype,
+            capacity=engine.capacity,
+            notice=outfit.notice,
+        )
+    )
+    try:
+        engine.run()
+    except Exception:
+        logger.exception("the device is lost; this engine ends")
+        os._exit(EXIT_DEVICE_LOST)  # a broken device can hang an orderly exit
+    link.close()
+    return 0
+
+
+def _read(link: Link, loaded: Future[Engine]) -> None:
+    """Hand the server's messages to the engine, until there are no more: then this process has no owner."""
+    while (message := link.receive()) is not None:
+        match message:
+            case Work():
+                loaded.result().submit(message)
+            case Cancel(id=request_id):
+                loaded.result().cancel(request_id)
+            case Drain():
+                loaded.result().drain()
+    os._exit(0)  # not sys.exit: the main thread may be stuck in the device
+
+
+def _load(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
+    # Imported here because torch takes seconds, and one of the two does without it.
+    if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:
+        from pipelines import instant  # noqa: PLC0415
+
+        return instant.load(config)
+    from pipelines import on_torch  # noqa: PLC0415
+
+    return on_torch.load(config, progress)
+
+
+def _be_owned() -> None:
+    """Never outlive the server, and leave it to the server when to end before."""
+    faulthandler.enable()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # The end of the stream does the same, but only while the reader thread gets to run.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
