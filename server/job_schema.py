@@ -16,11 +16,12 @@ import sqlalchemy as sa
 from server.jobs import Status
 
 metadata = sa.MetaData()
+_Serial = sa.BigInteger().with_variant(sa.Integer, "sqlite")  # only INTEGER PRIMARY KEY counts up by itself there
 
 jobs = sa.Table(
     "jobs",
     metadata,
-    sa.Column("seq", sa.Integer, primary_key=True),
+    sa.Column("seq", _Serial, primary_key=True),
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("app", sa.Text, nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
@@ -58,7 +59,7 @@ sa.Index("jobs_done", jobs.c.expired, jobs.c.finished_at, sqlite_where=_done, po
 payloads = sa.Table(
     "payloads",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("job", _Serial, primary_key=True, autoincrement=False),
     sa.Column("input", sa.LargeBinary),
     sa.Column("output", sa.LargeBinary),
 )
@@ -66,7 +67,7 @@ payloads = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("job", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("job", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("line", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("at", sa.Double, nullable=False),
     sa.Column("level", sa.Text, nullable=False),
@@ -77,8 +78,8 @@ events = sa.Table(
 outbox = sa.Table(
     "outbox",
     metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("job", sa.Integer, nullable=False, index=True),
+    sa.Column("id", _Serial, primary_key=True),
+    sa.Column("job", sa.BigInteger, nullable=False, index=True),
     sa.Column("url", sa.Text, nullable=False),
     sa.Column("origin", sa.Text, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
@@ -187,7 +188,7 @@ _SNAPSHOT = sa.select(
     jobs.c.expired,
 )
 ONE = _SNAPSHOT.where(jobs.c.id == _b("request"))
-UNFINISHED = _SNAPSHOT.where(sa.or_(_waiting, _running)).order_by(jobs.c.seq)
+WAITING = _SNAPSHOT.where(_waiting).order_by(jobs.c.priority, jobs.c.seq)
 LOGS = sa.select(events.c.at, events.c.level, events.c.message).where(events.c.job == _b("seq")).order_by(events.c.line)
 RESULT = (
     sa.select(jobs.c.result_status, jobs.c.result_headers, jobs.c.error, jobs.c.error_type, payloads.c.output)

@@ -173,7 +173,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     def started(self) -> "Snapshot":
         """A worker has taken it."""
-        return self if self.completed else msgspec.structs.replace(self, status=Status.IN_PROGRESS)
+        if self.completed:
+            return self
+        return msgspec.structs.replace(self, status=Status.IN_PROGRESS, queue_position=None)
 
     def requeued(self) -> "Snapshot":
         """It waits again, at its old place."""
@@ -192,6 +194,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             status=Status.COMPLETED,
+            queue_position=None,
             inference_time=inference_time,
             result_status=result.status,
             error=result.error,

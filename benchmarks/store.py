@@ -1,0 +1,107 @@
+"""Durable jobs per second at the store: submit, claim, complete, read the result. No HTTP, no engine.
+
+    python benchmarks/store.py [--jobs 5000] [--input 300] [--output 1500] [--rounds 5]
+
+Each client takes one job through its life and waits for every commit; workers claim what they have hands for. Sizes are
+bytes of JSON: a stored picture's URL in, file URLs out. The disk's own speed is shown beside, as commits per second.
+The last line of stdout is JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from server.job_store import JobStore
+from server.jobs import LogLine, NewJob, Result
+
+APP = "fal-ai/lcm-sd15-i2i"
+LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "picture 512×512", "4 steps in 0.1 s"))
+
+
+async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, output_bytes: int) -> float:
+    """Jobs per second with so many in their lives at once."""
+    store = JobStore(folder / f"{time.monotonic_ns()}.sqlite")
+    body = b"x" * input_bytes
+    result = Result(200, b"x" * output_bytes)
+    waiting: asyncio.Queue[None] = asyncio.Queue()
+    done: dict[str, asyncio.Future[None]] = {}
+
+    async def client(count: int) -> None:
+        for _ in range(count):
+            new = NewJob(app=APP, input=body)
+            done[new.id] = asyncio.get_running_loop().create_future()
+            await store.submit(new, time.time())
+            waiting.put_nowait(None)
+            await done[new.id]
+            assert await store.result(new.id) == result
+
+    async def complete(job) -> None:
+        assert await store.finish(job, result, LOGS, 0.1, time.time())
+        done.pop(job.id).set_result(None)
+
+    async def worker() -> None:
+        completing = set()
+        while True:
+            await waiting.get()
+            count = 1
+            while not waiting.empty():
+                waiting.get_nowait()
+                count += 1
+            for job in await store.claim("bench", count, 60.0, time.time()):
+                task = asyncio.create_task(complete(job))
+                completing.add(task)
+                task.add_done_callback(completing.discard)
+
+    working = asyncio.create_task(worker())
+    began = time.perf_counter()
+    await asyncio.gather(*(client(jobs // clients) for _ in range(clients)))
+    took = time.perf_counter() - began
+    working.cancel()
+    await store.close()
+    return jobs // clients * clients / took
+
+
+def flushes(folder: Path) -> float:
+    """What the disk can do: 4 KiB appended and flushed, times per second."""
+    with (folder / "flushes").open("wb", buffering=0) as file:
+        began, count = time.perf_counter(), 0
+        while time.perf_counter() - began < 0.5:
+            file.write(b"x" * 4096)
+            os.fsync(file.fileno())
+            count += 1
+    return count / 0.5
+
+
+def main() -> None:
+    """Measures, prints a table, then JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=5000)
+    parser.add_argument("--input", type=int, default=300)
+    parser.add_argument("--output", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the database goes (default: a temporary folder)")
+    asked = parser.parse_args()
+    rates: dict[int, list[float]] = {1: [], 16: [], 64: []}
+    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+        folder = Path(name)
+        disk = [flushes(folder)]
+        for _ in range(asked.rounds):
+            for clients, samples in rates.items():
+                jobs = max(asked.jobs * min(clients, 8) // 8, clients)
+                samples.append(asyncio.run(lifecycles(folder, clients, jobs, asked.input, asked.output)))
+            disk.append(flushes(folder))
+    print(f"{'clients':>8}  {'jobs/s':>8}  {'min':>8}  {'max':>8}")
+    for clients, samples in rates.items():
+        print(f"{clients:>8}  {statistics.median(samples):>8.0f}  {min(samples):>8.0f}  {max(samples):>8.0f}")
+    print(f"disk: {statistics.median(disk):.0f} flushes/s")
+    medians = {str(clients): round(statistics.median(samples), 1) for clients, samples in rates.items()}
+    print(json.dumps({"benchmark": "store", "jobs_per_s": medians, "flushes_per_s": round(statistics.median(disk), 1)}))
+
+
+if __name__ == "__main__":
+    main()
