@@ -1,0 +1,110 @@
+"""The application: its rooms made and ended in order, its routes in tables, every error in fal's shape."""
+
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from server import schemas
+from server.attempt import OnEvent
+from server.auth import Auth
+from server.deps import Context
+from server.fetch import Fetch
+from server.files import Files
+from server.front import front
+from server.generate import Call, generate
+from server.job_store import JobStore
+from server.jobs import Job
+from server.metrics import Metrics
+from server.queue import Queue
+from server.responses import EXCEPTION_HANDLERS
+from server.routes import ops, proxy, queue, realtime, run, storage, tokens, websocket_run
+from server.settings import Settings
+from server.webhook_keys import SigningKeys
+from server.webhooks import Deliverer
+from server.workers import Pool
+
+ROUTES = [
+    *run.ROUTES,
+    *websocket_run.ROUTES,
+    *queue.ROUTES,
+    *realtime.ROUTES,
+    *tokens.ROUTES,
+    *storage.ROUTES,
+    *proxy.ROUTES,
+    *ops.ROUTES,
+]
+
+# Engines go last when the server stops: the queue has given its jobs back by then.
+_ENGINE_GRACE_S = 2.0
+
+
+def create_app(settings: Settings) -> ASGIApp:
+    """The whole server as one ASGI application; its lifespan starts the engines and ends them."""
+    auth, metrics = Auth(settings), Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with _rooms(settings, auth, metrics) as app.state.ctx:
+            yield
+
+    app = FastAPI(
+        title="fourstep",
+        openapi_url=None,  # ours is fal's document of the endpoint: see server.openapi
+        redirect_slashes=False,
+        routes=ROUTES,
+        exception_handlers=EXCEPTION_HANDLERS,
+        lifespan=lifespan,
+    )
+    return front(app, settings, auth, metrics)
+
+
+@contextlib.asynccontextmanager
+async def _rooms(settings: Settings, auth: Auth, metrics: Metrics) -> AsyncIterator[Context]:
+    """Everything below the routes. Whatever was started is ended, in the opposite order, also when a start fails."""
+    async with contextlib.AsyncExitStack() as stack:
+        pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
+        await pool.start()
+        stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
+        fetch = Fetch(settings)
+        stack.push_async_callback(fetch.close)
+        files = Files(settings)
+        await files.start()
+        stack.push_async_callback(files.close)
+        store = JobStore(settings.jobs_path)
+        stack.push_async_callback(store.close)
+        signing_keys = SigningKeys(settings.data_dir / "webhook-keys.json")
+
+        async def run_job(job: Job, on_event: OnEvent) -> dict[str, Any]:
+            return await generate(ctx, schemas.parse(job.input), _call(job), on_event)
+
+        jobs = Queue(store, run_job, capacity=lambda: pool.capacity, settings=settings)
+        ctx = Context(
+            settings=settings,
+            pool=pool,
+            files=files,
+            fetch=fetch,
+            queue=jobs,
+            auth=auth,
+            metrics=metrics,
+            signing_keys=signing_keys,
+        )
+        await jobs.start()
+        stack.push_async_callback(jobs.close, settings.drain_timeout)
+        deliverer = Deliverer(jobs, store.outbox, signing_keys, fetch.post)
+        await deliverer.start()
+        stack.push_async_callback(deliverer.close)
+        yield ctx
+
+
+def _call(job: Job) -> Call:
+    """What the queue's door noted of a job when it was submitted."""
+    return Call(
+        id=job.id,
+        tenant=job.owner,
+        priority=job.priority,
+        cdn=job.call["cdn"],
+        lifecycle=job.call["lifecycle"],
+    )
