@@ -1,0 +1,96 @@
+"""The command line as a person meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.settings import FIELDS
+from tests.harness import clean_env
+
+FOURSTEP = Path(sys.executable).with_name("fourstep")
+
+
+def fourstep(*arguments, env=None):
+    """Run the command to its end."""
+    return subprocess.run(
+        [FOURSTEP, *arguments], env=clean_env(env), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_lists_the_commands():
+    done = fourstep("--help")
+
+    assert done.returncode == 0
+    assert all(command in done.stdout for command in ("serve", "pull", "demo", "doctor", "keys", "certs", "hosts"))
+
+
+def test_serve_help_names_every_setting_with_its_default_and_its_variable():
+    text = " ".join(fourstep("serve", "--help").stdout.split())
+
+    missing = [name for name in FIELDS if f"$FOURSTEP_{name.upper()}" not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--port", "http"], "'http' is no int"),
+        (["serve", "--prot", "1"], "unrecognized arguments"),
+        (["nothing"], "invalid choice"),
+        (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):
+    done = fourstep(*arguments)
+
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_variable_is_a_mistake():
+    done = fourstep("hosts", env={"FOURSTEP_PROT": "1"})
+
+    assert (done.returncode, "FOURSTEP_PROT names no setting" in done.stderr) == (1, True)
+
+
+def test_hosts_prints_lines_for_a_hosts_file():
+    done = fourstep("hosts", "--address", "192.168.1.5")
+
+    assert "192.168.1.5 queue.fal.run\n" in done.stdout
+    assert "192.168.1.5 fal.ai\n" not in done.stdout
+
+
+def test_hosts_takes_the_site_over_only_when_told():
+    assert "127.0.0.1 fal.ai\n" in fourstep("hosts", "--with-site").stdout
+
+
+def test_certs_makes_the_ca_and_says_where_it_is(tmp_path):
+    done = fourstep("certs", "--data-dir", str(tmp_path))
+
+    assert str(tmp_path / "tls" / "ca.pem") in done.stdout
+    assert (tmp_path / "tls" / "bundle.pem").exists()
+
+
+def test_a_key_is_shown_once_and_kept_hashed(tmp_path):
+    secret = fourstep("keys", "--data-dir", str(tmp_path), "add", "me").stdout.split()[0].partition(":")[2]
+
+    assert secret
+    assert secret not in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
+    assert secret not in (tmp_path / "keys.json").read_text()
+
+
+def test_a_revoked_key_is_listed_as_revoked(tmp_path):
+    fourstep("keys", "--data-dir", str(tmp_path), "add", "me")
+
+    fourstep("keys", "--data-dir", str(tmp_path), "revoke", "me")
+
+    assert "revoked" in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
+
+
+def test_revoking_nobodys_key_is_a_mistake(tmp_path):
+    done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "nobody")
+
+    assert (done.returncode, done.stderr) == (1, "fourstep: no key in use is called 'nobody'\n")

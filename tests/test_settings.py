@@ -1,0 +1,79 @@
+"""Flags, environment and defaults become settings, or a message that says what would do."""
+
+from pathlib import Path
+
+import pytest
+
+from server.settings import FIELDS, Settings, SettingsError, child_environment, load, parse
+
+
+def test_defaults_need_no_environment():
+    settings = load({}, {})
+
+    assert settings == Settings(data_dir=Path("~/.local/share/fourstep").expanduser())
+
+
+def test_a_variable_sets_what_its_flag_sets():
+    settings = load({}, {"FOURSTEP_TLS_PORT": "8443"})
+
+    assert settings.tls_port == 8443
+
+
+def test_a_flag_wins_over_its_variable():
+    settings = load({"port": 9000}, {"FOURSTEP_PORT": "8001"})
+
+    assert settings.port == 9000
+
+
+def test_a_flag_that_was_not_given_leaves_the_variable():
+    settings = load({"port": None}, {"FOURSTEP_PORT": "8001"})
+
+    assert settings.port == 8001
+
+
+def test_a_variable_that_names_no_setting_is_an_error():
+    with pytest.raises(SettingsError, match="FOURSTEP_PROT names no setting"):
+        load({}, {"FOURSTEP_PROT": "8001"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("port", "0", 0),
+        ("tls_port", "none", None),
+        ("start_timeout", "2.5", 2.5),
+        ("force_safety_checks", "yes", True),
+        ("force_safety_checks", "0", False),
+        ("data_dir", "/tmp/x", Path("/tmp/x")),
+        ("model", "some/repo", "some/repo"),
+    ],
+)
+def test_text_is_read_as_the_settings_type(name, text, value):
+    assert parse(name, text) == value
+
+
+@pytest.mark.parametrize(("name", "text"), [("port", "http"), ("start_timeout", "soon"), ("takeover", "perhaps")])
+def test_text_of_another_type_is_an_error_that_names_the_flag(name, text):
+    with pytest.raises(SettingsError, match=name.replace("_", "-")):
+        parse(name, text)
+
+
+def test_a_relative_data_dir_is_made_absolute():
+    settings = load({"data_dir": Path("here")}, {})
+
+    assert settings.data_dir == Path.cwd() / "here"
+
+
+def test_each_device_of_the_list_gets_an_engine():
+    assert Settings(device="cuda:0, cuda:1").devices == ("cuda:0", "cuda:1")
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_setting_says_why_it_is(name):
+    assert len(FIELDS[name].metadata["help"]) > 10
+
+
+def test_a_child_process_inherits_no_setting(monkeypatch):
+    monkeypatch.setenv("FOURSTEP_KEYS", "me:secret")
+
+    assert "FOURSTEP_KEYS" not in child_environment()
