@@ -101,7 +101,13 @@ class Database:
 
     async def give_back_pages(self, count: int) -> None:
         """Returns up to `count` free pages to the file system."""
-        await self.write(lambda connection: connection.exec_driver_sql(f"PRAGMA incremental_vacuum({count})").all())
+
+        def operation(connection: sa.Connection) -> None:
+            free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+            for _ in range(min(free, count)):  # asked for more at once, Python's driver stops after the first
+                connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")
+
+        await self.write(operation)
 
     async def empty_log(self) -> None:
         """Moves the write-ahead log into the file and truncates it, so that nothing deleted is left in it. Does what it
