@@ -7,7 +7,6 @@ and origin.
 """
 
 import ipaddress
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -51,7 +50,7 @@ class Doors:
     def _may_call(self, origin: str, host: Host) -> bool:
         if origin in self._origins or "*" in self._origins:
             return True
-        page = parse_host(urlsplit(origin).netloc) if "://" in origin else None
+        page = parse_host(origin.partition("://")[2])
         return page is not None and (page == host or is_loopback(page.name))
 
 
