@@ -79,16 +79,19 @@ class Attempt:
             async with self._limit:
                 output = await self._run(self.job, self._heard)
             return Result.success(output)
-        except FalError as error:
-            return retry(error, self.job) or Result.failure(error)
         except Exception as error:  # noqa: BLE001 - a job's failure is its own, whatever it is
-            if isinstance(error, TimeoutError) and self._limit.expired():
-                return start_timed_out()
-            # Type and place only: the message may have the prompt in it.
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            LOG.error("job %s: %s in %s:%s", self.job.id, type(error).__name__, place.filename, place.lineno)  # noqa: TRY400
-            reason = "The request failed for a reason of the server's own"
-            return Result.failure(RequestError("internal_error", reason))
+            return self._verdict(error)
+
+    def _verdict(self, error: Exception) -> Result | Retry:
+        if self._limit.expired():
+            return start_timed_out()
+        if isinstance(error, FalError):
+            return retry(error, self.job) or Result.failure(error)
+        # Type and place only: the message may have the prompt in it.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        LOG.error("job %s: %s in %s:%s", self.job.id, type(error).__name__, place.filename, place.lineno)
+        reason = "The request failed for a reason of the server's own"
+        return Result.failure(RequestError("internal_error", reason))
 
     def _heard(self, event: Event) -> None:
         if isinstance(event, Started):

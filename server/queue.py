@@ -59,7 +59,7 @@ class Queue:
         self._worker = uuid.uuid4().hex
         self._board = Board()
         self._retention = Retention(store, self._board.forget, settings, clock)
-        self._running: dict[str, Attempt] = {}
+        self._running: set[Attempt] = set()
         self._submitting = 0
         self._nudge = asyncio.Event()
         self._closing = False
@@ -70,14 +70,14 @@ class Queue:
         """Takes the database over and begins to run what is in it. Raises `DatabaseInUse`."""
         for snapshot in await self._store.recover():
             self._board.add(snapshot)
-        self._scheduler = asyncio.create_task(self._schedule(), name="queue-scheduler")
+        self._scheduler = _start("queue-scheduler", self._schedule())
         for every_s, chore in (
             (TICK_S, self._tick),
             (HEARTBEAT_S, self._heartbeat),
             (QUOTA_EVERY_S, self._retention.keep_quota),
             (EXPIRE_EVERY_S, self._retention.expire),
         ):
-            self._chores.append(asyncio.create_task(self._every(every_s, chore), name=f"queue-{chore.__name__}"))
+            self._chores.append(_start(f"queue-{chore.__name__}", self._every(every_s, chore)))
 
     async def close(self, grace_s: float = 10.0) -> None:
         """Claims no more, gives what runs `grace_s` to finish, puts the rest back into the queue."""
@@ -87,7 +87,7 @@ class Queue:
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, *filter(None, [self._scheduler]), return_exceptions=True)
-        tasks = [attempt.task for attempt in self._running.values() if attempt.task is not None]
+        tasks = [attempt.task for attempt in self._running if attempt.task is not None]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_s)
             for task in late:
@@ -164,8 +164,9 @@ class Queue:
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
             self._finished(request_id, cancelled())
-        if outcome is Outcome.REQUESTED and request_id in self._running:
-            self._running[request_id].cancel()
+        for attempt in self._running:
+            if outcome is Outcome.REQUESTED and attempt.job.id == request_id:
+                attempt.cancel()
 
     async def watch(self, request_id: str) -> AsyncIterator[Snapshot]:
         """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
@@ -222,7 +223,7 @@ class Queue:
             return
         start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
         attempt = Attempt(job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log))
-        self._running[job.id] = attempt
+        self._running.add(attempt)
         self._board.started(job.id)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
 
@@ -242,7 +243,7 @@ class Queue:
                 await self._release(job, Retry(0.0, refund=True))
             raise
         finally:
-            del self._running[job.id]
+            self._running.discard(attempt)
             self.wake()
 
     async def _publish(self, job: Job, result: Result, took: float) -> None:
@@ -307,24 +308,38 @@ class Queue:
 
     async def _tick(self) -> None:
         self._board.wake_waiting()
-        for request_id in self._board.overdue(self._now()):
-            result = start_timed_out()
+        await asyncio.gather(*map(self._give_up_waiting, self._board.overdue(self._now())))
 
-            def follow(ended: bool, request_id: str = request_id, result: Result = result) -> None:  # noqa: FBT001
-                if ended:
-                    self._finished(request_id, result)
+    async def _give_up_waiting(self, request_id: str) -> None:
+        result = start_timed_out()
 
-            await self._commit(self._store.finish_waiting(request_id, result, self._now()), follow)
+        def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
+            if ended:
+                self._finished(request_id, result)
+
+        await self._commit(self._store.finish_waiting(request_id, result, self._now()), follow)
 
     async def _heartbeat(self) -> None:
         """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
-        before = dict(self._running)
+        before = list(self._running)
         held = await self._store.heartbeat(self._worker, LEASE_S, self._now())
-        for request_id, attempt in before.items():
-            if held.get(request_id) != attempt.job.fence:
+        for attempt in before:
+            if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
         for request_id in await self._store.release_lapsed(self._now()):
             self._board.requeued(request_id)
+
+
+def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task without which the queue is no queue: its death is never silent."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.critical("%s has died", name, exc_info=error)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
 
 
 def _full(why: str) -> RequestError:
