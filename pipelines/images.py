@@ -49,7 +49,7 @@ _DECODERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "webp": WebPImagePlugin.WebPImageFile,
 }
 
-# What the decoders raise on a damaged file; nothing else here can raise these.
+# What Pillow raises on a damaged file, while decoding it or when its palette is first used.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
 
 _UPRIGHT = {
@@ -97,9 +97,10 @@ def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
         raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
     size = _fit(header, limits)
     reduction = _reduction(header, size)
-    memory = header.fixed_memory + header.bytes_per_pixel * header.width * header.height // reduction**2
+    pixels = header.width * header.height
+    memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
     if memory > MEMORY_BUDGET:
-        raise _too_large(MEMORY_BUDGET // (memory // (header.width * header.height) + 1))
+        raise _too_large(pixels * MEMORY_BUDGET // memory)
     with _one_large_at_a_time if memory > LARGE else contextlib.nullcontext():
         return _decode(header, size, reduction, prove=memory > PROVE_FIRST)
 
@@ -158,20 +159,25 @@ def _decode(header: headers.Header, size: tuple[int, int], reduction: int, *, pr
     try:
         if prove and header.format == "png" and not png.inflates(header):
             raise ValueError("the PNG's data is damaged or cut off")
-        image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
-        if image.size != (header.width, header.height):
-            raise ValueError("its header contradicts its data")
-        if reduction > 1:
-            image.draft("RGB", (header.width // reduction, header.height // reduction))
-        image.load()
+        image = _resized(_load(header, reduction), size)
     except _DECODE_ERRORS as error:
         raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
-    if header.depth != 8 and image.mode != "P":
-        _widen_transparency(image, header.depth)
-    image = _resized(image, size)
     if header.orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[header.orientation])
     return np.array(image)
+
+
+def _load(header: headers.Header, reduction: int) -> Image.Image:
+    """The decoded picture, its sides divided by `reduction`, in whatever mode it came."""
+    image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
+    if image.size != (header.width, header.height):
+        raise ValueError("its header contradicts its data")
+    if reduction > 1:
+        image.draft("RGB", (header.width // reduction, header.height // reduction))
+    image.load()
+    if header.depth != 8:
+        _widen_transparency(image, header.depth)
+    return image
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -221,7 +227,7 @@ def _flattened_grey_16(image: Image.Image) -> Image.Image:
 def _widen_transparency(image: Image.Image, depth: int) -> None:
     """Brings a PNG's one transparent colour to 8 bits a sample, as its pixels now are and its file's are not."""
     key = image.info.get("transparency")
-    if key is None or image.mode in {"1", "I;16"}:
+    if key is None or image.mode in {"1", "I;16", "P"}:
         return
     if isinstance(key, tuple):
         image.info["transparency"] = tuple(sample >> 8 for sample in key)

@@ -29,6 +29,8 @@ def read(data: bytes) -> Header:
             pieces.append(view[start:end])
         elif name == b"eXIf":
             orientation = exif_orientation(data[start + 8 : end - 4])
+    if colour == 3 and not any(bytes(piece[4:8]) == b"PLTE" for piece in pieces[:4]):
+        raise Damaged("a PNG of palette colours without a palette")
     bits = _CHANNELS[colour] * depth
     return Header(
         format="png",
