@@ -73,7 +73,7 @@ def _find(
     if config.model == "demo":
         return _demo(config, progress)
     try:
-        return _on_disk(config, half=half), ""
+        return on_disk(config, half=half), ""
     except NotOnDiskError as missing:
         if config.model != "auto":
             raise
@@ -84,10 +84,11 @@ def _find(
         pull.fetch(config, half=half, report=pull.ProgressReport(progress))
     except UnreachableError as error:
         return _stand_in(config, f"{reason} {error.reason}", progress)
-    return _on_disk(config, half=half), ""
+    return on_disk(config, half=half), ""
 
 
-def _on_disk(config: EngineConfig, *, half: bool) -> recipe.Recipe:
+def on_disk(config: EngineConfig, *, half: bool) -> recipe.Recipe:
+    """The recipe for `config`, all of it on this machine. Raises `NotOnDiskError` with the command that fetches."""
     mend = f"`{recipe.pull_command(config)}` fetches what is missing."
     return recipe.compose(config, half=half, open_repo=functools.partial(hub.cached, mend=mend))
 
@@ -97,7 +98,7 @@ def _demo(config: EngineConfig, progress: Progress) -> tuple[recipe.Recipe, str]
     from pipelines import demo  # noqa: PLC0415 (it brings diffusers along: seconds)
 
     folder, notice = demo.folder(Path(config.data_dir))
-    plan = _on_disk(msgspec.structs.replace(config, model=str(folder)), half=False)
+    plan = on_disk(msgspec.structs.replace(config, model=str(folder)), half=False)
     return dataclasses.replace(plan, name="demo"), notice
 
 

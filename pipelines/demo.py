@@ -58,7 +58,7 @@ def folder(data_dir: Path) -> tuple[Path, str]:
 
 def make(target: Path) -> None:
     """Write the untrained stand-in to `target`, about 4 MB: the same bytes on every machine with the same torch."""
-    tokens = _write_tokenizer(target / "tokenizer")
+    tokens = write_tokenizer(target / "tokenizer")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
         _write_unet(target / "unet")
@@ -167,7 +167,7 @@ def _write_safety_checker(target: Path) -> None:
     save_file(weights, target / "model.safetensors")
 
 
-def _write_tokenizer(target: Path) -> int:
+def write_tokenizer(target: Path) -> int:
     """CLIP's byte-level BPE with a small vocabulary; its number of tokens."""
     merges = _learn_merges(_WORDS, _MERGES)
     letters = _byte_letters()
