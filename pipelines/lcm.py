@@ -22,6 +22,7 @@ The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
@@ -86,7 +87,7 @@ class Conditioning:
             lines.append(f"negative prompt: {self.negative.tokens} tokens, {self.negative.used} used")
         return "; ".join(lines)
 
-    @property
+    @cached_property
     def embeddings(self) -> torch.Tensor:
         """[rows, length, width]: the prompt, then the negative prompt if there is guidance."""
         prompts = [self.prompt] if self.negative is None else [self.prompt, self.negative]
@@ -208,7 +209,10 @@ class Lcm:
 
     @torch.inference_mode()
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        """One UNet call that takes every trajectory one timestep further. All are of one size and unfinished."""
+        """One UNet call that takes every trajectory one timestep further. All are of one size and unfinished.
+
+        If it raises, no trajectory has changed: the call, or a smaller one, can be made again.
+        """
         members = sorted(trajectories, key=lambda member: -member.rows)  # guided first: slices find them
         guided = sum(member.rows > 1 for member in members)
         latents = torch.stack([member.latents for member in members])

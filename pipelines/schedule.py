@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from pipelines.errors import CheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy.typing as npt
 
     Floats: TypeAlias = npt.NDArray[np.floating[Any]]
+
+_MEND = "Choose a checkpoint of the Stable Diffusion 1.5 family."
 
 # σ_data of the boundary condition, a constant in diffusers and in the distillation scripts.
 SIGMA_DATA = 0.5
@@ -83,18 +87,19 @@ class Schedule:
         """The schedule of a `scheduler_config.json`, whichever scheduler wrote it; what is missing takes LCM's default.
 
         Settings that no LCM step reads (`steps_offset`, `timestep_spacing`, and `set_alpha_to_one`, since no step goes
-        below timestep 0) are ignored, as diffusers ignores them. Raises `ValueError` for what can't be run.
+        below timestep 0) are ignored, as diffusers ignores them. Raises `CheckpointError` for what can't be run.
         """
         defaulted = config.get("_use_default_values", ())
         given = {key: value for key, value in config.items() if key not in defaulted}
         prediction_type = given.get("prediction_type", "epsilon")
         if prediction_type not in {"epsilon", "v_prediction", "sample"}:
-            raise ValueError(f"prediction_type {prediction_type!r} is none of epsilon, v_prediction and sample")
+            reason = f"The scheduler's prediction_type is {prediction_type!r}, not epsilon, v_prediction or sample."
+            raise CheckpointError(reason, _MEND)
         if given.get("thresholding"):
-            raise ValueError("dynamic thresholding is for models on pixels, not on latents")
+            raise CheckpointError("The scheduler asks for thresholding, which is for models on pixels.", _MEND)
         alphas_cumprod = _alphas_cumprod(given)
         if prediction_type == "epsilon" and alphas_cumprod[-1] == 0.0:
-            raise ValueError("with zero terminal SNR the last timestep has no signal to predict noise in")
+            raise CheckpointError("With zero terminal SNR a UNet can't predict noise at the last timestep.", _MEND)
         return cls(
             alphas_cumprod=alphas_cumprod,
             prediction_type=prediction_type,
@@ -167,7 +172,8 @@ def _betas(config: Mapping[str, Any]) -> Floats:
         return np.linspace(start**0.5, end**0.5, count) ** 2
     if kind == "squaredcos_cap_v2":
         return _cosine_betas(count)
-    raise ValueError(f"beta_schedule {kind!r} is none of linear, scaled_linear and squaredcos_cap_v2")
+    reason = f"The scheduler's beta_schedule is {kind!r}, not linear, scaled_linear or squaredcos_cap_v2."
+    raise CheckpointError(reason, _MEND)
 
 
 def _cosine_betas(count: int) -> Floats:

@@ -80,7 +80,7 @@ def unet() -> UNet2DConditionModel:
     return _ready(module)
 
 
-def vae() -> AutoencoderKL:
+def vae(**config: Any) -> AutoencoderKL:
     """An AutoencoderKL with SD1.5's factor 8 and scaling, whose posterior has a deviation that shows."""
     with _seeded(2):
         module = AutoencoderKL(
@@ -90,6 +90,7 @@ def vae() -> AutoencoderKL:
             norm_num_groups=4,
             sample_size=64,
             scaling_factor=0.18215,
+            **config,
         )
     module.encoder.conv_out.weight.data *= 8
     module.decoder.conv_out.weight.data *= 2

@@ -9,6 +9,7 @@ from diffusers import LCMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.errors import CheckpointError
 from pipelines.schedule import Schedule, lcm_timesteps
 from tests.models import SD15_SCHEDULER
 
@@ -143,12 +144,12 @@ def test_levels_are_those_of_add_noise(config, timestep):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"prediction_type": "flow"}, "prediction_type 'flow'"),
-        ({"beta_schedule": "sigmoid"}, "beta_schedule 'sigmoid'"),
+        ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
+        ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"thresholding": True}, "thresholding"),
         ({"rescale_betas_zero_snr": True}, "zero terminal SNR"),
     ],
 )
 def test_a_config_that_no_picture_can_come_from_is_refused(config, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(CheckpointError, match=message):
         Schedule.from_config(config)
