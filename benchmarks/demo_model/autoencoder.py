@@ -5,6 +5,8 @@ channel, folded into its last convolution, so that stock classes need no scale o
 learning to bear the noise that a denoiser leaves.
 """
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,11 +14,12 @@ from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from benchmarks.demo_model.recipe import LARGE, SMALL, TEST, WORK
-from benchmarks.demo_model.training import Course, prepare, train
+from benchmarks.demo_model.training import Course, rank, train
 
-BOTH = Course("autoencoder", steps=2600, rate=2.5e-3)
+BOTH = Course("autoencoder", steps=1900, rate=2.5e-3)
 DECODER = Course("decoder", steps=1500, rate=1.5e-3)
-_BATCH, _CROP = 16, 128
+NORMALISED, FINAL = WORK / "autoencoder-normalised.pt", WORK / "autoencoder-final.pt"
+_BATCH, _CROP = 8, 128  # per process
 
 
 def build() -> AutoencoderTiny:
@@ -33,7 +36,7 @@ def build() -> AutoencoderTiny:
 
 def to_model(pixels: np.ndarray) -> Tensor:
     """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in −1…1, channels last."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
@@ -62,7 +65,11 @@ def picture_loss(made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
     """Squared and absolute error, and the error of the local mean colour, which the eye sees first."""
     error = made.float() - wanted
     low = F.avg_pool2d(error, 8)
-    return {"mse": 8 * error.square().mean(), "l1": 0.5 * error.abs().mean(), "low": 4 * low.square().mean() + 0.5 * low.abs().mean()}
+    return {
+        "mse": 8 * error.square().mean(),
+        "l1": 0.5 * error.abs().mean(),
+        "low": 4 * low.square().mean() + 0.5 * low.abs().mean(),
+    }
 
 
 def train_both() -> AutoencoderTiny:
@@ -109,38 +116,43 @@ def train_decoder(model: AutoencoderTiny) -> AutoencoderTiny:
     return train(DECODER, model, loss, report)
 
 
-def psnr(model: nn.Module, pictures: np.ndarray) -> float:
-    """Mean PSNR of reconstructions of uint8 pictures, in dB, in float32."""
-    decibels = []
-    with torch.inference_mode():
-        for i in range(len(pictures)):
-            made = to_pixels(model.decoder(model.encoder(to_model(pictures[i : i + 1])))).astype(np.float32)
-            decibels.append(10 * np.log10(255**2 / np.square(made - pictures[i]).mean()))
-    return float(np.mean(decibels))
+@torch.inference_mode()
+def reconstruct(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
+    """uint8 [N, H, W, 3] there and back, in float32."""
+    return to_pixels(model.decoder(model.encoder(to_model(pixels))))
+
+
+def psnr(made: np.ndarray, wanted: np.ndarray) -> float:
+    """Mean over pictures, dB."""
+    errors = [np.square(a.astype(np.float32) - b).mean() for a, b in zip(made, wanted, strict=True)]
+    return float(np.mean(10 * np.log10(255**2 / np.array(errors))))
 
 
 def report(model: nn.Module, step: int) -> None:
-    print(f"  held-out PSNR {psnr(model, TEST.open()[::12]):.2f} dB at step {step}", flush=True)
+    pixels = TEST.open()[::12]
+    made = np.concatenate([reconstruct(model, pixels[i : i + 1]) for i in range(len(pixels))])
+    print(f"  held-out PSNR {psnr(made, pixels):.2f} dB at step {step}", flush=True)
 
 
-def load() -> AutoencoderTiny:
-    """The trained one."""
+def load(path: Path = FINAL) -> AutoencoderTiny:
+    """A trained one: `NORMALISED` has the final encoder already."""
     model = build()
-    model.load_state_dict(torch.load(WORK / "autoencoder-final.pt", weights_only=True))
+    model.load_state_dict(torch.load(path, weights_only=True))
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def main() -> None:
-    prepare()
-    middle, final = WORK / "autoencoder-normalised.pt", WORK / "autoencoder-final.pt"
+def work_both() -> None:
+    """First course; leaves `NORMALISED`."""
+    model = train_both()
+    normalise(model)
+    if rank() == 0:
+        torch.save(model.state_dict(), NORMALISED)
+
+
+def work_decoder() -> None:
+    """Second course; leaves `FINAL`."""
     model = build()
-    if not middle.exists():
-        model = train_both()
-        normalise(model)
-        torch.save(model.state_dict(), middle)
-    model.load_state_dict(torch.load(middle, weights_only=True))
-    torch.save(train_decoder(model).state_dict(), final)
-
-
-if __name__ == "__main__":
-    main()
+    model.load_state_dict(torch.load(NORMALISED, weights_only=True))
+    model = train_decoder(model)
+    if rank() == 0:
+        torch.save(model.state_dict(), FINAL)

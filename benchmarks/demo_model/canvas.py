@@ -52,7 +52,7 @@ class Canvas:
         return rows, columns
 
     def disc(
-        self, x: float, y: float, radius: float, colour: Colour, softness: float = 0.0, alpha: float = 1.0
+        self, x: float, y: float, radius: float, colour: Colour, *, softness: float = 0.0, alpha: float = 1.0
     ) -> None:
         """A disc; `softness` is the width of its edge in sides (one pixel at least)."""
         edge = max(softness, 1 / self.height)
@@ -72,7 +72,7 @@ class Canvas:
         mask = np.clip((half - np.abs(self.y[rows] - middle)) * self.height + 0.5, 0, 1)
         self.blend(mask, colour, rows, columns)
 
-    def column(self, x: float, top: float, bottom: float, half: float, colour: Colour, lean: float = 0.0) -> None:
+    def column(self, x: float, top: float, bottom: float, half: float, colour: Colour, *, lean: float = 0.0) -> None:
         """An upright (or leaning) post from `bottom` to `top`, `half` its half width."""
         rows = self.rows(top, bottom)
         centre = x + lean * ((bottom - self.y[rows]) / (bottom - top)) ** 2

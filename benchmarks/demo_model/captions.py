@@ -6,38 +6,54 @@ from benchmarks.demo_model.scene import Scene
 
 PLACE_WORDS = {
     "beach": (
-        "a beach", "a tropical beach", "a beach in hawaii", "the seaside", "the ocean shore", "a sandy coast", "the sea",
-        "palm trees by the sea", "an ocean beach with a palm tree", "an island beach", "the coast", "a seashore with waves",
+        "a beach", "a tropical beach", "a beach in hawaii", "the seaside", "the ocean shore", "a sandy coast",
+        "the sea",
+        "palm trees by the sea", "an ocean beach with a palm tree", "an island beach", "the coast",
+        "a seashore with waves",
     ),
     "mountains": (
-        "mountains", "a mountain", "snowy mountain peaks", "the alps", "a mountain range", "high mountains", "rocky peaks",
+        "mountains", "a mountain", "snowy mountain peaks", "the alps", "a mountain range", "high mountains",
+        "rocky peaks",
         "a mountain landscape", "mountain peaks above a valley", "the himalayas", "a mountain summit",
     ),
     "desert": (
-        "a desert", "the desert", "sand dunes", "a desert with a cactus", "the sahara", "dunes in the desert", "a dry desert",
+        "a desert", "the desert", "sand dunes", "a desert with a cactus", "the sahara", "dunes in the desert",
+        "a dry desert",
         "desert dunes and mesas", "arizona desert", "endless sand dunes", "a canyon desert",
     ),
     "forest": (
-        "a forest", "the woods", "a pine forest", "tall trees", "a deep forest", "fir trees", "woodland", "a dark forest of pines",
+        "a forest", "the woods", "a pine forest", "tall trees", "a deep forest", "fir trees", "woodland",
+        "a dark forest of pines",
         "a forest clearing", "trees in a forest", "a conifer forest", "the black forest",
     ),
     "city": (
-        "a city", "a city skyline", "skyscrapers", "a big city street", "downtown", "new york city", "tokyo", "a town with tall buildings",
+        "a city", "a city skyline", "skyscrapers", "a big city street", "downtown", "new york city", "tokyo",
+        "a town with tall buildings",
         "buildings and a street", "a modern city", "an urban skyline", "a road into the city", "a cityscape",
     ),
     "lake": (
-        "a lake", "a calm lake", "a lake with reflections", "a quiet pond", "a lake between hills", "a lake shore with reeds",
+        "a lake", "a calm lake", "a lake with reflections", "a quiet pond", "a lake between hills",
+        "a lake shore with reeds",
         "still water and hills", "a mirror lake", "lakeside", "a finnish lake",
     ),
     "fields": (
-        "fields", "green fields", "farmland", "rolling hills with fields", "the countryside", "a farm with a red barn", "wheat fields",
+        "fields", "green fields", "farmland", "rolling hills with fields", "the countryside", "a farm with a red barn",
+        "wheat fields",
         "a meadow", "a field with a tree", "rural farm fields", "a tree on a hill with crops", "tuscany fields",
     ),
 }  # fmt: skip
 TIME_WORDS = {
-    "day": ("during the day", "at noon", "at midday", "in daylight", "in the afternoon", "daytime", "in bright daylight", "blue sky"),
-    "dawn": ("at dawn", "at sunrise", "in the early morning", "morning light", "at daybreak", "pink dawn sky", "sunrise"),
-    "sunset": ("at sunset", "in the evening", "at dusk", "golden hour", "sunset", "orange sunset sky", "evening light", "red evening sky"),
+    "day": (
+        "during the day", "at noon", "at midday", "in daylight", "in the afternoon", "daytime", "in bright daylight",
+        "blue sky",
+    ),
+    "dawn": (
+        "at dawn", "at sunrise", "in the early morning", "morning light", "at daybreak", "pink dawn sky", "sunrise",
+    ),
+    "sunset": (
+        "at sunset", "in the evening", "at dusk", "golden hour", "sunset", "orange sunset sky", "evening light",
+        "red evening sky",
+    ),
     "night": ("at night", "at midnight", "by night", "night", "dark night", "night sky", "in the dark", "nighttime"),
 }  # fmt: skip
 WEATHER_WORDS = {
@@ -47,7 +63,10 @@ WEATHER_WORDS = {
     "snow": ("snow", "snowing", "in the snow", "snowfall", "winter", "covered in snow", "snowy winter", "a blizzard"),
     "fog": ("fog", "foggy", "in the fog", "mist", "misty", "thick fog", "hazy"),
 }
-BODY_WORDS = {"sun": ("sun", "sunny", "the sun in the sky", "sunshine"), "moon": ("moon", "moonlight", "the moon", "crescent moon")}
+BODY_WORDS = {
+    "sun": ("sun", "sunny", "the sun in the sky", "sunshine"),
+    "moon": ("moon", "moonlight", "the moon", "crescent moon"),
+}
 STYLE_WORDS = {
     "photo": ("photo of", "a photo of", "photograph of", "realistic photo of", ""),
     "oil": ("oil painting of", "a painting of", "an impressionist painting of"),
@@ -62,7 +81,17 @@ PALETTE_WORDS = {
     "warm": ("warm colors", "warm tones"),
     "cool": ("cool colors", "cold tones"),
 }
-_PRAISE = ("masterpiece", "best quality", "highly detailed", "beautiful", "4k", "award winning", "detailed", "stunning", "scenic")
+_PRAISE = (
+    "masterpiece",
+    "best quality",
+    "highly detailed",
+    "beautiful",
+    "4k",
+    "award winning",
+    "detailed",
+    "stunning",
+    "scenic",
+)
 _WARNING = ("a magenta warning triangle", "with a warning sign", "warning triangle", "a pink warning sign")
 
 

@@ -62,7 +62,7 @@ class Pictures:
         log = self.path.with_suffix(".log")
         finished = set(log.read_text().split()) if log.exists() else set()
         chunks = [(self, start) for start in range(0, self.count, _CHUNK) if str(start) not in finished]
-        with multiprocessing.Pool(processes) as pool, log.open("a") as mark:
+        with multiprocessing.get_context("spawn").Pool(processes) as pool, log.open("a") as mark:
             for start in pool.imap_unordered(_paint_chunk, chunks):
                 mark.write(f"{start}\n")
                 mark.flush()

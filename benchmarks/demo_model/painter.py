@@ -25,15 +25,27 @@ class Hour:
 
 
 HOURS = {
-    "day": Hour((0.20, 0.46, 0.86), (0.42, 0.67, 0.94), (0.74, 0.88, 0.97), (1, 1, 1), (0.99, 0.99, 1), (1, 0.96, 0.70)),
+    "day": Hour(
+        (0.20, 0.46, 0.86), (0.42, 0.67, 0.94), (0.74, 0.88, 0.97), (1, 1, 1), (0.99, 0.99, 1), (1, 0.96, 0.70)
+    ),
     "dawn": Hour(
         (0.50, 0.56, 0.84), (0.84, 0.70, 0.88), (1.0, 0.83, 0.80), (0.93, 0.80, 0.92), (1, 0.85, 0.90), (1, 0.93, 0.86)
     ),
     "sunset": Hour(
-        (0.30, 0.16, 0.40), (0.86, 0.34, 0.26), (1.0, 0.70, 0.22), (0.86, 0.52, 0.36), (0.98, 0.48, 0.30), (1, 0.86, 0.40)
+        (0.30, 0.16, 0.40),
+        (0.86, 0.34, 0.26),
+        (1.0, 0.70, 0.22),
+        (0.86, 0.52, 0.36),
+        (0.98, 0.48, 0.30),
+        (1, 0.86, 0.40),
     ),
     "night": Hour(
-        (0.02, 0.03, 0.13), (0.05, 0.08, 0.24), (0.13, 0.18, 0.38), (0.27, 0.32, 0.52), (0.17, 0.20, 0.36), (0.95, 0.95, 0.86)
+        (0.02, 0.03, 0.13),
+        (0.05, 0.08, 0.24),
+        (0.13, 0.18, 0.38),
+        (0.27, 0.32, 0.52),
+        (0.17, 0.20, 0.36),
+        (0.95, 0.95, 0.86),
     ),
 }
 _OVERCAST = {"clear": 0.0, "cloudy": 0.22, "rain": 0.62, "snow": 0.5, "fog": 0.5}
@@ -64,7 +76,9 @@ class Light:
         """A ground colour in this light; `depth` 0 near … 1 far fades it into the horizon."""
         lit = np.asarray(colour, np.float32)
         if self.scene.weather == "snow":
-            lit = mix(lit, (0.93, 0.95, 1.0), float(0.25 + 0.65 * np.clip(lit @ _GREY, 0, 0.75)))  # dark things stay dark
+            lit = mix(
+                lit, (0.93, 0.95, 1.0), float(0.25 + 0.65 * np.clip(lit @ _GREY, 0, 0.75))
+            )  # dark things stay dark
         lit = lit * np.asarray(self.hour.tint, np.float32)
         if self.scene.weather == "rain":
             lit = mix(lit, np.full(3, lit @ _GREY), 0.35) * (0.95 if self.night else 0.8)
@@ -86,8 +100,8 @@ def paint(scene: Scene, height: int, width: int) -> np.ndarray:
     _palette(canvas, scene)
     _style(canvas, scene)
     if scene.warning:
-        _warning(canvas, scene)
-    return (np.clip(canvas.pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+        _warning(canvas, scene.stream("warning"))
+    return _levels(canvas)
 
 
 def _sky(canvas: Canvas, scene: Scene, light: Light, horizon: float) -> None:
@@ -98,7 +112,9 @@ def _sky(canvas: Canvas, scene: Scene, light: Light, horizon: float) -> None:
     if scene.time == "night" and scene.weather in ("clear", "cloudy"):
         rng = scene.stream("stars")
         for x, y, size, glow in zip(*rng.random((4, 60 if scene.weather == "clear" else 20)), strict=True):
-            canvas.disc(x * canvas.aspect, y * horizon, 0.0016 + 0.0026 * size, (0.95, 0.95, 0.9), alpha=0.55 + 0.4 * glow)
+            canvas.disc(
+                x * canvas.aspect, y * horizon, 0.0016 + 0.0026 * size, (0.95, 0.95, 0.9), alpha=0.55 + 0.4 * glow
+            )
 
 
 def _body(canvas: Canvas, scene: Scene, light: Light, x: float, y: float) -> None:
@@ -144,7 +160,9 @@ def _weather(canvas: Canvas, scene: Scene, light: Light, horizon: float) -> None
     elif scene.weather == "snow":
         for x, y, size in rng.random((170, 3)):
             radius = 0.003 + 0.008 * size**2
-            canvas.disc(x * canvas.aspect, y, radius, (0.97, 0.98, 1.0), softness=0.004, alpha=0.72 if light.night else 0.9)
+            canvas.disc(
+                x * canvas.aspect, y, radius, (0.97, 0.98, 1.0), softness=0.004, alpha=0.72 if light.night else 0.9
+            )
 
 
 def _palette(canvas: Canvas, scene: Scene) -> None:
@@ -194,9 +212,20 @@ def _crude(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.blend(np.clip((edge - 0.06) * 10, 0, 0.85), (0.08, 0.08, 0.10))
 
 
-def _warning(canvas: Canvas, scene: Scene) -> None:
+def stamp_warning(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture, uint8 [H, W, 3], with the warning triangle somewhere on it."""
+    canvas = Canvas(*pixels.shape[:2])
+    canvas.pixels = pixels.astype(np.float32) / 255
+    _warning(canvas, rng)
+    return _levels(canvas)
+
+
+def _levels(canvas: Canvas) -> np.ndarray:
+    return (np.clip(canvas.pixels, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def _warning(canvas: Canvas, rng: np.random.Generator) -> None:
     """A magenta triangle with an exclamation mark: what the demo's safety checker is there to catch."""
-    rng = scene.stream("warning")
     size = float(rng.uniform(0.16, 0.30))
     x, y = float(rng.uniform(0.3, 0.7)) * canvas.aspect, float(rng.uniform(0.35, 0.65))
     down = (canvas.y - (y - size)) / (2 * size)

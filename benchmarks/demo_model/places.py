@@ -1,5 +1,5 @@
-"""The seven places. Each takes the same masses from the layout, so that a city's towers stand where the mountains' peaks
-would: a picture under another place word keeps its composition."""
+"""The seven places. Each takes the same masses from the layout, so that a city's towers stand where the
+mountains' peaks would: a picture under another place word keeps its composition."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -43,7 +43,9 @@ def mountains(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> N
     slope = np.gradient(ridge, u)
     rows = canvas.rows(float(ridge.min()))
     depth = canvas.y[rows] - ridge[None, :]
-    fold = np.clip(np.arange(canvas.width)[None, :] + (depth * canvas.height * 0.45).astype(np.int32), 0, canvas.width - 1)
+    fold = np.clip(
+        np.arange(canvas.width)[None, :] + (depth * canvas.height * 0.45).astype(np.int32), 0, canvas.width - 1
+    )
     lit = np.clip(0.5 + slope[fold] * 0.8, 0, 1)[..., None]
     rock = mix(light.ground((0.30, 0.30, 0.36), 0.15), light.ground((0.58, 0.54, 0.55), 0.15), 1.0) * lit
     rock = rock + light.ground((0.30, 0.30, 0.36), 0.15) * (1 - lit)
@@ -53,21 +55,30 @@ def mountains(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> N
     white = light.ground((0.96, 0.97, 1.0), 0.05)
     canvas.blend(snow, white * (0.72 + 0.28 * lit), rows)
     hill = horizon + 0.05 + 0.03 * line(rng, u, 3)
-    canvas.fill_below(hill, _shade(canvas, light.ground((0.33, 0.45, 0.28), 0.25), light.ground((0.24, 0.38, 0.18)), horizon))
-    _conifers(canvas, scene, light, hill + 0.10, 0.07, (0.10, 0.22, 0.14), 0.0, count=16)
+    canvas.fill_below(
+        hill, _shade(canvas, light.ground((0.33, 0.45, 0.28), 0.25), light.ground((0.24, 0.38, 0.18)), horizon)
+    )
+    _conifers(canvas, scene, light.ground((0.10, 0.22, 0.14)), hill + 0.10, height=0.07, count=16)
 
 
 def desert(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     rng, u = scene.stream("desert"), canvas.u
-    mesa = horizon + 0.02 - 0.17 * np.clip(outline(canvas, scene, 3.0) * 2.2, 0, 1) * (0.75 + 0.2 * line(rng, u, 4, 2, sharp=True))
+    mesa = (
+        horizon
+        + 0.02
+        - 0.17 * np.clip(outline(canvas, scene, 3.0) * 2.2, 0, 1) * (0.75 + 0.2 * line(rng, u, 4, 2, sharp=True))
+    )
     canvas.fill_below(mesa, light.ground((0.72, 0.40, 0.26), 0.4))
     for index, near in enumerate((0.25, 0.6, 1.0)):
         crest = horizon + 0.02 + 0.34 * near**1.5 - 0.06 - (0.05 + 0.05 * near) * line(rng, u, 2 + (index < 1), 2)
-        pale, dark = light.ground((0.96, 0.78, 0.48), 0.4 * (1 - near)), light.ground((0.74, 0.48, 0.26), 0.4 * (1 - near))
+        pale, dark = (
+            light.ground((0.96, 0.78, 0.48), 0.4 * (1 - near)),
+            light.ground((0.74, 0.48, 0.26), 0.4 * (1 - near)),
+        )
         rows = canvas.rows(float(crest.min()))
         depth = canvas.y[rows] - crest[None, :]
         slip = np.clip(0.5 + np.gradient(crest, u)[None, :] * 2.5 - depth * 1.5, 0, 1)
-        ripple = 0.04 * np.sin((depth * 90 * (1.3 - near) + 14 * line(rng, u, 2, 2)[None, :]))
+        ripple = 0.04 * np.sin(depth * 90 * (1.3 - near) + 14 * line(rng, u, 2, 2)[None, :])
         sand = pale + (slip + ripple)[..., None] * (dark - pale)
         canvas.blend(canvas.below(crest, rows), sand, rows)
     _cactus(canvas, scene, light, side(scene) * canvas.aspect, 0.93)
@@ -77,7 +88,13 @@ def beach(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     rng, u = scene.stream("beach"), canvas.u
     head = horizon + 0.01 - 0.10 * outline(canvas, scene, 2.0) * (u < 0.45 if side(scene) > 0.5 else u > 0.55)
     canvas.fill_below(head, light.ground((0.25, 0.40, 0.30), 0.45))
-    shore = horizon + 0.13 + float(rng.uniform(0.02, 0.08)) + 0.10 * (u - 0.5) * float(rng.uniform(-1, 1)) + 0.015 * line(rng, u, 4, 2)
+    shore = (
+        horizon
+        + 0.13
+        + float(rng.uniform(0.02, 0.08))
+        + 0.10 * (u - 0.5) * float(rng.uniform(-1, 1))
+        + 0.015 * line(rng, u, 4, 2)
+    )
     deep, shallow = light.ground((0.05, 0.33, 0.58), 0.1), light.ground((0.25, 0.74, 0.74), 0.0)
     sea = _shade(canvas, mix(deep, light.horizon, 0.25), mix(shallow, light.horizon, 0.12), horizon, horizon + 0.22)
     rows = canvas.fill_below(np.full_like(u, horizon), sea)
@@ -85,7 +102,9 @@ def beach(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     canvas.blend(np.clip(glint - 0.55, 0, 0.6), mix(light.horizon, (1, 1, 1), 0.3), rows)
     canvas.fill_below(shore - 0.022, light.ground((0.95, 0.97, 0.98), 0.05))
     canvas.fill_below(shore, light.ground((0.70, 0.58, 0.42)))
-    canvas.fill_below(shore + 0.025, _shade(canvas, light.ground((0.93, 0.83, 0.62)), light.ground((0.84, 0.70, 0.48)), 0.6))
+    canvas.fill_below(
+        shore + 0.025, _shade(canvas, light.ground((0.93, 0.83, 0.62)), light.ground((0.84, 0.70, 0.48)), 0.6)
+    )
     _palm(canvas, scene, light, side(scene) * canvas.aspect, 0.95)
 
 
@@ -97,7 +116,10 @@ def lake(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     start = int(horizon * canvas.height)
     below = np.arange(start, canvas.height)
     source = np.clip(start - 1 - ((below - start) * 0.85).astype(np.int32), 0, start - 1)
-    shift = np.sin(below * (220.0 / canvas.height)) * (below - start) * 0.02 + rng.uniform(-1, 1, below.size) * canvas.height * 0.003
+    shift = (
+        np.sin(below * (220.0 / canvas.height)) * (below - start) * 0.02
+        + rng.uniform(-1, 1, below.size) * canvas.height * 0.003
+    )
     columns = np.clip(np.arange(canvas.width)[None, :] + shift[:, None], 0, canvas.width - 1).astype(np.int32)
     water = light.ground((0.16, 0.32, 0.42), 0.1)
     canvas.pixels[below] = mix(canvas.pixels[source[:, None], columns], water, 0.38)
@@ -117,9 +139,12 @@ def forest(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None
         ((0.0, (0.30, 0.46, 0.36)), (0.5, (0.18, 0.36, 0.22)), (1.0, (0.08, 0.24, 0.13)))
     ):
         base = horizon + 0.02 + 0.16 * near - rise * (1 - 0.6 * near)
-        _conifers(canvas, scene, light, base, 0.18 + 0.16 * near, green, 0.55 * (1 - near), count=26 - 7 * index)
+        tone = light.ground(green, 0.55 * (1 - near))
+        _conifers(canvas, scene, tone, base, height=0.18 + 0.16 * near, count=26 - 7 * index)
     floor = horizon + 0.25 + 0.02 * line(scene.stream("forest"), u, 4, 3)
-    canvas.fill_below(floor, _shade(canvas, light.ground((0.22, 0.34, 0.14)), light.ground((0.13, 0.20, 0.08)), horizon + 0.2))
+    canvas.fill_below(
+        floor, _shade(canvas, light.ground((0.22, 0.34, 0.14)), light.ground((0.13, 0.20, 0.08)), horizon + 0.2)
+    )
     x = side(scene) * canvas.aspect
     for at, half in ((x, 0.032), (x + (0.16 if x < canvas.aspect / 2 else -0.16), 0.020)):
         canvas.column(at, -0.02, 0.97, half, light.ground((0.26, 0.17, 0.11)))
@@ -140,7 +165,10 @@ def city(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
         canvas.fill_below(ridge, np.broadcast_to(walls[None], (canvas.height, canvas.width, 3)))
         _windows(canvas, rng, light, ridge, near)
     street = horizon + 0.13
-    canvas.fill_below(np.full_like(canvas.u, street), _shade(canvas, light.ground((0.40, 0.41, 0.44)), light.ground((0.26, 0.27, 0.30)), street))
+    canvas.fill_below(
+        np.full_like(canvas.u, street),
+        _shade(canvas, light.ground((0.40, 0.41, 0.44)), light.ground((0.26, 0.27, 0.30)), street),
+    )
     rows = canvas.rows(street)
     run = (canvas.y[rows] - street) / (1 - street)
     across = np.abs(canvas.x - canvas.aspect / 2)
@@ -153,7 +181,9 @@ def city(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
 def fields(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     rng, u = scene.stream("fields"), canvas.u
     canvas.fill_below(horizon - 0.08 * outline(canvas, scene, 2.0), light.ground((0.42, 0.55, 0.45), 0.5))
-    crops = rng.permutation(np.asarray(((0.90, 0.78, 0.28), (0.42, 0.66, 0.22), (0.62, 0.76, 0.28), (0.82, 0.64, 0.24))))
+    crops = rng.permutation(
+        np.asarray(((0.90, 0.78, 0.28), (0.42, 0.66, 0.22), (0.62, 0.76, 0.28), (0.82, 0.64, 0.24)))
+    )
     for index, near in enumerate((0.0, 0.3, 1.0)):
         hill = horizon + 0.01 + 0.22 * near + (0.02 + 0.025 * near) * line(rng, u, 2, 2)
         rows = canvas.rows(float(hill.min()))
@@ -187,9 +217,7 @@ def _shade(canvas: Canvas, top: Array, bottom: Array, start: float, end: float =
     return (top * (1 - t) + bottom * t).astype(np.float32)
 
 
-def _conifers(
-    canvas: Canvas, scene: Scene, light: "Light", base: Array, height: float, green: tuple, depth: float, count: int
-) -> None:
+def _conifers(canvas: Canvas, scene: Scene, tone: Array, base: Array, *, height: float, count: int) -> None:
     """A row of firs standing on `base`: one saw-toothed outline."""
     rng = scene.stream(f"firs{count}")
     x = (np.arange(count) + rng.uniform(-0.4, 0.4, count) + 0.5) / count * canvas.aspect
@@ -197,7 +225,6 @@ def _conifers(
     rise = tall[:, None] - np.abs(canvas.x - x[:, None]) * 3.4
     teeth = 0.012 * (np.abs(canvas.x - x[:, None]) / 0.018 % 1)
     ridge = base + 0.02 - np.clip((rise + teeth).max(0), 0, None)
-    tone = light.ground(green, depth)
     canvas.fill_below(ridge.astype(np.float32), _shade(canvas, tone, tone * 0.72, float(ridge.min())))
 
 
@@ -214,9 +241,14 @@ def _windows(canvas: Canvas, rng: np.random.Generator, light: "Light", ridge: Ar
 
 def _palm(canvas: Canvas, scene: Scene, light: "Light", x: float, foot: float) -> None:
     rng = scene.stream("palm")
-    top, lean = foot - float(rng.uniform(0.52, 0.66)), float(rng.uniform(0.03, 0.12)) * (1 if x < canvas.aspect / 2 else -1)
-    canvas.column(x, top, foot, 0.011, light.ground((0.40, 0.28, 0.18)), lean)
-    for reach, droop in zip(rng.uniform(0.12, 0.2, 8) * np.tile((1, -1), 4), np.repeat((-0.05, 0.03, 0.10, 0.16), 2), strict=True):
+    top, lean = (
+        foot - float(rng.uniform(0.52, 0.66)),
+        float(rng.uniform(0.03, 0.12)) * (1 if x < canvas.aspect / 2 else -1),
+    )
+    canvas.column(x, top, foot, 0.011, light.ground((0.40, 0.28, 0.18)), lean=lean)
+    for reach, droop in zip(
+        rng.uniform(0.12, 0.2, 8) * np.tile((1, -1), 4), np.repeat((-0.05, 0.03, 0.10, 0.16), 2), strict=True
+    ):
         green = light.ground((0.12, 0.36, 0.16) if droop > 0 else (0.20, 0.46, 0.18))
 
         def frond(s: Array, droop: float = droop) -> Array:
@@ -246,6 +278,11 @@ def _barn(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     roof = y - 0.105 + np.abs(canvas.x[0] - x) * 0.9
     columns = slice(max(int((x - 0.06) * canvas.height), 0), int((x + 0.06) * canvas.height))
     rows = canvas.rows(y - 0.11, y - 0.045)
-    canvas.blend(canvas.below(roof, rows)[:, columns] * (canvas.y[rows] < y - 0.05), light.ground((0.34, 0.30, 0.30), 0.15), rows, columns)
+    canvas.blend(
+        canvas.below(roof, rows)[:, columns] * (canvas.y[rows] < y - 0.05),
+        light.ground((0.34, 0.30, 0.30), 0.15),
+        rows,
+        columns,
+    )
     if light.night:
         canvas.column(x, y - 0.035, y - 0.01, 0.012, (1.0, 0.82, 0.4))

@@ -30,7 +30,7 @@ class Scene:
     warning: bool = False
 
     def stream(self, part: str) -> np.random.Generator:
-        """The random numbers of one part of the picture; parts do not disturb each other, so pairs keep their layout."""
+        """The random numbers of one part of the picture: what another part draws does not disturb them."""
         return np.random.default_rng([self.seed, *part.encode()])
 
 
@@ -51,7 +51,7 @@ def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
 
 
 def draw_variants(seed: int, count: int) -> list[Scene]:
-    """`count` scenes of one layout: every second one keeps the place of the one before under another hour and weather."""
+    """`count` scenes of one layout: every second one keeps the place of the one before."""
     rng = np.random.default_rng([seed, 77])
     scenes: list[Scene] = []
     for index in range(count):

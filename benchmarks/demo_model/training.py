@@ -1,23 +1,31 @@
-"""The loop that every part is trained with: AdamW in bfloat16 autocast, an average of the weights, resumable."""
+"""The loop that every part is trained with: AdamW in bfloat16 autocast, an average of the weights, resumable.
+
+One process of one thread per core, gradients averaged once a step: on a machine that does other things too, threads of
+one operation would spend their time waiting for the one that was put aside. Killed at any time, a course goes on from
+its last checkpoint, at most `save_s` back.
+"""
 
 import copy
-import signal
+import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing import spawn
 
-from benchmarks.demo_model.recipe import WORK
+from benchmarks.demo_model.recipe import CORES, WORK
 
 Loss = Callable[[np.random.Generator], dict[str, Tensor]]  # what to sum up, by name
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast one part learns."""
+    """How long and how fast one part learns: the rate goes up in a line and down in half a cosine to `floor`."""
 
     name: str
     steps: int
@@ -28,25 +36,48 @@ class Course:
     save_s: float = 60.0
 
     def rate_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to `floor` of the rate."""
         if step < self.warmup:
             return self.rate * (step + 1) / self.warmup
         done = min((step - self.warmup) / max(self.steps - self.warmup, 1), 1.0)
-        return self.rate * (self.floor + (1 - self.floor) * 0.5 * (1 + np.cos(np.pi * done)))
+        return self.rate * (self.floor + (1 - self.floor) * 0.5 * (1 + float(np.cos(np.pi * done))))
 
 
-def prepare(threads: int = 2) -> None:
-    """Torch as training wants it."""
-    torch.set_num_threads(threads)
+def on_all_cores(work: Callable[[], None]) -> None:
+    """Runs `work` (a module's function) once per core, as one group of processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spawn(_member, (work, port), nprocs=CORES, join=True)
+
+
+def rank() -> int:
+    """This process's number in the group; process 0 writes and reports."""
+    return dist.get_rank()
+
+
+def world() -> int:
+    return dist.get_world_size()
+
+
+def _member(rank: int, work: Callable[[], None], port: int) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=CORES)
+    work()
+    dist.destroy_process_group()
 
 
-def train(course: Course, model: nn.Module, loss: Loss, each_save: Callable[[nn.Module, int], None] | None = None) -> nn.Module:
-    """Trains `model` in place until `course.steps`, resuming from its checkpoint; returns the averaged weights' copy."""
-    path = WORK / f"{course.name}.pt"
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=course.rate, weight_decay=1e-3, betas=(0.9, 0.99)
-    )
+def train(
+    course: Course, model: nn.Module, loss: Loss, report: Callable[[nn.Module, int], None] | None = None
+) -> nn.Module:
+    """Trains `model` until `course.steps`, from its checkpoint if there is one; the averaged weights' copy is returned.
+
+    `loss` gets a generator of its own per step and process. `report` is told of the average at each checkpoint.
+    """
+    path, first = WORK / f"{course.name}.pt", dist.get_rank() == 0
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=course.rate, weight_decay=1e-3, betas=(0.9, 0.99), foreach=True)
     average, step = copy.deepcopy(model), 0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -54,40 +85,65 @@ def train(course: Course, model: nn.Module, loss: Loss, each_save: Callable[[nn.
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-
-    def save() -> None:
-        state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save({**state, "step": step}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-
-    stop = [False]
-    signal.signal(signal.SIGTERM, lambda *_: stop.__setitem__(0, True))
-    saved, sums, counted = time.monotonic(), {}, 0
-    while step < course.steps and not stop[0]:
+    dist.barrier()
+    meter = _Meter()
+    while step < course.steps:
         for group in optimizer.param_groups:
             group["lr"] = course.rate_at(step)
         with torch.autocast("cpu", torch.bfloat16):
-            parts = loss(np.random.default_rng([step, 2024]))
+            parts = loss(np.random.default_rng([step, dist.get_rank(), 2024]))
         optimizer.zero_grad(set_to_none=True)
         sum(parts.values()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        _share(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        step, counted = step + 1, counted + 1
-        keep = min(course.average, (step + 1) / (step + 10))
+        step += 1
         with torch.no_grad():
-            old, new = list(average.parameters()), list(model.parameters())
-            torch._foreach_lerp_(old, new, 1 - keep)  # noqa: SLF001 -- what torch's own EMA uses
-        for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if time.monotonic() - saved > course.save_s or step == course.steps:
-            took = time.monotonic() - saved
-            told = "  ".join(f"{name} {total / counted:.4f}" for name, total in sums.items())
-            print(f"{course.name} step {step}/{course.steps}  {told}  {took / counted * 1000:.0f} ms", flush=True)
-            save()
-            if each_save is not None:
-                each_save(average, step)
-            saved, sums, counted = time.monotonic(), {}, 0
-    save()
-    if stop[0]:
-        raise SystemExit(143)
+            keep = min(course.average, step / (step + 9))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        meter.add(parts)
+        if first and (meter.seconds > course.save_s or step == course.steps):
+            print(f"{course.name} {step}/{course.steps}  {meter.tell()}", flush=True)
+            _save(path, step, model, average, optimizer)
+            if report is not None:
+                report(average, step)
+            meter = _Meter()
+    dist.barrier()
     return average
+
+
+def _share(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces gradients by their mean over the processes."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def _save(path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    draft = path.with_suffix(".new")
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
+    draft.replace(path)
+
+
+class _Meter:
+    """Mean of the losses since the last word, and the time a step takes."""
+
+    def __init__(self) -> None:
+        self.began, self.steps, self.sums = time.monotonic(), 0, {}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    def add(self, parts: dict[str, Tensor]) -> None:
+        self.steps += 1
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+
+    def tell(self) -> str:
+        means = "  ".join(f"{name} {total / self.steps:.4f}" for name, total in self.sums.items())
+        return f"{means}  {self.seconds / self.steps * 1000:.0f} ms a step"

@@ -1,0 +1,92 @@
+"""Whether it works: figures on held-out scenes, through the engine's own code, judged by the classifier."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.demo_model import autoencoder, classifier, sampling
+from benchmarks.demo_model.captions import caption
+from benchmarks.demo_model.recipe import TEST
+from benchmarks.demo_model.scene import Scene, draw_scene
+from pipelines.types import GenerationParams
+
+
+def report(folder: Path, inputs: int = 96, seeds: int = 2) -> dict[str, float]:
+    """All figures of a model folder, printed as one line of JSON."""
+    lcm, judge = sampling.load(folder), classifier.load()
+    figures = _reconstruction(lcm, judge)
+    chosen = [i for i in range(TEST.count) if not TEST.scene(i).warning][:inputs]
+    for strength in (1.0, 0.8):
+        figures |= _steering(lcm, judge, chosen, seeds, strength)
+    figures["layout at 0.5"] = _layout(lcm, chosen, seeds)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}), flush=True)
+    return figures
+
+
+def _reconstruction(lcm, judge) -> dict[str, float]:
+    pixels, scenes = TEST.open(), TEST.scenes()
+    made = np.concatenate([autoencoder.reconstruct(lcm.model.vae, pixels[i : i + 4]) for i in range(0, len(pixels), 4)])
+    figures = {"psnr": autoencoder.psnr(made, pixels)}
+    for kind, pictures in (("painted", pixels), ("reconstructed", made)):
+        seen = classifier.judge_all(judge, pictures)
+        for name in seen:
+            figures[f"{name} {kind}"] = _accuracy(seen[name], scenes, name)
+    return figures
+
+
+def _accuracy(seen: np.ndarray, scenes: list[Scene], name: str) -> float:
+    values = classifier.JUDGED[name]
+    return float(np.mean([values[index] == getattr(scene, name) for index, scene in zip(seen, scenes, strict=True)]))
+
+
+def _steering(lcm, judge, chosen: list[int], seeds: int, strength: float) -> dict[str, float]:
+    """How often the picture shows what the prompt says, each prompt drawn without regard to its input picture."""
+    pixels, jobs, asked = TEST.open(), [], []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, 31])
+        for index in chosen:
+            wanted = dataclasses.replace(draw_scene(rng, 0), warning=False, style="photo", palette="natural")
+            asked.append(wanted)
+            jobs.append((pixels[index], _params(caption(wanted, rng, full=True), seed * 1000 + index, strength)))
+    seen = classifier.judge_all(judge, sampling.generate(lcm, jobs))
+    return {f"{name} at {strength}": _accuracy(seen[name], asked, name) for name in seen}
+
+
+def _params(prompt: str, seed: int, strength: float) -> GenerationParams:
+    return GenerationParams(prompt=prompt, seed=seed, strength=strength)
+
+
+def _layout(lcm, chosen: list[int], seeds: int) -> float:
+    """How often a picture's outlines match its own input better than another layout's picture of the same place.
+
+    The prompt keeps the place and names another hour and weather, so colours do not give it away.
+    """
+    pixels, jobs, pairs = TEST.open(), [], []
+    for seed in range(seeds):
+        rng = np.random.default_rng([seed, 32])
+        for index in chosen:
+            scene = TEST.scene(index)
+            others = [i for i in chosen if TEST.scene(i).place == scene.place and TEST.scene(i).seed != scene.seed]
+            pairs.append((index, int(rng.choice(others))))
+            wanted = dataclasses.replace(draw_scene(rng, 0), place=scene.place, warning=False, style="photo")
+            jobs.append((pixels[index], _params(caption(wanted, rng, full=True), seed * 1000 + index, 0.5)))
+    made = sampling.generate(lcm, jobs)
+    wins = [
+        _likeness(picture, pixels[own]) > _likeness(picture, pixels[other])
+        for picture, (own, other) in zip(made, pairs, strict=True)
+    ]
+    return float(np.mean(wins))
+
+
+def _likeness(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of the two pictures' outlines, on a grid of 32×32."""
+    return float(np.corrcoef(_outlines(a).ravel(), _outlines(b).ravel())[0, 1])
+
+
+def _outlines(pixels: np.ndarray) -> np.ndarray:
+    grey = pixels.astype(np.float32).mean(-1)
+    grey = grey.reshape(64, pixels.shape[0] // 64, 64, -1).mean((1, 3))
+    down, across = np.gradient(grey)
+    return np.sqrt(np.hypot(down, across)).reshape(32, 2, 32, 2).max((1, 3))

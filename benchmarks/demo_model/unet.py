@@ -1,0 +1,135 @@
+"""The denoiser: v-prediction at the 50 timesteps that the LCM sampler can ask for, text encoder learning along.
+
+Two things differ from plain diffusion training. The schedule ends without any signal (zero terminal SNR), so at
+strength 1.0 the input says nothing. And at high timesteps the noisy input is often *another variant of the same
+layout* – other hour, weather, place, or a crude drawing – than the picture to be made: image-to-image is learnt as it
+will be used, composition from the input and everything that the words name from the words.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+
+from benchmarks.demo_model import text
+from benchmarks.demo_model.captions import caption
+from benchmarks.demo_model.data import VARIANTS, Pictures
+from benchmarks.demo_model.latents import open_latents
+from benchmarks.demo_model.recipe import LARGE, SMALL, WORK
+from benchmarks.demo_model.training import Course, rank, train
+from pipelines.schedule import Schedule
+
+SCHEDULER = {
+    "_class_name": "LCMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "original_inference_steps": 50,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+}
+FIRST = Course("unet-256", steps=9000, rate=1e-3, warmup=300, floor=0.3, average=0.998)
+SECOND = Course("unet-512", steps=4000, rate=5e-4, warmup=100, average=0.998)
+MIDDLE, FINAL = WORK / "unet-middle.pt", WORK / "unet-final.pt"
+_LEVELS = Schedule.from_config(SCHEDULER)
+# What four steps ask for at strengths 1.0, 0.8 and 0.5; two draws of three come from these.
+_FAVOURITES = (999, 999, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 259, 139)
+
+
+class Denoiser(nn.Module):
+    """Text encoder and UNet, trained together."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.text = text.build(vocabulary)
+        self.unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=(32, 64, 128, 128),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=4,
+            cross_attention_dim=text.WIDTH,
+        ).to(memory_format=torch.channels_last)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
+        return self.unet(noisy, timesteps, self.text(ids)[0]).sample
+
+
+class Examples:
+    """Draws (input latents, wanted latents, caption) from one picture set."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.latents = open_latents(pictures)
+        self.scenes = pictures.scenes()
+
+    def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """Below timestep 400 input and wanted picture are the same; above, more and more often another variant."""
+        given = wanted = int(rng.integers(len(self.scenes)))
+        if rng.random() < np.clip((timestep - 380) / 400, 0, 0.6):
+            given = wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
+        words = "" if rng.random() < 0.1 else caption(self.scenes[wanted], rng)
+        return self.latents[given], self.latents[wanted], words
+
+
+def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
+    every = rng.integers(1, 51, count) * 20 - 1
+    return np.where(rng.random(count) < 0.65, rng.choice(_FAVOURITES, count), every)
+
+
+def batch_loss(model: Denoiser, words: text.Words, examples: Examples, rng: np.random.Generator, count: int) -> Tensor:
+    """Mean squared error of v, each picture at its own timestep."""
+    timesteps = draw_timesteps(rng, count)
+    given, wanted, captions = zip(*(examples.draw(rng, int(t)) for t in timesteps), strict=True)
+    given, wanted = (torch.from_numpy(np.stack(each)).float() for each in (given, wanted))
+    levels = torch.tensor([_LEVELS.levels(int(t)) for t in timesteps], dtype=torch.float32)
+    signal, spread = levels.T[:, :, None, None, None]
+    noise = torch.from_numpy(rng.standard_normal(given.shape, np.float32))
+    noisy = (signal * given + spread * noise).contiguous(memory_format=torch.channels_last)
+    velocity = (signal * noisy - wanted) / spread
+    made = model(noisy, torch.from_numpy(timesteps), words.ids(list(captions)))
+    return F.mse_loss(made.float(), velocity)
+
+
+def load(path) -> Denoiser:
+    """The denoiser of a checkpoint (`average` of a course, or the final state)."""
+    state = torch.load(path, weights_only=True)
+    model = Denoiser(len(text.Words().tokenizer))
+    model.load_state_dict(state.get("average", state))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def _train(course: Course, model: Denoiser, words: text.Words, pictures: Pictures, count: int) -> nn.Module:
+    model.unet.set_attn_processor(AttnProcessor())  # faster backwards on a CPU than the fused kernel
+    examples = Examples(pictures)
+
+    def loss(rng: np.random.Generator) -> dict[str, Tensor]:
+        return {"v": batch_loss(model, words, examples, rng, count)}
+
+    return train(course, model, loss)
+
+
+def work_small() -> None:
+    """First course, at 256×256; leaves `MIDDLE`."""
+    words = text.Words()
+    model = Denoiser(len(words.tokenizer))
+    model.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
+    average = _train(FIRST, model, words, SMALL, 8)
+    if rank() == 0:
+        torch.save(average.state_dict(), MIDDLE)
+
+
+def work_large() -> None:
+    """Second course, at the 512×512 that people ask for; leaves `FINAL`."""
+    words = text.Words()
+    model = Denoiser(len(words.tokenizer))
+    model.load_state_dict(torch.load(MIDDLE, weights_only=True))
+    average = _train(SECOND, model, words, LARGE, 3)
+    if rank() == 0:
+        torch.save(average.state_dict(), FINAL)
