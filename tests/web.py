@@ -1,0 +1,157 @@
+"""The whole web side in memory: real routes, real queue, and in place of engines and network something to steer.
+
+async with serving(tmp_path) as web:
+    answer = await web.call("POST", "/run/fal-ai/lcm-sd15-i2i", body=INPUT)
+"""
+
+import asyncio
+import contextlib
+import types
+
+from fastapi import FastAPI
+
+from pipelines.types import Generated, Log, Picture, Preview, Started
+from server.app import ROUTES
+from server.auth import Auth
+from server.deps import Context
+from server.fetch import FetchError
+from server.front import front
+from server.generate import run_job
+from server.job_store import JobStore
+from server.metrics import Metrics
+from server.queue import Queue
+from server.responses import EXCEPTION_HANDLERS
+from server.settings import Settings
+from server.webhook_keys import SigningKeys
+from server.workers import State
+from tests import asgi
+
+APP = "fal-ai/lcm-sd15-i2i"
+RUN = f"/run/{APP}"
+QUEUE = f"/queue/{APP}"
+DATA_URI = "data:image/jpeg;base64,/9j/4A=="
+INPUT = {"prompt": "a canary on a beach", "image_url": DATA_URI, "seed": 7, "sync_mode": True}
+JPEG = b"\xff\xd8 a picture \xff\xd9"
+
+
+class Engines:
+    """In place of the pool: holds work while `gate` is shut, then answers with one JPEG per image, or `failure`."""
+
+    def __init__(self):
+        self.state = State.READY
+        self.detail = ""
+        self.notice = "a test"
+        self.engines = [{"device": "cpu", "pid": 1, "state": State.READY, "restarts": 2}]
+        self.capacity = 1
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure = None
+        self.works = []
+        self.running = asyncio.Queue()
+        self.cancelled = asyncio.Queue()
+
+    async def run(self, work, on_event=None):
+        tell = on_event or (lambda _: None)
+        self.works.append(work)
+        self.running.put_nowait(work)
+        steps = work.params.num_inference_steps
+        try:
+            await self.gate.wait()
+            tell(Started(work.id))
+            tell(Log(work.id, "9 tokens, 9 used"))
+            if self.failure:
+                raise self.failure
+            for step in range(1, steps) if work.previews else ():
+                tell(Preview(work.id, step, steps, Picture(JPEG, 512, 512, nsfw=False)))
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(work.id)
+            raise
+        pictures = tuple(Picture(JPEG, 512, 504, nsfw=False) for _ in range(work.params.num_images))
+        return Generated(id=work.id, pictures=pictures, timings={"inference": 0.25, "decode": 0.05})
+
+
+class Net:
+    """In place of the network: `pages` by URL; anything else can't be had."""
+
+    def __init__(self):
+        self.pages = {}
+
+    async def get(self, url, max_bytes):
+        if url not in self.pages:
+            raise FetchError("file_download_error", "Could not download the file")
+        if len(self.pages[url]) > max_bytes:
+            raise FetchError("file_too_large", f"The file is larger than {max_bytes} bytes")
+        return self.pages[url]
+
+
+class Shelf:
+    """In place of the files on disk."""
+
+    def __init__(self):
+        self.saved = {}
+
+    async def save(self, data, content_type, **options):
+        name = f"{len(self.saved)}.jpg"
+        self.saved[name] = (data, content_type, options)
+        return name
+
+    def local(self, url):
+        return None
+
+
+class Web:
+    """A running web side and what it stands on."""
+
+    def __init__(self, app, ctx):
+        self.app = app
+        self.ctx = ctx
+        self.engines = ctx.pool
+        self.net = ctx.fetch
+        self.shelf = ctx.files
+
+    def call(self, method, url, **options):
+        """One request and its whole answer."""
+        return asgi.call(self.app, method, url, **options)
+
+    def exchange(self, method, url, **options):
+        """One request, message by message."""
+        return asgi.exchange(self.app, method, url, **options)
+
+    def connect(self, url, **options):
+        """One websocket."""
+        return asgi.connect(self.app, url, **options)
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path, **chosen):
+    """The web side with these settings."""
+    settings = Settings(data_dir=tmp_path, **chosen)
+    auth, metrics, engines = Auth(settings), Metrics(), Engines()
+    rooms = types.SimpleNamespace()
+    store = JobStore(settings.jobs_path)
+    queue = Queue(
+        store,
+        lambda job, on_event: run_job(rooms.ctx, job, on_event),
+        capacity=lambda: engines.capacity,
+        settings=settings,
+    )
+    ctx = rooms.ctx = Context(
+        settings=settings,
+        pool=engines,
+        files=Shelf(),
+        fetch=Net(),
+        queue=queue,
+        auth=auth,
+        metrics=metrics,
+        signing_keys=SigningKeys(tmp_path / "webhook-keys.json"),
+    )
+    app = FastAPI(openapi_url=None, redirect_slashes=False, routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
+    app.state.ctx = ctx
+    await queue.start()
+    try:
+        yield Web(front(app, settings, auth, metrics), ctx)
+    finally:
+        engines.gate.set()
+        await queue.close(1.0)
+        await store.close()
