@@ -3,45 +3,49 @@
 Requests join and leave between denoising steps, not between batches. Each image of a request is a trajectory of its
 own; one UNet call takes whichever trajectories share a size one timestep further, wherever each of them stands.
 
-    reader thread     submit, cancel, drain                            never waits
-    codec threads     JPEG → pixels; pixels → JPEG, and the answer     never touch the device
-    device thread     run: the loop, the only one to call the model    never encodes or decodes a JPEG
+    reader thread     submit, cancel, drain                      never waits
+    codec threads     JPEG → pixels; pixels → JPEG, the answer   (`pipelines.codec_threads`)
+    device thread     run: the loop                              the only one to call the model
 
 All state belongs to the device thread. The others reach it through `_inbox`, and through a request's `cancelled`, which
 they only ever set. A request gets exactly one last message: from whoever takes it out of `_in_hand`.
 
-What fails in a batch is run again in smaller ones until only the culprit is left: out of memory halves the batch (and
-is remembered), anything else runs the members one by one. A fault that leaves the device unusable ends the loop, and
-the process with it: the server starts another one and runs again what was in hand.
+What fails in a batch is run again in smaller ones until only the culprit is left (`pipelines.staging`). A fault that
+leaves the device unusable ends the loop, and the process with it: the server starts another one and runs again what was
+in hand.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-import os
 import queue
 import time
-import traceback
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipelines import batching
-from pipelines.images import ImageFault
-from pipelines.pace import Pace
+from pipelines.codec_threads import CodecThreads
 from pipelines.requests import Image, Rendered, Request
-from pipelines.stages import Diagnosis
-from pipelines.types import PATIENCE_S, Beat, Cancelled, Failed, Generated, Log, Picture, Preview, Started
+from pipelines.staging import Staging
+from pipelines.types import (
+    PATIENCE_S,
+    Beat,
+    Cancelled,
+    Failed,
+    Generated,
+    GenerationParams,
+    Log,
+    Started,
+    Work,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
     from pipelines.stages import Codec, Model
-    from pipelines.types import EngineConfig, FailureKind, FromEngine, Work
-
-logger = logging.getLogger(__name__)
+    from pipelines.types import EngineConfig, FailureKind, FromEngine
 
 IDLE_BEAT_S = 1.0
 # Every beat wakes the server: four a second are enough, but for one that needs more patience than the last.
@@ -54,16 +58,14 @@ class Engine:
     def __init__(self, config: EngineConfig, model: Model, codec: Codec, emit: Callable[[FromEngine], None]) -> None:
         self._config = config
         self._model = model
-        self._codec = codec
         self._emit = emit
-        self._codec_threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
+        self._codecs = CodecThreads(codec, emit, self._say_last)
         self._inbox = queue.SimpleQueue[Request | None]()
         self._in_hand: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self._draining = False
-        self._pace = Pace()
-        self._limits: dict[tuple[str, Hashable], int] = {}
+        self._stages = Staging(config.max_batch, model.diagnose, self._beat, self._fail)
         self._beat_due = 0.0
         self._allowed_s = 0.0
 
@@ -78,7 +80,7 @@ class Engine:
         """Take a request in hand."""
         request = Request(work, time.monotonic())
         self._in_hand[work.id] = request
-        self._on_codec_thread(request, functools.partial(self._decode_picture, request))
+        self._codecs.decode(request, then=self._inbox.put)
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at its next step, if it is still in hand."""
@@ -91,6 +93,18 @@ class Engine:
         self._draining = True
         self._inbox.put(None)
 
+    # --- on the device thread, before the loop -----------------------------------------------------------------------
+
+    def warm_up(self, side: int) -> None:
+        """Run a black picture of side × side through every stage: kernels get chosen, and the stages' pace is known."""
+        work = Work(id="", params=GenerationParams(prompt="", seed=0, num_inference_steps=1), image=b"")
+        request = Request(work, time.monotonic(), pixels=np.zeros((side, side, 3), np.uint8))
+        images = request.images = [Image(request, seed=0)]
+        self._prepare(images)
+        self._encode(images)
+        self._denoise(images)
+        self._render("decode", images)
+
     # --- the loop, on the device thread ------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -98,7 +112,7 @@ class Engine:
         while self._admit():
             self._step()
             self._retire()
-        self._codec_threads.shutdown()
+        self._codecs.close()
 
     def _admit(self) -> bool:
         """Take in what is decoded, drop what is cancelled, start who may join. False once drained."""
@@ -110,24 +124,24 @@ class Engine:
         joining = batching.admissible(self._waiting, self._active, self._config.max_batch, time.monotonic())
         for request in joining:
             self._start(request)
-        self._in_batches("encode", [image for request in joining for image in request.images], self._encode)
+        self._stages.in_batches("encode", [image for request in joining for image in request.images], self._encode)
         return True
 
     def _step(self) -> None:
         """One UNet call, and the previews that it gave."""
         running = [image for image in self._images() if not image.trajectory.finished]
-        batch = batching.next_step(running, lambda shape: self._limit("steps", shape), time.monotonic())
-        self._attempt("steps", batch, self._denoise)
-        self._in_batches("preview", [image for image in batch if image.wants_preview], self._preview)
+        batch = batching.next_step(running, functools.partial(self._stages.limit, "steps"), time.monotonic())
+        self._stages.attempt("steps", batch, self._denoise)
+        self._stages.in_batches("preview", [image for image in batch if image.wants_preview], self._preview)
 
     def _retire(self) -> None:
         """Make pictures of what is denoised, and hand complete requests to the codec threads."""
         done = [image for image in self._images() if image.trajectory.finished and image.rendered is None]
-        self._in_batches("decode", done, self._decode)
+        self._stages.in_batches("decode", done, self._decode)
         for request in list(self._active):
             if all(image.rendered is not None for image in request.images):
                 self._active.remove(request)
-                self._answer(request)
+                self._codecs.answer(request)
 
     # --- requests come and go ----------------------------------------------------------------------------------------
 
@@ -155,20 +169,32 @@ class Engine:
         self._emit(Started(request.id))
         params = request.work.params
         request.images = [Image(request, params.seed + number) for number in range(params.num_images)]
-        self._attempt("text", request.images[:1], self._prepare)
+        self._stages.attempt("text", request.images[:1], self._prepare)
+        if not request.ended and request.conditioning.summary:
+            self._emit(Log(request.id, request.conditioning.summary))
 
     def _end(self, request: Request, message: Generated | Failed | Cancelled) -> None:
-        """Say the last word on a request, unless it has been said."""
         for group in (self._waiting, self._active):
             if request in group:
                 group.remove(request)
         self._say_last(request, message)
 
+    def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
+        self._end(request, Failed(id=request.id, kind=kind, message=message))
+
     def _say_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
+        """From any thread: the last word on a request, unless it has been said."""
+        request.ended = True
         if self._in_hand.pop(request.id, None) is not None:
             self._emit(message)
         if self._draining:
             self._inbox.put(None)  # perhaps it was the last: the loop may be waiting for it
+
+    def _beat(self, stage: str, allow_s: float) -> None:
+        now = time.monotonic()
+        if now >= self._beat_due or allow_s > self._allowed_s:
+            self._beat_due, self._allowed_s = now + BEAT_EVERY_S, max(allow_s, PATIENCE_S)
+            self._emit(Beat(stage, allow_s, tuple(request.id for request in self._active)))
 
     def _images(self) -> Iterable[Image]:
         return (image for request in self._active for image in request.images)
@@ -177,20 +203,18 @@ class Engine:
 
     def _prepare(self, images: Sequence[Image]) -> None:
         request = images[0].request
-        with self._stage("text", images):
+        with self._stages.timed("text", images):
             request.conditioning = self._model.prepare(request.work.params)
-        if request.conditioning.summary:
-            self._emit(Log(request.id, request.conditioning.summary))
 
     def _encode(self, images: Sequence[Image]) -> None:
         items = [(i.request.work.params, i.request.conditioning, i.request.pixels, i.seed) for i in images]
-        with self._stage("encode", images):
+        with self._stages.timed("encode", images):
             trajectories = self._model.encode(items)
         for image, trajectory in zip(images, trajectories, strict=True):
             image.trajectory = trajectory
 
     def _denoise(self, images: Sequence[Image]) -> None:
-        with self._stage("steps", images):
+        with self._stages.timed("steps", images):
             self._model.step([image.trajectory for image in images])
 
     def _decode(self, images: Sequence[Image]) -> None:
@@ -202,21 +226,18 @@ class Engine:
     def _preview(self, images: Sequence[Image]) -> None:
         for image, rendered in zip(images, self._render("preview", images), strict=True):
             if rendered is not None:
-                send = functools.partial(self._send_preview, image.request, image.trajectory.step, rendered)
-                image.request.preview = self._on_codec_thread(image.request, send)
+                self._codecs.preview(image.request, image.trajectory.step, rendered)
 
     def _render(self, name: str, images: Sequence[Image]) -> list[Rendered | None]:
         """What each image looks like so far, black where it is unsafe; None where it is not even numbers."""
         trajectories = [image.trajectory for image in images]
-        with self._stage(name, images):
+        with self._stages.timed(name, images):
             pixels = self._model.decode(trajectories)
             finite = self._model.finite(trajectories)
         unsafe = self._unsafe(images, pixels)
-        for row, blackened in enumerate(unsafe):
-            if blackened:
-                pixels[row] = 0
-        with self._stage(name, images):
+        with self._stages.timed(name, images):
             pictures = self._model.fetch(pixels)
+        pictures[unsafe] = 0
         return [Rendered(pictures[row], unsafe[row]) if finite[row] else None for row in range(len(images))]
 
     def _unsafe(self, images: Sequence[Image], pixels: Any) -> list[bool]:
@@ -225,118 +246,6 @@ class Engine:
         checked = [forced or image.request.work.params.enable_safety_checks for image in images]
         if not any(checked):
             return checked
-        with self._stage("safety", images):
+        with self._stages.timed("safety", images):
             flags = self._model.check(pixels)
         return [flag and asked for flag, asked in zip(flags, checked, strict=True)]
-
-    # --- how a stage is run ------------------------------------------------------------------------------------------
-
-    def _in_batches(self, name: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
-        """A stage for images of any sizes: one size at a time, within the limit."""
-        for group in batching.by_shape(images):
-            for batch in batching.parts(group, self._limit(name, group[0].shape)):
-                self._attempt(name, batch, run)
-
-    def _attempt(self, name: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
-        """A stage for one batch; if that fails, for smaller ones, until only the culprit fails."""
-        images = [image for image in images if self._in_hand.get(image.request.id) is image.request]
-        if not images:
-            return
-        try:
-            run(images)
-        except Exception as error:
-            diagnosis = self._model.diagnose(error)
-            _log_fault(name, len(images), error)
-            if diagnosis is Diagnosis.DEVICE_LOST:
-                raise
-            if len(images) == 1:
-                kind: FailureKind = "out_of_memory" if diagnosis is Diagnosis.OUT_OF_MEMORY else "engine_error"
-                self._fail(images[0].request, kind, f"The engine failed at the stage {name!r}.")
-                return
-        else:
-            return
-        size = 1
-        if diagnosis is Diagnosis.OUT_OF_MEMORY:
-            size = self._limits[name, images[0].shape] = len(images) // 2
-        for part in batching.parts(images, size):
-            self._attempt(name, part, run)
-
-    def _limit(self, name: str, shape: Hashable) -> int:
-        return self._limits.get((name, shape), self._config.max_batch)
-
-    @contextlib.contextmanager
-    def _stage(self, name: str, images: Sequence[Image]) -> Iterator[None]:
-        """Say that a stage begins and for how long it may be silent; then note how long it took."""
-        height, width = images[0].shape
-        self._beat(name, self._pace.allow_s(name, height * width, len(images)))
-        began = time.monotonic()
-        yield
-        took = time.monotonic() - began
-        self._pace.note(name, height * width, len(images), took)
-        for request in {image.request for image in images}:
-            request.timings[name] += took
-
-    def _beat(self, name: str, allow_s: float) -> None:
-        now = time.monotonic()
-        if now >= self._beat_due or allow_s > self._allowed_s:
-            self._beat_due, self._allowed_s = now + BEAT_EVERY_S, max(allow_s, PATIENCE_S)
-            self._emit(Beat(name, allow_s, tuple(request.id for request in self._active)))
-
-    def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
-        self._end(request, Failed(id=request.id, kind=kind, message=message))
-
-    # --- on the codec threads ----------------------------------------------------------------------------------------
-
-    def _answer(self, request: Request) -> None:
-        *others, last = [image.rendered for image in request.images if image.rendered is not None]
-        encoding = [self._codec_threads.submit(self._picture, rendered) for rendered in others]
-        self._on_codec_thread(request, functools.partial(self._send_pictures, request, encoding, last))
-
-    def _on_codec_thread(self, request: Request, run: Callable[[], None]) -> Future[None]:
-        return self._codec_threads.submit(self._contained, request, run)
-
-    def _contained(self, request: Request, run: Callable[[], None]) -> None:
-        """A bad picture costs its own request only, and so does a fault in here."""
-        try:
-            run()
-        except ImageFault as fault:
-            self._say_last(request, Failed(id=request.id, kind=fault.kind, message=fault.message, ctx=fault.ctx))
-        except Exception as error:  # noqa: BLE001 – whatever it is, it has one owner, and the loop goes on
-            _log_fault("codec", 1, error)
-            message = "The engine failed at reading or writing a picture."
-            self._say_last(request, Failed(id=request.id, kind="engine_error", message=message))
-
-    def _decode_picture(self, request: Request) -> None:
-        began = time.monotonic()
-        request.pixels = self._codec.decode(request.work.image)
-        request.decoded = time.monotonic()
-        request.timings["decode_image"] = request.decoded - began
-        self._inbox.put(request)
-
-    def _send_preview(self, request: Request, step: int, rendered: Rendered) -> None:
-        steps = request.images[0].trajectory.steps
-        self._emit(Preview(request.id, step, steps, self._picture(rendered)))
-
-    def _send_pictures(self, request: Request, encoding: Sequence[Future[Picture]], last: Rendered) -> None:
-        """Encode the last picture here; wait for the others, and for a preview: it must not come after them.
-
-        Nothing waited for can be behind this in the threads' line: all of it was submitted before.
-        """
-        began = time.monotonic()
-        picture = self._picture(last)
-        if request.preview is not None:
-            request.preview.result()
-        pictures = (*(future.result() for future in encoding), picture)
-        now = time.monotonic()
-        timings = {**request.timings, "encode_jpeg": now - began, "inference": now - request.arrived}
-        self._say_last(request, Generated(id=request.id, pictures=pictures, timings=timings))
-
-    def _picture(self, rendered: Rendered) -> Picture:
-        height, width, _ = rendered.pixels.shape
-        return Picture(self._codec.encode(rendered.pixels), width, height, rendered.nsfw)
-
-
-def _log_fault(stage: str, images: int, error: Exception) -> None:
-    """Where and what, but for the exception's own words: they may quote a prompt."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    logger.warning("stage %s failed for %d image(s): %s\n%s", stage, images, type(error).__name__, where)

@@ -22,12 +22,16 @@ class Rendered(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A `Work` in hand. `arrived` and `decoded` are monotonic seconds; `timings` seconds by stage."""
+    """A `Work` in hand. `arrived` and `decoded` are monotonic seconds; `timings` seconds by stage.
+
+    `cancelled`: nobody waits for it any more. `ended`: its last message is on its way.
+    """
 
     work: Work
     arrived: float
     decoded: float = 0.0
     cancelled: bool = False
+    ended: bool = False
     pixels: Any = None  # uint8 [H, W, 3], once decoded
     conditioning: Any = None
     images: list[Image] = field(default_factory=list)

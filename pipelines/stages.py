@@ -97,7 +97,10 @@ class ImageCodec:
 
 @dataclass(frozen=True, kw_only=True)
 class Outfit:
-    """A loaded model, its codec, and what the server and its operator are told of them."""
+    """A loaded model, its codec, and what the server and its operator are told of them.
+
+    `warm_up_side`: sides of a picture to run before the first request; 0 for none.
+    """
 
     model: Model
     codec: Codec
@@ -105,3 +108,4 @@ class Outfit:
     device: str
     dtype: str
     notice: str = ""
+    warm_up_side: int = 0

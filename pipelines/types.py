@@ -226,7 +226,7 @@ def frame(message: ToEngine | FromEngine) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def parse_to_engine(body: bytes) -> ToEngine:
+def parse_to_engine(body: bytearray) -> ToEngine:
     """The message in a frame's body, engine side. Raises `msgspec.MsgspecError` on anything else."""
     message: ToEngine = _TO_ENGINE.decode(body)
     return message

@@ -72,12 +72,18 @@ class Link:
         self._writer.join()
         self._socket.close()
 
-    def _read(self, size: int) -> bytes | None:
-        try:
-            data = self._socket.recv(size, socket.MSG_WAITALL)
-        except ConnectionError:
-            return None
-        return data if len(data) == size else None
+    def _read(self, size: int) -> bytearray | None:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:  # MSG_WAITALL gives less after a SIGSTOP and a SIGCONT
+            try:
+                count = self._socket.recv_into(rest, flags=socket.MSG_WAITALL)
+            except ConnectionError:
+                return None
+            if not count:
+                return None
+            rest = rest[count:]
+        return data
 
     def _write(self) -> None:
         ended = False
@@ -117,6 +123,9 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         link.close()
         return EXIT_SETUP_FAILED
     engine = Engine(config, outfit.model, outfit.codec, link.send)
+    if outfit.warm_up_side:
+        link.send(Loading(1.0, "warming up"))
+        engine.warm_up(outfit.warm_up_side)
     loaded.set_result(engine)
     link.send(
         Ready(

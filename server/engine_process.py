@@ -61,6 +61,7 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._closed = self._loop.create_future()
         self._allowed_s = max(patience_s, LOADING_PATIENCE_S)
         self._heard_at = self._loop.time()
+        self._stage = "loading"
         self._watch: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -153,7 +154,8 @@ class EngineProcess(asyncio.BufferedProtocol):
 
     def _take(self, message: FromEngine) -> None:
         match message:
-            case Beat(allow_s=allow_s):
+            case Beat(stage=stage, allow_s=allow_s):
+                self._stage = stage
                 self._allowed_s = max(self._patience_s, allow_s)
             case Ready():
                 self._allowed_s = self._patience_s
@@ -175,7 +177,8 @@ class EngineProcess(asyncio.BufferedProtocol):
         if now > expected + LATE_S:
             self._heard_at = now  # we were stopped ourselves, and have not read what it said meanwhile
         if now > self._heard_at + self._allowed_s:
-            logger.error("engine %d has been silent for %.0f s; it is killed", self.pid, now - self._heard_at)
+            silence = now - self._heard_at
+            logger.error("engine %d has been silent for %.0f s at the stage %r; killed", self.pid, silence, self._stage)
             self.kill()
             return
         pause = min(1.0, self._patience_s / 4)

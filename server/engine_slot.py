@@ -129,10 +129,10 @@ class Slot:
 
     def _hear(self, message: FromEngine) -> None:
         match message:
-            case Beat():
-                pass
-            case Loading(fraction, what):
+            case Loading(fraction, what) if self.state is State.STARTING:
                 self.detail = f"{what} ({fraction:.0%})"
+            case Beat() | Loading():
+                pass
             case Ready(device=device, capacity=capacity, notice=notice):
                 self.device, self.capacity, self.notice = device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()
@@ -147,13 +147,15 @@ class Slot:
         logger.error("the engine on %s has ended: %s", self.device, end)
         stable = asyncio.get_running_loop().time() > self._ready_at + STABLE_S
         self._failures = 1 if stable else self._failures + 1
+        if self.state is State.SETUP_FAILED:
+            return
         if self._failures >= FAILURES:
             detail = (
                 f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
                 f"See the log and `fourstep doctor`; it is tried again every {OUT_PAUSE_S / 60:.0f} minutes."
             )
             self._become(State.DEFUNCT, detail)
-        elif self.state is not State.SETUP_FAILED:
+        else:
             self._become(State.STARTING, f"The engine has ended because {end}; it is started again.")
 
     def _become(self, state: State, detail: str) -> None:

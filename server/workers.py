@@ -120,6 +120,7 @@ class Pool:
         self._line = Line[Ticket]()
         self._suspects = Line[Ticket]()
         self._ward: Slot | None = None  # the engine that is kept for suspects
+        self._ids: set[str] = set()
         self._start_timeout_s = start_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
@@ -164,19 +165,22 @@ class Pool:
     async def wait_until(self, *states: State) -> None:
         """Return when the pool is in one of these states."""
         while self.state not in states:
-            self._moved.clear()
-            await self._moved.wait()
+            await self._next_move()
 
     async def run(self, work: Work, on_event: Callable[[Event], None] | None = None) -> Generated:
         """Have an engine do this, and say what it says on the way to `on_event`. Cancelling stops it on the device.
 
-        `work.id` must not be in the pool already. Raises `InvalidInput` for a picture that can't be used and
-        `RequestError` for everything else: `startup_timeout`, `runner_scheduling_failure`, `runner_server_error`.
+        Another with the same id goes first if it is still here: a cancelled one is until its engine lets go of it.
+        Raises `InvalidInput` for a picture that can't be used and `RequestError` for everything else:
+        `startup_timeout`, `runner_scheduling_failure`, `runner_disconnected`, `runner_server_error`.
         """
         if self._closing:
             raise RequestError("runner_scheduling_failure", "The server is stopping.")
         if self.state in _HOPELESS:
             raise RequestError("runner_scheduling_failure", self.detail)
+        while work.id in self._ids:
+            await self._next_move()
+        self._ids.add(work.id)
         loop = asyncio.get_running_loop()
         ticket = Ticket(work, on_event, loop.create_future(), loop.time())
         self._queue(ticket, self._line)
@@ -191,10 +195,10 @@ class Pool:
         self._closing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
-                while self._tickets():
-                    self._moved.clear()
-                    await self._moved.wait()
-        for ticket in self._tickets():
+                while self._ids:
+                    await self._next_move()
+        held = [ticket for hand in self._hands.values() for ticket in hand.values()]
+        for ticket in [*self._line, *self._suspects, *held]:
             _fail(ticket, RequestError("runner_disconnected", "The server is stopping."))
         for slot, task in zip(self._slots, self._tasks, strict=True):
             if slot.state is State.READY and not self._hands[slot]:
@@ -221,8 +225,7 @@ class Pool:
                 slot.finished_one()
                 if ticket is not None:
                     ticket.slot = None
-                    _settle(ticket, message)
-                self._moved.set()
+                    self._settle(ticket, message)
                 self._dispatch()
 
     def changed(self) -> None:
@@ -245,12 +248,12 @@ class Pool:
             ticket.tries += 1
             ticket.strikes += len(tickets) == 1
             if ticket.answer.done():
-                continue
-            if ticket.strikes >= STRIKES or ticket.tries >= TRIES:
+                self._forget(ticket)
+            elif ticket.strikes >= STRIKES or ticket.tries >= TRIES:
                 _fail(ticket, RequestError("runner_server_error", f"The engine ended {ticket.tries} times on this."))
-                continue
-            _tell(ticket, Log(ticket.work.id, "The engine ended; the request is run again.", "WARN"))
-            self._queue(ticket, self._suspects)
+            else:
+                _tell(ticket, Log(ticket.work.id, "The engine ended; the request is run again.", "WARN"))
+                self._queue(ticket, self._suspects)
         self.changed()
 
     # --- who goes where ----------------------------------------------------------------------------------------------
@@ -312,7 +315,30 @@ class Pool:
             ticket.line = None
         if ticket.slot is not None:
             ticket.slot.send(Cancel(ticket.work.id))  # it stays in hand until the engine says that it is out
+        else:
+            self._forget(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._ids.discard(ticket.work.id)
         self._moved.set()
+
+    def _settle(self, ticket: Ticket, message: Generated | Failed | Cancelled) -> None:
+        """Answer with an engine's last word on a request."""
+        if ticket.answer.done():
+            self._forget(ticket)  # the caller is gone
+        elif isinstance(message, Generated):
+            ticket.answer.set_result(message)
+        elif isinstance(message, Cancelled):
+            _fail(ticket, RequestError("client_cancelled", "The request was cancelled."))
+        elif message.kind in INPUT_FAULTS:
+            _fail(ticket, invalid("image_url", message.kind, message.message, message.ctx))
+        else:
+            _fail(ticket, RequestError("runner_server_error", message.message))
+
+    async def _next_move(self) -> None:
+        """Return when a state has changed or a request has gone."""
+        self._moved.clear()
+        await self._moved.wait()
 
     def _set_timer(self, ticket: Ticket) -> None:
         """A waiting request's time runs while no engine is up."""
@@ -326,9 +352,6 @@ class Pool:
 
     def _expire(self, ticket: Ticket) -> None:
         _fail(ticket, RequestError("startup_timeout", f"No engine was ready in time. {self.detail}"))
-
-    def _tickets(self) -> list[Ticket]:
-        return [*self._line, *self._suspects, *(ticket for hand in self._hands.values() for ticket in hand.values())]
 
     def _state_of(self, slot: Slot) -> State:
         if slot.state is State.READY and len(self._hands[slot]) >= slot.capacity:
@@ -344,19 +367,6 @@ def _tell(ticket: Ticket, event: Event) -> None:
         ticket.on_event(event)
     except Exception as error:  # noqa: BLE001 – it reaches the listener's owner as `run`'s
         ticket.answer.set_exception(error)
-
-
-def _settle(ticket: Ticket, message: Generated | Failed | Cancelled) -> None:
-    """Answer with an engine's last word on a request."""
-    if isinstance(message, Generated):
-        if not ticket.answer.done():
-            ticket.answer.set_result(message)
-    elif isinstance(message, Cancelled):
-        _fail(ticket, RequestError("client_cancelled", "The request was cancelled."))
-    elif message.kind in INPUT_FAULTS:
-        _fail(ticket, invalid("image_url", message.kind, message.message, message.ctx))
-    else:
-        _fail(ticket, RequestError("runner_server_error", message.message))
 
 
 def _fail(ticket: Ticket, error: FalError) -> None:
