@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives import serialization
 from server import tls
 from server.settings import Settings, SettingsError
 from server.takeover import CERTIFICATE_NAMES
+from tests.certificates import rogue_context
 
 # Names of §2.7 of the protocol, and the ways to say this machine.
 NAMES = ["localhost", "127.0.0.1", "::1", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"]
@@ -46,15 +47,6 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
-
-
-def rogue_context(files: tls.TlsFiles, name: str) -> ssl.SSLContext:
-    """A server whose certificate the CA's key signed for any name at all: what a thief of the key could make."""
-    key, ca_key = tls._key(files.key), tls._key(files.ca_key)
-    ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    general = x509.SubjectAlternativeName([tls._general_name(name)])
-    files.cert.write_bytes(tls._pem(tls._sign_cert(key, general, ca, ca_key)))
-    return tls.server_context(files)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,140 @@
+"""Where the clients find a server: through the environment, through the proxy route, or by taking fal's names over."""
+
+import base64
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy
+import pytest
+
+from pipelines.images import encode
+from server.takeover import hosts_lines
+from tests.clients.kit import Clients
+from tests.clients.sandbox import Sandbox, SandboxError, sandbox
+from tests.harness import Server, clean_env, serving
+
+KEY = "test-key:0123456789abcdef"
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """A server that holds fal's names on port 443 of a sandbox, and clients beside it that know nothing of it."""
+
+    clients: Clients
+    sandbox: Sandbox
+    data_dir: Path
+
+    @property
+    def log(self) -> str:
+        """What the server has logged."""
+        return (self.data_dir / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def picture() -> str:
+    """A small input picture as a data URI."""
+    across = numpy.linspace(0, 255, 96, dtype=numpy.uint8)
+    pixels = numpy.stack(numpy.broadcast_arrays(across[:, None], across[None, :], numpy.uint8(90)), axis=-1)
+    return "data:image/jpeg;base64," + base64.b64encode(encode(numpy.ascontiguousarray(pixels), 80, "4:2:0")).decode()
+
+
+@pytest.fixture(scope="session")
+def slow() -> Iterator[Server]:
+    """A server whose pictures take half a second, one after the other: time to cancel, to time out, to queue up."""
+    with serving("--model", "instant:500", "--max-batch", "1", "--tls-port", "0") as server:
+        yield server
+
+
+@pytest.fixture
+def by_environment(instant: Server, picture: str) -> Clients:
+    """Python's way: host names with a path prefix, and the local CA's bundle."""
+    return _by_environment(instant, picture)
+
+
+@pytest.fixture
+def slow_by_environment(slow: Server, picture: str) -> Clients:
+    """Python's way to the slow server."""
+    return _by_environment(slow, picture)
+
+
+def _by_environment(server: Server, picture: str) -> Clients:
+    return Clients(
+        {
+            "FAL_KEY": "any:thing",
+            "FAL_RUN_HOST": f"{server.tls_host}/run",
+            "FAL_QUEUE_RUN_HOST": f"{server.tls_host}/queue",
+            "SSL_CERT_FILE": str(server.bundle),
+            "PICTURE": picture,
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def clients(picture: str) -> Clients:
+    """Clients that know of no server yet."""
+    return Clients({"FAL_KEY": "any:thing", "PICTURE": picture})
+
+
+@pytest.fixture(scope="session")
+def takeover(picture: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Takeover]:
+    """fal's names lead to one server with a key, shared by tests that leave it as they found it."""
+    with taking_over(tmp_path_factory.mktemp("takeover"), picture, "--model", "instant:5") as server:
+        yield server
+
+
+@contextlib.contextmanager
+def taking_over(data_dir: Path, picture: str, *flags: str) -> Iterator[Takeover]:
+    """A sandbox with a server in it. Skips the test where the kernel gives no sandbox."""
+    with contextlib.ExitStack() as stack:
+        try:
+            box = stack.enter_context(sandbox(hosts_lines()))
+        except SandboxError as error:
+            pytest.skip(f"needs a private mount namespace: {error}")
+        stack.enter_context(_serving(box, data_dir, *flags))
+        env = {
+            "FAL_KEY": KEY,
+            "SSL_CERT_FILE": str(data_dir / "tls" / "bundle.pem"),
+            "NODE_EXTRA_CA_CERTS": str(data_dir / "tls" / "ca.pem"),
+            "PICTURE": picture,
+        }
+        yield Takeover(Clients(env, box.wrap), box, data_dir)
+
+
+@contextlib.contextmanager
+def _serving(box: Sandbox, data_dir: Path, *flags: str) -> Iterator[None]:
+    fourstep = str(Path(sys.executable).with_name("fourstep"))
+    command = [fourstep, "serve", "--data-dir", str(data_dir), "--port", "0", "--takeover", *flags]
+    with (data_dir / "log").open("ab") as log:
+        server = subprocess.Popen(box.wrap(command), env=clean_env({"FOURSTEP_KEYS": KEY}), stderr=log)
+    try:
+        _wait_ready(box, server, data_dir)
+        yield
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def _wait_ready(box: Sandbox, server: "subprocess.Popen[bytes]", data_dir: Path) -> None:
+    run_file = data_dir / "server.json"
+    end = time.monotonic() + 60
+    while not run_file.exists():
+        assert server.poll() is None, (data_dir / "log").read_text()
+        assert time.monotonic() < end, "the server does not come up"
+        time.sleep(0.05)
+    url = json.loads(run_file.read_text())["url"]
+    box.run(
+        "import sys, time, urllib.request, urllib.error\n"
+        "for _ in range(600):\n"
+        "    try:\n"
+        "        sys.exit(urllib.request.urlopen(sys.argv[1]).status != 200)\n"
+        "    except urllib.error.HTTPError:\n"
+        "        time.sleep(0.1)\n"
+        "sys.exit('not ready')\n",
+        f"{url}/ready",
+    )

@@ -1,0 +1,4 @@
+import fal_client
+from kit import APP, INPUT, say
+
+say(fal_client.run(APP, INPUT))

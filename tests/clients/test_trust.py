@@ -1,0 +1,44 @@
+"""Node takes the local CA for fal's names and for this machine, and for nothing else."""
+
+import pytest
+
+from server import tls
+from server.settings import Settings
+from tests.certificates import answering, rogue_context
+from tests.clients.kit import Clients
+
+
+@pytest.fixture
+def files(tmp_path):
+    return tls.ensure(Settings(data_dir=tmp_path))
+
+
+@pytest.fixture
+def trusting(files):
+    return Clients({"NODE_EXTRA_CA_CERTS": str(files.ca)})
+
+
+@pytest.mark.parametrize(
+    "name", ["fal.run", "queue.fal.run", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai", "v3.fal.media", "localhost"]
+)
+def test_node_accepts_the_certificate_for(name, trusting, files):
+    with answering(tls.server_context(files)) as port:
+        assert trusting.js("trust.mjs", name=name, port=port) == [200]
+
+
+@pytest.mark.parametrize("name", ["example.com", "fal.run.example.com", "10.0.0.1"])
+def test_node_refuses_what_the_stolen_key_signs_outside_the_names(name, trusting, files):
+    with answering(rogue_context(files, name)) as port:
+        assert trusting.js("trust.mjs", name=name, port=port) == ["permitted subtree violation"]
+
+
+def test_node_takes_the_stolen_key_for_other_names_of_fal(trusting, files):
+    with answering(rogue_context(files, "other.fal.run")) as port:
+        assert trusting.js("trust.mjs", name="other.fal.run", port=port) == [200]
+
+
+def test_node_refuses_the_certificate_when_it_was_not_told(files):
+    with answering(tls.server_context(files)) as port:
+        [said] = Clients({}).js("trust.mjs", name="fal.run", port=port)
+
+    assert said.startswith("unable to verify the first certificate")
