@@ -6,6 +6,7 @@ Every answer carries `x-fal-request-id`. A line names method, path, status, time
 
 import logging
 import time
+import traceback
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,12 +21,20 @@ _TOO_TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "webso
 
 REQUEST_ID = b"x-fal-request-id"
 
+_FAULTS = logging.getLogger("fourstep.faults")
+
 
 def configure(level: int = logging.INFO) -> None:
     """Log to stderr."""
     logging.basicConfig(level=level, format=_FORMAT)
     for name in _TOO_TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def fault(where: str, error: BaseException) -> None:
+    """Log a fault of ours: its kind and its stack, without its message, which may have a prompt in it."""
+    stack = "".join(traceback.format_tb(error.__traceback__))
+    _FAULTS.error("%s: %s\n%s", where, type(error).__name__, stack)
 
 
 def request_id(scope: Scope) -> str:
@@ -61,9 +70,9 @@ class Access:
 
         try:
             await self._app(scope, receive, send_named)
-        except Exception:
+        except Exception as error:  # noqa: BLE001 — the last one who could; the client has been answered
             status = 500
-            raise
+            fault(identity, error)
         finally:
             seconds = time.perf_counter() - started
             method = scope.get("method", "WS") if scope["type"] == "http" else "WS"

@@ -27,6 +27,7 @@ from server.deps import Context
 from server.errors import FalError, InvalidInput, RequestError, error_item
 from server.generate import Call, generate
 from server.hosts import base_url
+from server.logs import fault
 
 Frame: TypeAlias = str | bytes
 
@@ -132,6 +133,11 @@ class Session:
             output = await self._generate(fields)
         except FalError as error:
             await self._socket.send_text(error_text(error, fields.get("request_id")))
+            return
+        except Exception as error:  # noqa: BLE001 — one input's fault must not end the session
+            fault("realtime", error)
+            failure = RequestError("internal_error", "Internal server error")
+            await self._socket.send_text(error_text(failure, fields.get("request_id")))
             return
         if isinstance(frame, str):
             await self._socket.send_text(msgspec.json.encode(output).decode())
