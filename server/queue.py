@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 import msgspec
@@ -168,7 +168,7 @@ class Queue:
             if outcome is Outcome.REQUESTED and attempt.job.id == request_id:
                 attempt.cancel()
 
-    async def watch(self, request_id: str) -> AsyncIterator[Snapshot]:
+    async def watch(self, request_id: str) -> AsyncGenerator[Snapshot, None]:
         """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
         Ends early when the queue closes; has nothing for an unknown id. Close it (`contextlib.aclosing`) when done."""
         changed = asyncio.Event()

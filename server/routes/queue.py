@@ -114,7 +114,7 @@ async def status_stream(request: Request) -> Response:
 
 
 async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(ctx.queue.watch(job_id)) as snapshots:  # type: ignore[type-var]  # it is a generator
+    async with aclosing(ctx.queue.watch(job_id)) as snapshots:
         async for snapshot in snapshots:
             yield snapshot.status_body(base, logs=logs)
 
