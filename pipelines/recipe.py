@@ -19,7 +19,7 @@ OpenRepo = Callable[[str], Shelf]
 
 REAL = ("sd15", "auto")  # names of the real weights; `auto` is resolved before this module is asked
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _FAMILY_MEND = "Use a Stable Diffusion 1.x checkpoint, fine-tuned or not: the LCM-LoRA makes it a four-step model."
 
