@@ -1,0 +1,115 @@
+"""The use case itself: where the picture comes from, and where results go. And pictures inside text."""
+
+import base64
+
+import pytest
+
+from pipelines.types import Log, Preview, Priority, Started
+from server import data_uri, schemas
+from server.data_uri import DataUriError, TooLargeError
+from server.errors import InvalidInput
+from server.generate import Call, generate
+from tests.web import INPUT, JPEG, serving
+
+CALL = Call(id="1", tenant="alice", priority=Priority.RUN, cdn="https://box.lan/cdn")
+PICTURE = bytes(range(256)) * 4
+BASE64 = base64.b64encode(PICTURE).decode()
+
+
+def parsed(**changes):
+    return schemas.validate({**INPUT, **changes})
+
+
+@pytest.mark.anyio
+async def test_a_large_picture_in_a_data_uri_arrives_whole(tmp_path):
+    picture = bytes(2_000_000)
+    async with serving(tmp_path) as web:
+        await generate(web.ctx, parsed(image_url=data_uri.encode(picture, "image/png")), CALL)
+
+    assert web.engines.works[0].image == picture
+
+
+@pytest.mark.anyio
+async def test_the_caller_hears_of_start_logs_and_previews(tmp_path):
+    heard = []
+    call = Call(id="1", tenant="", priority=Priority.RUN, cdn="", previews=True)
+    async with serving(tmp_path) as web:
+        await generate(web.ctx, parsed(num_inference_steps=2), call, heard.append)
+
+    assert [type(event) for event in heard] == [Started, Log, Preview]
+
+
+@pytest.mark.anyio
+async def test_a_seed_is_drawn_for_a_request_without_one_and_told(tmp_path):
+    async with serving(tmp_path) as web:
+        outputs = [await generate(web.ctx, parsed(seed=None), CALL) for _ in range(2)]
+
+    assert [output["seed"] for output in outputs] == [work.params.seed for work in web.engines.works]
+    assert outputs[0]["seed"] != outputs[1]["seed"]
+
+
+@pytest.mark.anyio
+async def test_bytes_in_are_bytes_out_and_a_data_uri_too_where_that_is_wanted(tmp_path):
+    call = Call(id="1", tenant="", priority=Priority.REALTIME, cdn="", image=b"raw")
+    async with serving(tmp_path) as web:
+        plain = await generate(web.ctx, parsed(image_url="", sync_mode=False), call)
+        both = await generate(web.ctx, parsed(image_url="", sync_mode=True), call)
+
+    assert plain["images"][0]["content"] == both["images"][0]["content"] == JPEG
+    assert plain["images"][0]["url"] == ""
+    assert both["images"][0]["url"].startswith("data:image/jpeg;base64,")
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("url", ["", "beach.png", "ftp://example.test/a", "javascript:alert(1)"])
+async def test_what_is_no_picture_is_the_callers_fault(tmp_path, url):
+    async with serving(tmp_path) as web:
+        with pytest.raises(InvalidInput) as caught:
+            await generate(web.ctx, parsed(image_url=url), CALL)
+
+    assert caught.value.body["detail"][0]["loc"] == ["body", "image_url"]
+
+
+# --- data URIs
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"data:image/png;base64,{BASE64}",
+        f"data:;base64,{BASE64}",
+        f"data:image/jpeg;name=a.jpg;BASE64,{BASE64}",
+        f"data:image/png;base64,{BASE64.rstrip('=')}",
+        f"data:image/png;base64,{BASE64.translate(str.maketrans('+/', '-_'))}",
+        f"data:image/png;base64,{BASE64.replace('+', '%2B').replace('/', '%2F').replace('=', '%3D')}",
+        f"data:image/png;base64,{BASE64[:76]}\r\n{BASE64[76:]}",
+        data_uri.encode(PICTURE, "image/jpeg"),
+    ],
+    ids=["plain", "no type", "parameters", "unpadded", "url-safe", "percent", "lines", "ours"],
+)
+def test_base64_is_read_as_apps_write_it(uri):
+    assert data_uri.decode(uri, 4096) == PICTURE
+
+
+def test_a_data_uri_without_base64_is_percent_encoded():
+    assert data_uri.decode("data:image/svg+xml,%3Csvg%3E", 100) == b"<svg>"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["data:", "data:image/png;base64", "data:;base64,a", "data:;base64,a*b=", "data:;base64,é", "data:;base64,ab=c"],
+)
+def test_what_can_not_be_decoded_is_refused(uri):
+    with pytest.raises(DataUriError):
+        data_uri.decode(uri, 100)
+
+
+@pytest.mark.parametrize("size", [3, 4, 5])
+def test_a_limit_is_exact(size):
+    uri = data_uri.encode(bytes(size), "image/png")
+
+    if size > 4:
+        with pytest.raises(TooLargeError):
+            data_uri.decode(uri, 4)
+    else:
+        assert len(data_uri.decode(uri, 4)) == size
