@@ -93,6 +93,13 @@ class Settings:
         10 * 1024**3, "disk for queued inputs and results; beyond it the oldest results go, then submits get 429"
     )
 
+    # stored files
+    file_ttl: float = _setting(30 * 86400.0, "seconds that files live whose owner did not say: uploads and results")
+    files_quota_bytes: int = _setting(
+        20 * 1024**3, "disk for stored files; beyond it the oldest go, then uploads get 429"
+    )
+    max_upload_bytes: int = _setting(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
+
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
     max_image_bytes: int = _setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
