@@ -35,6 +35,18 @@ class Takeover:
         """What the server has logged."""
         return (self.data_dir / "log").read_text()
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return int(_run_file(self.data_dir)["pid"])
+
+    def get(self, path: str) -> str:
+        """What the server answers on its plain port."""
+        return self.sandbox.run(
+            "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).read().decode())",
+            _run_file(self.data_dir)["url"] + path,
+        )
+
 
 @pytest.fixture(scope="session")
 def picture() -> str:
@@ -89,14 +101,14 @@ def takeover(picture: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @contextlib.contextmanager
-def taking_over(data_dir: Path, picture: str, *flags: str) -> Iterator[Takeover]:
+def taking_over(data_dir: Path, picture: str, *flags: str, door: str = "--takeover") -> Iterator[Takeover]:
     """A sandbox with a server in it. Skips the test where the kernel gives no sandbox."""
     with contextlib.ExitStack() as stack:
         try:
             box = stack.enter_context(sandbox(hosts_lines()))
         except SandboxError as error:
             pytest.skip(f"needs a private mount namespace: {error}")
-        stack.enter_context(_serving(box, data_dir, *flags))
+        stack.enter_context(_serving(box, data_dir, door, *flags))
         env = {
             "FAL_KEY": KEY,
             "SSL_CERT_FILE": str(data_dir / "tls" / "bundle.pem"),
@@ -109,7 +121,7 @@ def taking_over(data_dir: Path, picture: str, *flags: str) -> Iterator[Takeover]
 @contextlib.contextmanager
 def _serving(box: Sandbox, data_dir: Path, *flags: str) -> Iterator[None]:
     fourstep = str(Path(sys.executable).with_name("fourstep"))
-    command = [fourstep, "serve", "--data-dir", str(data_dir), "--port", "0", "--takeover", *flags]
+    command = [fourstep, "serve", "--data-dir", str(data_dir), "--port", "0", *flags]
     with (data_dir / "log").open("ab") as log:
         server = subprocess.Popen(box.wrap(command), env=clean_env({"FOURSTEP_KEYS": KEY}), stderr=log)
     try:
@@ -127,7 +139,6 @@ def _wait_ready(box: Sandbox, server: "subprocess.Popen[bytes]", data_dir: Path)
         assert server.poll() is None, (data_dir / "log").read_text()
         assert time.monotonic() < end, "the server does not come up"
         time.sleep(0.05)
-    url = json.loads(run_file.read_text())["url"]
     box.run(
         "import sys, time, urllib.request, urllib.error\n"
         "for _ in range(600):\n"
@@ -136,5 +147,10 @@ def _wait_ready(box: Sandbox, server: "subprocess.Popen[bytes]", data_dir: Path)
         "    except urllib.error.HTTPError:\n"
         "        time.sleep(0.1)\n"
         "sys.exit('not ready')\n",
-        f"{url}/ready",
+        _run_file(data_dir)["url"] + "/ready",
     )
+
+
+def _run_file(data_dir: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((data_dir / "server.json").read_text())
+    return found

@@ -5,6 +5,7 @@ Everything lands in ignored folders (`js/node_modules`, `.cache/clients`), pinne
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import importlib.util
@@ -39,6 +40,10 @@ class Clients:
     wrap: Callable[[Sequence[str]], list[str]] = list
     timeout: float = 60
 
+    def with_env(self, **env: str) -> "Clients":
+        """The same clients with some variables set differently."""
+        return dataclasses.replace(self, env={**self.env, **env})
+
     def js(self, script: str, **options: Any) -> list[Any]:
         """What `js/<script>` said. `options` reach it as JSON."""
         install_javascript()
@@ -57,7 +62,7 @@ class Clients:
             timeout=self.timeout,
             check=False,
         )
-        assert done.returncode == 0, f"{command[-1]} failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, f"{command[-1]} failed\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
         return [json.loads(line[len(_SAY) :]) for line in done.stdout.splitlines() if line.startswith(_SAY)]
 
 
@@ -143,4 +148,4 @@ def _once(target: Path, pins: Path) -> Iterator[bool]:
 def _install(command: list[str], cwd: Path | None = None) -> None:
     """Run an installer with the machine's own settings (mirrors, trust stores): it is no test."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-500:]}\n{done.stderr[-1500:]}"
