@@ -100,6 +100,17 @@ class Settings:
     )
     max_upload_bytes: int = _setting(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
 
+    # what it fetches for callers
+    allow_net: str = _setting(
+        "", "networks inside that image URLs and webhooks may lead to: 192.168.1.0/24,10.0.0.7; public ones always may"
+    )
+    url_files: str = _setting("", "URLs that are answered from disk: URL=FILE,URL=FILE")
+    fetch_connect_timeout: float = _setting(3.0, "seconds to connect to an image's or a webhook's server")
+    fetch_timeout: float = _setting(15.0, "seconds that fetching an image may take in all")
+    fetch_redirects: int = _setting(
+        4, "redirects followed for an image: shorteners and CDNs need two or three"
+    )
+
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
     max_image_bytes: int = _setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
