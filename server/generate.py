@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
 from server import data_uri
 from server.deps import Context
-from server.errors import InvalidInput, RequestError, invalid
+from server.errors import RequestError, invalid
 from server.fetch import FetchError
 from server.jobs import Job
 from server.schemas import LcmInput, parse
@@ -42,6 +42,11 @@ class Call:
     previews: bool = False
     image: bytes | None = None
 
+    @property
+    def durable(self) -> bool:
+        """Whether results must be on disk before the call is done: a queue's answer outlives a power cut."""
+        return self.priority in {Priority.NORMAL, Priority.LOW}
+
 
 async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
     """The output for an input, with its keys in fal's order.
@@ -53,7 +58,7 @@ async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent |
     data = data.seeded()
     try:
         async with asyncio.timeout(call.start_timeout) as deadline:
-            image = await _resolve(ctx, data.image_url) if call.image is None else call.image
+            image = await _resolve(ctx, data.image_url, call) if call.image is None else call.image
             work = Work(
                 id=call.id,
                 params=data.params(),
@@ -113,7 +118,7 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
     return watch
 
 
-async def _resolve(ctx: Context, url: str) -> bytes:
+async def _resolve(ctx: Context, url: str, call: Call) -> bytes:
     """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch."""
     limit = ctx.settings.max_image_bytes
     try:
@@ -121,7 +126,7 @@ async def _resolve(ctx: Context, url: str) -> bytes:
             if len(url) < _DECODE_BESIDE_CHARS:
                 return data_uri.decode(url, limit)
             return await asyncio.to_thread(data_uri.decode, url, limit)
-        if path := ctx.files.local(url):
+        if path := ctx.files.local(url, reader=call.tenant):
             return await asyncio.to_thread(path.read_bytes)
         return await ctx.fetch.get(url, limit)
     except data_uri.TooLargeError:
@@ -130,12 +135,10 @@ async def _resolve(ctx: Context, url: str) -> bytes:
     except data_uri.DataUriError as error:
         raise invalid("image_url", "image_load_error", f"Could not load image from data URI: {error}") from None
     except FetchError as error:
-        raise _not_fetched(error, limit) from None
-
-
-def _not_fetched(error: FetchError, limit: int) -> InvalidInput:
-    ctx = {"max_size": limit} if error.kind == "file_too_large" else None
-    return invalid("image_url", error.kind, error.message, ctx)
+        about = {"max_size": limit} if error.kind == "file_too_large" else None
+        raise invalid("image_url", error.kind, error.message, about) from None
+    except FileNotFoundError:  # its life ended a moment ago
+        raise invalid("image_url", "file_download_error", "There is no such file") from None
 
 
 async def _images(ctx: Context, data: LcmInput, call: Call, generated: Generated) -> list[dict[str, Any]]:
@@ -147,13 +150,22 @@ async def _image(ctx: Context, data: LcmInput, call: Call, picture: Picture) -> 
     if data.sync_mode:
         entry = inline(picture)
     elif call.image is None:
-        name = await ctx.files.save(picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant)
-        entry = _entry(picture, f"{call.cdn}/files/{name}")
+        entry = _entry(picture, f"{call.cdn}/files/{await _store(ctx, call, picture)}")
     else:
         entry = _entry(picture, "")
     if call.image is not None:
         entry["content"] = picture.data
     return entry
+
+
+async def _store(ctx: Context, call: Call, picture: Picture) -> str:
+    """Keep a result among the files; its name. A full disk is an overload that passes: 429."""
+    try:
+        return await ctx.files.save(
+            picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant, durable=call.durable
+        )
+    except OSError as error:
+        raise RequestError("concurrent_requests_limit", "The results can't be stored at present") from error
 
 
 def inline(picture: Picture) -> dict[str, Any]:

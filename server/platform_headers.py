@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from pipelines.types import Priority
 from server.errors import RequestError
+from server.lifecycle import parse
 
 # Below this fal ignores or refuses a start timeout; the clients refuse anything up to 1.
 _MIN_START_TIMEOUT_S = 0.1
@@ -37,8 +38,10 @@ def start_timeout(headers: Mapping[str, str]) -> float | None:
 
 
 def lifecycle(headers: Mapping[str, str]) -> str | None:
-    """The caller's wish for the files that this request makes."""
-    return headers.get("x-fal-object-lifecycle-preference")
+    """The caller's wish for the files that this request makes, checked. Raises `RequestError` 400."""
+    written = headers.get("x-fal-object-lifecycle-preference")
+    parse(written)
+    return written
 
 
 def priority(headers: Mapping[str, str]) -> Priority:

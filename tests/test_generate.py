@@ -7,7 +7,7 @@ import pytest
 from pipelines.types import Log, Preview, Priority, Started
 from server import data_uri, schemas
 from server.data_uri import DataUriError, TooLargeError
-from server.errors import InvalidInput
+from server.errors import InvalidInput, RequestError
 from server.generate import Call, generate
 from tests.web import INPUT, JPEG, serving
 
@@ -68,6 +68,49 @@ async def test_what_is_no_picture_is_the_callers_fault(tmp_path, url):
             await generate(web.ctx, parsed(image_url=url), CALL)
 
     assert caught.value.body["detail"][0]["loc"] == ["body", "image_url"]
+
+
+@pytest.mark.anyio
+async def test_a_stored_file_is_read_without_the_network(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"png")
+    async with serving(tmp_path) as web:
+        web.shelf.local_paths["http://box/cdn/files/a.png"] = file
+        await generate(web.ctx, parsed(image_url="http://box/cdn/files/a.png"), CALL)
+
+    assert web.engines.works[0].image == b"png"
+
+
+@pytest.mark.anyio
+async def test_a_stored_file_whose_life_has_just_ended_is_the_callers_fault(tmp_path):
+    async with serving(tmp_path) as web:
+        web.shelf.local_paths["http://box/cdn/files/a.png"] = tmp_path / "gone"
+        with pytest.raises(InvalidInput) as caught:
+            await generate(web.ctx, parsed(image_url="http://box/cdn/files/a.png"), CALL)
+
+    assert caught.value.error_type == "file_download_error"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("priority", "durable"), [(Priority.REALTIME, False), (Priority.RUN, False), (Priority.NORMAL, True)]
+)
+async def test_files_of_the_queue_are_on_disk_before_the_answer(tmp_path, priority, durable):
+    call = Call(id="1", tenant="alice", priority=priority, cdn="")
+    async with serving(tmp_path) as web:
+        await generate(web.ctx, parsed(sync_mode=False), call)
+
+    assert web.shelf.saved["0.jpg"][2] == {"lifecycle": None, "owner": "alice", "durable": durable}
+
+
+@pytest.mark.anyio
+async def test_a_full_disk_is_an_overload(tmp_path):
+    async with serving(tmp_path) as web:
+        web.shelf.failure = OSError(28, "No space left on device")
+        with pytest.raises(RequestError) as caught:
+            await generate(web.ctx, parsed(sync_mode=False), CALL)
+
+    assert caught.value.status == 429
 
 
 # --- data URIs

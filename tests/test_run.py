@@ -247,6 +247,15 @@ async def test_a_start_timeout_that_is_none_is_400(tmp_path, value):
     assert (answer.status, answer.json()["error_type"]) == (400, "bad_request")
 
 
+async def test_a_malformed_lifecycle_is_400_before_any_work(tmp_path):
+    async with serving(tmp_path) as web:
+        headers = {"x-fal-object-lifecycle-preference": "private"}
+        answer = await web.call("POST", RUN, body=INPUT, headers=headers)
+
+    assert answer.status == 400
+    assert web.engines.works == []
+
+
 async def test_one_call_too_many_is_429_at_once(tmp_path):
     async with serving(tmp_path, max_calls=1) as web:
         web.engines.gate.clear()

@@ -90,14 +90,18 @@ class Shelf:
 
     def __init__(self):
         self.saved = {}
+        self.local_paths = {}
+        self.failure = None
 
     async def save(self, data, content_type, **options):
+        if self.failure:
+            raise self.failure
         name = f"{len(self.saved)}.jpg"
         self.saved[name] = (data, content_type, options)
         return name
 
-    def local(self, url):
-        return None
+    def local(self, url, reader=None):
+        return self.local_paths.get(url)
 
 
 class Web:
