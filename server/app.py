@@ -68,7 +68,7 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics) -> AsyncItera
         pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
         await pool.start()
         stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
-        fetch = Fetch(settings)
+        fetch = Fetch(settings, samples=lambda: pool.model == "demo" or pool.model.startswith("instant"))
         stack.push_async_callback(fetch.close)
         files = Files(settings)
         await files.start()

@@ -139,6 +139,11 @@ class Pool:
         return next((slot.detail for slot in self._slots if self._state_of(slot) is self.state), "")
 
     @property
+    def model(self) -> str:
+        """What is loaded: "demo", a hub id, a file's name; "" before the first engine is ready."""
+        return next((slot.model for slot in self._slots if slot.model), "")
+
+    @property
     def notice(self) -> str:
         """What the operator must know of the model that is loaded."""
         return next((slot.notice for slot in self._slots if slot.notice), "")
