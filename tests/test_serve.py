@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -61,6 +60,7 @@ def test_a_server_whose_model_cannot_be_had_answers_and_says_how_to_mend_it(tmp_
         health = server.get("/health")
         with pytest.raises(urllib.error.HTTPError) as refused:
             server.get("/ready")
+        refused.value.close()
 
     assert health["state"] == "SETUP_FAILED"
     assert "nowhere" in health["detail"]
