@@ -131,6 +131,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA secure_delete=OFF")  # some builds have it on; see `wiping`
     connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
     return connection
 

@@ -165,7 +165,7 @@ FINISH = (
         error=_b("message"),
         error_type=_b("kind"),
     )
-    .returning(jobs.c.webhook)
+    .returning(jobs.c.webhook, jobs.c.store_io)
 )
 OUTPUT = sa.update(payloads).where(payloads.c.job == _b("seq")).values(input=None, output=_b("body"))
 

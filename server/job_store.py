@@ -5,6 +5,7 @@ A job, its events and its webhook change together. Who may publish is decided he
 """
 
 import asyncio
+import contextlib
 import functools
 import urllib.parse
 from collections.abc import Sequence
@@ -155,7 +156,8 @@ class JobStore:
         row = connection.execute(self.finish_statement, values).one_or_none()
         if row is None:
             return False
-        connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
+        with contextlib.nullcontext() if row.store_io else wiping(connection):
+            connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
         if logs:
             lines = [
                 {"job": seq, "line": number, "at": line.at, "level": line.level, "message": line.message}

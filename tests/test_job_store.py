@@ -226,7 +226,7 @@ class Unfenced(JobStore):
         sa.update(job_schema.jobs)
         .where(job_schema.jobs.c.seq == sa.bindparam("job"))
         .values(status=Status.COMPLETED.value, result_status=sa.bindparam("code"))
-        .returning(job_schema.jobs.c.webhook)
+        .returning(job_schema.jobs.c.webhook, job_schema.jobs.c.store_io)
     )
 
 
@@ -381,13 +381,13 @@ async def test_a_result_is_kept_until_its_webhook_is_out(store):
 
 
 @pytest.mark.anyio
-async def test_nothing_of_a_private_job_is_left_on_disk(path, store):
-    canary = b"canary-" * 2000
-    request_id = await finished(
-        store, input=b"in-" + canary, result=Result(200, b"out-" + canary), store_io=False, call={"x": "canary-call"}
-    )
+@pytest.mark.parametrize(("input_size", "output_size"), [(40_000, 9_000), (9_000, 40_000), (50, 50)])
+async def test_nothing_of_a_private_job_is_left_on_disk(path, store, input_size, output_size):
+    output = Result(200, b"canary-" * (output_size // 7))
+    given = {"input": b"canary-" * (input_size // 7), "call": {"wish": "canary-"}}
+    request_id = await finished(store, result=output, store_io=False, **given)
     assert await store.forget(request_id) == [request_id]
-    await store.tidy(empty_log=True)
+    await store._database.empty_log()
 
     left = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"canary-" not in left

@@ -476,6 +476,17 @@ async def test_closing_lets_running_jobs_finish(tmp_path, held):
         assert (await queue.get(job.id)).result_status == 200
 
 
+async def test_closing_gives_back_the_tries_that_it_cut_short(tmp_path, held):
+    async with serving(tmp_path, held) as queue:
+        job = await queue.submit(new())
+        await held.until(lambda: held.running == 1)
+    store = JobStore(tmp_path / "jobs.sqlite")
+    claims = await store.claim("next", 1, 60.0, 1e12)
+    await store.close()
+
+    assert [(claim.id, claim.attempt) for claim in claims] == [(job.id, 1)]
+
+
 async def test_a_closed_queue_accepts_nothing(tmp_path, engines):
     async with serving(tmp_path, engines) as queue:
         await queue.close(0.0)
