@@ -12,11 +12,8 @@ some), and `server.doors` sees to it that only this machine calls.
 """
 
 import dataclasses
-import os
-import secrets
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import jwt
@@ -25,12 +22,12 @@ from starlette.requests import HTTPConnection
 from server.endpoints import Endpoint
 from server.errors import PlainError
 from server.keys import KeyRing
+from server.secret_file import read_secret
 from server.settings import Settings
 
 Audience: TypeAlias = Literal["call", "cdn"]
 
 _ALGORITHM = "HS256"
-_SECRET_BYTES = 32
 _BAD_FORMAT = "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
 _UNKNOWN_KEY = "No user found for Key ID and Secret"
 _BAD_TOKEN = "Invalid or expired token"  # noqa: S105 — a message
@@ -52,7 +49,7 @@ class Auth:
 
     def __init__(self, settings: Settings) -> None:
         self._keys = KeyRing(settings)
-        self._secret = _read_secret(settings.data_dir / "token.secret")
+        self._secret = read_secret(settings.data_dir / "token.secret")
 
     @property
     def open(self) -> bool:
@@ -123,19 +120,6 @@ def _covers(allowed: str, app: Endpoint) -> bool:
     if not rest:
         return first == app.alias or first in {f"{owner}-{app.alias}" for owner in app.owners}
     return first in app.owners and rest.partition("/")[0] == app.alias
-
-
-def _read_secret(file: Path) -> bytes:
-    """The secret in `file`, made at the first start, readable by its owner alone."""
-    if file.exists() and len(secret := file.read_bytes()) == _SECRET_BYTES:
-        return secret
-    secret = secrets.token_bytes(_SECRET_BYTES)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as stream:
-        stream.write(secret)
-    draft.replace(file)
-    return secret
 
 
 def has_keys(settings: Settings) -> bool:

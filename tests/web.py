@@ -79,9 +79,9 @@ class Net:
 
     async def get(self, url, max_bytes):
         if url not in self.pages:
-            raise FetchError("file_download_error", "Could not download the file")
+            raise FetchError(kind="file_download_error", message="Could not download the file")
         if len(self.pages[url]) > max_bytes:
-            raise FetchError("file_too_large", f"The file is larger than {max_bytes} bytes")
+            raise FetchError(kind="file_too_large", message=f"The file is larger than {max_bytes} bytes")
         return self.pages[url]
 
 
