@@ -21,6 +21,7 @@ _NOT_PUBLIC_4 = tuple(
             "100.64.0.0/10",  # carrier-grade NAT
             "127.0.0.0/8",  # loopback
             "169.254.0.0/16",  # link-local, and clouds' metadata services
+            "168.63.129.16/32",  # Azure's host, from its guests
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments
             "192.0.2.0/24",  # documentation
