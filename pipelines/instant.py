@@ -42,9 +42,14 @@ def load(config: EngineConfig) -> Outfit:
     except ValueError as error:
         raise CheckpointError(f"{written!r} is no number of milliseconds.", "Write instant:5, for instance.") from error
     codec: Codec = ImageCodec(config) if name == "instant+jpeg" else FixedCodec()
-    notice = "No model is loaded: every answer is a test picture."
     return Outfit(
-        model=InstantModel(seconds), codec=codec, name=config.model, device=config.device, dtype="none", notice=notice
+        model=InstantModel(seconds),
+        codec=codec,
+        name=config.model,
+        device=config.device,
+        dtype="none",
+        notice="No model is loaded: every answer is a test picture.",
+        warm_up_side=SIDE,
     )
 
 

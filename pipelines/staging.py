@@ -1,14 +1,15 @@
 """How the loop runs a stage: in batches of one size, announced and timed, and what fails again on fewer images.
 
-A batch that ran out of memory is run in halves, and no later one of that size gets larger; one that failed otherwise is
-run image by image. So only the culprit's request fails. Where a fault has left the device unusable the exception goes
-on, through the loop, to the end of the process.
+A batch that ran out of memory is run in halves, and for a while no other of that size gets larger; one that failed
+otherwise is run image by image. So only the culprit's request fails. Where a fault has left the device unusable the
+exception goes on, through the loop, to the end of the process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import traceback
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# How long a batch stays small after memory ran out: what another program took may have come back.
+SMALL_FOR_S = 60.0
+
 
 class Staging:
     """`announce` is told of each stage and for how long it may be silent; `fail` ends a request that can't be done."""
@@ -40,12 +44,13 @@ class Staging:
         self._diagnose = diagnose
         self._announce = announce
         self._fail = fail
-        self._limits: dict[tuple[str, Hashable], int] = {}
+        self._limits: dict[tuple[str, Hashable], tuple[int, float]] = {}
         self._pace = Pace()
 
     def limit(self, stage: str, shape: Hashable) -> int:
-        """How many may share a call: as configured, or less where memory has run out."""
-        return self._limits.get((stage, shape), self._max_batch)
+        """How many may share a call: as configured, or less where memory has run out of late."""
+        size, until = self._limits.get((stage, shape), (self._max_batch, math.inf))
+        return size if time.monotonic() < until else self._max_batch
 
     def in_batches(self, stage: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
         """Run a stage on images of any sizes."""
@@ -75,7 +80,8 @@ class Staging:
             return
         size = len(images) // 2 if out_of_memory else 1
         if out_of_memory:
-            self._limits[stage, images[0].shape] = size
+            size_now = min(size, self.limit(stage, images[0].shape))
+            self._limits[stage, images[0].shape] = size_now, time.monotonic() + SMALL_FOR_S
         for part in batching.parts(images, size):
             self.attempt(stage, part, run)
 

@@ -41,6 +41,11 @@ LONGEST_FRAME = 256 * 1024 * 1024
 # Bytes of a frame's length.
 HEAD = 4
 
+# A process that SIGKILL does not end by then sits in a driver, and may for ever.
+REAP_S = 10.0
+# What a process said before it ended is read at once, unless a child of its own keeps its end open.
+LAST_WORDS_S = 1.0
+
 # How late a look may come before it says more about us than about the engine.
 LATE_S = 1.0
 
@@ -111,19 +116,19 @@ class EngineProcess(asyncio.BufferedProtocol):
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def ended(self) -> int:
-        """Wait for its end, and for all it has said; its exit status, negative for a signal."""
+    async def ended(self) -> int | None:
+        """Wait for its end and for all it has said. Its exit status, negative for a signal; None if it won't die."""
         exited = asyncio.ensure_future(self._process.wait())
         try:
             await asyncio.wait({exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self.kill()
-            status = await exited
-            await asyncio.wait({self._closed}, timeout=1.0)
+            await asyncio.wait({exited}, timeout=REAP_S)
+            await asyncio.wait({self._closed}, timeout=LAST_WORDS_S)
             self._transport.abort()
             if self._watch is not None:
                 self._watch.cancel()
-        return status
+        return exited.result() if exited.done() else None
 
     # --- what the transport calls ------------------------------------------------------------------------------------
 
@@ -147,8 +152,8 @@ class EngineProcess(asyncio.BufferedProtocol):
                     self._take(parse_from_engine(view[begin + HEAD : end]))
                     begin = end
         except (msgspec.MsgspecError, OverlongFrame):
-            logger.exception("engine %d sends what is no message; it is killed", self.pid)
-            self.kill()
+            logger.exception("engine %d sends what is no message; killed", self.pid)
+            self._give_up()
             return
         self._keep_from(begin, end - begin)
 
@@ -179,10 +184,15 @@ class EngineProcess(asyncio.BufferedProtocol):
         if now > self._heard_at + self._allowed_s:
             silence = now - self._heard_at
             logger.error("engine %d has been silent for %.0f s at the stage %r; killed", self.pid, silence, self._stage)
-            self.kill()
+            self._give_up()
             return
         pause = min(1.0, self._patience_s / 4)
         self._watch = self._loop.call_later(pause, self._look, now + pause)
+
+    def _give_up(self) -> None:
+        """End it without waiting for its end, nor for what it may still say."""
+        self.kill()
+        self._transport.abort()
 
 
 class OverlongFrame(Exception):

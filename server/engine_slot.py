@@ -69,6 +69,7 @@ class Slot:
         self.device = config.device
         self.state = State.STARTING
         self.detail = "Starting the engine."
+        self.model = ""
         self.notice = ""
         self.capacity = 0
         self.restarts = 0
@@ -133,8 +134,8 @@ class Slot:
                 self.detail = f"{what} ({fraction:.0%})"
             case Beat() | Loading():
                 pass
-            case Ready(device=device, capacity=capacity, notice=notice):
-                self.device, self.capacity, self.notice = device, capacity, notice
+            case Ready(model=model, device=device, capacity=capacity, notice=notice):
+                self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()
                 self._become(State.READY, "")
             case SetupFailed(reason, mend):
@@ -144,11 +145,11 @@ class Slot:
                 self._owner.heard(self, message)
 
     def _note_end(self, end: str) -> None:
+        if self.state is State.SETUP_FAILED:
+            return
         logger.error("the engine on %s has ended: %s", self.device, end)
         stable = asyncio.get_running_loop().time() > self._ready_at + STABLE_S
         self._failures = 1 if stable else self._failures + 1
-        if self.state is State.SETUP_FAILED:
-            return
         if self._failures >= FAILURES:
             detail = (
                 f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
@@ -169,8 +170,10 @@ class Slot:
         return min(LONGEST_PAUSE_S, math.ldexp(FIRST_PAUSE_S, in_a_row - 1)) if in_a_row else 0.0
 
 
-def _describe(status: int) -> str:
-    """An exit status in words that follow "because"."""
+def _describe(status: int | None) -> str:
+    """How a process ended, in words that follow "because"."""
+    if status is None:
+        return "it was killed, though it is still there"
     if status < 0:
-        return f"it was killed by {signal.Signals(-status).name}"
+        return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
     return f"it exited with status {status}"
