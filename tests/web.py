@@ -15,6 +15,7 @@ from server.app import ROUTES
 from server.auth import Auth
 from server.deps import Context
 from server.fetch import FetchError
+from server.files import Files
 from server.front import front
 from server.generate import run_job
 from server.job_store import JobStore
@@ -85,10 +86,11 @@ class Net:
         return self.pages[url]
 
 
-class Shelf:
-    """In place of the files on disk."""
+class Shelf(Files):
+    """The files, with results kept in memory."""
 
-    def __init__(self):
+    def __init__(self, settings):
+        super().__init__(settings)
         self.saved = {}
         self.local_paths = {}
         self.failure = None
@@ -143,7 +145,7 @@ async def serving(tmp_path, **chosen):
     ctx = rooms.ctx = Context(
         settings=settings,
         pool=engines,
-        files=Shelf(),
+        files=Shelf(settings),
         fetch=Net(),
         queue=queue,
         auth=auth,

@@ -1,0 +1,89 @@
+"""With keys every route is closed, but for those that are listed here with the reason."""
+
+import pytest
+from starlette.routing import Route, WebSocketRoute
+
+from server.app import ROUTES
+from tests.asgi import Refused
+from tests.web import INPUT, serving
+
+pytestmark = pytest.mark.anyio
+
+# Open by design, and why.
+OPEN = {
+    "/": "the playground's page; what it calls is closed",
+    "/static/{name}": "the playground's files",
+    "/favicon.ico": "the playground's files",
+    "/health": "probes have no key; it tells nothing of callers",
+    "/ready": "probes have no key",
+    "/metrics": "scrapers have no key; figures only",
+    "/.well-known/jwks.json": "public keys",
+    "/rest/.well-known/jwks.json": "public keys",
+    "/api/openapi/queue/openapi.json": "a public document",
+    "/cdn/files/{name}": "results are public by their unguessable names, as fal's are",
+}
+
+# Closed by a signature in the URL instead of a key: fal's clients send none with it. 403.
+SIGNED = [
+    ("PUT", "/cdn/upload/{name}"),
+    ("PUT", "/cdn/upload/{name}/{number:int}"),
+    ("POST", "/cdn/upload/{name}/complete"),
+]
+# The proxy has every method; what is no method of its target's is 405.
+NO_METHODS = [(method, "/api/fal/proxy") for method in ("DELETE", "PATCH", "PUT")]
+
+VALUES = {
+    "{app:path}": "fal-ai/lcm-sd15-i2i",
+    "{request_id}": "1",
+    "{name}": "a" * 22 + ".jpg",
+    "{ticket}": "1",
+    "{number:int}": "1",
+    "{number}": "1",
+}
+
+
+def concrete(path):
+    for placeholder, value in VALUES.items():
+        path = path.replace(placeholder, value)
+    assert "{" not in path, "a new placeholder: give it a value above"
+    return path
+
+
+CALLS = [
+    (method, route.path)
+    for route in ROUTES
+    if isinstance(route, Route)
+    for method in sorted(route.methods - {"HEAD"})
+    if route.path not in OPEN
+]
+SOCKETS = [route.path for route in ROUTES if isinstance(route, WebSocketRoute)]
+
+WRONG = [None, "Key alice:wrong", "Key nobody:a", "Bearer eyJhbGciOiJub25lIn0.e30.", "Basic YWxpY2U6YQ=="]
+
+
+@pytest.mark.parametrize("authorization", WRONG)
+async def test_without_a_right_key_no_route_answers(tmp_path, authorization):
+    headers = {"authorization": authorization, "x-fal-target-url": "https://fal.run/fal-ai/lcm-sd15-i2i"}
+    async with serving(tmp_path, keys="alice:a") as web:
+        statuses = {
+            (method, path): (await web.call(method, concrete(path), body=INPUT, headers=headers)).status
+            for method, path in CALLS
+        }
+
+    expected = dict.fromkeys(SIGNED, 403) | dict.fromkeys(NO_METHODS, 405)
+    assert statuses == dict.fromkeys(CALLS, 401) | expected
+    assert web.engines.works == []
+
+
+@pytest.mark.parametrize("path", SOCKETS)
+async def test_without_a_key_no_socket_takes_work(tmp_path, path):
+    async with serving(tmp_path, keys="alice:a") as web:
+        try:
+            async with web.connect(concrete(path)) as socket:
+                socket.send('{"prompt": "p", "image_url": "data:,"}')
+                said = await socket.recv()
+        except Refused as refused:
+            said = str(refused.answer.status)
+
+    assert said in {"401", '{"status":"error","error":"Unauthorized"}'}
+    assert web.engines.works == []
