@@ -33,7 +33,7 @@ constants.HF_HUB_DISABLE_TELEMETRY = True
 OnBytes = Callable[[int], None]
 
 _REVISION = "main"
-_CHUNK = 1 << 20
+_CHUNK = 1 << 20  # bytes hashed at a time
 _PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that brings bytes starts the count again
 _TIMEOUT = 20.0  # seconds without a byte
 
@@ -141,7 +141,7 @@ class Remote:
             if response.status_code != 206 and held:
                 on_bytes(-held)
             with partial.open("ab" if response.status_code == 206 else "wb") as file:
-                for chunk in response.iter_bytes(_CHUNK):
+                for chunk in response.iter_bytes():  # as they come: a chunk half full would be lost with the line
                     file.write(chunk)
                     on_bytes(len(chunk))
 

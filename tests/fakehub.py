@@ -26,9 +26,19 @@ class Hub:
     break_after: list[int] = field(default_factory=list)  # each cuts one answer short, after so many bytes
     damage: set[str] = field(default_factory=set)  # file names that arrive with a wrong byte
     down: bool = False
+    stall_after: int | None = None  # a file's answer stops for good after so many bytes, with the connection open
+    stalled: threading.Event = field(default_factory=threading.Event)
+    closing: threading.Event = field(default_factory=threading.Event)
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     sent: int = 0
     url: str = ""
+
+    def ranges(self, name: str) -> list[int]:
+        """Where each request for the file of that name began."""
+        asked = [
+            headers["Range"] for path, headers in self.requests if path.startswith("/blobs/") and path.endswith(name)
+        ]
+        return [int(text.removeprefix("bytes=").rstrip("-")) for text in asked]
 
     def fetched(self) -> list[str]:
         """The names of the files that were asked for, in order."""
@@ -48,6 +58,7 @@ def serving(repos: dict[str, Path]) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -99,6 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.break_after and len(part) > self.hub.break_after[0]:
             part = part[: self.hub.break_after.pop(0)]
             self.close_connection = True
+        if self.hub.stall_after is not None and len(part) > self.hub.stall_after:
+            self.wfile.write(part[: self.hub.stall_after])
+            self.hub.stalled.set()
+            self.hub.closing.wait()
+            self.close_connection = True
+            return
         self.wfile.write(part)
         self.hub.sent += len(part)
 

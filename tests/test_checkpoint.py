@@ -510,6 +510,11 @@ def test_device_or_dtype_that_is_not_there_is_refused(settings: dict[str, str], 
 # --- the hub's cache ---------------------------------------------------------------------------------------------
 
 
+def test_guard_against_the_network_would_notice() -> None:
+    with pytest.raises(AssertionError, match="the network was touched"):
+        hub.Remote(sd15.BASE)
+
+
 def test_sd15_loads_from_the_cache_alone(tmp_path: Path, cache: Path, folder: Path, expected) -> None:
     write_lora(tmp_path / "lora" / layout.LORA, expected)
     stow(cache, sd15.BASE, folder)
