@@ -19,8 +19,8 @@ Run: TypeAlias = Callable[[Job, OnEvent], Awaitable[dict[str, Any]]]
 
 MAX_RETRY_DELAY_S = 30.0
 
-# Faults of the way to the engine: another try may well succeed. An engine that answered with an error (500) has been
-# tried as often as makes sense by the pool itself.
+# Faults of the way to the engine, or no room for the result: another try may well succeed. An engine that answered with
+# an error (500) has been tried as often as makes sense by the pool itself.
 _WORTH_A_TRY = frozenset(
     {
         "runner_connection_timeout",
@@ -28,6 +28,7 @@ _WORTH_A_TRY = frozenset(
         "runner_connection_refused",
         "runner_connection_error",
         "runner_incomplete_response",
+        "concurrent_requests_limit",
     }
 )
 # There was no engine to try: the job waits for one, however long that takes.

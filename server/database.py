@@ -7,6 +7,7 @@ are all in this module; PostgreSQL would bring its own `_connect`, `used_bytes` 
 import asyncio
 import contextlib
 import fcntl
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,11 @@ def wiping(connection: sa.Connection) -> Iterator[None]:
         yield
     finally:
         connection.exec_driver_sql("PRAGMA secure_delete=OFF").all()
+
+
+def complain(log: logging.Logger, what: str, error: DatabaseError) -> None:
+    """One line: a full disk fails every second, and a traceback would say no more."""
+    log.error("%s: %s", what, error.orig)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

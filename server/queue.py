@@ -19,7 +19,7 @@ import msgspec
 from pipelines.types import Log
 from server.attempt import Attempt, Retry, Run
 from server.board import Board
-from server.database import DatabaseError
+from server.database import DatabaseError, complain
 from server.errors import RequestError
 from server.job_store import JobStore
 from server.jobs import Job, LogLine, NewJob, Outcome, Result, Snapshot, cancelled, start_timed_out
@@ -120,7 +120,7 @@ class Queue:
         try:
             snapshot = await self._commit(written, self._accepted)
         except DatabaseError as error:
-            LOG.exception("a job could not be stored")
+            complain(LOG, "a job could not be stored", error)
             raise _full("The server can't store requests at present") from error
         return self._board.get(new.id) or snapshot
 
@@ -205,8 +205,8 @@ class Queue:
     async def _claim(self, count: int) -> list[Job]:
         try:
             return await self._store.claim(self._worker, count, LEASE_S, self._now())
-        except DatabaseError:
-            LOG.exception("jobs could not be claimed")
+        except DatabaseError as error:
+            complain(LOG, "jobs could not be claimed", error)
             return []
 
     async def _wait_for_work(self) -> None:
@@ -288,8 +288,8 @@ class Queue:
         while True:
             try:
                 await self._commit(write(), follow)
-            except DatabaseError:
-                LOG.exception("a job's end could not be stored")
+            except DatabaseError as error:
+                complain(LOG, "a job's end could not be stored", error)
                 if self._closing:
                     return
                 await asyncio.sleep(DISK_RETRY_S)
@@ -302,8 +302,8 @@ class Queue:
         while True:
             try:
                 await chore()
-            except DatabaseError:
-                LOG.exception("the queue's housekeeping failed")
+            except DatabaseError as error:
+                complain(LOG, "the queue's housekeeping failed", error)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:

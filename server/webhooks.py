@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from server.database import DatabaseError
+from server.database import DatabaseError, complain
 from server.jobs import Snapshot
 from server.outbox import Outbox, Webhook
 from server.queue import Queue
@@ -116,8 +116,8 @@ class Deliverer:
             self._nudge.clear()
             try:
                 pause = await self._dispatch()
-            except DatabaseError:
-                LOG.exception("the outbox could not be read")
+            except DatabaseError as error:
+                complain(LOG, "the outbox could not be read", error)
                 pause = DISK_RETRY_S
             if pause > 0:
                 await self._sleep(pause)
@@ -155,8 +155,8 @@ class Deliverer:
             body = snapshot.webhook_body(result.body if result else None)
             delivered = await self._attempt(webhook, snapshot, body)
             await self._record(webhook, snapshot, delivered=delivered)
-        except DatabaseError:
-            LOG.exception("a webhook's job could not be read")
+        except DatabaseError as error:
+            complain(LOG, "a webhook's job could not be read", error)
             await asyncio.sleep(DISK_RETRY_S)
         finally:
             del self._in_flight[webhook.id]
@@ -189,8 +189,8 @@ class Deliverer:
                 else:
                     await self._outbox.done(webhook)
                     await self._queue.delivered(snapshot)
-            except DatabaseError:
-                LOG.exception("the outbox could not be written")
+            except DatabaseError as error:
+                complain(LOG, "the outbox could not be written", error)
                 await asyncio.sleep(DISK_RETRY_S)
             else:
                 return

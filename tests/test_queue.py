@@ -12,9 +12,10 @@ import pytest
 
 from pipelines.types import Log, Preview, Priority, Started
 from server import queue as queue_module
+from server.attempt import Retry, retry
 from server.errors import InvalidInput, RequestError, invalid
 from server.job_store import JobStore
-from server.jobs import NewJob, Outcome, Result, Status
+from server.jobs import Job, NewJob, Outcome, Result, Status
 from server.queue import Queue
 from server.settings import Settings
 from tests.crashing_queue import serve
@@ -247,6 +248,38 @@ async def test_a_job_that_an_engine_dropped_is_run_again_in_its_time(tmp_path, e
 
     assert snapshot.result_status == 200
     assert engines.begun == [42, 42]
+
+
+@pytest.mark.parametrize(
+    ("error_type", "attempt", "no_retry", "expected"),
+    [
+        ("runner_disconnected", 1, False, Retry(1.0, refund=False)),
+        ("runner_disconnected", 4, False, Retry(8.0, refund=False)),
+        ("runner_disconnected", 9, False, Retry(30.0, refund=False)),
+        ("runner_disconnected", 10, False, None),
+        ("runner_disconnected", 1, True, None),
+        ("concurrent_requests_limit", 1, False, Retry(1.0, refund=False)),
+        ("runner_scheduling_failure", 10, True, Retry(1.0, refund=True)),
+        ("runner_server_error", 1, False, None),
+        ("bad_request", 1, False, None),
+    ],
+)
+def test_which_errors_are_worth_another_try_and_when(error_type, attempt, no_retry, expected):
+    job = Job(
+        seq=1,
+        id="id",
+        app="a/b",
+        owner="",
+        priority=Priority.NORMAL,
+        input=b"{}",
+        call={},
+        attempt=attempt,
+        fence=attempt,
+        no_retry=no_retry,
+        start_by=None,
+    )
+
+    assert retry(RequestError(error_type, "no"), job) == expected
 
 
 async def test_a_job_that_asked_for_no_retry_is_run_once(tmp_path, engines):
