@@ -20,6 +20,8 @@ from tests.clients.sandbox import Sandbox, SandboxError, sandbox
 from tests.harness import Server, clean_env, serving
 
 KEY = "test-key:0123456789abcdef"
+# Receivers of webhooks run beside the clients.
+WEBHOOKS_HERE = ("--allow-net", "127.0.0.0/8")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def clients(picture: str) -> Clients:
 @pytest.fixture(scope="session")
 def takeover(picture: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Takeover]:
     """fal's names lead to one server with a key, shared by tests that leave it as they found it."""
-    with taking_over(tmp_path_factory.mktemp("takeover"), picture, "--model", "instant:5") as server:
+    with taking_over(tmp_path_factory.mktemp("takeover"), picture, "--model", "instant:5", *WEBHOOKS_HERE) as server:
         yield server
 
 

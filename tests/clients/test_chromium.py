@@ -3,11 +3,9 @@
 The browser's trust store and profile are the test's own.
 """
 
-import json
 import re
 import shutil
 import subprocess
-import urllib.parse
 from pathlib import Path
 
 import pytest
@@ -15,45 +13,48 @@ import pytest
 from server import tls
 from server.settings import Settings
 from tests.certificates import answering, rogue_context
-from tests.clients.conftest import KEY
 from tests.harness import clean_env
 
-PAGE = Path(__file__).with_name("page.html")
 ERROR = re.compile(r"net::(ERR_\w+)")
+ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """Open a URL in a browser that trusts `ca`, if any; return the page as it stands, or the name of the error."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None or shutil.which("certutil") is None:
-        pytest.skip("needs Chromium and certutil (libnss3-tools)")
-    store = tmp_path / ".pki" / "nssdb"
-    store.mkdir(parents=True)
-    certutil = ["certutil", "-d", f"sql:{store}"]
-    subprocess.run([*certutil, "-N", "--empty-password"], check=True)
+class Browser:
+    """Chromium with a home of its own."""
 
-    def browse(url: str, ca: Path | None = None, *flags: str, wrap=list) -> str:
-        if ca is not None:
-            subprocess.run([*certutil, "-A", "-t", "C,,", "-n", "fourstep", "-i", str(ca)], check=True)
-        command = [
-            chromium,
+    def __init__(self, program: str, home: Path):
+        self.home = home
+        self._certutil = ["certutil", "-d", f"sql:{home / '.pki' / 'nssdb'}"]
+        (home / ".pki" / "nssdb").mkdir(parents=True)
+        subprocess.run([*self._certutil, "-N", "--empty-password"], check=True)
+        quiet = (
             "--headless",
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
             "--disable-background-networking",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            *flags,
-            "--dump-dom",
-            url,
-        ]
-        env = clean_env({"HOME": str(tmp_path)})
-        done = subprocess.run(wrap(command), env=env, capture_output=True, text=True, timeout=60, check=False)
+        )
+        self.command = [program, *quiet, f"--user-data-dir={home / 'profile'}"]
+
+    def trust(self, ca: Path) -> None:
+        """Do what the trust instructions say for Chromium on Linux."""
+        subprocess.run([*self._certutil, "-A", "-t", "C,,", "-n", "fourstep", "-i", str(ca)], check=True)
+
+    def open(self, url: str) -> str:
+        """The page, or the name of the error; every host name leads to loopback."""
+        command = [*self.command, ANY_HOST_IS_HERE, "--dump-dom", url]
+        env = clean_env({"HOME": str(self.home)})
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
         error = ERROR.search(done.stderr)
         return error[1] if error else done.stdout
 
-    return browse
+
+@pytest.fixture
+def browser(tmp_path):
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None or shutil.which("certutil") is None:
+        pytest.skip("needs Chromium and certutil (libnss3-tools)")
+    return Browser(program, tmp_path / "home")
 
 
 @pytest.fixture
@@ -61,36 +62,37 @@ def files(tmp_path):
     return tls.ensure(Settings(data_dir=tmp_path / "data"))
 
 
-ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"
+@pytest.fixture
+def trusting(browser, files):
+    browser.trust(files.ca)
+    return browser
 
 
 @pytest.mark.parametrize("name", ["fal.run", "localhost", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"])
-def test_chromium_accepts_the_certificate_for(name, browse, files):
+def test_chromium_accepts_the_certificate_for(name, trusting, files):
     with answering(tls.server_context(files)) as port:
-        assert "<title>hello</title>" in browse(f"https://{name}:{port}/", files.ca, ANY_HOST_IS_HERE)
+        assert "<title>hello</title>" in trusting.open(f"https://{name}:{port}/")
 
 
-def test_chromium_refuses_what_the_stolen_key_signs_outside_the_names(browse, files):
+def test_chromium_refuses_what_the_stolen_key_signs_outside_the_names(trusting, files):
     with answering(rogue_context(files, "example.com")) as port:
-        assert browse(f"https://example.com:{port}/", files.ca, ANY_HOST_IS_HERE) == "ERR_CERT_INVALID"
+        assert trusting.open(f"https://example.com:{port}/") == "ERR_CERT_INVALID"
 
 
-def test_chromium_takes_the_stolen_key_for_other_names_of_fal(browse, files):
+def test_chromium_takes_the_stolen_key_for_other_names_of_fal(trusting, files):
     with answering(rogue_context(files, "other.fal.run")) as port:
-        assert "<title>hello</title>" in browse(f"https://other.fal.run:{port}/", files.ca, ANY_HOST_IS_HERE)
+        assert "<title>hello</title>" in trusting.open(f"https://other.fal.run:{port}/")
 
 
-def test_chromium_refuses_the_certificate_when_it_was_not_told(browse, files):
+def test_chromium_refuses_the_certificate_when_it_was_not_told(browser, files):
     with answering(tls.server_context(files)) as port:
-        assert browse(f"https://fal.run:{port}/", None, ANY_HOST_IS_HERE) == "ERR_CERT_AUTHORITY_INVALID"
+        assert browser.open(f"https://fal.run:{port}/") == "ERR_CERT_AUTHORITY_INVALID"
 
 
-def test_a_page_of_another_origin_runs_uploads_and_opens_a_socket(browse, takeover):
-    options = urllib.parse.quote(json.dumps({"key": KEY, "picture": takeover.clients.env["PICTURE"]}))
-    ca = Path(takeover.clients.env["NODE_EXTRA_CA_CERTS"])
+def test_a_page_of_another_origin_runs_uploads_and_opens_a_socket(browser, takeover):
+    browser.trust(Path(takeover.clients.env["NODE_EXTRA_CA_CERTS"]))
 
-    page = browse(f"{PAGE.as_uri()}#{options}", ca, "--virtual-time-budget=20000", wrap=takeover.clients.wrap)
+    [said] = takeover.clients.py("page.py", browser=browser.command, home=str(browser.home))
 
-    said = json.loads(re.search(r"<pre id=.said.>(.*)</pre>", page)[1])
     assert said.pop("requestId")
     assert said == {"seed": 7, "put": 200, "stored": "hello", "realtime": "page", "closed": 1000}

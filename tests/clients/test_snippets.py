@@ -41,8 +41,8 @@ def run(takeover):
     def run(name: str, then: str = "", until: str = "", request_id: str = PAGE_ID) -> str:
         source = (JS / "snippets" / f"{name}.mjs").read_text().replace(PAGE_ID, request_id) + then
         program = subprocess.Popen(
-            takeover.clients.wrap([node(), "--input-type=module"]),
-            cwd=JS,  # where the program finds its modules
+            # The folder is where a program on stdin finds its modules.
+            takeover.clients.wrap(["env", f"--chdir={JS}", node(), "--input-type=module"]),
             env=clean_env(takeover.clients.env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -67,8 +67,8 @@ def test_the_subpath_of_an_id_is_kept_or_dropped_without_harm(package, js):
 def test_stream(package, js):
     [said] = js("stream.mjs", package=package)
 
-    assert said["events"][-1] == said["done"]
     assert said["done"]["seed"] == 7
+    assert "inference" in said["done"]["timings"]  # previews have none
 
 
 def test_stream_with_a_token_in_place_of_the_key(js):
