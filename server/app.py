@@ -1,22 +1,19 @@
 """The application: its rooms made and ended in order, its routes in tables, every error in fal's shape."""
 
 import contextlib
+import functools
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from server import schemas
-from server.attempt import OnEvent
 from server.auth import Auth
 from server.deps import Context
 from server.fetch import Fetch
 from server.files import Files
 from server.front import front
-from server.generate import Call, generate
+from server.generate import Resources, run_job
 from server.job_store import JobStore
-from server.jobs import Job
 from server.metrics import Metrics
 from server.queue import Queue
 from server.responses import EXCEPTION_HANDLERS
@@ -77,34 +74,11 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics) -> AsyncItera
         stack.push_async_callback(store.close)
         signing_keys = SigningKeys(settings.data_dir / "webhook-keys.json")
 
-        async def run_job(job: Job, on_event: OnEvent) -> dict[str, Any]:
-            return await generate(ctx, schemas.parse(job.input), _call(job), on_event)
-
-        jobs = Queue(store, run_job, capacity=lambda: pool.capacity, settings=settings)
-        ctx = Context(
-            settings=settings,
-            pool=pool,
-            files=files,
-            fetch=fetch,
-            queue=jobs,
-            auth=auth,
-            metrics=metrics,
-            signing_keys=signing_keys,
-        )
+        resources = Resources(settings=settings, pool=pool, files=files, fetch=fetch, metrics=metrics)
+        jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
         await jobs.start()
         stack.push_async_callback(jobs.close, settings.drain_timeout)
         deliverer = Deliverer(jobs, store.outbox, signing_keys, fetch.post)
         await deliverer.start()
         stack.push_async_callback(deliverer.close)
-        yield ctx
-
-
-def _call(job: Job) -> Call:
-    """What the queue's door noted of a job when it was submitted."""
-    return Call(
-        id=job.id,
-        tenant=job.owner,
-        priority=job.priority,
-        cdn=job.call["cdn"],
-        lifecycle=job.call["lifecycle"],
-    )
+        yield Context(**vars(resources), queue=jobs, auth=auth, signing_keys=signing_keys)

@@ -5,26 +5,17 @@ import dataclasses
 from starlette.requests import HTTPConnection
 
 from server.auth import Auth
-from server.fetch import Fetch
-from server.files import Files
-from server.metrics import Metrics
+from server.generate import Resources
 from server.queue import Queue
-from server.settings import Settings
 from server.webhook_keys import SigningKeys
-from server.workers import Pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Context:
-    """The rooms below the routes, each made once."""
+class Context(Resources):
+    """The rooms below the routes."""
 
-    settings: Settings
-    pool: Pool
-    files: Files
-    fetch: Fetch
     queue: Queue
     auth: Auth
-    metrics: Metrics
     signing_keys: SigningKeys
 
 

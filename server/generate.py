@@ -10,11 +10,14 @@ from typing import Any, TypeAlias
 
 from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
 from server import data_uri
-from server.deps import Context
 from server.errors import RequestError, invalid
-from server.fetch import FetchError
+from server.fetch import Fetch, FetchError
+from server.files import Files
 from server.jobs import Job
+from server.metrics import Metrics
 from server.schemas import LcmInput, parse
+from server.settings import Settings
+from server.workers import Pool
 
 OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
@@ -22,6 +25,17 @@ CONTENT_TYPE = "image/jpeg"
 
 # A larger data URI is decoded beside the loop, which would stand still for more than a millisecond.
 _DECODE_BESIDE_CHARS = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What the use case works with, each made once when the server starts."""
+
+    settings: Settings
+    pool: Pool
+    files: Files
+    fetch: Fetch
+    metrics: Metrics
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +62,7 @@ class Call:
         return self.priority in {Priority.NORMAL, Priority.LOW}
 
 
-async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
     """The output for an input, with its keys in fal's order.
 
     `on_event` hears of the start, log lines and previews. Cancelling the awaiting task cancels the work. Raises
@@ -82,7 +96,7 @@ async def generate(ctx: Context, data: LcmInput, call: Call, on_event: OnEvent |
     }
 
 
-async def run_job(ctx: Context, job: Job, on_event: OnEvent) -> dict[str, Any]:
+async def run_job(ctx: Resources, job: Job, on_event: OnEvent) -> dict[str, Any]:
     """The output for a job of the queue, which knows its own start timeout. Raises as `generate` does."""
     call = Call(
         id=f"{job.id}.{job.fence}",  # a second try is not the first one's work
@@ -118,7 +132,7 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
     return watch
 
 
-async def _resolve(ctx: Context, url: str, call: Call) -> bytes:
+async def _resolve(ctx: Resources, url: str, call: Call) -> bytes:
     """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch."""
     limit = ctx.settings.max_image_bytes
     try:
@@ -141,11 +155,11 @@ async def _resolve(ctx: Context, url: str, call: Call) -> bytes:
         raise invalid("image_url", "file_download_error", "There is no such file") from None
 
 
-async def _images(ctx: Context, data: LcmInput, call: Call, generated: Generated) -> list[dict[str, Any]]:
+async def _images(ctx: Resources, data: LcmInput, call: Call, generated: Generated) -> list[dict[str, Any]]:
     return [await _image(ctx, data, call, picture) for picture in generated.pictures]
 
 
-async def _image(ctx: Context, data: LcmInput, call: Call, picture: Picture) -> dict[str, Any]:
+async def _image(ctx: Resources, data: LcmInput, call: Call, picture: Picture) -> dict[str, Any]:
     """One entry of `images`. With pictures sent as bytes nothing is stored: `content` is the answer."""
     if data.sync_mode:
         entry = inline(picture)
@@ -158,7 +172,7 @@ async def _image(ctx: Context, data: LcmInput, call: Call, picture: Picture) -> 
     return entry
 
 
-async def _store(ctx: Context, call: Call, picture: Picture) -> str:
+async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
     """Keep a result among the files; its name. A full disk is an overload that passes: 429."""
     try:
         return await ctx.files.save(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import uvicorn
 import uvloop
-from uvicorn._types import ASGIApplication
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import tls
@@ -90,14 +90,14 @@ def _bind(host: str, port: int) -> socket.socket:
         raise SettingsError(f"{host} port {port} {mend}") from error
 
 
-def run(app: ASGIApplication, listeners: Listeners, settings: Settings, **callbacks: Callable[[], None]) -> None:
+def run(app: ASGIApp, listeners: Listeners, settings: Settings, **callbacks: Callable[[], None]) -> None:
     """`serve` in an event loop of its own; returns when the server has stopped."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, tuple(listeners), settings, **callbacks))
 
 
 async def serve(
-    app: ASGIApplication,
+    app: ASGIApp,
     listeners: Sequence[Listener],
     settings: Settings,
     *,
@@ -119,7 +119,7 @@ async def serve(
             renewal.cancel()
 
 
-def _config(app: ASGIApplication, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,
