@@ -14,7 +14,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _LFS_FROM = 4096  # bytes; smaller files are kept in git itself
 
 
@@ -23,6 +22,7 @@ class Hub:
     """The repositories it serves (id → folder), how it misbehaves, and what it was asked."""
 
     repos: dict[str, Path] = field(default_factory=dict)
+    commit: str = "0123456789abcdef0123456789abcdef01234567"
     break_after: list[int] = field(default_factory=list)  # each cuts one answer short, after so many bytes
     damage: set[str] = field(default_factory=set)  # file names that arrive with a wrong byte
     down: bool = False
@@ -78,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(503, b"{}")
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/main", path):
             return self._list(match[1])
-        if match := re.fullmatch(rf"/([^/]+/[^/]+)/resolve/{COMMIT}/(.+)", path):  # as the hub does: elsewhere
+        if match := re.fullmatch(rf"/([^/]+/[^/]+)/resolve/{self.hub.commit}/(.+)", path):  # as the hub does: elsewhere
             return self._answer(302, b"", {"Location": f"{self.hub.url}/blobs/{match[1]}/{match[2]}"})
         if match := re.fullmatch(r"/blobs/([^/]+/[^/]+)/(.+)", path):
             return self._send(self.hub.repos[match[1]] / match[2])
@@ -92,7 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = {
             "_id": "1",
             "id": repo,
-            "sha": COMMIT,
+            "sha": self.hub.commit,
             "siblings": [{"rfilename": path.relative_to(root).as_posix(), **_metadata(path)} for path in files],
         }
         return self._answer(200, json.dumps(body).encode(), {"Content-Type": "application/json"})

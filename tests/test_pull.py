@@ -1,6 +1,7 @@
 """Fetching takes what is needed and nothing else, goes on where it stopped, and verifies everything."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -170,6 +171,20 @@ def test_interrupted_pull_is_no_checkpoint_yet(served: fakehub.Hub) -> None:
 
     with pytest.raises(NotOnDiskError):
         load()
+
+
+def test_interrupted_update_leaves_the_old_checkpoint_in_use(
+    served: fakehub.Hub, repos: dict[str, Path], tmp_path: Path
+) -> None:
+    fetch()
+    newer = Path(shutil.copytree(repos[sd15.BASE], tmp_path / "newer"))
+    (newer / UNET).write_bytes((newer / UNET).read_bytes()[:-1] + b"!")
+    served.repos[sd15.BASE], served.commit = newer, "f" * 40
+    served.break_after = [100_000, 0, 0]
+    with pytest.raises(UnreachableError):
+        fetch()
+
+    assert load().name == "sd15"
 
 
 def test_file_that_comes_damaged_is_thrown_away(served: fakehub.Hub) -> None:
