@@ -85,19 +85,27 @@ def write_folder(
         config = dict(configs[part])
         if part == "text_encoder" and configs is TINY:
             config["vocab_size"] = tokens
-        weights[part] = random_weights(part, config)
-        for variant in variants:
-            dtype = torch.float16 if variant else torch.float32
-            cast = {
-                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in published(part, weights[part]).items()
-            }
-            _write_weights(target / part, _FILE.get(part, "model"), variant, cast, shards)
-        _write_json(target / part / "config.json", config)
+        weights[part] = write_part(target, part, config, variants=variants, shards=shards)
     _write_json(target / "scheduler" / "scheduler_config.json", SCHEDULER)
     _write_json(target / "feature_extractor" / "preprocessor_config.json", PREPROCESSOR)
     absent = {part: [None, None] for part in configs if part not in weights}
     _write_json(target / "model_index.json", INDEX | absent)
+    return weights
+
+
+def write_part(
+    target: Path, part: str, config: Mapping[str, Any], *, variants: Iterable[str] = ("",), shards: int = 1
+) -> Tensors:
+    """One module's folder; its weights by today's names."""
+    weights = random_weights(part, config)
+    for variant in variants:
+        dtype = torch.float16 if variant else torch.float32
+        cast = {
+            name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in published(part, weights).items()
+        }
+        _write_weights(target / part, _FILE.get(part, "model"), variant, cast, shards)
+    _write_json(target / part / "config.json", config)
     return weights
 
 
