@@ -36,7 +36,8 @@ JPEG = b"\xff\xd8 a picture \xff\xd9"
 
 
 class Engines:
-    """In place of the pool: holds work while `gate` is shut, then answers with one JPEG per image, or `failure`."""
+    """In place of the pool: holds work while `gate` is shut, started work while `finish` is, then answers with one JPEG
+    per image, or `failure`."""
 
     def __init__(self):
         self.state = State.READY
@@ -46,6 +47,8 @@ class Engines:
         self.capacity = 1
         self.gate = asyncio.Event()
         self.gate.set()
+        self.finish = asyncio.Event()
+        self.finish.set()
         self.failure = None
         self.works = []
         self.running = asyncio.Queue()
@@ -60,6 +63,7 @@ class Engines:
             await self.gate.wait()
             tell(Started(work.id))
             tell(Log(work.id, "9 tokens, 9 used"))
+            await self.finish.wait()
             if self.failure:
                 raise self.failure
             for step in range(1, steps) if work.previews else ():
@@ -159,5 +163,6 @@ async def serving(tmp_path, **chosen):
         yield Web(front(app, settings, auth, metrics), ctx)
     finally:
         engines.gate.set()
+        engines.finish.set()
         await queue.close(1.0)
         await store.close()
