@@ -33,7 +33,7 @@ _SWEEP_S = 600.0
 _MAGIC_BYTES = 12
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-_OWN_PATH = re.compile(rf"(?:/cdn)?/files/({NAME.pattern})")
+_OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
 
 
 class _Draft(NamedTuple):

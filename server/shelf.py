@@ -188,9 +188,12 @@ class Shelf:
 
     def _write_meta(self, path: Path, meta: Meta) -> None:
         draft = self.draft()
-        draft.write_bytes(msgspec.json.encode(meta))
-        _sync(draft)
-        draft.rename(_meta_path(path))
+        try:
+            draft.write_bytes(msgspec.json.encode(meta))
+            _sync(draft)
+            draft.rename(_meta_path(path))
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def _size_of(folder: Path) -> int:

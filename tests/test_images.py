@@ -229,6 +229,14 @@ def test_too_many_pixels_are_told_with_a_size_that_fits() -> None:
     assert (error.kind, error.ctx) == ("image_too_large", {"max_height": 7071, "max_width": 7071})
 
 
+@pytest.mark.parametrize("name", ["jpeg progressive 4:4:4:4, 49 megapixels", "webp 49 megapixels"])
+def test_what_would_take_more_memory_than_budgeted_is_too_large(name: str) -> None:
+    error = fault(bombs.REFUSED[name]())
+
+    assert error.kind == "image_too_large"
+    assert error.ctx["max_width"] ** 2 < 49_000_000
+
+
 def test_a_side_that_comes_out_under_64_is_told_with_the_least() -> None:
     error = fault(saved(photo(4000, 200), "JPEG"))
 
