@@ -12,7 +12,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-disable_created_metrics()  # a second line for each counter that nobody reads
+# A second line for each counter that nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
