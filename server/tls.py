@@ -44,7 +44,8 @@ _DAY_S = 24 * 60 * 60
 # A client whose clock is a little slow accepts a certificate made this minute.
 _CLOCK_SKEW = datetime.timedelta(days=1)
 
-_LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+# `queue.localhost`: Python clients before 0.11 put `queue.` in front of FAL_RUN_HOST, and can't be told otherwise.
+_LOOPBACK_NAMES = ("localhost", "queue.localhost", "127.0.0.1", "::1")
 _LOOPBACK_NETWORKS = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
 _DNS_NAME = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 

@@ -16,7 +16,7 @@ from server.takeover import CERTIFICATE_NAMES
 from tests.certificates import rogue_context
 
 # Names of §2.7 of the protocol, and the ways to say this machine.
-NAMES = ["localhost", "127.0.0.1", "::1", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"]
+NAMES = ["localhost", "queue.localhost", "127.0.0.1", "::1", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"]
 NAMES += [name for name in CERTIFICATE_NAMES if "*" not in name]
 
 

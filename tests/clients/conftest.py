@@ -98,7 +98,8 @@ def clients(picture: str) -> Clients:
 @pytest.fixture(scope="session")
 def takeover(picture: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Takeover]:
     """fal's names lead to one server with a key, shared by tests that leave it as they found it."""
-    with taking_over(tmp_path_factory.mktemp("takeover"), picture, "--model", "instant:5", *WEBHOOKS_HERE) as server:
+    flags = ("--model", "instant+jpeg:5", *WEBHOOKS_HERE)
+    with taking_over(tmp_path_factory.mktemp("takeover"), picture, *flags) as server:
         yield server
 
 
@@ -107,7 +108,7 @@ def taking_over(data_dir: Path, picture: str, *flags: str, door: str = "--takeov
     """A sandbox with a server in it. Skips the test where the kernel gives no sandbox."""
     with contextlib.ExitStack() as stack:
         try:
-            box = stack.enter_context(sandbox(hosts_lines()))
+            box = stack.enter_context(sandbox(hosts_lines() + "127.0.0.1 queue.localhost\n"))
         except SandboxError as error:
             pytest.skip(f"needs a private mount namespace: {error}")
         stack.enter_context(_serving(box, data_dir, door, *flags))

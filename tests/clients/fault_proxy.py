@@ -1,18 +1,19 @@
-"""A TCP proxy that breaks a share of the exchanges that pass through it, in three ways:
+"""A TCP proxy that breaks every so-manieth exchange that passes through it, in three ways by turns:
 
     refuse   the connection is reset before the request goes on
     swallow  the request goes on, and its answer is lost
     cut      the answer is cut off after its first bytes
 
 It sees only TLS records: a new exchange begins with the first bytes from the client after bytes from the server.
-`python fault_proxy.py LISTEN_PORT TARGET_PORT SHARE SEED` prints "ready", and one line per broken exchange.
+`python fault_proxy.py LISTEN_PORT TARGET_PORT EVERY` prints "ready", and one line per broken exchange.
 """
 
 import asyncio
-import random
+import itertools
 import socket
 import struct
 import sys
+from collections.abc import Iterator
 
 # Bytes of an answer that get through before it is cut: its TLS record begins, but is never whole.
 CUT_AFTER = 20
@@ -21,23 +22,28 @@ HANDSHAKE_EXCHANGES = 2
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
+def fates(every: int) -> Iterator[str]:
+    """How one exchange after another ends: "" is well."""
+    for fault in itertools.cycle(("refuse", "swallow", "cut")):
+        yield from itertools.repeat("", every - 1)
+        yield fault
+
+
 class Exchange:
     """One client connection and how its current exchange is to end."""
 
-    def __init__(self, chance: random.Random, share: float) -> None:
-        self._chance = chance
-        self._share = share
+    def __init__(self, fates: Iterator[str]) -> None:
+        self._fates = fates
         self._answered = True
-        self.count = 0
+        self._count = 0
         self.fault = ""
 
     def request(self) -> str:
-        """Bytes from the client: a fault for this exchange, decided once."""
+        """Bytes from the client: the fault of this exchange, decided once."""
         if self._answered:
             self._answered = False
-            self.count += 1
-            broken = self.count > HANDSHAKE_EXCHANGES and self._chance.random() < self._share
-            self.fault = self._chance.choice(("refuse", "swallow", "cut")) if broken else ""
+            self._count += 1
+            self.fault = next(self._fates) if self._count > HANDSHAKE_EXCHANGES else ""
         return self.fault
 
     def answer(self) -> str:
@@ -93,11 +99,11 @@ async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, exch
         server_writer.close()
 
 
-async def main(listen: int, target: int, share: float, seed: int) -> None:
+async def main(listen: int, target: int, every: int) -> None:
     """Serve until killed."""
-    chance = random.Random(seed)
+    fate = fates(every)
     server = await asyncio.start_server(
-        lambda reader, writer: relay(reader, writer, Exchange(chance, share), target), "127.0.0.1", listen
+        lambda reader, writer: relay(reader, writer, Exchange(fate), target), "127.0.0.1", listen
     )
     async with server:
         print("ready", flush=True)
@@ -105,4 +111,4 @@ async def main(listen: int, target: int, share: float, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(main(*map(int, sys.argv[1:])))

@@ -8,7 +8,6 @@ import subprocess
 
 import pytest
 
-from tests.clients.conftest import taking_over
 from tests.clients.kit import JS, install_javascript, node
 from tests.harness import clean_env
 
@@ -24,13 +23,6 @@ SAMPLE_INPUT = {
     "enable_safety_checks": True,
 }
 PAGE_ID = "764cabcf-b745-4b3e-ae38-1200304cf45b"
-
-
-@pytest.fixture(scope="module")
-def takeover(picture, tmp_path_factory):
-    """The built-in model, for the page's sample picture comes with it."""
-    with taking_over(tmp_path_factory.mktemp("snippets"), picture, "--model", "demo") as server:
-        yield server
 
 
 @pytest.fixture

@@ -3,8 +3,11 @@
 The clients run in a sandbox (see `sandbox.py`): their names lead to the server, and nothing else can be reached.
 """
 
+import numpy
 import pytest
 
+from pipelines.images import encode
+from tests.clients.conftest import taking_over
 from tests.clients.kit import fal_sdk, old_python_client
 
 CURRENT = "@fal-ai/client"
@@ -124,7 +127,7 @@ def test_realtime_reports_a_bad_input_and_goes_on(js):
     assert [result["request_id"] for result in said["results"]] == ["next"]
 
 
-def test_an_idle_socket_is_closed_silently_and_the_next_send_opens_another(js, idle):
+def test_an_idle_socket_is_closed_silently_and_the_next_send_opens_another(idle):
     [said] = idle.js("idle.mjs", silenceMs=2500)
 
     assert said == {"results": ["before", "after"], "errors": []}
@@ -139,8 +142,6 @@ def test_the_oldest_client_reconnects_with_its_cached_token_after_an_idle_close(
 @pytest.fixture(scope="module")
 def idle(picture, tmp_path_factory):
     """Clients of a server that closes sockets after one second of silence."""
-    from tests.clients.conftest import taking_over
-
     flags = ("--model", "instant", "--session-idle-timeout", "1")
     with taking_over(tmp_path_factory.mktemp("idle"), picture, *flags) as server:
         yield server.clients
@@ -159,6 +160,28 @@ def test_a_wrong_key_is_401(takeover):
     [said] = wrong.js("faults.mjs", call="run")
 
     assert (said["kind"], said["status"]) == ("ApiError", 401)
+
+
+def test_a_token_that_is_no_good_makes_the_client_fetch_another(js):
+    [said] = js("reauth.mjs")
+
+    assert said["tokens"] == 2
+    assert said["result"]["seed"] == 7
+    assert said["errors"] == []
+
+
+def test_a_path_of_the_applications_own_choice_opens_a_socket(js):
+    [said] = js("realtime.mjs", path="/ws")
+
+    assert [result["request_id"] for result in said["results"]] == ["one", "two"]
+
+
+def test_no_key_token_or_prompt_is_in_the_servers_log(takeover):
+    takeover.clients.js("realtime.mjs", inputs=[{"prompt": "a canary"}])
+    takeover.clients.js("run.mjs", input={"prompt": "a canary"})
+
+    secret = takeover.clients.env["FAL_KEY"].partition(":")[2]
+    assert [word for word in (secret, "fal_jwt_token=", "eyJ", "canary") if word in takeover.log] == []
 
 
 # --- Python -------------------------------------------------------------------------------------------------------
@@ -193,6 +216,52 @@ def test_upload_of_120_megabytes_from_python_in_parallel_parts(py):
     [said] = py("upload.py", size=120 * 1024 * 1024)
 
     assert (said["status"], said["same"]) == (200, True)
+
+
+def test_a_python_socket_outlives_its_token(py):
+    assert py("sockets.py", what="outlive_the_token") == ["late"]
+
+
+def test_an_idle_close_makes_recv_return_none(idle):
+    assert idle.py("sockets.py", what="wait_for_the_end") == [["one", None]]
+
+
+def test_a_raw_python_socket(py):
+    assert py("sockets.py", what="raw") == ["raw"]
+
+
+def test_frames_of_megabytes_pass_both_ways(py, noise):
+    [said] = py("sockets.py", what="large", picture=str(noise))
+
+    assert said["bytes"] > 8_000_000
+    assert set(said["keys"]) == {"str"}
+    assert said["again"] == 1024
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A file with a picture that no JPEG makes small."""
+    pixels = numpy.random.default_rng(0).integers(0, 256, (1024, 1024, 3), numpy.uint8)
+    file = tmp_path_factory.mktemp("noise") / "noise.jpg"
+    file.write_bytes(encode(pixels, 90, "4:4:4"))
+    return file
+
+
+def test_two_host_names_and_no_prefix(takeover):
+    named = takeover.clients.with_env(FAL_RUN_HOST="localhost", FAL_QUEUE_RUN_HOST="queue.localhost")
+
+    handle, _, fetched = named.py("queue_calls.py")
+
+    assert handle["handle"]["status_url"].startswith("https://queue.localhost/")
+    assert fetched["result"]["seed"] == 7
+
+
+def test_the_oldest_python_client_puts_its_queue_before_the_name(takeover):
+    named = takeover.clients.with_env(FAL_RUN_HOST="localhost")
+
+    run, result, *_ = named.py("oldest.py", path=old_python_client())
+
+    assert run["run"]["seed"] == result["result"]["seed"] == 7
 
 
 @pytest.mark.parametrize("app", ["fal-ai/lcm-sd15-i2i", OLD_ID])

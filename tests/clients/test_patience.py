@@ -1,0 +1,89 @@
+"""Time limits and overload, with the clients' own ways of dealing with them."""
+
+import re
+import urllib.request
+
+import pytest
+
+from tests.clients.test_javascript_client import PROXY_ROUTE
+from tests.harness import serving
+
+# Half a second each: nothing that comes later starts within the next second and a half.
+BEHIND = 8
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A server that takes one call at a time."""
+    with serving("--model", "instant:200", "--max-calls", "1", "--tls-port", "0") as server:
+        yield server
+
+
+def answers(server, status: int) -> int:
+    """How many answers had this status so far."""
+    with urllib.request.urlopen(f"{server.url}/metrics") as page:
+        counters = re.findall(
+            rf'^fourstep_requests_total{{.*status="{status}".*}} (\S+)$', page.read().decode(), re.MULTILINE
+        )
+    return int(sum(map(float, counters)))
+
+
+def test_javascript_does_not_repeat_a_run_that_did_not_start_in_time(clients, slow):
+    before = answers(slow, 504)
+
+    [said] = clients.js("timeouts.mjs", proxy=slow.url + PROXY_ROUTE, call="run", behind=BEHIND)
+
+    assert (said["error"]["status"], said["error"]["timeoutType"]) == (504, "user")
+    assert answers(slow, 504) == before + 1
+
+
+def test_python_does_not_repeat_a_run_that_did_not_start_in_time(slow_by_environment, slow):
+    before = answers(slow, 504)
+
+    [said] = slow_by_environment.py("timeouts.py", call="run", behind=BEHIND)
+
+    assert (said["error"]["status"], said["error"]["error_type"]) == (504, "startup_timeout")
+    assert answers(slow, 504) == before + 1
+
+
+def test_a_subscription_that_javascript_gives_up_is_cancelled(clients, slow):
+    [said] = clients.js("timeouts.mjs", proxy=slow.url + PROXY_ROUTE, call="subscribe", behind=BEHIND)
+
+    assert said["error"]["kind"] == "Error"
+    assert (said["status"]["status"], said["status"]["error_type"]) == ("COMPLETED", "client_cancelled")
+
+
+def test_a_subscription_that_python_gives_up_is_cancelled(slow_by_environment):
+    [said] = slow_by_environment.py("timeouts.py", call="subscribe", behind=BEHIND)
+
+    assert said["error"]["kind"] == "FalClientTimeoutError"
+    assert said["status"][0]["error_type"] in {"client_cancelled", "startup_timeout"}
+
+
+def test_javascript_gets_through_an_overload_by_itself(clients, narrow):
+    before = answers(narrow, 429)
+
+    [outcomes] = clients.js("overload.mjs", proxy=narrow.url + PROXY_ROUTE, calls=3)
+
+    assert outcomes == ["ok"] * 3
+    assert answers(narrow, 429) > before
+
+
+def test_python_gets_through_an_overload_by_itself(by_environment, narrow):
+    before = answers(narrow, 429)
+    narrowly = by_environment.with_env(FAL_RUN_HOST=f"{narrow.tls_host}/run", SSL_CERT_FILE=str(narrow.bundle))
+
+    [seeds] = narrowly.py("overload.py", calls=4)
+
+    assert seeds == [7] * 4
+    assert answers(narrow, 429) > before
+
+
+def test_the_legacy_client_takes_an_overload_for_final(takeover, picture, tmp_path_factory):
+    from tests.clients.conftest import taking_over
+
+    flags = ("--model", "instant:200", "--max-calls", "1")
+    with taking_over(tmp_path_factory.mktemp("narrow"), picture, *flags) as server:
+        [outcomes] = server.clients.js("overload.mjs", package="serverless-client-0.15", calls=3)
+
+    assert sorted(map(str, outcomes)) == ["429", "429", "ok"]
