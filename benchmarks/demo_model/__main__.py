@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.demo_model import autoencoder, checker, classifier, evaluate, export, latents, sheets, text, unet
+from benchmarks.demo_model import autoencoder, checker, classifier, evaluate, export, sheets, text, unet
+from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, TINY_LATENTS
 from benchmarks.demo_model.recipe import LARGE, SHIPPED, SMALL, TEST, WORK
 from benchmarks.demo_model.training import on_all_cores
 
@@ -35,14 +36,16 @@ def _teach_text() -> None:
 STAGES = (
     Stage("paint", _paint, SMALL.path.with_suffix(".done")),
     Stage("autoencoder", lambda: on_all_cores(autoencoder.work_both), autoencoder.NORMALISED),
-    Stage("latents-256", lambda: latents.encode(SMALL), latents.done(SMALL)),
+    Stage("latents-256", SMALL_LATENTS.encode, SMALL_LATENTS.done),
+    Stage("latents-128", TINY_LATENTS.encode, TINY_LATENTS.done),
     Stage("text", _teach_text, text.TAUGHT),
-    Stage("unet-256", lambda: on_all_cores(unet.work_small), unet.MIDDLE),
+    Stage("unet-128", lambda: on_all_cores(unet.TINY.work), unet.TINY.leaves),
+    Stage("unet-256", lambda: on_all_cores(unet.MIDDLE.work), unet.MIDDLE.leaves),
     Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
     Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
     Stage("decoder", lambda: on_all_cores(autoencoder.work_decoder), autoencoder.FINAL),
-    Stage("latents-512", lambda: latents.encode(LARGE), latents.done(LARGE)),
-    Stage("unet-512", lambda: on_all_cores(unet.work_large), unet.FINAL),
+    Stage("latents-512", LARGE_LATENTS.encode, LARGE_LATENTS.done),
+    Stage("unet-512", lambda: on_all_cores(unet.LAST.work), unet.LAST.leaves),
     Stage("export", lambda: export.export(SHIPPED), None),
     Stage("evaluate", lambda: evaluate.report(SHIPPED), None),
     Stage("sheets", lambda: sheets.contact_sheet(SHIPPED, WORK / "contact.png"), None),

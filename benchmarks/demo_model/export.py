@@ -27,7 +27,7 @@ PREPROCESSOR = {
 }
 
 
-def export(target: Path, denoiser_path: Path = unet.FINAL, autoencoder_path: Path = autoencoder.FINAL) -> None:
+def export(target: Path, denoiser_path: Path = unet.LAST.leaves, autoencoder_path: Path = autoencoder.FINAL) -> None:
     """Writes the folder anew. Paths may name unfinished courses, to look at on the way."""
     shutil.rmtree(target, ignore_errors=True)
     denoiser = unet.load(denoiser_path)

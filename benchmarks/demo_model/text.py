@@ -18,7 +18,7 @@ from benchmarks.demo_model.training import Course, rank, train
 WIDTH, LENGTH = 128, 77
 TOKENIZER = WORK / "tokenizer"
 TAUGHT = WORK / "text-final.pt"
-COURSE = Course("text", steps=500, rate=1e-3, average=0.99)
+COURSE = Course("text", steps=350, rate=1e-3, average=0.99)
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _ATTRIBUTES = {
     "place": PLACES,

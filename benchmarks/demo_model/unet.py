@@ -6,6 +6,9 @@ layout* – other hour, weather, place, or a crude drawing – than the picture 
 will be used, composition from the input and everything that the words name from the words.
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,9 +18,9 @@ from torch import Tensor, nn
 
 from benchmarks.demo_model import text
 from benchmarks.demo_model.captions import caption
-from benchmarks.demo_model.data import VARIANTS, Pictures
-from benchmarks.demo_model.latents import open_latents
-from benchmarks.demo_model.recipe import LARGE, SMALL, WORK
+from benchmarks.demo_model.data import VARIANTS
+from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, TINY_LATENTS, Latents
+from benchmarks.demo_model.recipe import WORK
 from benchmarks.demo_model.training import Course, rank, train
 from pipelines.schedule import Schedule
 
@@ -33,9 +36,6 @@ SCHEDULER = {
     "set_alpha_to_one": True,
     "clip_sample": False,
 }
-FIRST = Course("unet-256", steps=9000, rate=1e-3, warmup=300, floor=0.3, average=0.998)
-SECOND = Course("unet-512", steps=4000, rate=5e-4, warmup=100, average=0.998)
-MIDDLE, FINAL = WORK / "unet-middle.pt", WORK / "unet-final.pt"
 _LEVELS = Schedule.from_config(SCHEDULER)
 # What four steps ask for at strengths 1.0, 0.8 and 0.5; two draws of three come from these.
 _FAVOURITES = (999, 999, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 259, 139)
@@ -63,11 +63,11 @@ class Denoiser(nn.Module):
 
 
 class Examples:
-    """Draws (input latents, wanted latents, caption) from one picture set."""
+    """Draws (input latents, wanted latents, caption) from one set."""
 
-    def __init__(self, pictures: Pictures) -> None:
-        self.latents = open_latents(pictures)
-        self.scenes = pictures.scenes()
+    def __init__(self, latents: Latents) -> None:
+        self.latents = np.array(latents.open())
+        self.scenes = latents.pictures.scenes()
 
     def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
         """Below timestep 400 input and wanted picture are the same; above, more and more often another variant."""
@@ -97,7 +97,7 @@ def batch_loss(model: Denoiser, words: text.Words, examples: Examples, rng: np.r
     return F.mse_loss(made.float(), velocity)
 
 
-def load(path) -> Denoiser:
+def load(path: Path) -> Denoiser:
     """The denoiser of a checkpoint (`average` of a course, or the final state)."""
     state = torch.load(path, weights_only=True)
     model = Denoiser(len(text.Words().tokenizer))
@@ -105,31 +105,39 @@ def load(path) -> Denoiser:
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def _train(course: Course, model: Denoiser, words: text.Words, pictures: Pictures, count: int) -> nn.Module:
-    model.unet.set_attn_processor(AttnProcessor())  # faster backwards on a CPU than the fused kernel
-    examples = Examples(pictures)
+@dataclass(frozen=True)
+class Lesson:
+    """One course: on what, how many pictures per step and process, and whose weights it starts from."""
 
-    def loss(rng: np.random.Generator) -> dict[str, Tensor]:
-        return {"v": batch_loss(model, words, examples, rng, count)}
+    course: Course
+    latents: Latents
+    batch: int
+    after: Path | None = None
 
-    return train(course, model, loss)
+    @property
+    def leaves(self) -> Path:
+        return WORK / f"{self.course.name}-final.pt"
+
+    def work(self) -> None:
+        """Trains, and leaves the averaged weights."""
+        words = text.Words()
+        model = Denoiser(len(words.tokenizer))
+        if self.after is None:
+            model.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
+        else:
+            model.load_state_dict(torch.load(self.after, weights_only=True))
+        model.unet.set_attn_processor(AttnProcessor())  # faster backwards on a CPU than the fused kernel
+        examples = Examples(self.latents)
+
+        def loss(rng: np.random.Generator) -> dict[str, Tensor]:
+            return {"v": batch_loss(model, words, examples, rng, self.batch)}
+
+        average = train(self.course, model, loss)
+        if rank() == 0:
+            torch.save(average.state_dict(), self.leaves)
 
 
-def work_small() -> None:
-    """First course, at 256×256; leaves `MIDDLE`."""
-    words = text.Words()
-    model = Denoiser(len(words.tokenizer))
-    model.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
-    average = _train(FIRST, model, words, SMALL, 8)
-    if rank() == 0:
-        torch.save(average.state_dict(), MIDDLE)
-
-
-def work_large() -> None:
-    """Second course, at the 512×512 that people ask for; leaves `FINAL`."""
-    words = text.Words()
-    model = Denoiser(len(words.tokenizer))
-    model.load_state_dict(torch.load(MIDDLE, weights_only=True))
-    average = _train(SECOND, model, words, LARGE, 3)
-    if rank() == 0:
-        torch.save(average.state_dict(), FINAL)
+TINY = Lesson(Course("unet-128", steps=3000, rate=1.2e-3, warmup=150, floor=0.4, average=0.995), TINY_LATENTS, 12)
+MIDDLE = Lesson(Course("unet-256", steps=2000, rate=8e-4, floor=0.4, average=0.995), SMALL_LATENTS, 6, TINY.leaves)
+LAST = Lesson(Course("unet-512", steps=1000, rate=5e-4, warmup=50, average=0.99), LARGE_LATENTS, 2, MIDDLE.leaves)
+LESSONS = (TINY, MIDDLE, LAST)
