@@ -6,7 +6,7 @@ async with serving(tmp_path) as web:
 
 import asyncio
 import contextlib
-import types
+import functools
 
 from fastapi import FastAPI
 
@@ -17,7 +17,7 @@ from server.deps import Context
 from server.fetch import FetchError
 from server.files import Files
 from server.front import front
-from server.generate import run_job
+from server.generate import Resources, run_job
 from server.job_store import JobStore
 from server.metrics import Metrics
 from server.queue import Queue
@@ -137,32 +137,24 @@ class Web:
 async def serving(tmp_path, **chosen):
     """The web side with these settings."""
     settings = Settings(data_dir=tmp_path, **chosen)
-    auth, metrics, engines = Auth(settings), Metrics(), Engines()
-    rooms = types.SimpleNamespace()
+    engines = Engines()
+    resources = Resources(settings=settings, pool=engines, files=Shelf(settings), fetch=Net(), metrics=Metrics())
     store = JobStore(settings.jobs_path)
-    queue = Queue(
-        store,
-        lambda job, on_event: run_job(rooms.ctx, job, on_event),
-        capacity=lambda: engines.capacity,
-        settings=settings,
-    )
-    ctx = rooms.ctx = Context(
-        settings=settings,
-        pool=engines,
-        files=Shelf(settings),
-        fetch=Net(),
-        queue=queue,
-        auth=auth,
-        metrics=metrics,
+    ctx = Context(
+        **vars(resources),
+        queue=Queue(store, functools.partial(run_job, resources), capacity=lambda: engines.capacity, settings=settings),
+        auth=Auth(settings),
         signing_keys=SigningKeys(tmp_path / "webhook-keys.json"),
     )
     app = FastAPI(openapi_url=None, redirect_slashes=False, routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
     app.state.ctx = ctx
-    await queue.start()
+    await ctx.files.start()
+    await ctx.queue.start()
     try:
-        yield Web(front(app, settings, auth, metrics), ctx)
+        yield Web(front(app, settings, ctx.auth, ctx.metrics), ctx)
     finally:
         engines.gate.set()
         engines.finish.set()
-        await queue.close(1.0)
+        await ctx.queue.close(1.0)
         await store.close()
+        await ctx.files.close()
