@@ -1,8 +1,8 @@
 """How the loop runs a stage: in batches of one size, announced and timed, and what fails again on fewer images.
 
-A batch that ran out of memory is run in halves, and for a while no other of that size gets larger; one that failed
-otherwise is run image by image. So only the culprit's request fails. Where a fault has left the device unusable the
-exception goes on, through the loop, to the end of the process.
+A batch that failed is run in halves, so that only the culprit's request fails in the end; if memory ran out, no other
+batch of that size gets larger for a while. Where a fault has left the device unusable the exception goes on, through
+the loop, to the end of the process.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ class Staging:
             kind: FailureKind = "out_of_memory" if out_of_memory else "engine_error"
             self._fail(images[0].request, kind, f"The engine failed at the stage {stage!r}.")
             return
-        size = len(images) // 2 if out_of_memory else 1
+        half = -(-len(images) // 2)
         if out_of_memory:
-            size_now = min(size, self.limit(stage, images[0].shape))
-            self._limits[stage, images[0].shape] = size_now, time.monotonic() + SMALL_FOR_S
-        for part in batching.parts(images, size):
+            limit = min(half, self.limit(stage, images[0].shape))
+            self._limits[stage, images[0].shape] = limit, time.monotonic() + SMALL_FOR_S
+        for part in batching.parts(images, half):
             self.attempt(stage, part, run)
 
     @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The loop: requests join and leave between steps, and what goes wrong with one stays with that one."""
 
 import contextlib
+import itertools
 import queue
 import threading
 import time
@@ -51,6 +52,18 @@ class RawCodec:
         return pixels.tobytes()
 
 
+class SlowAtFirst(RawCodec):
+    """Takes its time with the first picture that it encodes."""
+
+    def __init__(self):
+        self._calls = itertools.count()
+
+    def encode(self, pixels):
+        if next(self._calls) == 0:
+            time.sleep(0.1)
+        return super().encode(pixels)
+
+
 class Watched(FaultyModel):
     """Notes who shared each step; takes a millisecond for it, so that others can join."""
 
@@ -68,11 +81,11 @@ class Watched(FaultyModel):
 class Talk:
     """A running engine and what it says. Messages other than beats are kept in order, for each request by itself."""
 
-    def __init__(self, model, config):
+    def __init__(self, model, config, codec=None):
         self._said = queue.SimpleQueue()
         self.of = {}
         self.beats = []
-        self.engine = Engine(config, model, RawCodec(), self._said.put)
+        self.engine = Engine(config, model, codec or RawCodec(), self._said.put)
         self.fault = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -114,8 +127,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk_with(model, **config):
-    talk = Talk(model, EngineConfig(model="test", data_dir="", **config))
+def talk_with(model, codec=None, **config):
+    talk = Talk(model, EngineConfig(model="test", data_dir="", **config), codec)
     try:
         yield talk
     finally:
@@ -231,10 +244,10 @@ def test_a_fault_of_the_codec_fails_its_own_request(talk):
 def test_only_the_culprit_of_a_failed_batch_fails(talk, model, prompt, kind):
     talk.ask("neighbour", num_inference_steps=500)
     talk.until("neighbour", Started)
-    for request_id in ("before", prompt, "after"):
+    for request_id in ("first", "second", prompt):
         talk.ask(request_id)
 
-    culprit, *others = talk.ends(prompt, "neighbour", "before", "after")
+    culprit, *others = talk.ends(prompt, "neighbour", "first", "second")
     assert culprit.kind == kind
     assert [type(message) for message in others] == [Generated] * 3
     assert any(prompt in batch and len(batch) > 1 for batch in model.batches)
@@ -317,6 +330,14 @@ def test_previews_come_in_order_and_before_the_answer(talk):
     assert previews
     assert all(1 <= preview.step < preview.steps == 30 for preview in previews)
     assert [preview.step for preview in previews] == sorted({preview.step for preview in previews})
+
+
+def test_a_slow_preview_does_not_come_after_the_answer(model):
+    with talk_with(model, SlowAtFirst()) as talk:
+        talk.ask("a", previews=True, num_inference_steps=2)
+        talk.until("a")
+
+    assert [type(message) for message in talk.of["a"]] == [Started, Preview, Generated]
 
 
 def test_unsafe_pictures_are_black_and_so_are_their_previews(talk):

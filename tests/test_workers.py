@@ -238,6 +238,20 @@ async def test_a_poison_request_stops_after_three_strikes_and_its_neighbours_are
 
 
 @pytest.mark.anyio
+async def test_an_end_in_company_is_no_strike():
+    starts = []
+    async with pool_of(model="instant:200") as pool:
+        first = asyncio.create_task(pool.run(work("first"), starts.append))
+        second = asyncio.create_task(pool.run(work("second")))
+        for end in range(1, 4):  # the first time with the second one, then twice alone
+            await until(lambda end=end: sum(isinstance(event, Started) for event in starts) == end)
+            os.kill(pid_of(pool), signal.SIGKILL)
+        answers = await asyncio.gather(first, second)
+
+    assert [answer.id for answer in answers] == ["first", "second"]
+
+
+@pytest.mark.anyio
 async def test_engines_that_send_nonsense_are_replaced(monkeypatch):
     monkeypatch.setattr(engine_slot, "FAILURES", 2)
     async with pool_of("garbled", ready=False) as pool:
