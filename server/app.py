@@ -54,6 +54,8 @@ def create_app(settings: Settings) -> ASGIApp:
         routes=ROUTES,
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
+        # No environment variable of the framework's may make this server report anything to anyone.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     return front(app, settings, auth, metrics)
 
