@@ -4,6 +4,7 @@
     msgpack in       →  msgpack out
     a bad input      →  text {"type": "x-fal-error", "error", "reason", …}; the socket stays open
     idle             →  close 1000, which clients take for the end of a good session
+    server drains    →  what waits is answered, then close 1000: the next `send` finds the next server
 
 Errors are text whatever the encoding, since older JavaScript clients and Python's check only text for them.
 `request_id` is echoed: draw-fast matches answers by it alone.
@@ -37,6 +38,9 @@ MAX_BUFFERING = 60
 # Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
 PATIENCE_S = 2.0
 
+# The code of the disconnect by which `server.protocols` says that the server drains; answers may still be sent.
+DRAINING = 1012
+
 # The inputs that wait on one socket hold no more memory than this, but for the newest.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
@@ -49,6 +53,7 @@ class Inbox:
         self._fixed = max_buffering is not None
         self._frames: deque[Frame] = deque()
         self._bytes = 0
+        self._ended = False
         self._arrived = asyncio.Event()
 
     def put(self, frame: Frame) -> int:
@@ -62,12 +67,17 @@ class Inbox:
             dropped += 1
         return dropped
 
-    async def get(self) -> Frame:
-        """The oldest frame, once there is one."""
-        while not self._frames:
+    def end(self) -> None:
+        """No more will come."""
+        self._ended = True
+        self._arrived.set()
+
+    async def get(self) -> Frame | None:
+        """The oldest frame, once there is one; None when none is left and no more will come."""
+        while not self._frames and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
-        return self._take()
+        return self._take() if self._frames else None
 
     def pace(self, seconds: float) -> None:
         """An input took so long; it bounds how many may wait."""
@@ -96,17 +106,21 @@ class Session:
         working = asyncio.create_task(self._work())
         try:
             await asyncio.wait({reading, working}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and reading.result() == DRAINING:
+                self._inbox.end()
+                await working
             for task in (reading, working):
                 if task.done():
                     task.result()
         finally:
             await stop(reading, working)
 
-    async def _read(self) -> None:
+    async def _read(self) -> int:
+        """Take frames in; the code with which it ended."""
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
-                return
+                return int(message["code"])
             if dropped := self._inbox.put(_content(message)):
                 self._ctx.metrics.dropped(dropped)
 

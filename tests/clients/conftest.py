@@ -3,9 +3,11 @@
 import base64
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,19 +67,32 @@ def slow() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def by_environment(instant: Server, picture: str) -> Clients:
-    """Python's way: host names with a path prefix, and the local CA's bundle."""
-    return _by_environment(instant, picture)
+def count(server: Server, metric: str, label: str = "") -> int:
+    """What a server's counter stands at, summed over its labels, or over those that have `label`."""
+    with urllib.request.urlopen(f"{server.url}/metrics") as page:
+        return sum_of(metric, page.read().decode(), label)
+
+
+def sum_of(metric: str, page: str, label: str = "") -> int:
+    """The sum of a counter in Prometheus' text format."""
+    lines = [line for line in page.splitlines() if re.match(rf"{metric}[{{ ]", line) and label in line]
+    return int(sum(float(line.rpartition(" ")[2]) for line in lines))
+
+
+@pytest.fixture(name="by_environment")
+def fixture_by_environment(instant: Server, picture: str) -> Clients:
+    """Python clients of the shared server."""
+    return by_environment(instant, picture)
 
 
 @pytest.fixture
 def slow_by_environment(slow: Server, picture: str) -> Clients:
-    """Python's way to the slow server."""
-    return _by_environment(slow, picture)
+    """Python clients of the slow server."""
+    return by_environment(slow, picture)
 
 
-def _by_environment(server: Server, picture: str) -> Clients:
+def by_environment(server: Server, picture: str) -> Clients:
+    """Python's way to a server: host names with a path prefix, and the local CA's bundle."""
     return Clients(
         {
             "FAL_KEY": "any:thing",

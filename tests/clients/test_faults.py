@@ -5,7 +5,6 @@ all of Python's but stream, none of serverless-client's.
 """
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.clients.conftest import taking_over
+from tests.clients.conftest import sum_of, taking_over
 
 PROXY = Path(__file__).with_name("fault_proxy.py")
 EVERY = "20"
@@ -38,8 +37,7 @@ class Faulty:
 
     def count(self, metric: str) -> int:
         """The sum of a counter over its labels."""
-        values = re.findall(rf"^{metric}(?:\{{[^}}]*\}})? (\S+)$", self.server.get("/metrics"), re.MULTILINE)
-        return int(sum(map(float, values)))
+        return sum_of(metric, self.server.get("/metrics"))
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Time limits and overload, with the clients' own ways of dealing with them."""
 
-import re
-import urllib.request
-
 import pytest
 
+from tests.clients.conftest import count, taking_over
 from tests.clients.test_javascript_client import PROXY_ROUTE
 from tests.harness import serving
 
@@ -21,11 +19,7 @@ def narrow():
 
 def answers(server, status: int) -> int:
     """How many answers had this status so far."""
-    with urllib.request.urlopen(f"{server.url}/metrics") as page:
-        counters = re.findall(
-            rf'^fourstep_requests_total{{.*status="{status}".*}} (\S+)$', page.read().decode(), re.MULTILINE
-        )
-    return int(sum(map(float, counters)))
+    return count(server, "fourstep_requests_total", f'status="{status}"')
 
 
 def test_javascript_does_not_repeat_a_run_that_did_not_start_in_time(clients, slow):
@@ -80,8 +74,6 @@ def test_python_gets_through_an_overload_by_itself(by_environment, narrow):
 
 
 def test_the_legacy_client_takes_an_overload_for_final(takeover, picture, tmp_path_factory):
-    from tests.clients.conftest import taking_over
-
     flags = ("--model", "instant:200", "--max-calls", "1")
     with taking_over(tmp_path_factory.mktemp("narrow"), picture, *flags) as server:
         [outcomes] = server.clients.js("overload.mjs", package="serverless-client-0.15", calls=3)

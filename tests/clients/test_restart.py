@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tests.clients.kit import Clients
+from tests.clients.conftest import by_environment, count
 from tests.harness import start_server
 
 
@@ -26,23 +26,15 @@ def start(tmp_path):
         return running[-1]
 
     yield start
-    running[-1].kill()
+    if running[-1].process.poll() is None:
+        running[-1].kill()
 
 
 def test_a_subscription_survives_the_death_of_the_server(start, picture):
     first = start()
     first.wait_ready()
-    clients = Clients(
-        {
-            "FAL_KEY": "any:thing",
-            "FAL_RUN_HOST": f"{first.tls_host}/run",
-            "FAL_QUEUE_RUN_HOST": f"{first.tls_host}/queue",
-            "SSL_CERT_FILE": str(first.bundle),
-            "PICTURE": picture,
-        }
-    )
     said = []
-    subscribing = threading.Thread(target=lambda: said.extend(clients.py("subscribe.py")))
+    subscribing = threading.Thread(target=lambda: said.extend(by_environment(first, picture).py("subscribe.py")))
     subscribing.start()
     while not first.get("/health")["queue"]["running"]:
         assert subscribing.is_alive()
@@ -52,3 +44,19 @@ def test_a_subscription_survives_the_death_of_the_server(start, picture):
 
     subscribing.join()
     assert said[0]["result"]["seed"] == 7
+
+
+def test_what_waits_on_a_socket_is_answered_before_the_server_stops(start, picture):
+    server = start()
+    server.wait_ready()
+    said = []
+    clients = by_environment(server, picture)
+    sending = threading.Thread(target=lambda: said.extend(clients.py("sockets.py", what="drained")))
+    sending.start()
+    while count(server, "fourstep_inference_seconds_count") < 1:  # one is answered, so the other two have arrived
+        assert sending.is_alive()
+
+    server.stop()
+
+    sending.join()
+    assert said == [["0", "1", "2"]]

@@ -23,6 +23,17 @@ def wait_for_the_end():
         return [socket.recv()["request_id"], socket.recv()]
 
 
+def drained():
+    """Three inputs at once to a server that is told to stop meanwhile."""
+    with fal_client.realtime(APP, use_jwt=False) as socket:
+        for number in range(3):
+            socket.send({**INPUT, "request_id": str(number)})
+        received = []
+        while (result := socket.recv()) is not None:
+            received.append(result["request_id"])
+        return received
+
+
 def raw():
     """`ws_connect`: no suffix, no codec."""
     with fal_client.ws_connect(APP) as socket:
