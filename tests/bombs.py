@@ -111,10 +111,14 @@ def _exif(entries: int, offset: int = 8) -> bytes:
 # --- WebP --------------------------------------------------------------------------------------------------------
 
 
-def riff(*chunks: tuple[bytes, bytes], claimed: int | None = None) -> bytes:
-    """A WebP of these chunks."""
-    parts = (name + struct.pack("<I", len(content)) + content + bytes(len(content) & 1) for name, content in chunks)
-    body = b"WEBP" + b"".join(parts)
+def riff_chunk(name: bytes, content: bytes) -> bytes:
+    """One chunk of a WebP."""
+    return name + struct.pack("<I", len(content)) + content + bytes(len(content) & 1)
+
+
+def riff(*chunks: tuple[bytes, bytes], tail: bytes = b"", claimed: int | None = None) -> bytes:
+    """A WebP of these chunks, and of those in `tail`."""
+    body = b"WEBP" + b"".join(riff_chunk(*parts) for parts in chunks) + tail
     return b"RIFF" + struct.pack("<I", len(body) if claimed is None else claimed) + body
 
 
@@ -134,7 +138,7 @@ def _vp8l(width: int, height: int) -> tuple[bytes, bytes]:
 def _frame(width: int, height: int) -> tuple[bytes, bytes]:
     name, content = _vp8l(width, height)
     place = bytes(6) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little") + bytes(4)
-    return b"ANMF", place + name + struct.pack("<I", len(content)) + content + bytes(len(content) & 1)
+    return b"ANMF", place + riff_chunk(name, content)
 
 
 # --- the lists ---------------------------------------------------------------------------------------------------
@@ -205,8 +209,8 @@ REFUSED: dict[str, Maker] = {
     "jpeg cut": lambda: _jpeg_of(512, 512)[:-700],
     "webp cut": lambda: riff(_vp8l(64, 64))[:-8],
     "webp longer than the file": lambda: riff(_vp8l(64, 64), claimed=2**32 - 1),
-    "webp a million chunks": lambda: riff(vp8x(64, 64), *[(b"JUNK", b"")] * 1_000_000),
-    "webp a hundred thousand frames": lambda: riff(vp8x(64, 64, 2), *[_frame(64, 64)] * 100_000),
+    "webp a million chunks": lambda: riff(vp8x(64, 64), tail=riff_chunk(b"JUNK", b"") * 1_000_000),
+    "webp a hundred thousand frames": lambda: riff(vp8x(64, 64, 2), tail=riff_chunk(*_frame(64, 64)) * 100_000),
     "webp empty": riff,
     "webp noise": lambda: riff((b"VP8L", b"\x2f" + bytes(range(256)) * 40)),
     # other formats, and what only looks like one
