@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 WARM_UP_SIDE = 512
 WARM_UP_SIDE_CPU = 128
 
-# torch's CPU allocators raise a bare RuntimeError with one of these in it (c10/core/impl/alloc_cpu.cpp).
-_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+# What a bare RuntimeError says when memory is out: the CPU allocators (c10/core/impl/alloc_cpu.cpp), and libraries that
+# allocate beside torch.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED", "MPS backend out of memory")
 
 
 def load(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
@@ -50,11 +51,10 @@ class DeviceModel(Lcm):
         return host
 
     def diagnose(self, error: Exception) -> Diagnosis:
-        """Out of memory is torch's own error or the CPU allocator's; any other device error outlives its call."""
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        """Out of memory is torch's own error or an allocator's; any other error of the device outlives its call."""
+        words = str(error)
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY):
             return Diagnosis.OUT_OF_MEMORY
-        if isinstance(error, torch.AcceleratorError):
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in words:
             return Diagnosis.DEVICE_LOST
-        if isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY):
-            return Diagnosis.OUT_OF_MEMORY
         return Diagnosis.OTHER

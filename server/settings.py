@@ -55,7 +55,7 @@ class Settings:
     device: str = _setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
     dtype: str = _setting("auto", "auto (float16 on cuda, else float32), float16, bfloat16 or float32")
     threads: int = _setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
-    max_batch: int = _setting(8, "images that may share one step on a device")
+    max_batch: int = _setting(8, "images that may share one step on a device; with 1, what else is in flight never changes a bit")
     start_timeout: float = _setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     # where things lie

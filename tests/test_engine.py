@@ -12,7 +12,6 @@ import pytest
 from pipelines import staging
 from pipelines.engine import Engine
 from pipelines.images import ImageFault
-from pipelines.lcm import Lcm
 from pipelines.on_torch import DeviceModel
 from pipelines.types import (
     Beat,
@@ -442,9 +441,12 @@ def levels(answer):
     return np.stack([np.frombuffer(picture.data, np.uint8) for picture in answer.pictures]).astype(int)
 
 
-def test_a_picture_does_not_depend_on_its_batch_mates():
+# Levels of 8-bit colour that a picture may differ by, and how many images share a step, by `max_batch`. Alone in every
+# call, a picture is the same to the bit: that is the deterministic mode.
+@pytest.mark.parametrize(("max_batch", "tolerance", "shared"), [(8, 1, 4), (1, 0, 1)])
+def test_a_picture_does_not_depend_on_what_else_is_in_flight(max_batch, tolerance, shared):
     tiny = Counted(models.make())
-    with talk_with(tiny) as talk:
+    with talk_with(tiny, max_batch=max_batch) as talk:
         alone = []
         for number, params in enumerate(MIXED):
             talk.ask(f"alone {number}", prompt=f"a {number}", image=b"64x64:90", **params)
@@ -454,20 +456,8 @@ def test_a_picture_does_not_depend_on_its_batch_mates():
         mixed = talk.ends(*(f"mixed {number}" for number in range(len(MIXED))))
 
     worst = max(np.abs(levels(one) - levels(other)).max() for one, other in zip(alone, mixed, strict=True))
-    assert worst <= 1
-    assert max(tiny.sizes) > 3
+    assert worst <= tolerance
+    assert max(tiny.sizes) >= shared
     assert len({picture.data for answer in alone for picture in answer.pictures}) == sum(
         params.get("num_images", 1) for params in MIXED
     )
-
-
-def test_the_model_in_earnest_is_the_algorithm_with_pixels_on_the_host():
-    tiny = DeviceModel(models.make())
-
-    assert isinstance(tiny, Lcm)
-    assert isinstance(tiny.fetch(tiny.decode(_trajectories(tiny))), np.ndarray)
-
-
-def _trajectories(model):
-    params = GenerationParams(prompt="a", seed=1)
-    return model.encode([(params, model.prepare(params), np.zeros((64, 64, 3), np.uint8), 1)])
