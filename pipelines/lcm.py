@@ -1,12 +1,12 @@
 """Latent consistency image-to-image, the algorithm from top to bottom.
 
-    prepare   prompts → embeddings                             text encoder, cached
+    prepare   prompts → keys and values of cross attention     text encoder, cached
     encode    pixels → latents at their first timestep         VAE encoder; all of an image's noise is drawn here
     step      latents → latents, one timestep further          UNet, one call for the whole batch
     decode    denoised estimate → pixels                       VAE decoder
     check     pixels → unsafe or not                           safety checker
 
-One image on its way is a `Trajectory`; it carries everything that is its own: embeddings, coefficients, noise, latents.
+One image on its way is a `Trajectory`; it carries everything that is its own: text, coefficients, noise, latents.
 A batch is therefore any list of trajectories of one size, and may be another list at every step: members stand at
 different timesteps, have different numbers of them, and go with or without guidance. Nothing that a member computes
 reads another member, so a picture does not depend on its batch-mates (but for the last bits of float arithmetic).
@@ -22,15 +22,16 @@ The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
+from pipelines import vae
 from pipelines.prompts import Prompt, PromptEncoder
 from pipelines.safety import SafetyChecker
 from pipelines.schedule import Schedule, Step
+from pipelines.unet import Unet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from pipelines.types import GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
-    Unet: TypeAlias = Callable[["UnetInputs"], torch.Tensor]
+    UnetCall: TypeAlias = Callable[["UnetInputs"], torch.Tensor]
 
 # torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
 SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -50,19 +51,18 @@ SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 class UnetInputs(NamedTuple):
     """What one UNet call reads, first a row for each image's prompt, then one for each negative prompt.
 
-    `sample` [rows, channels, h, w] and `embeddings` [rows, length, width] in the model's dtype; `timestep` float32
-    [rows].
+    In the model's dtype: `sample` [rows, channels, h, w]; `shifts` [rows, …] of each row's timestep and `context`
+    [rows, length, …] of its text, as `Unet.shifts` and `Unet.context` make them.
     """
 
     sample: torch.Tensor
-    timestep: torch.Tensor
-    embeddings: torch.Tensor
+    shifts: torch.Tensor
+    context: torch.Tensor
 
 
 class Coefficients(NamedTuple):
     """A `Step` and the guidance scale for each image of a batch: float32 [images, 1, 1, 1], on the device."""
 
-    timestep: torch.Tensor
     clean_sample: torch.Tensor
     clean_output: torch.Tensor
     out: torch.Tensor
@@ -87,11 +87,11 @@ class Conditioning:
             lines.append(f"negative prompt: {self.negative.tokens} tokens, {self.negative.used} used")
         return "; ".join(lines)
 
-    @cached_property
-    def embeddings(self) -> torch.Tensor:
-        """[rows, length, width]: the prompt, then the negative prompt if there is guidance."""
+    @property
+    def contexts(self) -> tuple[torch.Tensor, ...]:
+        """What the UNet reads, for each row: the prompt's, then the negative prompt's if there is guidance."""
         prompts = [self.prompt] if self.negative is None else [self.prompt, self.negative]
-        return torch.stack([prompt.embedding for prompt in prompts])
+        return tuple(prompt.context for prompt in prompts)
 
 
 class Posterior(NamedTuple):
@@ -110,8 +110,9 @@ class Trajectory:
 
     height: int
     width: int
-    embeddings: torch.Tensor  # [rows, length, width]
-    table: torch.Tensor  # float32 [steps, 8]: a `Coefficients` for each step
+    contexts: tuple[torch.Tensor, ...]  # of each row; shared with the prompts' cache
+    shifts: tuple[torch.Tensor, ...]  # of each step; shared with the timesteps' cache
+    table: torch.Tensor  # float32 [steps, 7]: a `Coefficients` for each step
     noise: torch.Tensor  # float32 [steps, channels, h, w]: what each step adds; zero for the last
     latents: torch.Tensor  # at the timestep of the step to come
     denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
@@ -126,7 +127,7 @@ class Trajectory:
     @property
     def rows(self) -> int:
         """UNet rows per step: 2 with guidance, else 1."""
-        return len(self.embeddings)
+        return len(self.contexts)
 
     @property
     def finished(self) -> bool:
@@ -140,9 +141,12 @@ class Lcm:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.scheduler_config)
-        self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self._upload)
+        self.network = Unet(model.unet)
+        self.vae = vae.of(model.vae)
+        self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self.network.context, self._upload)
         self.checker = None if model.safety_checker is None else SafetyChecker(model.safety_checker)
-        self.unet: Unet = self._unet
+        self.unet: UnetCall = self._unet
+        self._shifts: dict[int, torch.Tensor] = {}  # by timestep: there are 50
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
 
@@ -175,11 +179,10 @@ class Lcm:
     def _posteriors(self, pixels: Pixels) -> list[Posterior]:
         """The VAE encoder's answer for each of uint8 [N, H, W, 3]."""
         images = self._upload(torch.from_numpy(pixels)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        encoded = self.model.vae.encode(images.to(self.model.dtype))
-        if hasattr(encoded, "latent_dist"):
-            means, deviations = encoded.latent_dist.mean.float(), encoded.latent_dist.std.float()
-            return [Posterior(mean, deviation) for mean, deviation in zip(means, deviations, strict=True)]
-        return [Posterior(latents, None) for latents in encoded.latents.float()]
+        means, deviations = self.vae.encode(images.to(self.model.dtype))
+        if deviations is None:
+            return [Posterior(mean, None) for mean in means.float()]
+        return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
 
     def _start(
         self, params: GenerationParams, conditioning: Conditioning, pixels: Pixels, posterior: Posterior, seed: int
@@ -197,13 +200,19 @@ class Lcm:
         return Trajectory(
             height=pixels.shape[0],
             width=pixels.shape[1],
-            embeddings=conditioning.embeddings,
+            contexts=conditioning.contexts,
+            shifts=tuple(self._shifts_at(step.timestep) for step in steps),
             table=self._upload(_coefficient_table(steps, params.guidance_scale)),
             noise=noise[sampled + 1 :],
             latents=latents,
             denoised=clean,
             finite=torch.ones((), dtype=torch.bool, device=clean.device),
         )
+
+    def _shifts_at(self, timestep: int) -> torch.Tensor:
+        if timestep not in self._shifts:
+            self._shifts[timestep] = self.network.shifts(timestep)
+        return self._shifts[timestep]
 
     # --- step ------------------------------------------------------------------------------------------------------
 
@@ -220,12 +229,11 @@ class Lcm:
         table = torch.stack([member.table[member.step] for member in members])
         now = Coefficients(*table[:, :, None, None, None].unbind(1))
 
+        rows = [(member, 0) for member in members] + [(member, 1) for member in members[:guided]]
         inputs = UnetInputs(
             sample=torch.cat([latents, latents[:guided]]).to(self.model.dtype),
-            timestep=torch.cat([now.timestep, now.timestep[:guided]]).flatten(),
-            embeddings=torch.stack(
-                [member.embeddings[0] for member in members] + [member.embeddings[1] for member in members[:guided]]
-            ),
+            shifts=torch.stack([member.shifts[member.step] for member, _ in rows]),
+            context=torch.stack([member.contexts[row] for member, row in rows]),
         )
         output = self.unet(inputs)
         output = apply_guidance(output.float(), now.guidance, guided)
@@ -236,9 +244,7 @@ class Lcm:
             member.step += 1
 
     def _unet(self, inputs: UnetInputs) -> torch.Tensor:
-        output: torch.Tensor = self.model.unet(
-            inputs.sample, inputs.timestep, encoder_hidden_states=inputs.embeddings, return_dict=False
-        )[0]
+        output: torch.Tensor = self.network(*inputs)
         return output
 
     # --- decode ----------------------------------------------------------------------------------------------------
@@ -247,7 +253,7 @@ class Lcm:
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """The pictures so far: uint8 [N, H, W, 3] on the device; of unfinished trajectories, their estimate."""
         latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
-        images = self.model.vae.decode(latents.to(self.model.dtype), return_dict=False)[0].float()
+        images = self.vae.decode(latents.to(self.model.dtype)).float()
         for member, finite in zip(trajectories, images.isfinite().flatten(1).all(dim=1), strict=True):
             member.finite = finite
         levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -304,4 +310,4 @@ def _draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
 
 
 def _coefficient_table(steps: Sequence[Step], guidance: float) -> torch.Tensor:
-    return torch.tensor([(*step, guidance) for step in steps], dtype=torch.float32)
+    return torch.tensor([(*step[1:], guidance) for step in steps], dtype=torch.float32)

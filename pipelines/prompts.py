@@ -1,4 +1,5 @@
-"""Text to embeddings as diffusers' `encode_prompt` makes them: cut to the model's length, padded, encoded; cached."""
+"""Text to what the UNet reads of it. Cut to the model's length, padded and encoded as diffusers' `encode_prompt` does,
+then taken through every cross attention's keys and values; cached."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# 128 embeddings of SD1.5 are 30 MB in float32: enough for every prompt that is in use at one time.
-CACHED_PROMPTS = 128
+# One text of SD1.5 takes 3.8 MB in float16, nearly all of it keys and values: 32 are 123 MB, and enough for every
+# prompt that is in use at one time.
+CACHED_PROMPTS = 32
 
 # Longer text is cut before it is tokenized, so that a prompt of megabytes costs no more than this. Far beyond the 75
 # tokens that count: a token of CLIP's vocabulary has fewer than 100 characters.
@@ -19,28 +21,31 @@ MAX_CHARACTERS = 50_000
 
 
 class Prompt(NamedTuple):
-    """An encoded text. `embedding`: [length, width] on the device, in the encoder's dtype, length 77 for SD1.5.
+    """An encoded text, on the device: `embedding` [length, width], length 77 for SD1.5, and its `context` [length, …].
 
     `tokens`: how many the text has, with the two that begin and end it; `used`: how many of them the model saw.
     """
 
     embedding: torch.Tensor
+    context: torch.Tensor
     tokens: int
     used: int
 
 
 class PromptEncoder:
-    """Tokenizer and text encoder behind an LRU cache. Used from one thread."""
+    """Tokenizer, text encoder and `project` (see `Unet.context`) behind an LRU cache. Used from one thread."""
 
     def __init__(
         self,
         tokenizer: Any,
         text_encoder: Any,
+        project: Callable[[torch.Tensor], torch.Tensor],
         upload: Callable[[torch.Tensor], torch.Tensor],
         capacity: int = CACHED_PROMPTS,
     ) -> None:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
+        self._project = project
         self._upload = upload
         self._capacity = capacity
         self._cache: OrderedDict[str, Prompt] = OrderedDict()
@@ -69,4 +74,5 @@ class PromptEncoder:
         # [0] is the last hidden state, after the encoder's final layer norm.
         embedding = self._text_encoder(self._upload(inputs.input_ids), attention_mask=mask)[0][0]
         tokens = len(self._tokenizer(text, verbose=False).input_ids)
-        return Prompt(embedding=embedding, tokens=tokens, used=min(tokens, self._length))
+        context = self._project(embedding)
+        return Prompt(embedding=embedding, context=context, tokens=tokens, used=min(tokens, self._length))

@@ -23,7 +23,7 @@ texts = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 
 
 def encoder_for(text_encoder, **options):
-    return PromptEncoder(models.tokenizer(), text_encoder, lambda tensor: tensor, **options)
+    return PromptEncoder(models.tokenizer(), text_encoder, torch.neg, lambda tensor: tensor, **options)
 
 
 def diffusers_embedding(text_encoder, text):
@@ -50,6 +50,12 @@ def test_embeddings_are_those_of_diffusers(text, config):
     torch.testing.assert_close(actual, diffusers_embedding(text_encoder, text), rtol=0, atol=0)
 
 
+def test_what_the_unet_reads_is_made_of_the_embedding():
+    prompt = encoder_for(models.text_encoder()).encode("the beach")
+
+    assert torch.equal(prompt.context, -prompt.embedding)
+
+
 def test_the_attention_mask_is_used_where_the_encoder_asks_for_it():
     with_mask = encoder_for(models.text_encoder(use_attention_mask=True)).encode("the beach").embedding
     without = encoder_for(models.text_encoder()).encode("the beach").embedding
@@ -71,7 +77,7 @@ def test_a_tokenizer_that_claims_no_limit_is_held_to_the_position_embeddings():
     tokenizer = models.tokenizer()
     tokenizer.model_max_length = int(1e30)
 
-    prompt = PromptEncoder(tokenizer, models.text_encoder(), lambda tensor: tensor).encode("the " * 100)
+    prompt = PromptEncoder(tokenizer, models.text_encoder(), torch.neg, lambda tensor: tensor).encode("the " * 100)
 
     assert prompt.embedding.shape == (77, models.WIDTH)
 

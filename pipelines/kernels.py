@@ -1,0 +1,178 @@
+"""Convolutions and matrix products in the form in which a device runs them fastest. Weights in, callables out.
+
+On CUDA they are torch's own, weights channels-last. On an x86 CPU in float32 oneDNN gets its weights in the layout that
+it computes in, once, where torch would convert them at every call: a 1280-channel convolution of SD1.5 takes half to a
+quarter of the time, and a matrix product half of MKL's on an AMD core (`benchmarks/LOG.md`). The operators for that are
+those that torch's own compiler writes into its programs; where a build lacks them, torch's public ones do.
+
+Activations are channels-last everywhere: [N, C, H, W] with C innermost, so that [N, H·W, C] is a view of them.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """`x → x · weightᵀ + bias` for x [..., in] and weight [out, in]."""
+    return PackedLinear(weight, bias) if _packs(weight) else Linear(weight, bias)
+
+
+def conv(source: Any, *, relu: bool = False) -> nn.Module:
+    """The convolution of a `Conv2d`, and `(x, plus) → conv(x) + plus`; a ReLU after that, if asked for."""
+    if source.groups != 1 or source.padding_mode != "zeros" or tuple(source.dilation) != (1, 1):
+        raise ValueError(f"not a plain convolution: {source}")
+    return (PackedConv if _packs(source.weight) else Conv)(source, relu=relu)
+
+
+def upsampling_conv(source: Any) -> nn.Module:
+    """Nearest-neighbour doubling of both sides and then the 3×3 `Conv2d`, as one operation of 4/9 of the cost."""
+    return (PackedUpsamplingConv if _packs(source.weight) else UpsamplingConv)(source)
+
+
+def doubling_kernel(weight: Tensor) -> Tensor:
+    """The transposed convolution (stride 2, padding 1) that doubling and a 3×3 convolution are: [in, out, 4, 4].
+
+    Each pixel of the doubled picture is one of four copies, so of the nine products that a 3×3 kernel makes there,
+    those with copies of one pixel share a factor, and their weights can be added beforehand. That is the 3×3 kernel
+    correlated with a 2×2 box; summed in float64, so that nothing is lost but the last rounding.
+    """
+    box = torch.ones(1, 1, 2, 2, dtype=torch.float64, device=weight.device)
+    summed = F.conv2d(weight.double().flatten(0, 1)[:, None], box, padding=1).view(*weight.shape[:2], 4, 4)
+    return summed.flip(2, 3).transpose(0, 1).to(weight.dtype)
+
+
+class Linear(nn.Module):
+    """See `linear`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] → [..., out]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class PackedLinear(nn.Module):
+    """`Linear` with oneDNN's layout of the weights."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()))
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [..., in] → [..., out]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return product
+
+
+class Conv(nn.Module):
+    """See `conv`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: Any, *, relu: bool) -> None:
+        super().__init__()
+        self.register_buffer("weight", source.weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", source.bias)
+        self.stride, self.padding, self.relu = list(source.stride), list(source.padding), relu
+
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """`x` [N, in, H, W] → [N, out, H', W']; `plus` has the result's shape."""
+        out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        if plus is not None:
+            out = out + plus
+        return F.relu(out) if self.relu else out
+
+
+class PackedConv(nn.Module):
+    """`Conv` with oneDNN's layout of the weights; what comes after is done while the result is still in the cache."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: Any, *, relu: bool) -> None:
+        super().__init__()
+        self.stride, self.padding, self.relu = list(source.stride), list(source.padding), relu
+        packed = torch.ops.mkldnn._reorder_convolution_weight(source.weight, self.padding, self.stride, [1, 1], 1)
+        self.register_buffer("weight", packed)
+        self.register_buffer("bias", source.bias)
+
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """`x` [N, in, H, W] → [N, out, H', W']; `plus` has the result's shape."""
+        given = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
+        run = torch.ops.mkldnn._convolution_pointwise
+        after = "relu" if self.relu else "none"
+        out: Tensor = (
+            run(x, *given, after, [], "")
+            if plus is None
+            else run.binary(x, plus, *given, "add", None, "relu" if self.relu else None, [], None)
+        )
+        return out
+
+
+class UpsamplingConv(nn.Module):
+    """See `upsampling_conv`."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        weight = doubling_kernel(source.weight)
+        self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
+        self.register_buffer("bias", source.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [N, in, H, W] → [N, out, 2H, 2W]."""
+        return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+
+
+class PackedUpsamplingConv(nn.Module):
+    """`UpsamplingConv` with oneDNN's layout of the weights."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
+        weight = doubling_kernel(source.weight).contiguous()
+        self.register_buffer("weight", reorder(weight, [1, 1], [0, 0], [2, 2], [1, 1], 1))
+        self.register_buffer("bias", source.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [N, in, H, W] → [N, out, 2H, 2W]."""
+        run = torch.ops.mkldnn._convolution_transpose_pointwise
+        out: Tensor = run(x, self.weight, self.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], "")
+        return out
+
+
+def _packs(weight: Tensor) -> bool:
+    """Whether oneDNN is to hold this weight: where it is known to be faster, and where this torch can do it."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and platform.machine() in {"x86_64", "AMD64"}
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
+        and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
+        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    )

@@ -1,0 +1,133 @@
+"""The UNet and the autoencoders as we run them, held against diffusers' own forward passes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+
+from pipelines import kernels, vae
+from pipelines.errors import CheckpointError
+from pipelines.unet import Unet
+from tests import models
+
+SIZES = [(8, 8), (16, 24), (13, 9), (7, 10)]  # of latents; halves of odd sides are rounded up on the way down
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def noise():
+    """Draws that are the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+def linear_projections():
+    """A UNet of Stable Diffusion 2's kind: linear projections, several transformer blocks, a head width."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 32, 64),
+        layers_per_block=2,
+        transformer_layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=models.WIDTH,
+        attention_head_dim=(2, 2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+    ).eval()
+
+
+@pytest.mark.parametrize("source", [models.unet, linear_projections])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_unet_computes_what_diffusers_computes(source, size, noise):
+    theirs = source()
+    ours = Unet(theirs)
+    sample, text, timesteps = noise(3, 4, *size), noise(3, 77, models.WIDTH), (999, 259, 19)
+
+    actual = ours(
+        sample,
+        torch.stack([ours.shifts(timestep) for timestep in timesteps]),
+        torch.stack([ours.context(row) for row in text]),
+    )
+
+    expected = theirs(sample, torch.tensor(timesteps), encoder_hidden_states=text).sample
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("source", [models.vae, models.tiny_vae])
+@pytest.mark.parametrize("size", [(64, 64), (72, 104)], ids=str)
+def test_the_autoencoder_encodes_what_diffusers_encodes(source, size, noise):
+    theirs, images = source(), noise(2, 3, *size).clamp(-1, 1)
+
+    mean, deviation = vae.of(theirs).encode(images)
+
+    encoded = theirs.encode(images)
+    if isinstance(theirs, AutoencoderKL):
+        torch.testing.assert_close(deviation, encoded.latent_dist.std, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(mean, encoded.latent_dist.mean, rtol=1e-4, atol=5e-5)
+    else:
+        torch.testing.assert_close(mean, encoded.latents, rtol=1e-4, atol=1e-4)
+        assert deviation is None
+
+
+@pytest.mark.parametrize("source", [models.vae, models.tiny_vae])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_autoencoder_decodes_what_diffusers_decodes(source, size, noise):
+    theirs, latents = source(), noise(2, 4, *size)
+
+    actual = vae.of(theirs).decode(latents)
+
+    torch.testing.assert_close(actual, theirs.decode(latents).sample, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("make", [kernels.upsampling_conv, kernels.UpsamplingConv])
+@pytest.mark.parametrize("bias", [True, False])
+def test_doubling_and_a_convolution_are_one_operation(make, bias, noise):
+    conv, x = torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias), noise(2, 5, 6, 9)
+
+    actual = make(conv)(x)
+
+    torch.testing.assert_close(actual, conv(F.interpolate(x, scale_factor=2.0)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [kernels.conv, kernels.Conv])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_follows_a_convolution_is_done_with_it(make, relu, stride, noise):
+    conv, x = torch.nn.Conv2d(5, 7, 3, stride=stride, padding=1), noise(2, 5, 6, 8)
+    plain, plus = conv(x), noise(*conv(x).shape)
+
+    alone, added = make(conv, relu=relu)(x), make(conv, relu=relu)(x, plus)
+
+    after = F.relu if relu else torch.nn.Identity()
+    torch.testing.assert_close(alone, after(plain), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(added, after(plain + plus), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", [kernels.linear, kernels.Linear])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_product_is_the_product(make, bias, noise):
+    source, x = torch.nn.Linear(5, 9, bias=bias), noise(2, 11, 5)
+
+    actual = make(source.weight, source.bias)(x)
+
+    torch.testing.assert_close(actual, source(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [{"resnet_time_scale_shift": "scale_shift"}, {"num_class_embeds": 3}], ids=str)
+def test_a_unet_of_another_kind_is_refused(config):
+    other = UNet2DConditionModel.from_config(models.unet().config, **config)
+
+    with pytest.raises(CheckpointError):
+        Unet(other)
+
+
+def test_a_dilated_convolution_is_refused():
+    with pytest.raises(ValueError, match="not a plain convolution"):
+        kernels.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
