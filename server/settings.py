@@ -55,7 +55,7 @@ class Settings:
     device: str = _setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
     dtype: str = _setting("auto", "auto (float16 on cuda, else float32), float16, bfloat16 or float32")
     threads: int = _setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
-    max_batch: int = _setting(8, "images that may share one step on a device; with 1, what else is in flight never changes a bit")
+    max_batch: int = _setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
     start_timeout: float = _setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     # where things lie
@@ -107,9 +107,7 @@ class Settings:
     url_files: str = _setting("", "URLs that are answered from disk: URL=FILE,URL=FILE")
     fetch_connect_timeout: float = _setting(3.0, "seconds to connect to an image's or a webhook's server")
     fetch_timeout: float = _setting(15.0, "seconds that fetching an image may take in all")
-    fetch_redirects: int = _setting(
-        4, "redirects followed for an image: shorteners and CDNs need two or three"
-    )
+    fetch_redirects: int = _setting(4, "redirects followed for an image: shorteners and CDNs need two or three")
 
     # limits on one request
     max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
