@@ -306,9 +306,10 @@ from pipelines.types import EngineConfig
 from tests import bombs, peak
 
 limits = EngineConfig(model="demo", data_dir="")
-before = peak.megabytes()
 for name, make in {**bombs.REFUSED, **bombs.HARMLESS}.items():
     data = make()
+    peak.restart()
+    before = peak.megabytes()
     try:
         images.decode(data, limits)
         kind = "picture"
@@ -320,8 +321,7 @@ for name, make in {**bombs.REFUSED, **bombs.HARMLESS}.items():
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, tuple[str, float]]:
-    """What became of each bomb in a process of their own: the outcome, and by how much its peak memory (MB) has grown
-    since the first, the bombs themselves included."""
+    """What became of each bomb in a process of their own: the outcome, and the growth of its peak memory in MB."""
     command = [sys.executable, "-W", "error", "-c", _MEASURE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.stderr == ""
