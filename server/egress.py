@@ -178,5 +178,5 @@ def _told_as_fetch_errors() -> Iterator[None]:
         raise failed("its server took too long") from None
     except httpcore.ConnectError:
         raise failed("its server can't be reached") from None
-    except (httpcore.NetworkError, httpcore.ProtocolError):
+    except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
         raise failed("its server broke off, or does not speak HTTP") from None

@@ -73,7 +73,11 @@ class Fetch:
         file = self._files.get(url) or (SAMPLES.get(url) if self._samples() else None)
         if file:
             LOG.info("%s is answered from %s", url, file)
-            return await asyncio.to_thread(file.read_bytes)
+            try:
+                return await asyncio.to_thread(file.read_bytes)
+            except OSError:
+                LOG.exception("%s can't be read", file)
+                raise failed("its stand-in on this server can't be read") from None
         target = urls.parse(url)
         try:
             async with asyncio.timeout(self._settings.fetch_timeout), self._slots:

@@ -427,6 +427,16 @@ async def test_urls_of_the_operators_table_are_answered_from_disk(net, tmp_path)
     assert (body, net.lookups) == (b"a", [])
 
 
+async def test_a_file_of_the_table_that_has_gone_is_an_error(net, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    fetch = net.fetch(url_files=f"https://example.com/={tmp_path}/a.png")
+    (tmp_path / "a.png").unlink()
+
+    error = await refused(fetch, "https://example.com/")
+
+    assert error.kind == "file_download_error"
+
+
 @pytest.mark.parametrize("table", ["https://example.com/", "https://example.com/=/no/such/file", "=x"])
 def test_a_table_that_names_no_file_is_refused(table):
     with pytest.raises(SettingsError):
