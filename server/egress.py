@@ -76,7 +76,7 @@ class _Guard(httpcore.AsyncNetworkBackend):
         except (OSError, ValueError):
             raise failed("its host name can't be resolved") from None
         if not all(may_reach(address, self._allowed) for address in addresses):
-            raise failed("its host is not on the public internet")
+            raise failed("its host is not on the public internet, and not among the operator's --allow-net")
         return [str(address) for address in addresses]
 
 
