@@ -17,6 +17,7 @@ NOT_COVERED = "not covered: "
 def read_ledger() -> dict[int, list[str]]:
     """What stands below each statement's number: tests, or one reason."""
     ledger: dict[int, list[str]] = {}
+    number = 0
     for line in (TESTS / "conformance.txt").read_text().splitlines():
         if line.startswith("    "):
             ledger[number].append(line.strip())
