@@ -1,0 +1,209 @@
+"""What the benchmarks of the device side measure with: our engine in this process, and diffusers on the same weights.
+
+Needs `pipelines`, torch and diffusers; nothing of the web side.
+"""
+
+import contextlib
+import queue
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from pipelines import checkpoint, images
+from pipelines.engine import Engine
+from pipelines.on_torch import DeviceModel
+from pipelines.schedule import lcm_timesteps
+from pipelines.stages import ImageCodec
+from pipelines.types import EngineConfig, Failed, Generated, GenerationParams, Work
+
+diffusers_logging.set_verbosity_error()  # it warns at every call that timesteps were given
+
+PICTURE = Path(__file__).parent.parent / "server" / "static" / "beach.jpg"
+PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
+
+
+def config(model="demo", **options):
+    """An engine's configuration; what the demo model writes goes to a folder of this machine's."""
+    data_dir = Path(tempfile.gettempdir()) / "fourstep-benchmarks"
+    return EngineConfig(model=str(model), data_dir=str(data_dir), **options)
+
+
+def load(engine_config):
+    """A model of its own for one side: the two must not share modules."""
+    return checkpoint.load(engine_config, lambda fraction, what: None)
+
+
+def request(seed=42, **fields):
+    return GenerationParams(**({"prompt": PROMPT, "seed": seed} | fields))
+
+
+def picture(width=512, height=512):
+    """The example picture at a size: JPEG bytes."""
+    with Image.open(PICTURE) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+    return images.encode(pixels, 95, "4:4:4")
+
+
+class Ours:
+    """An engine and its loop on a thread of this process: JPEG in, JPEG out, as the engine process has it."""
+
+    def __init__(self, engine_config, model):
+        self._answers = queue.SimpleQueue()
+        self._count = 0
+        self.model = model if isinstance(model, DeviceModel) else DeviceModel(model)
+        self.engine = Engine(engine_config, self.model, ImageCodec(engine_config), self._hear)
+        self._thread = threading.Thread(target=self.engine.run, name="device")
+        self._thread.start()
+
+    def _hear(self, message):
+        if isinstance(message, Generated | Failed):
+            self._answers.put((time.perf_counter(), message))
+
+    def submit(self, params, data):
+        """Put a request on its way; its id."""
+        self._count += 1
+        self.engine.submit(Work(id=str(self._count), params=params, image=data))
+        return str(self._count)
+
+    def answer(self):
+        """When the next answer came, and the answer."""
+        moment, message = self._answers.get()
+        if isinstance(message, Failed):
+            raise SystemExit(message.message)
+        return moment, message
+
+    def one(self, params, data):
+        """One request alone."""
+        self.submit(params, data)
+        return self.answer()[1]
+
+    def many(self, requests, clients):
+        """All of (params, data), `clients` in flight at a time: seconds in all, and each one's latency."""
+        todo, started, latencies = list(reversed(requests)), {}, []
+        begun = time.perf_counter()
+        for _ in range(min(clients, len(todo))):
+            started[self.submit(*todo.pop())] = time.perf_counter()
+        while started:
+            moment, message = self.answer()
+            latencies.append(moment - started.pop(message.id))
+            if todo:
+                started[self.submit(*todo.pop())] = time.perf_counter()
+        return time.perf_counter() - begun, latencies
+
+    def close(self):
+        self.engine.drain()
+        self._thread.join()
+
+
+class Diffusers:
+    """`StableDiffusionImg2ImgPipeline` with `LCMScheduler`, as its manual has it: a PIL picture in, one out."""
+
+    def __init__(self, model):
+        self.device = model.device
+        checker = model.safety_checker
+        processor = None
+        if checker is not None:
+            side = checker.config.vision_config.image_size
+            processor = CLIPImageProcessor(size=side, crop_size=side)
+        self.pipeline = StableDiffusionImg2ImgPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=model.unet,
+            scheduler=LCMScheduler.from_config(model.scheduler_config),
+            safety_checker=checker,
+            feature_extractor=processor,
+            requires_safety_checker=checker is not None,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def pixels(self, params, picture_in, count=1):
+        """uint8 [count, H, W, 3], with as many UNet calls as ours makes. The seeds follow each other."""
+        timesteps = list(lcm_timesteps(params.num_inference_steps, params.strength))
+        generators = [torch.Generator().manual_seed(params.seed + number) for number in range(count)]
+        made = self.pipeline(
+            prompt=params.prompt,
+            image=picture_in,
+            strength=1.0,  # the timesteps have it in them already
+            timesteps=timesteps,
+            guidance_scale=params.guidance_scale,
+            negative_prompt=params.negative_prompt if params.guidance_scale > 1 else None,
+            num_images_per_prompt=count,
+            generator=generators,
+        ).images
+        return np.stack([np.asarray(image) for image in made])
+
+    def one(self, params, data):
+        """JPEG in, JPEG out."""
+        pixels = images.decode(data, config())
+        return images.encode(self.pixels(params, Image.fromarray(pixels))[0], 95, "4:4:4")
+
+
+def generate(model, params, pixels):
+    """The request alone through our five stages, without the engine: uint8 [images, H, W, 3]."""
+    conditioning = model.prepare(params)
+    items = [(params, conditioning, pixels, params.seed + number) for number in range(params.num_images)]
+    trajectories = model.encode(items)
+    while not trajectories[0].finished:
+        model.step(trajectories)
+    return model.decode(trajectories).cpu().numpy()
+
+
+def race(rounds, **contenders):
+    """Seconds of each contender in each round, one after the other in turn, after a first go that does not count."""
+    walls = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, run in contenders.items():
+            synchronize()
+            begun = time.perf_counter()
+            run()
+            synchronize()
+            if number:
+                walls[name].append(time.perf_counter() - begun)
+    return walls
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ratio(walls, one, other):
+    """Median over the rounds of one contender's time by another's."""
+    return statistics.median(a / b for a, b in zip(walls[one], walls[other], strict=True))
+
+
+def machine():
+    """What was measured on."""
+    cuda = torch.cuda.is_available()
+    model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "CPU")
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else f"{model}, {torch.get_num_threads()} threads",
+    }
+
+
+def cpu_lines():
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    return []
+
+
+def levels_apart(one, other):
+    """The largest difference in any channel of any pixel."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def psnr(one, other):
+    """Peak signal-to-noise ratio in dB; infinite for equal pictures."""
+    error = np.square(one.astype(np.float64) - other).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
