@@ -200,4 +200,7 @@ class _Meter:
 
 def _patch(meter: _Meter, deltas: lora.Lora, part: str, name: str, weight: torch.Tensor) -> torch.Tensor:
     meter.add(part, weight.nbytes)
-    return deltas.merge(part, name, weight)
+    merged = deltas.merge(part, name, weight)
+    if merged is weight and deltas.touches(part):
+        return weight.clone()  # else the few weights that a LoRA leaves alone would keep the whole file mapped
+    return merged

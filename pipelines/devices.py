@@ -17,9 +17,10 @@ def pick_device(name: str) -> torch.device:
         raise CheckpointError(f"{name!r} names no device.", "Use auto, cpu, mps, cuda or cuda:N.") from error
     if device.type == "cuda":
         _check_cuda(device)
-    elif device.type == "mps" and not torch.backends.mps.is_available():
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
         raise CheckpointError("This machine or this torch build has no mps device.", "Use --device auto.")
-    elif device.type not in {"cpu", "mps"}:
+    if device.type not in {"cpu", "mps"}:
         raise CheckpointError(f"Devices of type {device.type!r} are not supported.", "Use auto, cpu, mps or cuda.")
     return device
 

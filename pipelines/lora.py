@@ -68,6 +68,10 @@ class Lora:
     def __len__(self) -> int:
         return sum(len(deltas) for deltas in self._deltas.values())
 
+    def touches(self, owner: str) -> bool:
+        """Whether any weight of that module changes."""
+        return bool(self._deltas.get(owner))
+
     def merge(self, owner: str, name: str, weight: torch.Tensor) -> torch.Tensor:
         """`weight` as it should be: merged in float32, or untouched if the LoRA leaves it alone."""
         delta = self._deltas.get(owner, {}).get(name)

@@ -79,7 +79,7 @@ def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
     unet = _part(base, "unet", half=half)
     _check_family(read_json(base.path(unet.names[0])))
     return Recipe(
-        name=config.model,
+        name=_name(config.model),
         unet=unet,
         text_encoder=_part(base, "text_encoder", half=half),
         vae=_vae(config, base, half=half, open_repo=open_repo),
@@ -103,12 +103,18 @@ def pull_command(config: EngineConfig) -> str:
     return " ".join(["fourstep pull", *given])
 
 
+def _name(model: str) -> str:
+    """What to call the model in public: of a path only its last part."""
+    path = Path(model).expanduser()
+    return "sd15" if model in REAL else path.absolute().name if path.exists() else model
+
+
 def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
     """A file brings UNet, VAE and text encoder; the tokenizer lies beside it or comes from the base repository."""
     beside = Folder(path.parent / "tokenizer", label=str(path.parent))
     names = layout.find_tokenizer(beside.sizes, "")
     return Recipe(
-        name=path.name,
+        name=_name(config.model),
         single_file=path,
         vae=_vae(config, None, half=half, open_repo=open_repo),
         tokenizer=Files(beside, names) if names else _tokenizer(open_repo(sd15.BASE)),
@@ -119,7 +125,7 @@ def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo
 
 def _open(name: str, open_repo: OpenRepo, flag: str) -> Shelf | Path:
     """What `name` means: a folder or a file on disk first (the file is returned as it is), then a hub id."""
-    path = Path(name).expanduser()
+    path = Path(name or "(nothing)").expanduser()  # an empty path would be the current folder
     if path.is_dir():
         return Folder(path, label=str(path))
     if path.suffix in _PICKLES:
@@ -131,7 +137,7 @@ def _open(name: str, open_repo: OpenRepo, flag: str) -> Shelf | Path:
         return path
     if path.exists() or path.suffix == ".safetensors" or not _REPO.fullmatch(name):
         what = "is neither a folder nor a .safetensors file" if path.exists() else "does not exist"
-        raise CheckpointError(f"{name} {what}.", f"Give {flag} a folder, a .safetensors file or a hub id (owner/name).")
+        raise CheckpointError(f"{path} {what}.", f"Give {flag} a folder, a .safetensors file or a hub id (owner/name).")
     return open_repo(name)
 
 

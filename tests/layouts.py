@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines import demo, modules
-from tests.published import INDEX, PREPROCESSOR, SCHEDULER, TINY
+from tests.published import INDEX, PREPROCESSOR, SCHEDULER, SPECIAL_TOKENS, TINY, TOKENIZER
 
 Tensors = dict[str, torch.Tensor]
 
@@ -77,10 +77,13 @@ def write_folder(
 ) -> dict[str, Tensors]:
     """A checkpoint in diffusers layout; its weights by part and today's names.
 
-    `variants`: "" is float32, "fp16" is float16 in `….fp16.safetensors`. `shards`: into how many files each part goes.
+    The tokenizer's vocabulary is the demo model's. `variants`: "" is float32, "fp16" is float16 in
+    `….fp16.safetensors`. `shards`: into how many files each part goes.
     """
     weights = {}
     tokens = demo.write_tokenizer(target / "tokenizer")
+    _write_json(target / "tokenizer" / "tokenizer_config.json", TOKENIZER)
+    _write_json(target / "tokenizer" / "special_tokens_map.json", SPECIAL_TOKENS)
     for part in parts:
         config = dict(configs[part])
         if part == "text_encoder" and configs is TINY:

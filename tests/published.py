@@ -132,6 +132,28 @@ INDEX: dict[str, Any] = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
+
+
+def _added(content: str, **more: str) -> dict[str, Any]:
+    return {"content": content, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False, **more}
+
+
+_SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+SPECIAL_TOKENS: dict[str, Any] = {
+    **{name: _added(content) for name, content in _SPECIAL.items()},
+    "pad_token": "<|endoftext|>",
+}
+TOKENIZER: dict[str, Any] = {
+    "add_prefix_space": False,
+    **{name: _added(content, __type="AddedToken") for name, content in _SPECIAL.items()},
+    "do_lower_case": True,
+    "errors": "replace",
+    "model_max_length": 77,
+    "name_or_path": "openai/clip-vit-large-patch14",
+    "pad_token": "<|endoftext|>",
+    "special_tokens_map_file": "./special_tokens_map.json",
+    "tokenizer_class": "CLIPTokenizer",
+}
 PREPROCESSOR: dict[str, Any] = {
     "crop_size": 224,
     "do_center_crop": True,

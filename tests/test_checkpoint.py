@@ -90,7 +90,8 @@ def test_loaded_model_is_ready_to_run(folder: Path) -> None:
     assert not any(part.training for part in parts)
     assert not any(tensor.requires_grad for part in parts for tensor in part.parameters())
     assert not any(tensor.is_meta for part in parts for tensor in (*part.parameters(), *part.buffers()))
-    assert (model.device, model.dtype, model.notice) == (torch.device("cpu"), torch.float32, "")
+    assert (model.name, model.notice) == (folder.name, "")
+    assert (model.device, model.dtype) == (torch.device("cpu"), torch.float32)
     assert model.scheduler_config["beta_schedule"] == "scaled_linear"
     assert (
         model.tokenizer("a beach", padding="max_length", truncation=True).input_ids[-1] == model.tokenizer.eos_token_id
@@ -141,6 +142,14 @@ def test_sharded_weights_load(tmp_path: Path, expected) -> None:
     model = load(tmp_path / "model")
 
     assert equal(model.unet, expected["unet"])
+
+
+def test_tokenizer_as_today_s_transformers_saves_it_loads(tmp_path: Path, folder: Path) -> None:
+    model = copy(folder, tmp_path / "model", without="tokenizer")
+    load(folder).tokenizer.save_pretrained(model / "tokenizer")
+    assert not (model / "tokenizer" / "vocab.json").exists()
+
+    assert load(model).tokenizer("a beach").input_ids == load(folder).tokenizer("a beach").input_ids
 
 
 def test_writing_to_a_weight_leaves_the_file_alone(folder: Path, expected) -> None:
@@ -493,7 +502,7 @@ def test_pickle_of_a_whole_model_is_refused_unread(tmp_path: Path) -> None:
         load(tmp_path / "model.ckpt")
 
 
-@pytest.mark.parametrize("model", ["models/missing.safetensors", "nonsense", "a/b/c", "../up"])
+@pytest.mark.parametrize("model", ["models/missing.safetensors", "nonsense", "a/b/c", "../up", ""])
 def test_model_that_is_nowhere_is_refused(model: str) -> None:
     with pytest.raises(CheckpointError, match="does not exist") as caught:
         load(model)
@@ -548,7 +557,9 @@ def test_auto_takes_the_real_weights_where_they_are(tmp_path: Path, cache: Path,
     stow(cache, sd15.BASE, folder)
     stow(cache, sd15.LCM_LORA, tmp_path / "lora")
 
-    assert load("auto", lora="auto").notice == ""
+    model = load("auto", lora="auto")
+
+    assert (model.name, model.notice) == ("sd15", "")
 
 
 def test_auto_on_a_cpu_serves_the_demo_and_says_so(tmp_path: Path) -> None:

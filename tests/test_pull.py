@@ -299,7 +299,7 @@ def test_auto_beside_an_accelerator_fetches_and_says_how_much(
 
     model = checkpoint.load(EngineConfig(model="auto", data_dir="/nonexistent"), lambda _, what: told.append(what))
 
-    assert (model.name, model.notice) == ("auto", "")
+    assert (model.name, model.notice) == ("sd15", "")
     assert [what for what in told if what.startswith("fetching ") and "16 files" in what]
 
 
