@@ -39,12 +39,17 @@ _ENGINE_GRACE_S = 2.0
 
 
 def create_app(settings: Settings) -> ASGIApp:
-    """The whole server as one ASGI application; its lifespan starts the engines and ends them."""
+    """The whole server as one ASGI application; its lifespan starts the engines and ends them.
+
+    Raises `SettingsError` for a setting that can't be used.
+    """
     auth, metrics = Auth(settings), Metrics()
+    pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
+    fetch = Fetch(settings, samples=lambda: pool.model == "demo" or pool.model.startswith("instant"))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _rooms(settings, auth, metrics) as app.state.ctx:
+        async with _rooms(settings, auth, metrics, pool, fetch) as app.state.ctx:
             yield
 
     app = FastAPI(
@@ -61,13 +66,11 @@ def create_app(settings: Settings) -> ASGIApp:
 
 
 @contextlib.asynccontextmanager
-async def _rooms(settings: Settings, auth: Auth, metrics: Metrics) -> AsyncIterator[Context]:
+async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, fetch: Fetch) -> AsyncIterator[Context]:
     """Everything below the routes. Whatever was started is ended, in the opposite order, also when a start fails."""
     async with contextlib.AsyncExitStack() as stack:
-        pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
         await pool.start()
         stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
-        fetch = Fetch(settings, samples=lambda: pool.model == "demo" or pool.model.startswith("instant"))
         stack.push_async_callback(fetch.close)
         files = Files(settings)
         await files.start()

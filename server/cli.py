@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from server import settings as settings_module
-from server.settings import FIELDS, Settings, SettingsError
+from server.settings import FIELDS, SECTIONS, Settings, SettingsError
 
 _EPILOG = """\
 try it:      fourstep demo
@@ -43,11 +43,10 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[..., int], about: str, settings: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=run)
-        for setting in (*settings, "data_dir"):
-            _add_setting(sub, setting)
+        _add_settings(sub, settings)
         return sub
 
-    command("serve", _serve, "serve the model over HTTP", [name for name in FIELDS if name != "data_dir"])
+    command("serve", _serve, "serve the model over HTTP", list(FIELDS)).usage = "fourstep serve [SETTING …]"
     command("pull", _pull, "fetch the weights; afterwards no network is needed", _MODEL_SETTINGS)
     demo = command("demo", _demo, "start a server, send it one request through fal's own client, stop", _MODEL_SETTINGS)
     demo.add_argument("--output", default="demo-output.jpg", help="where the picture goes (default: %(default)s)")
@@ -64,7 +63,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_setting(parser: argparse.ArgumentParser, name: str) -> None:
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Flags for some settings, and for `data_dir`, in the groups that all of them form."""
+    group: argparse._ActionsContainer = parser
+    for name in FIELDS:
+        if name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[name])
+        if name in names or name == "data_dir":
+            _add_setting(group, name)
+
+
+def _add_setting(parser: argparse._ActionsContainer, name: str) -> None:
     field = FIELDS[name]
     flag = "--" + name.replace("_", "-")
     default = "none" if field.default in {None, ""} else field.default

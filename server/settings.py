@@ -6,6 +6,7 @@ a setting. Values derived from others are properties.
 """
 
 import dataclasses
+import math
 import os
 import typing
 from collections.abc import Mapping
@@ -21,8 +22,15 @@ class SettingsError(ValueError):
     """A setting that can't be: the message says which, and what would do."""
 
 
-def _setting(default: Any, why: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": why})
+def _setting(
+    default: Any, why: str, *, within: tuple[float, float] = (0, math.inf), one_of: tuple[str, ...] = ()
+) -> Any:
+    """A field. Numbers must lie `within` its bounds, text be `one_of` a list where there is one."""
+    return dataclasses.field(default=default, metadata={"help": why, "within": within, "one_of": one_of})
+
+
+_PORT = (0, 65535)
+_AT_LEAST_ONE = (1, math.inf)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +39,10 @@ class Settings:
 
     # where it listens
     host: str = _setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
-    port: int = _setting(8000, "plain HTTP port; 0 picks a free one")
-    tls_port: int | None = _setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
+    port: int = _setting(8000, "plain HTTP port; 0 picks a free one", within=_PORT)
+    tls_port: int | None = _setting(
+        None, "also serve https on this port, with the local CA; 0 picks a free one", within=_PORT
+    )
     tls_names: str = _setting(
         "", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5"
     )
@@ -53,9 +63,15 @@ class Settings:
     safety_checker: str = _setting("auto", "auto (the one that comes with the model), a hub id, a folder or none")
     force_safety_checks: bool = _setting(False, "run the safety checker whatever the request says")  # noqa: FBT003
     device: str = _setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
-    dtype: str = _setting("auto", "auto (float16 on cuda, else float32), float16, bfloat16 or float32")
+    dtype: str = _setting(
+        "auto",
+        "auto (float16 on cuda, else float32), float16, bfloat16 or float32",
+        one_of=("auto", "float16", "bfloat16", "float32"),
+    )
     threads: int = _setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
-    max_batch: int = _setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
+    max_batch: int = _setting(
+        8, "images that may share one step; with 1, nothing else in flight changes a bit", within=_AT_LEAST_ONE
+    )
     start_timeout: float = _setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     # where things lie
@@ -69,7 +85,7 @@ class Settings:
     )
 
     # limits on connections
-    max_connections: int = _setting(1024, "open connections; a request on one more gets 429")
+    max_connections: int = _setting(1024, "open connections; a request on one more gets 429", within=_AT_LEAST_ONE)
     max_header_bytes: int = _setting(32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs")
     header_timeout: float = _setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
     body_timeout: float = _setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
@@ -80,13 +96,13 @@ class Settings:
     drain_timeout: int = _setting(15, "seconds that running requests get to finish when the server is stopped")
 
     # limits on calls
-    max_calls: int = _setting(256, "run and stream calls in hand at once; one more gets 429")
-    max_sessions: int = _setting(256, "open realtime sockets; one more is refused with 429")
+    max_calls: int = _setting(256, "run and stream calls in hand at once; one more gets 429", within=_AT_LEAST_ONE)
+    max_sessions: int = _setting(256, "open realtime sockets; one more is refused with 429", within=_AT_LEAST_ONE)
     session_idle_timeout: float = _setting(30.0, "seconds without an input after which a realtime socket is closed")
     realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
     # the queue
-    max_queue: int = _setting(10_000, "requests that may wait; one more gets 429")
+    max_queue: int = _setting(10_000, "requests that may wait; one more gets 429", within=_AT_LEAST_ONE)
     result_ttl: float = _setting(7 * 86400.0, "seconds that queue results stay fetchable")
     tombstone_ttl: float = _setting(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
     jobs_quota_bytes: int = _setting(
@@ -98,7 +114,9 @@ class Settings:
     files_quota_bytes: int = _setting(
         20 * 1024**3, "disk for stored files; beyond it the oldest go, then uploads get 429"
     )
-    max_upload_bytes: int = _setting(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
+    max_upload_bytes: int = _setting(
+        512 * 1024**2, "largest upload; clients send more than 90 MiB in parts", within=_AT_LEAST_ONE
+    )
 
     # what it fetches for callers
     allow_net: str = _setting(
@@ -110,11 +128,32 @@ class Settings:
     fetch_redirects: int = _setting(4, "redirects followed for an image: shorteners and CDNs need two or three")
 
     # limits on one request
-    max_body_bytes: int = _setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
-    max_image_bytes: int = _setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
-    max_image_pixels: int = _setting(50_000_000, "largest input picture in pixels: phones take 48 megapixels")
-    jpeg_quality: int = _setting(95, "quality of output JPEGs, 1…95")
-    jpeg_subsampling: str = _setting("4:4:4", "chroma subsampling of output JPEGs: 4:4:4, 4:2:2 or 4:2:0")
+    max_body_bytes: int = _setting(
+        72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some", within=_AT_LEAST_ONE
+    )
+    max_image_bytes: int = _setting(
+        50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it", within=_AT_LEAST_ONE
+    )
+    max_image_pixels: int = _setting(
+        50_000_000, "largest input picture in pixels: phones take 48 megapixels", within=_AT_LEAST_ONE
+    )
+    jpeg_quality: int = _setting(95, "quality of output JPEGs, 1…100; above 95 only the files grow", within=(1, 100))
+    jpeg_subsampling: str = _setting(
+        "4:4:4", "chroma subsampling of output JPEGs: 4:4:4, 4:2:2 or 4:2:0", one_of=("4:4:4", "4:2:2", "4:2:0")
+    )
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` for a value that can't be."""
+        for name, field in FIELDS.items():
+            value, (low, high), one_of = getattr(self, name), field.metadata["within"], field.metadata["one_of"]
+            flag = name.replace("_", "-")
+            if isinstance(value, int | float) and not low <= value <= high:
+                bounds = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                raise SettingsError(f"{flag}: {value} is out of bounds; {bounds}")
+            if one_of and value not in one_of:
+                raise SettingsError(f"{flag}: {value!r} is none of {', '.join(one_of)}")
+        if not self.devices:
+            raise SettingsError("device: names none")
 
     @property
     def tls_dir(self) -> Path:
@@ -150,6 +189,20 @@ class Settings:
 
 
 FIELDS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(Settings)}
+
+# The first setting of each group that `--help` shows, and the group's title.
+SECTIONS = {
+    "host": "where it listens",
+    "model": "the model",
+    "data_dir": "where things lie",
+    "keys": "who may call",
+    "max_connections": "limits on connections",
+    "max_calls": "limits on calls",
+    "max_queue": "the queue",
+    "file_ttl": "stored files",
+    "allow_net": "what it fetches for callers",
+    "max_body_bytes": "limits on one request, and its result",
+}
 _TYPES = typing.get_type_hints(Settings)
 
 # Variables of ours that are no settings of the server: the containers' and the tests' own.

@@ -77,3 +77,22 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
     monkeypatch.setenv("FOURSTEP_KEYS", "me:secret")
 
     assert "FOURSTEP_KEYS" not in child_environment()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"port": 70000}, "port: 70000 is out of bounds; 0 to 65535"),
+        ({"max_batch": 0}, "max-batch: 0 is out of bounds; at least 1"),
+        ({"start_timeout": -1.0}, "start-timeout: -1.0 is out of bounds; at least 0"),
+        ({"jpeg_quality": 101}, "jpeg-quality: 101 is out of bounds; 1 to 100"),
+        ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
+        ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
+        ({"device": " , "}, "device: names none"),
+    ],
+)
+def test_a_value_that_cannot_be_is_an_error_that_says_what_can(values, said):
+    with pytest.raises(SettingsError) as error:
+        Settings(**values)
+
+    assert str(error.value) == said
