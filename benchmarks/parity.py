@@ -2,22 +2,19 @@
 
     python -m benchmarks.parity [--model demo | FOLDER] [--rounds 5] [--side 512] [--clients 8] [--threads 0]
 
-Both take JPEG bytes to JPEG bytes, safety checker and all; ours through the engine loop. The ratio is the median of the
+Both take JPEG bytes to JPEG bytes, safety checker and all, each in a process of its own; ours through the engine loop.
+The ratio is the median of the
 rounds' ratios, so that a busy machine slows both. FOLDER may be benchmarks/fake_weights.py's `sd15`. Needs nothing of
 the web side. Prints a table; the last line is JSON.
 """
 
 import argparse
-import functools
 import json
 import statistics
 
 import numpy as np
-import torch
-from PIL import Image
 
 from benchmarks import rig
-from pipelines import images
 
 
 def main():
@@ -32,8 +29,6 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
     options = parser.parse_args()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     print(json.dumps(measure(options)))
 
 
@@ -41,19 +36,14 @@ def measure(options):
     config = rig.config(
         options.model, lora="none", device=options.device, dtype=options.dtype, max_batch=options.max_batch
     )
-    theirs, ours = rig.Diffusers(rig.load(config)), rig.Ours(config, rig.load(config))
+    theirs = rig.Side(rig.Diffusers, config, threads=options.threads)
+    ours = rig.Side(rig.Ours, config, threads=options.threads)
     params, data = rig.request(num_inference_steps=options.steps), rig.picture(options.side, options.side)
-    try:
-        contenders = {
-            "diffusers": functools.partial(theirs.one, params, data),
-            "ours": functools.partial(ours.one, params, data),
-        }
-        if options.clients:
-            crowd = [(rig.request(seed, num_inference_steps=options.steps), data) for seed in range(options.clients)]
-            contenders["ours, crowd"] = functools.partial(ours.many, crowd, options.clients)
-        walls = rig.race(options.rounds, **contenders)
-    finally:
-        ours.close()
+    contenders = {"diffusers": (theirs, "one", params, data), "ours": (ours, "one", params, data)}
+    if options.clients:
+        crowd = [(rig.request(seed, num_inference_steps=options.steps), data) for seed in range(options.clients)]
+        contenders["ours, crowd"] = (ours, "many", crowd, options.clients)
+    walls = rig.race(options.rounds, **contenders)
     report = {**rig.machine(), "model": options.model, "side": options.side, "steps": options.steps}
     report |= {f"{name}_s": round(statistics.median(seconds), 4) for name, seconds in walls.items()}
     report["latency_ratio"] = round(rig.median_ratio(walls, "ours", "diffusers"), 3)
@@ -61,22 +51,17 @@ def measure(options):
         each = {**walls, "ours, each of a crowd": [wall / options.clients for wall in walls["ours, crowd"]]}
         report["crowd_over_diffusers"] = round(rig.median_ratio(each, "diffusers", "ours, each of a crowd"), 3)
         report["crowd_over_one_client"] = round(rig.median_ratio(each, "ours", "ours, each of a crowd"), 3)
-    report |= compare(ours.model, theirs, params, data, config)
-    for name, value in report.items():
-        print(f"{name:<24} {value}")
-    return report
-
-
-def compare(ours, theirs, params, data, config):
-    """How far our picture is from diffusers'."""
-    pixels = images.decode(data, config)
-    expected = theirs.pixels(params, Image.fromarray(pixels))
-    actual = rig.generate(ours, params, pixels)
-    return {
+    (_, expected), (_, actual) = theirs.call("pixels", params, data), ours.call("pixels", params, data)
+    report |= {
         "levels_apart": rig.levels_apart(actual, expected),
         "psnr_db": round(rig.psnr(actual, expected), 1),
         "picture_spread": round(float(np.std(expected)), 1),
     }
+    ours.close()
+    theirs.close()
+    for name, value in report.items():
+        print(f"{name:<24} {value}")
+    return report
 
 
 if __name__ == "__main__":

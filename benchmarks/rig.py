@@ -1,9 +1,10 @@
-"""What the benchmarks of the device side measure with: our engine in this process, and diffusers on the same weights.
+"""What the benchmarks of the device side measure with: our engine, and diffusers on the same weights.
 
 Needs `pipelines`, torch and diffusers; nothing of the web side.
 """
 
 import contextlib
+import multiprocessing
 import queue
 import statistics
 import tempfile
@@ -18,9 +19,8 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipelines import checkpoint, images
+from pipelines import checkpoint, images, on_torch
 from pipelines.engine import Engine
-from pipelines.on_torch import DeviceModel
 from pipelines.schedule import lcm_timesteps
 from pipelines.stages import ImageCodec
 from pipelines.types import EngineConfig, Failed, Generated, GenerationParams, Work
@@ -53,13 +53,53 @@ def picture(width=512, height=512):
     return images.encode(pixels, 95, "4:4:4")
 
 
+class Side:
+    """`make(*arguments)` in a process of its own, so that two sides share neither threads nor an allocator.
+
+    `call(name, *arguments)` runs a method of it there: the seconds that it took, and what it returned.
+    """
+
+    def __init__(self, make, *arguments, threads=0):
+        context = multiprocessing.get_context("spawn")
+        self._link, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._link.recv()
+
+    def call(self, name, *arguments):
+        self._link.send((name, arguments))
+        return self._link.recv()
+
+    def close(self):
+        self._link.close()
+        self._process.join()
+
+
+def _serve(link, make, arguments, threads):
+    if threads:
+        torch.set_num_threads(threads)
+    side = make(*arguments)
+    link.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, given = link.recv()
+            synchronize()
+            begun = time.perf_counter()
+            result = getattr(side, name)(*given)
+            synchronize()
+            link.send((time.perf_counter() - begun, result))
+    side.close()
+
+
 class Ours:
     """An engine and its loop on a thread of this process: JPEG in, JPEG out, as the engine process has it."""
 
-    def __init__(self, engine_config, model):
+    def __init__(self, engine_config):
         self._answers = queue.SimpleQueue()
         self._count = 0
-        self.model = model if isinstance(model, DeviceModel) else DeviceModel(model)
+        self._config = engine_config
+        self.model = on_torch.load(engine_config, lambda fraction, what: None).model
         self.engine = Engine(engine_config, self.model, ImageCodec(engine_config), self._hear)
         self._thread = threading.Thread(target=self.engine.run, name="device")
         self._thread.start()
@@ -99,6 +139,10 @@ class Ours:
                 started[self.submit(*todo.pop())] = time.perf_counter()
         return time.perf_counter() - begun, latencies
 
+    def pixels(self, params, data):
+        """The request through our stages without a JPEG at the end: uint8 [images, H, W, 3]."""
+        return generate(self.model, params, images.decode(data, self._config))
+
     def close(self):
         self.engine.drain()
         self._thread.join()
@@ -107,8 +151,8 @@ class Ours:
 class Diffusers:
     """`StableDiffusionImg2ImgPipeline` with `LCMScheduler`, as its manual has it: a PIL picture in, one out."""
 
-    def __init__(self, model):
-        self.device = model.device
+    def __init__(self, engine_config):
+        model = load(engine_config)
         checker = model.safety_checker
         processor = None
         if checker is not None:
@@ -126,8 +170,9 @@ class Diffusers:
         )
         self.pipeline.set_progress_bar_config(disable=True)
 
-    def pixels(self, params, picture_in, count=1):
-        """uint8 [count, H, W, 3], with as many UNet calls as ours makes. The seeds follow each other."""
+    def pixels(self, params, data):
+        """uint8 [images, H, W, 3], with as many UNet calls as ours makes."""
+        count, picture_in = params.num_images, Image.fromarray(images.decode(data, config()))
         timesteps = list(lcm_timesteps(params.num_inference_steps, params.strength))
         generators = [torch.Generator().manual_seed(params.seed + number) for number in range(count)]
         made = self.pipeline(
@@ -144,8 +189,10 @@ class Diffusers:
 
     def one(self, params, data):
         """JPEG in, JPEG out."""
-        pixels = images.decode(data, config())
-        return images.encode(self.pixels(params, Image.fromarray(pixels))[0], 95, "4:4:4")
+        return images.encode(self.pixels(params, data)[0], 95, "4:4:4")
+
+    def close(self):
+        """Nothing to do."""
 
 
 def generate(model, params, pixels):
@@ -159,16 +206,16 @@ def generate(model, params, pixels):
 
 
 def race(rounds, **contenders):
-    """Seconds of each contender in each round, one after the other in turn, after a first go that does not count."""
+    """Seconds of each contender in each round, one after the other in turn, after a first go that does not count.
+
+    A contender is a side and what to call there.
+    """
     walls = {name: [] for name in contenders}
     for number in range(rounds + 1):
-        for name, run in contenders.items():
-            synchronize()
-            begun = time.perf_counter()
-            run()
-            synchronize()
+        for name, (side, *call) in contenders.items():
+            seconds, _ = side.call(*call)
             if number:
-                walls[name].append(time.perf_counter() - begun)
+                walls[name].append(seconds)
     return walls
 
 

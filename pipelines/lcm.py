@@ -150,6 +150,14 @@ class Lcm:
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
 
+    def release(self) -> None:
+        """Let go of the modules that the network and the autoencoder were made from; `model` has shells of them then.
+
+        What they share with ours stays. The rest is the weights in a layout that is not computed in.
+        """
+        for part in (self.model.unet, self.model.vae):
+            part.to("meta")
+
     # --- prepare ---------------------------------------------------------------------------------------------------
 
     def prepare(self, params: GenerationParams) -> Conditioning:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipelines import checkpoint
+from pipelines.devices import keep_freed_memory
 from pipelines.lcm import Lcm
 from pipelines.stages import Diagnosis, ImageCodec, Outfit
 
@@ -31,8 +32,12 @@ def load(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit
     if config.threads:
         torch.set_num_threads(config.threads)
     model = checkpoint.load(config, progress)
+    device_model = DeviceModel(model)
+    device_model.release()
+    if model.device.type == "cpu":
+        keep_freed_memory()
     return Outfit(
-        model=DeviceModel(model),
+        model=device_model,
         codec=ImageCodec(config),
         name=model.name,
         device=str(model.device),

@@ -33,7 +33,12 @@ class Unet(nn.Module):
         require(source.class_embedding is None and source.time_embed_act is None, "class or time activations")
         require(source.mid_block is not None, "a UNet without a middle")
         require(not source.config.center_input_sample, "a UNet with centred inputs")
-        self._time_proj, self._time_embedding = source.time_proj, source.time_embedding
+        require(isinstance(source.time_embedding.act, nn.SiLU), "other activations than SiLU")
+        self._waves = source.time_proj
+        self._time_in, self._time_out = (
+            kernels.linear(part.weight, part.bias)
+            for part in (source.time_embedding.linear_1, source.time_embedding.linear_2)
+        )
         self._device: torch.device = source.conv_in.weight.device
         self._dtype: torch.dtype = source.conv_in.weight.dtype
         self.conv_in = kernels.conv(source.conv_in)
@@ -60,7 +65,7 @@ class Unet(nn.Module):
     def shifts(self, timestep: int) -> Tensor:
         """What all resnets add at a timestep: [sum of shift_widths]."""
         steps = torch.tensor([timestep], device=self._device)
-        embedding = self._time_embedding(self._time_proj(steps).to(self._dtype))
+        embedding = self._time_out(F.silu(self._time_in(self._waves(steps).to(self._dtype))))
         shifts: Tensor = self._to_shifts(F.silu(embedding))[0]
         return shifts
 

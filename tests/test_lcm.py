@@ -519,3 +519,15 @@ def test_sixteen_bits_give_nearly_the_same_picture(lcm, dtype):
 
 
 PARTS = {"unet": models.unet, "vae": models.vae, "text_encoder": models.text_encoder}
+
+
+def test_the_model_that_it_was_made_from_can_be_let_go():
+    model = models.make()
+    lcm = Lcm(model)
+    expected = generate(lcm, params(), picture())
+
+    lcm.release()
+
+    assert model.unet.conv_in.weight.is_meta
+    assert np.array_equal(generate(lcm, params(), picture()), expected)
+    assert generate(lcm, params(num_inference_steps=7), picture()).shape == expected.shape  # timesteps not seen before
