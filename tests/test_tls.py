@@ -1,5 +1,7 @@
 """The local CA: what clients accept of it, what they refuse, and how it lives on disk."""
 
+import asyncio
+import contextlib
 import datetime
 import ipaddress
 import ssl
@@ -182,6 +184,27 @@ def test_a_running_context_takes_the_renewed_certificate(settings, files):
     tls.load_chain(context, other)
 
     handshake(client_context(other), context, "box.lan")
+
+
+@pytest.mark.anyio
+async def test_a_running_server_renews_its_certificate(settings, files, monkeypatch):
+    context = tls.server_context(files)
+    monkeypatch.setattr(tls, "_DAY_S", 0.01)
+    wanted = Settings(data_dir=settings.data_dir, tls_names="box.lan")
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        renewing = tasks.create_task(tls.keep_fresh(context, wanted))
+        while not accepts(files, context, "box.lan"):  # noqa: ASYNC110 — nobody tells when it is renewed
+            await asyncio.sleep(0.01)
+        renewing.cancel()
+
+
+def accepts(files: tls.TlsFiles, server: ssl.SSLContext, name: str) -> bool:
+    """Whether a client takes what the server presents."""
+    with contextlib.suppress(ssl.SSLCertVerificationError):
+        handshake(client_context(files), server, name)
+        return True
+    return False
 
 
 def test_private_keys_are_not_in_the_certificates(files):
