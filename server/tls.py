@@ -5,49 +5,36 @@
     bundle.pem   ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
 
 Keys are made once and stay; a certificate is derived from its key, so any file but a key may be lost, cut short or out
-of date and `ensure` makes it again. Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains,
-localhost and what the operator adds: whoever steals its key can't impersonate a bank. The profile passes Python 3.13's
-`VERIFY_X509_STRICT`, Node, and Chromium.
+of date and `ensure` makes it again. What the certificates say is `server.certificates`.
 """
 
 import asyncio
 import contextlib
 import datetime
 import fcntl
-import ipaddress
 import logging
 import os
-import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import certifi
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from server import certificates
 from server.settings import Settings, SettingsError
 from server.takeover import CERTIFICATE_NAMES, DOMAINS
 
 _log = logging.getLogger(__name__)
 
-# Ten years: every renewal of the CA means a walk to each machine that trusts it. No browser limits a root.
-_CA_LIFE = datetime.timedelta(days=3650)
-# Apple refuses server certificates of more than 825 days, public CAs stop at 398.
-_CERT_LIFE = datetime.timedelta(days=397)
-# Renewed this long before the end; a server looks once a day.
-_RENEW_BEFORE = datetime.timedelta(days=60)
+# How often a running server looks whether its certificate is near its end.
 _DAY_S = 24 * 60 * 60
-# A client whose clock is a little slow accepts a certificate made this minute.
-_CLOCK_SKEW = datetime.timedelta(days=1)
 
 # `queue.localhost`: Python clients before 0.11 put `queue.` in front of FAL_RUN_HOST, and can't be told otherwise.
 _LOOPBACK_NAMES = ("localhost", "queue.localhost", "127.0.0.1", "::1")
-_LOOPBACK_NETWORKS = (ipaddress.IPv4Network("127.0.0.0/8"), ipaddress.IPv6Network("::1/128"))
-_DNS_NAME = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -82,32 +69,32 @@ class TlsFiles:
         return self.directory / "bundle.pem"
 
 
-def ensure(settings: Settings) -> TlsFiles:
+def ensure(settings: Settings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
     """Make whatever of the files is missing, damaged, near its end or for other names; return where they lie.
 
     Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for
     a key that can't be read.
     """
-    extra = tuple(part.strip().lower() for part in settings.tls_names.split(",") if part.strip())
-    permitted = [_constraint(name) for name in (*DOMAINS, "localhost", *extra)]
-    permitted += [x509.IPAddress(network) for network in _LOOPBACK_NETWORKS]
-    names = [_general_name(name) for name in (*_LOOPBACK_NAMES, *CERTIFICATE_NAMES, *extra)]
+    extra = [part.strip().lower() for part in settings.tls_names.split(",") if part.strip()]
+    permitted = certificates.constraints([*DOMAINS, "localhost", *extra])
+    names = certificates.subject_names([*_LOOPBACK_NAMES, *CERTIFICATE_NAMES, *extra])
+    now = clock()
 
     files = TlsFiles(settings.tls_dir)
     files.directory.mkdir(parents=True, exist_ok=True)
     with _locked(files.directory):
         ca_key = _key(files.ca_key)
         ca = _certificate(files.ca)
-        if ca is None or not _fits(ca, ca_key, x509.NameConstraints(_unique(permitted), None)):
+        if ca is None or not certificates.still_good(ca, ca_key, permitted, now):
             if ca is not None:
                 _log.warning("the local CA has been made again: machines that trust %s must be told anew", files.ca)
-            ca = _sign_ca(ca_key, _unique(permitted))
+            ca = certificates.sign_ca(ca_key, permitted, now)
             _write(files.ca, _pem(ca))
         key = _key(files.key)
         cert = _certificate(files.cert)
-        subject_names = x509.SubjectAlternativeName(_unique(names))
-        if cert is None or not _fits(cert, key, subject_names) or not _signed_by(cert, ca):
-            _write(files.cert, _pem(_sign_cert(key, subject_names, ca, ca_key)))
+        good = cert is not None and certificates.still_good(cert, key, names, now)
+        if cert is None or not good or not certificates.is_signed_by(cert, ca):
+            _write(files.cert, _pem(certificates.sign_server(key, names, ca, ca_key, now)))
         bundle = _pem(ca) + Path(certifi.where()).read_bytes()
         if not files.bundle.is_file() or files.bundle.read_bytes() != bundle:
             _write(files.bundle, bundle)
@@ -133,125 +120,6 @@ async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
     while True:
         await asyncio.sleep(_DAY_S)
         load_chain(context, await asyncio.to_thread(ensure, settings))
-
-
-# --- certificates -------------------------------------------------------------------------------------------------
-
-
-def _sign_ca(key: ec.EllipticCurvePrivateKey, permitted: list[x509.GeneralName]) -> x509.Certificate:
-    name = _name("fourstep local CA")
-    # Name constraints bind names, not purposes: the extended key usage keeps the CA from signing code or mail.
-    return (
-        _builder(name, name, key.public_key(), _CA_LIFE)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(signs_certificates=True), critical=True)
-        .add_extension(x509.NameConstraints(permitted, None), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(_authority(key.public_key()), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-
-
-def _sign_cert(
-    key: ec.EllipticCurvePrivateKey,
-    names: x509.SubjectAlternativeName,
-    ca: x509.Certificate,
-    ca_key: ec.EllipticCurvePrivateKey,
-) -> x509.Certificate:
-    return (
-        _builder(_name("fourstep server"), ca.subject, key.public_key(), _CERT_LIFE)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(names, critical=False)
-        .add_extension(_authority(ca_key.public_key()), critical=False)
-        .sign(ca_key, hashes.SHA256())
-    )
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, life: datetime.timedelta
-) -> x509.CertificateBuilder:
-    now = _now()
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - _CLOCK_SKEW)
-        .not_valid_after(now - _CLOCK_SKEW + life)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _authority(public_key: ec.EllipticCurvePublicKey) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_public_key(public_key)
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _name(common_name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-
-def _fits(
-    certificate: x509.Certificate,
-    key: ec.EllipticCurvePrivateKey,
-    names: x509.NameConstraints | x509.SubjectAlternativeName,
-) -> bool:
-    """Whether the certificate is for this key and these names and will last."""
-    if certificate.public_key() != key.public_key() or certificate.not_valid_after_utc - _now() < _RENEW_BEFORE:
-        return False
-    try:
-        return certificate.extensions.get_extension_for_oid(names.oid).value == names
-    except x509.ExtensionNotFound:
-        return False
-
-
-def _signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, x509.InvalidVersion) as error:
-        _log.info("the server's certificate is not of this CA: %s", error)
-        return False
-    return True
-
-
-# --- names --------------------------------------------------------------------------------------------------------
-
-
-def _general_name(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        if not _DNS_NAME.fullmatch(name):
-            raise SettingsError(f"tls-names: {name!r} is neither a DNS name nor an IP address") from None
-        return x509.DNSName(name)
-
-
-def _constraint(name: str) -> x509.GeneralName:
-    """The subtree that allows `name`: one address, or the domain and all below it."""
-    general = _general_name(name)
-    if isinstance(general, x509.IPAddress):
-        return x509.IPAddress(ipaddress.ip_network(name))
-    return x509.DNSName(name.removeprefix("*."))
-
-
-def _unique(names: list[x509.GeneralName]) -> list[x509.GeneralName]:
-    return list(dict.fromkeys(names))
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -303,7 +171,3 @@ def _write(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def _now() -> datetime.datetime:
-    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)

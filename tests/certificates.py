@@ -7,18 +7,19 @@ import threading
 from collections.abc import Iterator
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from server import tls
+from server import certificates, tls
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n<title>hello</title>"
 
 
 def rogue_context(files: tls.TlsFiles, name: str) -> ssl.SSLContext:
     """A server context whose certificate the local CA's key signed for any name at all."""
-    key, ca_key = tls._key(files.key), tls._key(files.ca_key)
+    key, ca_key = (load_pem_private_key(path.read_bytes(), None) for path in (files.key, files.ca_key))
     ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
-    names = x509.SubjectAlternativeName([tls._general_name(name)])
-    files.cert.write_bytes(tls._pem(tls._sign_cert(key, names, ca, ca_key)))
+    rogue = certificates.sign_server(key, certificates.subject_names([name]), ca, ca_key, certificates.utc_now())
+    files.cert.write_bytes(rogue.public_bytes(Encoding.PEM))
     return tls.server_context(files)
 
 

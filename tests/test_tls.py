@@ -127,7 +127,7 @@ def test_a_second_start_changes_nothing(settings, files):
     assert {path.name: path.read_bytes() for path in files.directory.iterdir()} == before
 
 
-@pytest.mark.parametrize("lost", ["ca", "cert", "bundle", "key"])
+@pytest.mark.parametrize("lost", ["ca", "ca_key", "cert", "bundle", "key"])
 def test_a_lost_file_is_made_again(lost, settings, files):
     getattr(files, lost).unlink()
 
@@ -166,12 +166,11 @@ def test_a_damaged_key_is_said_and_not_overwritten(settings, files):
 
 
 @pytest.mark.parametrize("days", [397 - 50, 500])
-def test_a_certificate_near_its_end_is_renewed(days, settings, files, monkeypatch):
+def test_a_certificate_near_its_end_is_renewed(days, settings, files):
     old = files.cert.read_bytes()
-    later = tls._now() + datetime.timedelta(days=days)
-    monkeypatch.setattr(tls, "_now", lambda: later)
+    later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
 
-    tls.ensure(settings)
+    tls.ensure(settings, clock=lambda: later)
 
     assert files.cert.read_bytes() != old
     assert x509.load_pem_x509_certificate(files.cert.read_bytes()).not_valid_after_utc > later + datetime.timedelta(300)
