@@ -1,7 +1,8 @@
 """X.509 for the local CA, pure: keys and names in, certificates out. Where they lie is `server.tls`.
 
 Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains, localhost and what the operator adds:
-whoever steals its key can't impersonate a bank. The profile passes Python 3.13's `VERIFY_X509_STRICT`, Node and Chromium.
+whoever steals its key can't impersonate a bank. The profile passes Python 3.13's `VERIFY_X509_STRICT`, Node and
+Chromium.
 """
 
 import datetime
