@@ -129,16 +129,19 @@ def _both_ways(model: AutoencoderTiny, images: Tensor) -> tuple[dict[str, Tensor
 
 
 def normalise(model: AutoencoderTiny) -> None:
-    """Folds mean 0 and deviation 1 per latent channel into the encoder's last convolution."""
+    """Folds mean 0 and deviation 1 per latent channel into the encoder's last convolution, the way back into the
+    decoder's first (nearly: stock decoders bend large values before it, and zeros are padded at the border)."""
     pictures = LARGE.open()
     index = np.random.default_rng(0).choice(len(pictures), 96, replace=False)
     with torch.inference_mode():
         latents = torch.cat([model.encoder(to_model(pictures[i : i + 1])) for i in np.sort(index)])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
-    last = model.encoder.layers[-1]
+    last, first = model.encoder.layers[-1], model.decoder.layers[0]
     with torch.no_grad():
         last.weight.div_(deviation[:, None, None, None])
         last.bias.sub_(mean).div_(deviation)
+        first.bias.add_(torch.einsum("ocij,c->o", first.weight, mean))
+        first.weight.mul_(deviation[None, :, None, None])
     print("latents were", mean.tolist(), deviation.tolist(), flush=True)
 
 

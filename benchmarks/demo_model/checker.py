@@ -13,7 +13,7 @@ from benchmarks.demo_model.training import Course, rank, train
 from pipelines.safety import CLIP_MEAN, CLIP_STD
 
 SIDE = 96
-COURSE = Course("checker", steps=400, rate=1e-3, average=0.99)
+COURSE = Course("checker", steps=250, rate=1e-3, average=0.99)
 FINAL = WORK / "checker-final.pt"
 _THRESHOLD, _NEVER = 0.5, 2.0
 _BATCH = 24

@@ -137,7 +137,7 @@ class Lesson:
             torch.save(average.state_dict(), self.leaves)
 
 
-TINY = Lesson(Course("unet-128", steps=3000, rate=1.2e-3, warmup=150, floor=0.4, average=0.995), TINY_LATENTS, 12)
-MIDDLE = Lesson(Course("unet-256", steps=2000, rate=8e-4, floor=0.4, average=0.995), SMALL_LATENTS, 6, TINY.leaves)
-LAST = Lesson(Course("unet-512", steps=1000, rate=5e-4, warmup=50, average=0.99), LARGE_LATENTS, 2, MIDDLE.leaves)
+TINY = Lesson(Course("unet-128", steps=560, rate=1.2e-3, warmup=150, floor=0.4, average=0.995), TINY_LATENTS, 12)
+MIDDLE = Lesson(Course("unet-256", steps=1700, rate=8e-4, floor=0.4, average=0.995), SMALL_LATENTS, 6, TINY.leaves)
+LAST = Lesson(Course("unet-512", steps=600, rate=5e-4, warmup=50, average=0.99), LARGE_LATENTS, 2, MIDDLE.leaves)
 LESSONS = (TINY, MIDDLE, LAST)
