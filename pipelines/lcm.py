@@ -13,8 +13,8 @@ reads another member, so a picture does not depend on its batch-mates (but for t
 
 The latents stay in float32 between steps whatever the model's dtype is; at four steps that costs nothing and the result
 is nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise went
-up in `encode`, and the only shapes that it knows are (rows, height, width), so `Lcm.unet` can be replaced by a compiled
-or captured function of the same inputs.
+up in `encode`, and the only shapes that it knows are (rows, height, width). So the functions that do the work, `unet`,
+`vae_encode`, `vae_decode` and the checker's `flags`, can be replaced by compiled or captured ones (`pipelines.graphs`).
 
 The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
 """
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from pipelines.types import GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
-    UnetCall: TypeAlias = Callable[["UnetInputs"], torch.Tensor]
 
 # torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
 SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -145,7 +144,9 @@ class Lcm:
         self.vae = vae.of(model.vae)
         self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self.network.context, self._upload)
         self.checker = None if model.safety_checker is None else SafetyChecker(model.safety_checker)
-        self.unet: UnetCall = self._unet
+        self.unet: Callable[..., torch.Tensor] = self.network  # of `UnetInputs`
+        self.vae_encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]] = self.vae.encode
+        self.vae_decode: Callable[[torch.Tensor], torch.Tensor] = self.vae.decode
         self._shifts: dict[int, torch.Tensor] = {}  # by timestep: there are 50
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
@@ -187,7 +188,7 @@ class Lcm:
     def _posteriors(self, pixels: Pixels) -> list[Posterior]:
         """The VAE encoder's answer for each of uint8 [N, H, W, 3]."""
         images = self._upload(torch.from_numpy(pixels)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        means, deviations = self.vae.encode(images.to(self.model.dtype))
+        means, deviations = self.vae_encode(images.to(self.model.dtype))
         if deviations is None:
             return [Posterior(mean, None) for mean in means.float()]
         return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
@@ -243,7 +244,7 @@ class Lcm:
             shifts=torch.stack([member.shifts[member.step] for member, _ in rows]),
             context=torch.stack([member.contexts[row] for member, row in rows]),
         )
-        output = self.unet(inputs)
+        output = self.unet(*inputs)
         output = apply_guidance(output.float(), now.guidance, guided)
         latents, denoised = lcm_step(latents, output, noise, now, self.schedule.clip)
 
@@ -251,17 +252,13 @@ class Lcm:
             member.latents, member.denoised = latents[row], denoised[row]
             member.step += 1
 
-    def _unet(self, inputs: UnetInputs) -> torch.Tensor:
-        output: torch.Tensor = self.network(*inputs)
-        return output
-
     # --- decode ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """The pictures so far: uint8 [N, H, W, 3] on the device; of unfinished trajectories, their estimate."""
         latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
-        images = self.vae.decode(latents.to(self.model.dtype)).float()
+        images = self.vae_decode(latents.to(self.model.dtype)).float()
         for member, finite in zip(trajectories, images.isfinite().flatten(1).all(dim=1), strict=True):
             member.finite = finite
         levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

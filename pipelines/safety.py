@@ -6,10 +6,13 @@ Here everything up to the list of flags stays on the device.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Of openai/clip-vit-large-patch14, which every published checker builds on (its preprocessor_config.json).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -28,18 +31,22 @@ class SafetyChecker:
         device = checker.concept_embeds.device
         self._mean = torch.tensor(CLIP_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(CLIP_STD, device=device).view(3, 1, 1)
+        self.flags: Callable[[torch.Tensor], torch.Tensor] = self._flags  # what a device computes; may be captured
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> list[bool]:
         """One flag per picture of uint8 [N, H, W, 3] on the checker's device. Waits for the device."""
+        unsafe: list[bool] = self.flags(pixels).tolist()
+        return unsafe
+
+    def _flags(self, pixels: torch.Tensor) -> torch.Tensor:
         checker = self._checker
         inputs = self.preprocess(pixels).to(checker.concept_embeds.dtype)
         embeddings = checker.visual_projection(checker.vision_model(inputs)[1]).float()
         special = _score(embeddings, checker.special_care_embeds, checker.special_care_embeds_weights)
         adjustment = SPECIAL_CARE_ADJUSTMENT * (_rounded(special) > 0).any(dim=1, keepdim=True)
         concepts = _score(embeddings, checker.concept_embeds, checker.concept_embeds_weights)
-        unsafe: list[bool] = (_rounded(concepts + adjustment) > 0).any(dim=1).tolist()
-        return unsafe
+        return (_rounded(concepts + adjustment) > 0).any(dim=1)
 
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `CLIPImageProcessor` makes of uint8 [N, H, W, 3]: float32 [N, 3, size, size], normalised.

@@ -394,8 +394,8 @@ def test_a_member_that_turns_to_nan_spoils_no_other(lcm):
     assert levels_apart(pixels[:1], generate(lcm, params(), picture())) <= 1
 
 
-def out_of_memory(inputs):
-    raise MemoryError(len(inputs.sample))
+def out_of_memory(sample, shifts, context):
+    raise MemoryError(len(sample))
 
 
 def test_after_a_step_that_fails_every_member_is_where_it_was():
