@@ -1,8 +1,9 @@
 """The application: its rooms made and ended in order, its routes in tables, every error in fal's shape."""
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -38,11 +39,16 @@ ROUTES = [
 _ENGINE_GRACE_S = 2.0
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """The whole server as one ASGI application; its lifespan starts the engines and ends them.
+@dataclasses.dataclass(frozen=True)
+class Application:
+    """The whole server: `asgi`, whose lifespan starts and ends everything, and `drain`, to begin nothing new."""
 
-    Raises `SettingsError` for a setting that can't be used.
-    """
+    asgi: ASGIApp
+    drain: Callable[[], None]
+
+
+def create_app(settings: Settings) -> Application:
+    """The server for these settings. Raises `SettingsError` for one that can't be used."""
     auth, metrics = Auth(settings), Metrics()
     pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
     fetch = Fetch(settings, samples=lambda: pool.model == "demo" or pool.model.startswith("instant"))
@@ -62,7 +68,11 @@ def create_app(settings: Settings) -> ASGIApp:
         # No environment variable of the framework's may make this server report anything to anyone.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-    return front(app, settings, auth, metrics)
+
+    def drain() -> None:
+        app.state.ctx.queue.drain()
+
+    return Application(front(app, settings, auth, metrics), drain)
 
 
 @contextlib.asynccontextmanager

@@ -63,6 +63,7 @@ class Queue:
         self._submitting = 0
         self._nudge = asyncio.Event()
         self._closing = False
+        self._drained_at = 0.0
         self._scheduler: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
 
@@ -79,17 +80,23 @@ class Queue:
         ):
             self._chores.append(_start(f"queue-{chore.__name__}", self._every(every_s, chore)))
 
+    def drain(self) -> None:
+        """Takes and claims no more, and lets go of who watches; what runs goes on."""
+        if not self._closing:
+            self._closing, self._drained_at = True, time.monotonic()
+            self.wake()
+            self._board.wake_all()
+
     async def close(self, grace_s: float = 10.0) -> None:
-        """Claims no more, gives what runs `grace_s` to finish, puts the rest back into the queue."""
-        self._closing = True
-        self.wake()
-        self._board.wake_all()
+        """Drains; puts back into the queue what still runs `grace_s` after draining began."""
+        self.drain()
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, *filter(None, [self._scheduler]), return_exceptions=True)
         tasks = [attempt.task for attempt in self._running if attempt.task is not None]
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            left = max(0.0, self._drained_at + grace_s - time.monotonic())
+            _, late = await asyncio.wait(tasks, timeout=left)
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

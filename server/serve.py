@@ -33,8 +33,9 @@ def run(settings: Settings) -> int:
             temporary.replace(run_file)
             _say(settings, urls)
 
+        app = create_app(settings)
         try:
-            listen.run(create_app(settings), listeners, settings, on_ready=on_ready)
+            listen.run(app.asgi, listeners, settings, on_ready=on_ready, on_drain=app.drain)
         finally:
             run_file.unlink(missing_ok=True)
     return 0

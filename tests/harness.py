@@ -1,14 +1,26 @@
 """A real server process on loopback for tests: `with serving("--model", "instant") as server: …`."""
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from server.launch import Server, running, start
 
-__all__ = ["Server", "clean_env", "serving", "start_server"]
+__all__ = ["APP", "CALL", "Server", "clean_env", "post", "serving", "start_server", "submitted", "until"]
+
+APP = "fal-ai/lcm-sd15-i2i"
+CALL = {
+    "prompt": "a beach",
+    "image_url": "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png",
+    "seed": 7,
+    "sync_mode": True,
+}
 
 # Test machines may preset trust stores, keys and proxies: a test sets its own.
 _NOT_INHERITED = (
@@ -45,3 +57,25 @@ def start_server(*flags: str, data_dir: Path, env: Mapping[str, str] | None = No
     """A server for tests that kill it: the caller ends it. Its log is appended to `data_dir/log`."""
     with (data_dir / "log").open("ab") as log:
         return start(data_dir, *flags, env=clean_env(env), log=log)
+
+
+def post(server: Server, path: str) -> Any:
+    """The JSON answer to one call."""
+    request = urllib.request.Request(server.url + path, json.dumps(CALL).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def until(condition: Callable[[], bool], timeout: float = 60) -> None:
+    """Poll until `condition()` is true."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.02)
+
+
+def submitted(server: Server) -> str:
+    """The path of a job that an engine has in hand."""
+    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
+    until(lambda: server.get(f"{path}/status")["status"] == "IN_PROGRESS")
+    return path

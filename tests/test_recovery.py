@@ -3,49 +3,18 @@
 import json
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness import serving
-
-APP = "fal-ai/lcm-sd15-i2i"
-CALL = {
-    "prompt": "a beach",
-    "image_url": "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png",
-    "seed": 7,
-    "sync_mode": True,
-}
-
-
-def post(server, path):
-    """The JSON answer to one call."""
-    request = urllib.request.Request(server.url + path, json.dumps(CALL).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return json.load(answer)
-
-
-def until(condition, timeout=60):
-    """Poll until `condition()` is true."""
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it never came to pass"
-        time.sleep(0.02)
+from tests.harness import APP, CALL, post, serving, submitted, until
 
 
 def kill_engine(server, number=signal.SIGKILL):
     """End the engine's process."""
     os.kill(server.get("/health")["engines"][0]["pid"], number)
-
-
-def submit(server):
-    """Queue a call and return its path once an engine has it in hand."""
-    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
-    until(lambda: server.get(f"{path}/status")["status"] == "IN_PROGRESS")
-    return path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -63,7 +32,7 @@ def test_calls_in_flight_are_answered_although_their_engine_is_killed(number):
 
 def test_a_queued_job_survives_its_engine():
     with serving("--model", "instant:300") as server:
-        path = submit(server)
+        path = submitted(server)
         kill_engine(server)
 
         until(lambda: server.get(f"{path}/status")["status"] == "COMPLETED")
@@ -74,7 +43,7 @@ def test_a_queued_job_survives_its_engine():
 @pytest.mark.slow
 def test_the_picture_is_the_same_after_the_engine_was_killed(demo):
     before = post(demo, f"/run/{APP}")["images"]
-    path = submit(demo)
+    path = submitted(demo)
     kill_engine(demo)
 
     until(lambda: demo.get(f"{path}/status")["status"] == "COMPLETED")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.launch import RUN_FILE, LaunchError
-from tests.harness import clean_env, serving, start_server
+from tests.harness import clean_env, serving, start_server, submitted, until
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
@@ -84,3 +84,15 @@ def test_the_api_process_does_not_import_torch(instant):
 
     assert "libpython" in mapped or "python" in mapped
     assert "libtorch" not in mapped
+
+
+def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the_job(tmp_path):
+    server = start_server("--model", "instant:60000", "--drain-timeout", "2", data_dir=tmp_path)
+    server.wait_ready()
+    path = submitted(server)
+
+    assert server.stop(timeout=15) == 0
+
+    with serving("--model", "instant:1", data_dir=tmp_path) as again:
+        until(lambda: again.get(f"{path}/status")["status"] == "COMPLETED")
+        assert again.get(path)["seed"] == 7
