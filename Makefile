@@ -38,7 +38,7 @@ imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
 
 clean: ## remove everything that make installed or made
-	rm -rf $(VENV) .cache
+	rm -rf $(VENV) .cache tests/clients/js/node_modules
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
