@@ -7,5 +7,18 @@
                 │
             job_store (SQLite)     files (disk)     webhooks (outbox in job_store)
 
-Reading order: cli, app, hosts, routes, generate, workers, queue, jobs, job_store, fetch, files, errors, settings.
+Where to read what, from the street inwards:
+
+    the command      cli, settings, serve, demo (with example_client), device_tools, launch
+    the sockets      listen, protocols; tls, certificates, takeover
+    the front        front: logs, doors, cors, hosts, limits; auth, keys, secret_file
+    the API          app, deps, routes/*; endpoints, schemas, openapi, platform_headers, realtime, sse, connection,
+                     responses, errors
+    the use case     generate, data_uri
+    the engines      workers, dispatch, engine_slot, engine_process
+    the queue        queue, attempt, jobs, board, retention; job_store, job_schema, database, group_commit
+    webhooks         webhooks, outbox, webhook_keys
+    the outside      fetch, urls, addresses, egress
+    stored files     files, shelf, parts, uploads, lifecycle
+    figures          metrics
 """
