@@ -95,11 +95,11 @@ def _serve(link, make, arguments, threads):
 class Ours:
     """An engine and its loop on a thread of this process: JPEG in, JPEG out, as the engine process has it."""
 
-    def __init__(self, engine_config):
+    def __init__(self, engine_config, model=None):
         self._answers = queue.SimpleQueue()
         self._count = 0
         self._config = engine_config
-        self.model = on_torch.load(engine_config, lambda fraction, what: None).model
+        self.model = model or on_torch.load(engine_config, lambda fraction, what: None).model
         self.engine = Engine(engine_config, self.model, ImageCodec(engine_config), self._hear)
         self._thread = threading.Thread(target=self.engine.run, name="device")
         self._thread.start()
@@ -126,6 +126,19 @@ class Ours:
         self.submit(params, data)
         return self.answer()[1]
 
+    def timed(self, requests, per_second, seed=0):
+        """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
+        gaps = np.random.default_rng(seed).exponential(1 / per_second, len(requests))
+        started, latencies, due = {}, [], time.perf_counter()
+        for gap, given in zip(gaps, requests, strict=True):
+            due += gap
+            time.sleep(max(0.0, due - time.perf_counter()))
+            started[self.submit(*given)] = due
+        for _ in requests:
+            moment, message = self.answer()
+            latencies.append(moment - started[message.id])
+        return latencies
+
     def many(self, requests, clients):
         """All of (params, data), `clients` in flight at a time: seconds in all, and each one's latency."""
         todo, started, latencies = list(reversed(requests)), {}, []
@@ -151,8 +164,8 @@ class Ours:
 class Diffusers:
     """`StableDiffusionImg2ImgPipeline` with `LCMScheduler`, as its manual has it: a PIL picture in, one out."""
 
-    def __init__(self, engine_config):
-        model = load(engine_config)
+    def __init__(self, engine_config, model=None):
+        model = model or load(engine_config)
         checker = model.safety_checker
         processor = None
         if checker is not None:

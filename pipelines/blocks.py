@@ -17,6 +17,8 @@ from pipelines import kernels
 from pipelines.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -152,7 +154,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(block) for block in source.transformer_blocks)
         self.out = kernels.linear(source.proj_out.weight.flatten(1), source.proj_out.bias)
 
-    def forward(self, x: Tensor, keys_values: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, keys_values: Sequence[Tensor]) -> Tensor:
         """`keys_values`: one for each block."""
         inner = self.into(to_tokens(self.norm(x)))
         for block, known in zip(self.blocks, keys_values, strict=True):

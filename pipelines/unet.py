@@ -20,7 +20,7 @@ from pipelines import kernels
 from pipelines.blocks import GroupNorm, Resnet, Transformer, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -45,6 +45,7 @@ class Unet(nn.Module):
         self.down: Any = nn.ModuleList(Level(block, downsamples(block)) for block in source.down_blocks)
         self.middle = Level(source.mid_block, None)
         self.up: Any = nn.ModuleList(Level(block, upsamples(block)) for block in source.up_blocks)
+        number_layers([*self.down, self.middle, *self.up])
         self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
 
         resnets, attentions = _in_order(source)
@@ -74,8 +75,8 @@ class Unet(nn.Module):
 
         `sample` [N, 4, h, w], `shifts` [N, …] and `context` [N, length, …], all in the model's dtype → [N, 4, h, w].
         """
-        shift = iter(torch.split(shifts, self.shift_widths, dim=1))
-        known = iter(torch.split(context, self.context_widths, dim=2))
+        shift = torch.split(shifts, self.shift_widths, dim=1)
+        known = torch.split(context, self.context_widths, dim=2)
         x = self.conv_in(sample.contiguous(memory_format=torch.channels_last))
         kept = [x]
         for level in self.down:
@@ -116,13 +117,14 @@ class Layer(nn.Module):
         super().__init__()
         self.resnet = Resnet(resnet)
         self.transformer: Any = None if attention is None else Transformer(attention)
+        self.number, self.texts = 0, slice(0)  # where in the UNet: see `number_layers`
 
-    def forward(self, x: Tensor, shift: Iterator[Tensor], known: Iterator[Tensor]) -> Tensor:
-        """`shift` and `known` go on to the next layers."""
-        x = self.resnet(x, next(shift))
+    def forward(self, x: Tensor, shift: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
+        """`shift` and `known`: what all layers of the UNet are given, in order."""
+        x = self.resnet(x, shift[self.number])
         if self.transformer is None:
             return x
-        out: Tensor = self.transformer(x, [next(known) for _ in self.transformer.blocks])
+        out: Tensor = self.transformer(x, known[self.texts])
         return out
 
 
@@ -156,6 +158,15 @@ class Upsample(nn.Module):
             return doubled
         out: Tensor = self.conv(F.interpolate(x, size=size, mode="nearest"))
         return out
+
+
+def number_layers(levels: Sequence[Level]) -> None:
+    """Tell each layer which of all shifts is its own, and which of the contexts are its transformer's."""
+    texts = 0
+    for number, layer in enumerate(chain.from_iterable(level.layers for level in levels)):
+        blocks = 0 if layer.transformer is None else len(layer.transformer.blocks)
+        layer.number, layer.texts = number, slice(texts, texts + blocks)
+        texts += blocks
 
 
 def downsamples(block: Any) -> nn.Module | None:

@@ -131,3 +131,25 @@ def test_a_unet_of_another_kind_is_refused(config):
 def test_a_dilated_convolution_is_refused():
     with pytest.raises(ValueError, match="not a plain convolution"):
         kernels.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
+
+
+def test_a_compiler_takes_the_unet_as_one_graph(monkeypatch, noise):
+    monkeypatch.setattr(kernels, "_packs", lambda weight: False)  # as on a GPU
+    ours = Unet(models.unet())
+    inputs = noise(2, 4, 8, 8), noise(2, sum(ours.shift_widths)), noise(2, 77, sum(ours.context_widths))
+
+    compiled = torch.compile(ours, backend="eager", fullgraph=True, dynamic=False)
+
+    torch.testing.assert_close(compiled(*inputs), ours(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("source", [models.vae, models.tiny_vae])
+def test_a_compiler_takes_the_autoencoders_as_one_graph(monkeypatch, source, noise):
+    monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+    ours, images, latents = vae.of(source()), noise(1, 3, 64, 64), noise(1, 4, 8, 8)
+
+    decode = torch.compile(ours.decode, backend="eager", fullgraph=True, dynamic=False)
+    encode = torch.compile(ours.encode, backend="eager", fullgraph=True, dynamic=False)
+
+    torch.testing.assert_close(decode(latents), ours.decode(latents), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encode(images)[0], ours.encode(images)[0], rtol=1e-5, atol=1e-5)
