@@ -50,7 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     command("pull", _pull, "fetch the weights; afterwards no network is needed", _MODEL_SETTINGS)
     demo = command("demo", _demo, "start a server, send it one request through fal's own client, stop", _MODEL_SETTINGS)
     demo.add_argument("--output", default="demo-output.jpg", help="where the picture goes (default: %(default)s)")
-    command("doctor", _doctor, "check driver, memory, disk, weights, port, certificates", (*_MODEL_SETTINGS, "port"))
+    command(
+        "doctor", _doctor, "check driver, memory, disk, weights, port, certificates", (*_MODEL_SETTINGS, "host", "port")
+    )
     keys = command("keys", _keys, "add, list and revoke API keys", ())
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("add", help="make a key and print it, this once").add_argument("name", help="whose it is")
@@ -114,7 +116,7 @@ def _pull(settings: Settings) -> int:
 def _doctor(settings: Settings) -> int:
     from server import device_tools
 
-    return device_tools.run("doctor", settings)
+    return device_tools.run("doctor", settings, "--host", settings.host, "--port", str(settings.port))
 
 
 def _keys(settings: Settings, action: str, name: str) -> int:
