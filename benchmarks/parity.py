@@ -43,14 +43,18 @@ def measure(options):
     if options.clients:
         crowd = [(rig.request(seed, num_inference_steps=options.steps), data) for seed in range(options.clients)]
         contenders["ours, crowd"] = (ours, "many", crowd, options.clients)
-    walls = rig.race(options.rounds, **contenders)
+    results = rig.race(options.rounds, **contenders)
+    walls, cpus = (
+        {name: [getattr(one, kind) for one in took] for name, took in results.items()} for kind in rig.Took._fields
+    )
     report = {**rig.machine(), "model": options.model, "side": options.side, "steps": options.steps}
     report |= {f"{name}_s": round(statistics.median(seconds), 4) for name, seconds in walls.items()}
-    report["latency_ratio"] = round(rig.median_ratio(walls, "ours", "diffusers"), 3)
+    report["latency_ratio"] = rig.median_ratio(walls, "ours", "diffusers")
+    report["cpu_ratio"] = rig.median_ratio(cpus, "ours", "diffusers")
     if options.clients:
         each = {**walls, "ours, each of a crowd": [wall / options.clients for wall in walls["ours, crowd"]]}
-        report["crowd_over_diffusers"] = round(rig.median_ratio(each, "diffusers", "ours, each of a crowd"), 3)
-        report["crowd_over_one_client"] = round(rig.median_ratio(each, "ours", "ours, each of a crowd"), 3)
+        report["crowd_over_diffusers"] = rig.median_ratio(each, "diffusers", "ours, each of a crowd")
+        report["crowd_over_one_client"] = rig.median_ratio(each, "ours", "ours, each of a crowd")
     (_, expected), (_, actual) = theirs.call("pixels", params, data), ours.call("pixels", params, data)
     report |= {
         "levels_apart": rig.levels_apart(actual, expected),

@@ -7,10 +7,12 @@ import contextlib
 import multiprocessing
 import queue
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,10 +55,17 @@ def picture(width=512, height=512):
     return images.encode(pixels, 95, "4:4:4")
 
 
+class Took(NamedTuple):
+    """Seconds on the clock, and of all cores together (which other programs' load changes less)."""
+
+    wall: float
+    cpu: float
+
+
 class Side:
     """`make(*arguments)` in a process of its own, so that two sides share neither threads nor an allocator.
 
-    `call(name, *arguments)` runs a method of it there: the seconds that it took, and what it returned.
+    `call(name, *arguments)` runs a method of it there: how long it took, and what it returned.
     """
 
     def __init__(self, make, *arguments, threads=0):
@@ -85,10 +94,10 @@ def _serve(link, make, arguments, threads):
         while True:
             name, given = link.recv()
             synchronize()
-            begun = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             result = getattr(side, name)(*given)
             synchronize()
-            link.send((time.perf_counter() - begun, result))
+            link.send((Took(time.perf_counter() - wall, time.process_time() - cpu), result))
     side.close()
 
 
@@ -219,17 +228,18 @@ def generate(model, params, pixels):
 
 
 def race(rounds, **contenders):
-    """Seconds of each contender in each round, one after the other in turn, after a first go that does not count.
+    """What each contender took in each round, one after the other in turn, after a first go that does not count.
 
     A contender is a side and what to call there.
     """
-    walls = {name: [] for name in contenders}
+    results = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, (side, *call) in contenders.items():
-            seconds, _ = side.call(*call)
+            took, _ = side.call(*call)
+            print(f"round {number}  {name:<12} {took.wall:8.3f} s  {took.cpu:8.3f} s of CPU", file=sys.stderr)
             if number:
-                walls[name].append(seconds)
-    return walls
+                results[name].append(took)
+    return results
 
 
 def synchronize():
@@ -237,9 +247,9 @@ def synchronize():
         torch.cuda.synchronize()
 
 
-def median_ratio(walls, one, other):
+def median_ratio(seconds, one, other):
     """Median over the rounds of one contender's time by another's."""
-    return statistics.median(a / b for a, b in zip(walls[one], walls[other], strict=True))
+    return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
 
 
 def machine():

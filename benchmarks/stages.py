@@ -15,16 +15,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import rig
 
-# In the order in which a request goes through them, with what each is.
+# Pillow's own font knows ASCII alone. In the order in which a request goes through them, with what each is.
 STAGES = {
-    "decode_image": ("JPEG → pixels", "#8d99ae"),
+    "decode_image": ("JPEG to pixels", "#8d99ae"),
     "queue": ("waiting", "#dddddd"),
-    "text": ("prompt → context", "#ffb703"),
+    "text": ("prompt to context", "#ffb703"),
     "encode": ("VAE encoder", "#219ebc"),
     "steps": ("UNet", "#d62839"),
     "decode": ("VAE decoder", "#126782"),
     "safety": ("safety checker", "#6a994e"),
-    "encode_jpeg": ("pixels → JPEG", "#8d99ae"),
+    "encode_jpeg": ("pixels to JPEG", "#8d99ae"),
     "rest": ("between the stages", "#bbbbbb"),
 }
 WIDTH, BAR, LINE, MARGIN = 1200, 90, 30, 30
@@ -78,7 +78,7 @@ def main():
     found, total = measure(options)
     machine = rig.machine()
     title = (
-        f"One request: {options.model}, {options.side}×{options.side}, 4 steps, {total:.0f} ms on {machine['device']}"
+        f"One request: {options.model}, {options.side}x{options.side}, 4 steps, {total:.0f} ms on {machine['device']}"
     )
     draw(found, total, title, options.out)
     for name, milliseconds in found.items():
