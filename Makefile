@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports clean
+.PHONY: help demo serve test check lint types imports chaos chaos-short clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,7 +24,7 @@ serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(FLAGS)
 
-check: lint types imports test ## lint, types, import contracts, tests
+check: lint types imports test chaos-short ## lint, types, import contracts, tests, a minute of chaos
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .
@@ -36,6 +36,12 @@ types: $(VENV)/.dev ## mypy, strict
 
 imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
+
+chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (ten minutes)
+	$(BIN)/python -m benchmarks.chaos $(FLAGS)
+
+chaos-short: $(VENV)/.dev ## the same in a minute
+	$(BIN)/python -m benchmarks.chaos --jobs 150
 
 clean: ## remove everything that make installed or made
 	rm -rf $(VENV) .cache tests/clients/js/node_modules

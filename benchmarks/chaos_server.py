@@ -1,0 +1,74 @@
+"""`fourstep` with shorter waits, or with one promise broken: the server that the chaos benchmarks torment.
+
+    python -m benchmarks.chaos_server '{"patience_s": 3}' serve --model instant …
+
+The first argument says what is different; all else is the server as it ships.
+
+    patience_s          seconds that an engine may be silent
+    faulty              engines that do what the prompt says: see tests/faulty_engine.py
+    webhook_scale       what the waits between a webhook's attempts are multiplied with
+    webhook_timeout_s   seconds that a receiver may take
+    no_retries          control: a webhook is tried once
+    hasty               control: a submit is answered before the job is on disk
+"""
+
+import asyncio
+import functools
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from server import app, cli, webhooks
+from server.job_store import JobStore
+from server.jobs import Snapshot
+
+FAULTY_ENGINE = Path(__file__).parent.parent / "tests" / "faulty_engine.py"
+HASTE_S = 0.2
+
+
+class Hasty(JobStore):
+    """Says that a job is stored a moment before it is."""
+
+    _seqs = itertools.count(1)
+
+    def submit(self, new, now):
+        loop = asyncio.get_running_loop()
+        loop.call_later(HASTE_S, super().submit, new, now)
+        answer = loop.create_future()
+        answer.set_result(
+            Snapshot(
+                seq=next(self._seqs),
+                id=new.id,
+                app=new.app,
+                owner=new.owner,
+                priority=new.priority,
+                store_io=new.store_io,
+                webhook=new.webhook,
+                submitted_at=now,
+            )
+        )
+        return answer
+
+
+def main():
+    """Applies the differences, then runs the command."""
+    asked = json.loads(sys.argv[1])
+    pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
+    if asked.get("faulty"):
+        pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
+    app.Pool = functools.partial(app.Pool, **pool)
+    app.Deliverer = functools.partial(
+        app.Deliverer,
+        scale=asked.get("webhook_scale", 1.0),
+        timeout_s=asked.get("webhook_timeout_s", webhooks.TIMEOUT_S),
+    )
+    if asked.get("no_retries"):
+        webhooks.RETRIES = 0
+    if asked.get("hasty"):
+        app.JobStore = Hasty
+    cli.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()
