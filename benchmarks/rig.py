@@ -5,11 +5,9 @@ Needs `pipelines`, torch and diffusers; nothing of the web side.
 
 import contextlib
 import multiprocessing
-import queue
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +20,10 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from pipelines import checkpoint, images, on_torch
-from pipelines.engine import Engine
+from pipelines.bench import LocalEngine
 from pipelines.schedule import lcm_timesteps
-from pipelines.stages import ImageCodec
-from pipelines.types import EngineConfig, Failed, Generated, GenerationParams, Work
+from pipelines.stages import ImageCodec, Outfit
+from pipelines.types import EngineConfig, GenerationParams
 
 diffusers_logging.set_verbosity_error()  # it warns at every call that timesteps were given
 
@@ -101,39 +99,16 @@ def _serve(link, make, arguments, threads):
     side.close()
 
 
-class Ours:
-    """An engine and its loop on a thread of this process: JPEG in, JPEG out, as the engine process has it."""
+class Ours(LocalEngine):
+    """Our engine, loaded as the engine process loads it: JPEG in, JPEG out."""
 
     def __init__(self, engine_config, model=None):
-        self._answers = queue.SimpleQueue()
-        self._count = 0
-        self._config = engine_config
-        self.model = model or on_torch.load(engine_config, lambda fraction, what: None).model
-        self.engine = Engine(engine_config, self.model, ImageCodec(engine_config), self._hear)
-        self._thread = threading.Thread(target=self.engine.run, name="device")
-        self._thread.start()
-
-    def _hear(self, message):
-        if isinstance(message, Generated | Failed):
-            self._answers.put((time.perf_counter(), message))
-
-    def submit(self, params, data):
-        """Put a request on its way; its id."""
-        self._count += 1
-        self.engine.submit(Work(id=str(self._count), params=params, image=data))
-        return str(self._count)
-
-    def answer(self):
-        """When the next answer came, and the answer."""
-        moment, message = self._answers.get()
-        if isinstance(message, Failed):
-            raise SystemExit(message.message)
-        return moment, message
-
-    def one(self, params, data):
-        """One request alone."""
-        self.submit(params, data)
-        return self.answer()[1]
+        if model is None:
+            outfit = on_torch.load(engine_config, lambda fraction, what: None)
+        else:
+            outfit = Outfit(model=model, codec=ImageCodec(engine_config), name="", device="", dtype="")
+        self.model, self._config = outfit.model, engine_config
+        super().__init__(engine_config, outfit)
 
     def timed(self, requests, per_second, seed=0):
         """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
@@ -148,26 +123,9 @@ class Ours:
             latencies.append(moment - started[message.id])
         return latencies
 
-    def many(self, requests, clients):
-        """All of (params, data), `clients` in flight at a time: seconds in all, and each one's latency."""
-        todo, started, latencies = list(reversed(requests)), {}, []
-        begun = time.perf_counter()
-        for _ in range(min(clients, len(todo))):
-            started[self.submit(*todo.pop())] = time.perf_counter()
-        while started:
-            moment, message = self.answer()
-            latencies.append(moment - started.pop(message.id))
-            if todo:
-                started[self.submit(*todo.pop())] = time.perf_counter()
-        return time.perf_counter() - begun, latencies
-
     def pixels(self, params, data):
         """The request through our stages without a JPEG at the end: uint8 [images, H, W, 3]."""
         return generate(self.model, params, images.decode(data, self._config))
-
-    def close(self):
-        self.engine.drain()
-        self._thread.join()
 
 
 class Diffusers:

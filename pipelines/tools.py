@@ -1,4 +1,4 @@
-"""The programs that `fourstep` starts on the device side: `python -P -m pipelines.tools pull|doctor --config JSON`.
+"""The programs that `fourstep` starts on the device side: `python -P -m pipelines.tools TOOL --config JSON`.
 
 `JSON` is an `EngineConfig`. They talk to people: findings on stdout, progress and faults on stderr, exit status 0 if
 all is well.
@@ -22,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.tool == "pull":
             return run_pull(config)
+        if options.tool == "bench":
+            return run_bench(config, options.requests, options.clients)
         return run_doctor(config, options.host, options.port)
     except CheckpointError as error:
         print(f"{error.reason}\n{error.mend}", file=sys.stderr)
@@ -44,6 +46,15 @@ def run_pull(config: EngineConfig) -> int:
     return 0
 
 
+def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
+    """Measure this box. Raises `CheckpointError` if the model can't be had."""
+    from pipelines import bench, worker  # noqa: PLC0415 (torch: seconds)
+
+    outfit = worker.load_outfit(config, lambda fraction, what: print(f"{fraction:4.0%} {what}", file=sys.stderr))
+    bench.run(config, outfit, requests, clients)
+    return 0
+
+
 def run_doctor(config: EngineConfig, host: str, port: int) -> int:
     """Print every finding; 1 if one of them keeps a server from working."""
     failed = False
@@ -55,10 +66,12 @@ def run_doctor(config: EngineConfig, host: str, port: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -P -m pipelines.tools")
-    parser.add_argument("tool", choices=("pull", "doctor"))
+    parser.add_argument("tool", choices=("pull", "doctor", "bench"))
     parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
     parser.add_argument("--host", default="127.0.0.1", help="address that the server is to listen on (doctor)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")
+    parser.add_argument("--requests", type=int, default=20, help="to send, alone and then together (bench)")
+    parser.add_argument("--clients", type=int, default=8, help="at once (bench)")
     return parser
 
 

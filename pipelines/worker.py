@@ -106,7 +106,7 @@ def main(load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit] | 
     sock.set_inheritable(False)  # a compiler that torch starts must not hold the server's line
     _be_owned()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(_serve(Link(sock), load or _load))
+    sys.exit(_serve(Link(sock), load or load_outfit))
 
 
 def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit]) -> int:
@@ -158,7 +158,8 @@ def _read(link: Link, loaded: Future[Engine]) -> None:
     os._exit(0)  # not sys.exit: the main thread may be stuck in the device
 
 
-def _load(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
+def load_outfit(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
+    """What `config` names: a model on its device, or the engine without one. Raises `CheckpointError`."""
     # Imported here because torch takes seconds, and one of the two does without it.
     if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:
         from pipelines import instant  # noqa: PLC0415

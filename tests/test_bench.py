@@ -1,0 +1,32 @@
+"""Measuring this box."""
+
+import json
+
+import pytest
+
+from pipelines import bench, instant
+from pipelines.types import EngineConfig, GenerationParams
+
+
+@pytest.fixture
+def config(tmp_path):
+    return EngineConfig(model="instant:1", data_dir=str(tmp_path))
+
+
+def test_the_last_line_says_it_all_as_json(config, capsys):
+    found = bench.run(config, instant.load(config), requests=6, clients=3)
+
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last) == found
+    assert found["clients"].keys() == {"1", "3"}
+    assert found["clients"]["3"]["images_s"] > 0
+
+
+def test_every_request_has_a_latency_of_its_own(config):
+    engine = bench.LocalEngine(config, instant.load(config))
+
+    _, latencies = engine.many([(GenerationParams(prompt="", seed=seed), b"") for seed in range(7)], clients=3)
+    engine.close()
+
+    assert len(latencies) == 7
+    assert min(latencies) > 0.001
