@@ -37,7 +37,7 @@ types: $(VENV)/.dev ## mypy, strict
 imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
 
-chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (ten minutes)
+chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (a quarter of an hour)
 	$(BIN)/python -m benchmarks.chaos $(FLAGS)
 
 chaos-short: $(VENV)/.dev ## the same in a minute

@@ -4,6 +4,8 @@
 
 R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
      answered before they are on disk must lose some; workers without the fence must publish some twice.
+R2   requests that make the engine fail, hang and die, in the company of others. Control: where nothing is tried twice,
+     others must be hurt.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
      undelivered; a changed body must not pass for signed.
 R10  SIGTERM under load.
@@ -21,12 +23,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks import chaos_engines
 from benchmarks.chaos_fence import frozen_workers
 from benchmarks.chaos_queue import besieged, drained
 from benchmarks.chaos_webhooks import delivered
 from pipelines.types import PATIENCE_S
 
-# Below this many jobs the few that one kill hits are too many percent: the figure is shown and not judged.
+# Below this many jobs the few that one kill hits are too many percent: such figures are shown and not judged.
 JUDGED_FROM = 1000
 SHORT_PATIENCE_S = 3.0
 
@@ -41,13 +44,13 @@ def parts(jobs):
     patience_s = SHORT_PATIENCE_S if short else PATIENCE_S
     few = min(jobs, 200)
 
-    def percent(bound):
+    def in_full(bound):
         return {} if short else bound
 
     yield (
         "R1",
         lambda folder: besieged(folder, jobs, patience_s=patience_s),
-        NOTHING_LOST | {"published_twice": "= 0"} | percent({"run_again_percent": "< 3"}),
+        NOTHING_LOST | {"published_twice": "= 0"} | in_full({"run_again_percent": "< 3"}),
     )
     yield (
         "R1 control: hasty answers",
@@ -65,9 +68,23 @@ def parts(jobs):
         {"published_twice": "≥ 1"},
     )
     yield (
+        "R2",
+        lambda folder: (
+            chaos_engines.infected(folder, 5, faults=chaos_engines.BRIEF)
+            if short
+            else chaos_engines.infected(folder, jobs // 10)
+        ),
+        {"wrong_ends": "= 0", "neighbours_hurt": "= 0", "needless_restarts": "= 0"} | in_full({"late_returns": "= 0"}),
+    )
+    yield (
+        "R2 control: one try",
+        lambda folder: chaos_engines.infected(folder, 2, faults=["crash"], one_try=True),
+        {"neighbours_hurt": "≥ 1"},
+    )
+    yield (
         "R3",
         lambda folder: delivered(folder, jobs),
-        {"undelivered": "= 0", "bad_signatures": "= 0", "tampered_passed": "= 0"} | percent({"twice_percent": "≤ 1"}),
+        {"undelivered": "= 0", "bad_signatures": "= 0", "tampered_passed": "= 0"} | in_full({"twice_percent": "≤ 1"}),
     )
     yield (
         "R3 control: no retries",
@@ -99,6 +116,7 @@ def main():
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="fourstep-chaos-") as folder:
             figures = run(Path(folder))
+        assert bounds.keys() <= figures.keys()
         print(f"{name} ({time.monotonic() - began:.0f} s)")
         for figure, value in figures.items():
             bound = bounds.get(figure, "")

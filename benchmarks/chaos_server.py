@@ -8,6 +8,7 @@ The first argument says what is different; all else is the server as it ships.
     faulty              engines that do what the prompt says: see tests/faulty_engine.py
     webhook_scale       what the waits between a webhook's attempts are multiplied with
     webhook_timeout_s   seconds that a receiver may take
+    one_try             control: what an engine ended on is not run again
     no_retries          control: a webhook is tried once
     hasty               control: a submit is answered before the job is on disk
 """
@@ -19,7 +20,7 @@ import json
 import sys
 from pathlib import Path
 
-from server import app, cli, webhooks
+from server import app, cli, webhooks, workers
 from server.job_store import JobStore
 from server.jobs import Snapshot
 
@@ -63,6 +64,8 @@ def main():
         scale=asked.get("webhook_scale", 1.0),
         timeout_s=asked.get("webhook_timeout_s", webhooks.TIMEOUT_S),
     )
+    if asked.get("one_try"):
+        workers.TRIES = 1
     if asked.get("no_retries"):
         webhooks.RETRIES = 0
     if asked.get("hasty"):

@@ -142,9 +142,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def call(port, method, path, body=None):
+def call(port, method, path, body=None, timeout=20):
     """Status and JSON of one call on a connection of its own. Raises `OSError` and `HTTPException`."""
-    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
         connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
