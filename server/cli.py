@@ -55,9 +55,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     keys = command("keys", _keys, "add, list and revoke API keys", ())
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("add", help="make a key and print it, this once").add_argument("name", help="whose it is")
-    actions.add_parser("list", help="every key, without its secret").set_defaults(name="")
-    actions.add_parser("revoke", help="let a key in no more").add_argument("name", help="its name or id")
+    add = actions.add_parser("add", help="make a key and print it, this once")
+    add.add_argument("name", help="whose it is")
+    listing = actions.add_parser("list", help="every key, without its secret")
+    listing.set_defaults(name="")
+    revoke = actions.add_parser("revoke", help="let a key in no more")
+    revoke.add_argument("name", help="its name or id")
+    for action in (add, listing, revoke):  # --data-dir may stand behind the action too
+        _add_setting(action, "data_dir", default=argparse.SUPPRESS)
     command("certs", _certs, "make the local CA and certificate; how to trust them", ("tls_names",))
     hosts = command("hosts", _hosts, "the hosts-file lines that send fal's host names to a server", ())
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
@@ -75,11 +80,11 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             _add_setting(group, name)
 
 
-def _add_setting(parser: argparse._ActionsContainer, name: str) -> None:
+def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | None = None) -> None:
     field = FIELDS[name]
     flag = "--" + name.replace("_", "-")
-    default = "none" if field.default in {None, ""} else field.default
-    text = f"{field.metadata['help']} (default: {default}; ${settings_module.PREFIX}{name.upper()})".replace("%", "%%")
+    shown = "none" if field.default in {None, ""} else field.default
+    text = f"{field.metadata['help']} (default: {shown}; ${settings_module.PREFIX}{name.upper()})".replace("%", "%%")
     if field.type is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
@@ -90,7 +95,7 @@ def _add_setting(parser: argparse._ActionsContainer, name: str) -> None:
         except SettingsError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
-    parser.add_argument(flag, type=value, default=None, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
+    parser.add_argument(flag, type=value, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
 
 
 def _serve(settings: Settings) -> int:

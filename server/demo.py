@@ -21,13 +21,19 @@ def run(settings: Settings, output: str) -> int:
     """Serve, ask, save, stop. Returns the exit code; a fault is told on stderr with its mend."""
     if importlib.util.find_spec("fal_client") is None:
         return _fail("fal's Python client is not installed. Mend: pip install 'fourstep[demo]'")
+    folder = Path(output).absolute().parent
+    if not folder.is_dir():
+        return _fail(f"--output: there is no folder {folder}")
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in _MODEL_SETTINGS]
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     data_dir = settings.data_dir / "demo-server"
     data_dir.mkdir(exist_ok=True)
     log_path = data_dir / "log"
     try:
-        with log_path.open("wb") as log, running(data_dir, *flags, "--tls-port=0", ready=False, log=log) as server:
+        with (
+            log_path.open("wb") as log,
+            running(data_dir, *flags, "--tls-port=0", ready=False, env=child_environment(), log=log) as server,
+        ):
             server.wait_ready(_READY_TIMEOUT_S, show=_say)
             notice = server.get("/health").get("notice")
             if notice:

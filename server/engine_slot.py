@@ -137,10 +137,14 @@ class Slot:
             case Ready(model=model, device=device, capacity=capacity, notice=notice):
                 self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()
+                logger.info("%s is ready on %s", model, device)
+                if notice:
+                    logger.warning("%s", notice)
                 self._become(State.READY, "")
             case SetupFailed(reason, mend):
-                logger.error("the model can't be had: %s %s", reason, mend)
-                self._become(State.SETUP_FAILED, f"{reason} {mend}")
+                detail = f"{reason} {mend} Then start the server again."
+                logger.error("the model can't be had: %s", detail)
+                self._become(State.SETUP_FAILED, detail)
             case _:
                 self._owner.heard(self, message)
 

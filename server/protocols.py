@@ -212,6 +212,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 
+    async def send(self, message: Any) -> None:
+        """Pass on what the app says; an answer that refuses the handshake completes it (uvicorn would log an error)."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
     def shutdown(self) -> None:
         """Let the app finish what it has in hand (uvicorn would cut it off); the drain's end cancels it."""
         if not self.close_sent:

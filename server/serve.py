@@ -18,7 +18,7 @@ from server.settings import Settings, SettingsError
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _make_data_dir(settings)
     _check_doors(settings)
     with _sole_server(settings):
         listeners = listen.bind(settings)
@@ -39,6 +39,16 @@ def run(settings: Settings) -> int:
         finally:
             run_file.unlink(missing_ok=True)
     return 0
+
+
+def _make_data_dir(settings: Settings) -> None:
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (settings.data_dir / "lock").touch()
+    except OSError as error:
+        raise SettingsError(
+            f"data-dir: {settings.data_dir} can't be written ({error.strerror}). Mend: choose another --data-dir"
+        ) from error
 
 
 def _check_doors(settings: Settings) -> None:

@@ -48,7 +48,7 @@ class Settings:
     )
     takeover: bool = _setting(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
     public_url: str = _setting(
-        "", "base URL that clients use, when a proxy stands in front (default: the request's own)"
+        "", "base URL that clients use, when a proxy stands in front; without it the request's own"
     )
     trusted_proxies: str = _setting(
         "127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed"

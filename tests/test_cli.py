@@ -40,6 +40,8 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
         (["serve", "--prot", "1"], "unrecognized arguments"),
         (["nothing"], "invalid choice"),
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
+        (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
+        (["demo", "--output", "/nowhere/picture.jpg"], "there is no folder /nowhere"),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):
@@ -80,6 +82,12 @@ def test_a_key_is_shown_once_and_kept_hashed(tmp_path):
     assert secret
     assert secret not in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
     assert secret not in (tmp_path / "keys.json").read_text()
+
+
+def test_the_data_dir_may_stand_behind_the_action(tmp_path):
+    fourstep("keys", "add", "me", "--data-dir", str(tmp_path))
+
+    assert "in use" in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
 
 
 def test_a_revoked_key_is_listed_as_revoked(tmp_path):

@@ -126,7 +126,7 @@ async def test_without_a_model_requests_are_refused_with_the_mend():
             await pool.run(work("a"))
 
     assert (refused.value.status, refused.value.error_type) == (503, "runner_scheduling_failure")
-    assert refused.value.body["detail"] == "There is no model. Bring one."
+    assert refused.value.body["detail"] == "There is no model. Bring one. Then start the server again."
 
 
 @pytest.mark.anyio
