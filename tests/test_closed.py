@@ -26,7 +26,7 @@ OPEN = {
 # Closed by a signature in the URL instead of a key: fal's clients send none with it. 403.
 SIGNED = [
     ("PUT", "/cdn/upload/{name}"),
-    ("PUT", "/cdn/upload/{name}/{number:int}"),
+    ("PUT", "/cdn/upload/{name}/{number}"),
     ("POST", "/cdn/upload/{name}/complete"),
 ]
 # The proxy has every method; what is no method of its target's is 405.
@@ -37,7 +37,6 @@ VALUES = {
     "{request_id}": "1",
     "{name}": "a" * 22 + ".jpg",
     "{ticket}": "1",
-    "{number:int}": "1",
     "{number}": "1",
 }
 

@@ -50,7 +50,9 @@ CDN_TOKEN_SECONDS = 3600
 
 _MAX_BODY_BYTES = 64 * 1024
 _MAX_PARTS_BODY_BYTES = 2 * 1024 * 1024  # 10 000 parts with their etags
-_ONE_RANGE = re.compile(r"bytes=(\d+-\d*|-\d+)")
+# Longer numbers are no offset and no part, and Python's `int` refuses those of more than 4300 digits.
+_MAX_NUMBER_CHARS = 18
+_ONE_RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", re.ASCII)
 _A_YEAR_S = 365 * 86400
 
 
@@ -178,10 +180,17 @@ def _access_url(request: Request, upload: Upload) -> str:
 
 async def _put_part(request: Request, upload: Upload) -> Response:
     """JavaScript reads the etag from the body, Python from the header."""
-    number = request.path_params["number"]
+    number = _number(request.path_params["number"])
     files = context(request).files
     etag = await files.receive_part(upload, number, _chunks(request), _announced(request))
     return json_response({"partNumber": number, "etag": etag}, headers={"ETag": f'"{etag}"'})
+
+
+def _number(written: str) -> int:
+    """A part's number. Raises `PlainError` 404."""
+    if not (written.isascii() and written.isdecimal() and len(written) <= _MAX_NUMBER_CHARS):
+        raise PlainError(404, f"Part {written[:20]} not found")
+    return int(written)
 
 
 async def _complete(request: Request, upload: Upload) -> Response:
@@ -283,10 +292,10 @@ ROUTES: list[BaseRoute] = [
     Route("/rest/storage/auth/token", cdn_token, methods=["POST"]),
     Route("/cdn/upload/{name}", put, methods=["PUT"]),
     Route("/cdn/upload/{name}/complete", complete, methods=["POST"]),
-    Route("/cdn/upload/{name}/{number:int}", put_part, methods=["PUT"]),
+    Route("/cdn/upload/{name}/{number}", put_part, methods=["PUT"]),
     Route("/cdn/files/upload", cdn_upload, methods=["POST"]),
     Route("/cdn/files/upload/multipart", cdn_begin, methods=["POST"]),
     Route("/cdn/files/{name}/multipart/{ticket}/complete", cdn_complete, methods=["POST"]),
-    Route("/cdn/files/{name}/multipart/{ticket}/{number:int}", cdn_part, methods=["PUT"]),
+    Route("/cdn/files/{name}/multipart/{ticket}/{number}", cdn_part, methods=["PUT"]),
     Route("/cdn/files/{name}", file, methods=["GET"]),
 ]
