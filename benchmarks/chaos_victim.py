@@ -137,6 +137,11 @@ class Victim:
             return call(self.port, "GET", "/health")[1]
 
 
+def shares(total, count):
+    """`total` in so many parts, as equal as can be."""
+    return [total * (part + 1) // count - total * part // count for part in range(count)]
+
+
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]

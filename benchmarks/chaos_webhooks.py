@@ -12,7 +12,7 @@ import urllib.parse
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from benchmarks.chaos_victim import Clients, Victim, call, until
+from benchmarks.chaos_victim import Clients, Victim, call, shares, until
 
 FAILING, HANGING = 0.30, 0.05  # of the receivers
 REFUSALS = 2  # how often each of those does so before it takes a delivery
@@ -25,12 +25,14 @@ OLDEST_S = 300  # of a timestamp, as fal tells receivers to check
 class Receivers:
     """Three origins: one takes everything, one refuses each webhook at first, one does not answer at first.
 
-    `taken`: request id → deliveries answered with 200. `heard`: headers and body of every attempt.
+    `taken`: request id → deliveries answered with 200. `heard`: when, headers and body of every attempt.
+    `torn`: attempts of which not all came.
     """
 
     def __init__(self, seed=0):
         self.taken = collections.Counter()
         self.heard = []
+        self.torn = 0
         self._chance = random.Random(seed)
         self._tries = collections.Counter()
         self._lock = threading.Lock()
@@ -55,8 +57,12 @@ class Receivers:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receivers.hear(kind, self, body)
+                size = int(self.headers["Content-Length"])
+                body = self.rfile.read(size)
+                if len(body) == size:
+                    receivers.hear(kind, self, body)
+                else:
+                    receivers.torn += 1  # its server was killed while it sent
 
             def log_message(self, *arguments):
                 pass
@@ -93,8 +99,8 @@ def delivered(folder, jobs, *, per_kill=200, no_retries=False):
             clients = Clients(victim.port, query=lambda: "?" + urllib.parse.urlencode({"fal_webhook": receivers.url()}))
             chance = random.Random(jobs)
             try:
-                for _ in range(kills):
-                    clients.allow(jobs // kills)
+                for share in shares(jobs, kills):
+                    clients.allow(share)
                     time.sleep(chance.uniform(0.3, 1.0))
                     victim.kill()
                     victim.start()
@@ -112,6 +118,7 @@ def delivered(folder, jobs, *, per_kill=200, no_retries=False):
         "jobs": len(taken),
         "kills": kills,
         "attempts": len(receivers.heard),
+        "torn_attempts": receivers.torn,
         "undelivered": taken.count(0),
         "twice_percent": round(100 * sum(count > 1 for count in taken) / len(taken), 2),
         "bad_signatures": sum(not signed(jwks, *heard) for heard in receivers.heard),
