@@ -103,12 +103,14 @@ class Ours(LocalEngine):
     """Our engine, loaded as the engine process loads it: JPEG in, JPEG out."""
 
     def __init__(self, engine_config, model=None):
-        if model is None:
-            outfit = on_torch.load(engine_config, lambda fraction, what: None)
-        else:
-            outfit = Outfit(model=model, codec=ImageCodec(engine_config), name="", device="", dtype="")
-        self.model, self._config = outfit.model, engine_config
-        super().__init__(engine_config, outfit)
+        def load():
+            if model is None:
+                return on_torch.load(engine_config, lambda fraction, what: None)
+            return Outfit(model=model, codec=ImageCodec(engine_config), name="", device="", dtype="")
+
+        self._config = engine_config
+        super().__init__(engine_config, load)
+        self.model = self.outfit.model
 
     def timed(self, requests, per_second, seed=0):
         """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""

@@ -9,32 +9,38 @@ import json
 import queue
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines import images
 from pipelines.engine import Engine
+from pipelines.stages import Outfit
 from pipelines.types import Failed, Generated, GenerationParams, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from pipelines.stages import Outfit
     from pipelines.types import EngineConfig, FromEngine
 
 SIDE = 512
 
 
 class LocalEngine:
-    """An engine and its loop on a thread of this process. Requests are (parameters, encoded picture)."""
+    """An engine and its loop on a thread of this process. Requests are (parameters, encoded picture).
 
-    def __init__(self, config: EngineConfig, outfit: Outfit) -> None:
+    `load` is called on that thread, so that it alone computes: GNU's OpenMP counts the helpers of every thread that
+    ever did, and lets all of them sleep between operators once they outnumber the cores. On two cores that costs half.
+    """
+
+    def __init__(self, config: EngineConfig, load: Callable[[], Outfit]) -> None:
         self._answers = queue.SimpleQueue[tuple[float, Generated | Failed]]()
         self._count = 0
-        self.engine = Engine(config, outfit.model, outfit.codec, self._hear)
-        self._thread = threading.Thread(target=self.engine.run, name="device")
+        started = Future[tuple[Engine, Outfit]]()
+        self._thread = threading.Thread(target=self._run, args=(config, load, started), name="device", daemon=True)
         self._thread.start()
+        self.engine, self.outfit = started.result()
 
     def submit(self, params: GenerationParams, data: bytes) -> str:
         """Put a request on its way; its id."""
@@ -73,18 +79,29 @@ class LocalEngine:
         self.engine.drain()
         self._thread.join()
 
+    def _run(self, config: EngineConfig, load: Callable[[], Outfit], started: Future[tuple[Engine, Outfit]]) -> None:
+        try:
+            outfit = load()
+            engine = Engine(config, outfit.model, outfit.codec, self._hear)
+        except Exception as error:  # noqa: BLE001 – it is the caller's
+            started.set_exception(error)
+            return
+        started.set_result((engine, outfit))
+        engine.run()
+
     def _hear(self, message: FromEngine) -> None:
         if isinstance(message, Generated | Failed):
             self._answers.put((time.perf_counter(), message))
 
 
-def run(config: EngineConfig, outfit: Outfit, requests: int, clients: int) -> dict[str, Any]:
+def run(config: EngineConfig, load: Callable[[], Outfit], requests: int, clients: int) -> dict[str, Any]:
     """Measure and print; what was found. `requests` are sent alone and then once more by `clients` at a time."""
     ramp = np.arange(SIDE, dtype=np.uint16) * 255 // SIDE
     pixels = np.stack([np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE))] * 2, axis=2)
     picture = images.encode(np.ascontiguousarray(pixels[:, :, :3], dtype=np.uint8), 95, "4:4:4")
     todo = [(GenerationParams(prompt="a photo of a beach", seed=seed), picture) for seed in range(requests)]
-    engine = LocalEngine(config, outfit)
+    engine = LocalEngine(config, load)
+    outfit = engine.outfit
     try:
         engine.many(todo[:clients], clients)  # warm
         timings = engine.one(*todo[0]).timings

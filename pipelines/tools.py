@@ -50,8 +50,10 @@ def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
     """Measure this box. Raises `CheckpointError` if the model can't be had."""
     from pipelines import bench, worker  # noqa: PLC0415 (torch: seconds)
 
-    outfit = worker.load_outfit(config, lambda fraction, what: print(f"{fraction:4.0%} {what}", file=sys.stderr))
-    bench.run(config, outfit, requests, clients)
+    def tell(fraction: float, what: str) -> None:
+        print(f"{fraction:4.0%} {what}", file=sys.stderr)
+
+    bench.run(config, lambda: worker.load_outfit(config, tell), requests, clients)
     return 0
 
 

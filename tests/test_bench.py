@@ -5,6 +5,7 @@ import json
 import pytest
 
 from pipelines import bench, instant
+from pipelines.errors import CheckpointError
 from pipelines.types import EngineConfig, GenerationParams
 
 
@@ -14,7 +15,7 @@ def config(tmp_path):
 
 
 def test_the_last_line_says_it_all_as_json(config, capsys):
-    found = bench.run(config, instant.load(config), requests=6, clients=3)
+    found = bench.run(config, lambda: instant.load(config), requests=6, clients=3)
 
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last) == found
@@ -22,8 +23,16 @@ def test_the_last_line_says_it_all_as_json(config, capsys):
     assert found["clients"]["3"]["images_s"] > 0
 
 
+def test_a_model_that_cannot_be_had_is_said_to_the_caller(config):
+    def load():
+        raise CheckpointError("no weights", "pull them")
+
+    with pytest.raises(CheckpointError):
+        bench.LocalEngine(config, load)
+
+
 def test_every_request_has_a_latency_of_its_own(config):
-    engine = bench.LocalEngine(config, instant.load(config))
+    engine = bench.LocalEngine(config, lambda: instant.load(config))
 
     _, latencies = engine.many([(GenerationParams(prompt="", seed=seed), b"") for seed in range(7)], clients=3)
     engine.close()
