@@ -53,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "doctor", _doctor, "check driver, memory, disk, weights, port, certificates", (*_MODEL_SETTINGS, "host", "port")
     )
+    bench = command("bench", _bench, "measure this box; the last line is JSON", (*_MODEL_SETTINGS, "max_batch"))
+    bench.add_argument(
+        "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"
+    )
+    bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
     keys = command("keys", _keys, "add, list and revoke API keys", ())
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="make a key and print it, this once")
@@ -68,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
     hosts.add_argument("--with-site", action="store_true", help="fal.ai too: its web site is then out of reach")
     return parser
+
+
+def _count(written: str) -> int:
+    if not written.isdecimal() or int(written) < 1:
+        raise argparse.ArgumentTypeError(f"{written!r} is no whole number above 0")
+    return int(written)
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
@@ -122,6 +133,12 @@ def _doctor(settings: Settings) -> int:
     from server import device_tools
 
     return device_tools.run("doctor", settings, "--host", settings.host, "--port", str(settings.port))
+
+
+def _bench(settings: Settings, requests: int, clients: int) -> int:
+    from server import device_tools
+
+    return device_tools.run("bench", settings, f"--requests={requests}", f"--clients={clients}")
 
 
 def _keys(settings: Settings, action: str, name: str) -> int:

@@ -23,7 +23,9 @@ def test_help_lists_the_commands():
     done = fourstep("--help")
 
     assert done.returncode == 0
-    assert all(command in done.stdout for command in ("serve", "pull", "demo", "doctor", "keys", "certs", "hosts"))
+    assert all(
+        command in done.stdout for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "certs", "hosts")
+    )
 
 
 def test_serve_help_names_every_setting_with_its_default_and_its_variable():
@@ -38,6 +40,7 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
     [
         (["serve", "--port", "http"], "'http' is no int"),
         (["serve", "--prot", "1"], "unrecognized arguments"),
+        (["bench", "--requests", "0"], "no whole number above 0"),
         (["nothing"], "invalid choice"),
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
         (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
