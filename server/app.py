@@ -51,7 +51,12 @@ def create_app(settings: Settings) -> Application:
     """The server for these settings. Raises `SettingsError` for one that can't be used."""
     auth, metrics = Auth(settings), Metrics()
     pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
-    fetch = Fetch(settings, samples=lambda: pool.model == "demo" or pool.model.startswith("instant"))
+
+    async def samples() -> bool:
+        model = await pool.loaded_model()
+        return model == "demo" or model.startswith("instant")
+
+    fetch = Fetch(settings, samples=samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -12,7 +12,7 @@ no picture.
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,15 +43,15 @@ _NEXT_ENTRY = re.compile(r",(?=\s*https?://)", re.IGNORECASE)
 class Fetch:
     """Outbound calls within the settings' limits.
 
-    `samples` says whether the endpoint's sample picture is answered from ours; `egress` makes the door otherwise, for
-    tests. Raises `SettingsError`.
+    `samples` says, once that is known, whether the endpoint's sample picture is answered from ours; `egress` makes the
+    door otherwise, for tests. Raises `SettingsError`.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
-        samples: Callable[[], bool] = lambda: False,
+        samples: Callable[[], Awaitable[bool]] | None = None,
         egress: "Callable[..., Egress] | None" = None,
     ) -> None:
         self._settings = settings
@@ -70,7 +70,7 @@ class Fetch:
 
     async def get(self, url: str, max_bytes: int) -> bytes:
         """The body behind `url`. Raises `FetchError`."""
-        file = self._files.get(url) or (SAMPLES.get(url) if self._samples() else None)
+        file = self._files.get(url) or await self._sample(url)
         if file:
             LOG.info("%s is answered from %s", url, file)
             try:
@@ -84,6 +84,12 @@ class Fetch:
                 return await self._follow(target, max_bytes)
         except TimeoutError:
             raise failed("its server took too long") from None
+
+    async def _sample(self, url: str) -> Path | None:
+        """Our own picture for the endpoint's sample, if that is what `url` is and ours is wanted."""
+        if url in SAMPLES and self._samples is not None and await self._samples():
+            return SAMPLES[url]
+        return None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109 — part of the contract: the receiver's time
         """Send `body`; the answer's status. Redirects are not followed. Raises `FetchError`."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from server import listen, logs
 from server.app import create_app
 from server.auth import has_keys
+from server.keys import KeysError
 from server.launch import RUN_FILE
 from server.listen import Listeners
 from server.settings import Settings, SettingsError
@@ -53,7 +54,11 @@ def _make_data_dir(settings: Settings) -> None:
 
 def _check_doors(settings: Settings) -> None:
     """Without keys only this machine is served: anybody who reaches the port could use the device."""
-    if settings.allow_anonymous or has_keys(settings) or _is_loopback(settings.host):
+    try:
+        closed = has_keys(settings)
+    except KeysError as error:
+        raise SettingsError(str(error)) from error
+    if closed or settings.allow_anonymous or _is_loopback(settings.host):
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "

@@ -172,6 +172,16 @@ class Pool:
         while self.state not in states:
             await self._next_move()
 
+    async def loaded_model(self) -> str:
+        """`model`, once the first engine is ready; "" when it can't be had. Raises `RequestError` `startup_timeout`."""
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                while not self.model and self.state not in _HOPELESS and not self._closing:
+                    await self._next_move()
+        except TimeoutError:
+            raise self._late() from None
+        return self.model
+
     async def run(self, work: Work, on_event: Callable[[Event], None] | None = None) -> Generated:
         """Have an engine do this, and say what it says on the way to `on_event`. Cancelling stops it on the device.
 
@@ -356,7 +366,10 @@ class Pool:
             ticket.timer = loop.call_later(self._start_timeout_s, self._expire, ticket)
 
     def _expire(self, ticket: Ticket) -> None:
-        _fail(ticket, RequestError("startup_timeout", f"No engine was ready in time. {self.detail}"))
+        _fail(ticket, self._late())
+
+    def _late(self) -> RequestError:
+        return RequestError("startup_timeout", f"No engine was ready in time. {self.detail}")
 
     def _state_of(self, slot: Slot) -> State:
         if slot.state is State.READY and len(self._hands[slot]) >= slot.capacity:

@@ -452,7 +452,11 @@ def test_a_network_that_is_none_is_refused():
 async def test_the_sample_picture_is_ours_only_where_it_is_offered(net, offered):
     (url,) = SAMPLES
     fetch = net.fetch()
-    fetch._samples = lambda: offered
+
+    async def samples():
+        return offered
+
+    fetch._samples = samples
 
     with contextlib.nullcontext() if offered else pytest.raises(FetchError):
         assert (await fetch.get(url, LIMIT)).startswith(b"\xff\xd8\xff")

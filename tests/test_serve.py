@@ -30,6 +30,14 @@ def test_other_machines_are_not_served_without_keys(tmp_path):
     assert "fourstep keys add" in done.stderr
 
 
+def test_a_broken_key_file_is_said_at_once(tmp_path):
+    (tmp_path / "keys.json").write_text("junk")
+
+    done = serve(tmp_path, "--port", "0")
+
+    assert (done.returncode, done.stderr.count("\n"), "is no key file" in done.stderr) == (1, 1, True)
+
+
 def test_a_port_in_use_is_said_at_once(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = serve(tmp_path, "--port", str(taken.getsockname()[1]))

@@ -110,6 +110,27 @@ async def test_requests_that_come_before_the_engine_is_ready_wait_for_it():
 
 
 @pytest.mark.anyio
+async def test_who_asks_for_the_loaded_model_too_early_waits_for_it():
+    async with pool_of(ready=False) as pool:
+        assert (await pool.loaded_model()).startswith("instant")
+
+
+@pytest.mark.anyio
+async def test_a_model_that_can_not_be_had_is_none():
+    async with pool_of("absent", ready=False) as pool:
+        assert await pool.loaded_model() == ""
+
+
+@pytest.mark.anyio
+async def test_a_model_that_loads_for_too_long_is_a_startup_timeout():
+    async with pool_of("loading", ready=False, start_timeout_s=0.1) as pool:
+        with pytest.raises(RequestError) as refused:
+            await pool.loaded_model()
+
+    assert refused.value.error_type == "startup_timeout"
+
+
+@pytest.mark.anyio
 async def test_requests_do_not_wait_longer_than_the_start_timeout():
     async with pool_of("loading", ready=False, start_timeout_s=0.1) as pool:
         with pytest.raises(RequestError) as refused:
