@@ -1,5 +1,14 @@
 """Device side of fourstep: from encoded picture and prompt to encoded picture. No HTTP, no asyncio, no database.
 
-Reading order: types, schedule, lcm, prompts, safety, images, checkpoint, batching, stages, engine, codec_threads,
-worker, tools.
+Where to read what, from the words that travel to the tools:
+
+    the vocabulary    types (all that `server` may import), errors
+    the algorithm     schedule, lcm; prompts, safety
+    its networks      unet, vae; blocks, kernels, graphs
+    pictures          images, headers/*
+    the weights       checkpoint; recipe, layout, single_file, sd15, shelf, hub; weights, modules, lora; demo
+    the loop          batching, engine, staging, requests, codec_threads, pace
+    what it drives    stages (the contract), on_torch (in earnest), instant (no model), devices
+    the process       worker
+    the tools         tools: pull, doctor, bench
 """
