@@ -35,7 +35,27 @@ def conv(source: Any, *, relu: bool = False) -> nn.Module:
 
 def upsampling_conv(source: Any) -> nn.Module:
     """Nearest-neighbour doubling of both sides and then the 3×3 `Conv2d`, as one operation of 4/9 of the cost."""
-    return (PackedUpsamplingConv if _packs(source.weight) else UpsamplingConv)(source)
+    return _transposed(doubling_kernel(source.weight), source.bias, padding=1)
+
+
+def conv_pair(first: Any, second: Any, *, doubles: bool) -> nn.Module:
+    """Two 3×3 convolutions with nothing between them, as one; `doubles`: nearest-neighbour doubling before both.
+
+    One convolution sees what the first would give beyond the picture's edge, where the second is to see zeros. So the
+    outermost pixels are computed again, by both, from a strip of the picture.
+    """
+    inner, outer = first.weight.double(), second.weight.double()
+    bias = outer.sum(dim=(2, 3)) @ (torch.zeros(len(inner)).to(inner) if first.bias is None else first.bias.double())
+    if second.bias is not None:
+        bias = bias + second.bias.double()
+    bias = bias.to(second.weight.dtype)
+    if doubles:
+        kernel = F.conv2d(doubling_kernel(inner), outer, padding=2).to(second.weight.dtype)
+        return Pair(_transposed(kernel, bias, padding=2), nn.Sequential(upsampling_conv(first), conv(second)), depth=2)
+    weight = F.conv2d(inner.transpose(0, 1), outer.flip(2, 3), padding=2).transpose(0, 1).to(second.weight.dtype)
+    together = nn.Conv2d(weight.shape[1], len(weight), 5, stride=second.stride, padding=2, device="meta")
+    together.weight, together.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
+    return Pair(conv(together), nn.Sequential(conv(first), conv(second)), depth=3)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
@@ -129,40 +149,63 @@ class PackedConv(nn.Module):
         return out
 
 
-class UpsamplingConv(nn.Module):
-    """See `upsampling_conv`."""
+class Pair(nn.Module):
+    """See `conv_pair`. `depth`: how many rows of the picture its outermost row of results depends on."""
+
+    def __init__(self, together: nn.Module, apart: nn.Module, depth: int) -> None:
+        super().__init__()
+        self.together, self.apart, self.depth = together, apart, depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [N, in, H, W] with even sides → [N, out, H', W']."""
+        out: Tensor = self.together(x)
+        depth = self.depth
+        out[:, :, :1] = self.apart(x[:, :, :depth])[:, :, :1]
+        out[:, :, :, :1] = self.apart(x[:, :, :, :depth])[:, :, :, :1]
+        if out.shape[2] >= x.shape[2]:  # with a stride, the last result does not reach beyond the edge
+            out[:, :, -1:] = self.apart(x[:, :, -depth:])[:, :, -1:]
+            out[:, :, :, -1:] = self.apart(x[:, :, :, -depth:])[:, :, :, -1:]
+        return out
+
+
+def _transposed(weight: Tensor, bias: Tensor | None, padding: int) -> nn.Module:
+    return (PackedTransposedConv if _packs(weight) else TransposedConv)(weight, bias, padding)
+
+
+class TransposedConv(nn.Module):
+    """A transposed convolution of stride 2: [N, in, H, W] → [N, out, 2H, 2W]; weight [in, out, k, k]."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: int) -> None:
         super().__init__()
-        weight = doubling_kernel(source.weight)
+        self.padding = padding
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
-        self.register_buffer("bias", source.bias)
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [N, in, H, W] → [N, out, 2H, 2W]."""
-        return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(x, self.weight, self.bias, stride=2, padding=self.padding)
 
 
-class PackedUpsamplingConv(nn.Module):
-    """`UpsamplingConv` with oneDNN's layout of the weights."""
+class PackedTransposedConv(nn.Module):
+    """`TransposedConv` with oneDNN's layout of the weights."""
 
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, padding: int) -> None:
         super().__init__()
+        self.padding = [padding, padding]
         reorder = torch.ops.mkldnn._reorder_convolution_transpose_weight
-        weight = doubling_kernel(source.weight).contiguous()
-        self.register_buffer("weight", reorder(weight, [1, 1], [0, 0], [2, 2], [1, 1], 1))
-        self.register_buffer("bias", source.bias)
+        self.register_buffer("weight", reorder(weight.contiguous(), self.padding, [0, 0], [2, 2], [1, 1], 1))
+        self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` [N, in, H, W] → [N, out, 2H, 2W]."""
         run = torch.ops.mkldnn._convolution_transpose_pointwise
-        out: Tensor = run(x, self.weight, self.bias, [1, 1], [0, 0], [2, 2], [1, 1], 1, "none", [], "")
+        out: Tensor = run(x, self.weight, self.bias, self.padding, [0, 0], [2, 2], [1, 1], 1, "none", [], "")
         return out
 
 

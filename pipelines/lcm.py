@@ -259,7 +259,8 @@ class Lcm:
         """The pictures so far: uint8 [N, H, W, 3] on the device; of unfinished trajectories, their estimate."""
         latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
         images = self.vae_decode(latents.to(self.model.dtype)).float()
-        for member, finite in zip(trajectories, images.isfinite().flatten(1).all(dim=1), strict=True):
+        # What is not a number makes the sum none.
+        for member, finite in zip(trajectories, images.sum(dim=(1, 2, 3)).isfinite(), strict=True):
             member.finite = finite
         levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels: torch.Tensor = levels.permute(0, 2, 3, 1).contiguous()

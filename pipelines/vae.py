@@ -155,8 +155,13 @@ def _tiny_layers(source: Any) -> Iterator[nn.Module]:
     before: Any = None
     for layer, after in pairwise([*source, None]):
         if isinstance(layer, nn.Conv2d):
-            doubles, relu = isinstance(before, nn.Upsample), isinstance(after, nn.ReLU)
-            yield kernels.upsampling_conv(layer) if doubles else kernels.conv(layer, relu=relu)
+            doubles = isinstance(before, nn.Upsample)
+            if isinstance(after, nn.Conv2d):
+                yield kernels.conv_pair(layer, after, doubles=doubles)
+            elif not isinstance(before, nn.Conv2d):  # else it has been taken together with that
+                yield (
+                    kernels.upsampling_conv(layer) if doubles else kernels.conv(layer, relu=isinstance(after, nn.ReLU))
+                )
         elif hasattr(layer, "fuse"):
             yield TinyBlock(layer)
         else:

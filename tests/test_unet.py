@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from pipelines import kernels, vae
 from pipelines.errors import CheckpointError
@@ -60,7 +60,18 @@ def test_the_unet_computes_what_diffusers_computes(source, size, noise):
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("source", [models.vae, models.tiny_vae])
+def bare_tiny_vae():
+    """As the demo model's: no blocks at full size, so that two convolutions meet."""
+    torch.manual_seed(0)
+    return AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        num_encoder_blocks=(0, 1, 1, 1),
+        num_decoder_blocks=(1, 1, 1, 0),
+    ).eval()
+
+
+@pytest.mark.parametrize("source", [models.vae, models.tiny_vae, bare_tiny_vae])
 @pytest.mark.parametrize("size", [(64, 64), (72, 104)], ids=str)
 def test_the_autoencoder_encodes_what_diffusers_encodes(source, size, noise):
     theirs, images = source(), noise(2, 3, *size).clamp(-1, 1)
@@ -76,7 +87,7 @@ def test_the_autoencoder_encodes_what_diffusers_encodes(source, size, noise):
         assert deviation is None
 
 
-@pytest.mark.parametrize("source", [models.vae, models.tiny_vae])
+@pytest.mark.parametrize("source", [models.vae, models.tiny_vae, bare_tiny_vae])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_autoencoder_decodes_what_diffusers_decodes(source, size, noise):
     theirs, latents = source(), noise(2, 4, *size)
@@ -86,14 +97,36 @@ def test_the_autoencoder_decodes_what_diffusers_decodes(source, size, noise):
     torch.testing.assert_close(actual, theirs.decode(latents).sample, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("make", [kernels.upsampling_conv, kernels.UpsamplingConv])
+@pytest.fixture(params=[True, False], ids=["packed", "plain"])
+def _packing(request, monkeypatch):
+    if not request.param:
+        monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+
+
+@pytest.mark.usefixtures("_packing")
 @pytest.mark.parametrize("bias", [True, False])
-def test_doubling_and_a_convolution_are_one_operation(make, bias, noise):
+def test_doubling_and_a_convolution_are_one_operation(bias, noise):
     conv, x = torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias), noise(2, 5, 6, 9)
 
-    actual = make(conv)(x)
+    actual = kernels.upsampling_conv(conv)(x)
 
     torch.testing.assert_close(actual, conv(F.interpolate(x, scale_factor=2.0)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("_packing")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("doubles", [True, False])
+@pytest.mark.parametrize("size", [(2, 2), (6, 10), (16, 8)], ids=str)
+def test_two_convolutions_in_a_row_are_one(bias, stride, doubles, size, noise):
+    first = torch.nn.Conv2d(3, 7, 3, padding=1, bias=bias)
+    second = torch.nn.Conv2d(7, 5, 3, padding=1, stride=1 if doubles else stride)
+    x = noise(2, 3, *size)
+
+    actual = kernels.conv_pair(first, second, doubles=doubles)(x)
+
+    expected = second(first(F.interpolate(x, scale_factor=2.0) if doubles else x))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [kernels.conv, kernels.Conv])
