@@ -83,12 +83,12 @@ def parts(jobs):
     )
     yield (
         "R3",
-        lambda folder: delivered(folder, jobs),
+        lambda folder: delivered(folder, jobs, kills=max(2, jobs // 200)),
         {"undelivered": "= 0", "bad_signatures": "= 0", "tampered_passed": "= 0"} | in_full({"twice_percent": "≤ 1"}),
     )
     yield (
         "R3 control: no retries",
-        lambda folder: delivered(folder, 60, no_retries=True),
+        lambda folder: delivered(folder, 60, kills=1, no_retries=True),
         {"undelivered": "≥ 1"},
     )
     yield (
