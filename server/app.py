@@ -18,7 +18,7 @@ from server.job_store import JobStore
 from server.metrics import Metrics
 from server.queue import Queue
 from server.responses import EXCEPTION_HANDLERS
-from server.routes import ops, proxy, queue, realtime, run, storage, tokens, websocket_run
+from server.routes import ops, pages, proxy, queue, realtime, run, storage, tokens, websocket_run
 from server.settings import Settings
 from server.webhook_keys import SigningKeys
 from server.webhooks import Deliverer
@@ -33,6 +33,7 @@ ROUTES = [
     *storage.ROUTES,
     *proxy.ROUTES,
     *ops.ROUTES,
+    *pages.ROUTES,
 ]
 
 # Engines go last when the server stops: the queue has given its jobs back by then.

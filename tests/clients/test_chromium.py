@@ -96,3 +96,9 @@ def test_a_page_of_another_origin_runs_uploads_and_opens_a_socket(browser, takeo
 
     assert said.pop("requestId")
     assert said == {"seed": 7, "put": 200, "stored": "hello", "realtime": "page", "closed": 1000}
+
+
+def test_the_playground_shows_how_the_server_is(browser, instant):
+    page = browser.open(instant.url)
+
+    assert "No model is loaded" in page
