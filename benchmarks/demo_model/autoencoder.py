@@ -19,7 +19,7 @@ from benchmarks.demo_model.training import Course, rank, train
 
 BOTH = Course("autoencoder", steps=1900, rate=2.5e-3)
 COLOUR = Course("autoencoder-colour", steps=720, rate=2e-3)
-DECODER = Course("decoder", steps=600, rate=1.5e-3)
+DECODER = Course("decoder", steps=1500, rate=1.5e-3)
 NORMALISED, FINAL = WORK / "autoencoder-normalised.pt", WORK / "autoencoder-final.pt"
 _BATCH, _CROP = 8, 128  # per process
 

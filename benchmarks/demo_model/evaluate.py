@@ -13,21 +13,21 @@ from benchmarks.demo_model.scene import Scene, draw_scene
 from pipelines.types import GenerationParams
 
 
-def report(folder: Path, inputs: int = 96, seeds: int = 2) -> dict[str, float]:
-    """All figures of a model folder, printed as one line of JSON."""
-    lcm, judge = sampling.load(folder), classifier.load()
-    figures = _reconstruction(lcm, judge)
+def report(folder: Path, inputs: int = 96, seeds: int = 2, side: int = 512) -> dict[str, float]:
+    """All figures of a model folder, printed as one line of JSON; steering and layout on pictures of `side`."""
+    judge = classifier.load()
+    figures = _reconstruction(folder, judge)
     chosen = [i for i in range(TEST.count) if not TEST.scene(i).warning][:inputs]
     for strength in (1.0, 0.8):
-        figures |= _steering(lcm, judge, chosen, seeds, strength)
-    figures["layout at 0.5"] = _layout(lcm, chosen, seeds)
+        figures |= _steering(folder, judge, chosen, seeds, strength, side=side)
+    figures["layout at 0.5"] = _layout(folder, chosen, seeds, side=side)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}), flush=True)
     return figures
 
 
-def _reconstruction(lcm, judge) -> dict[str, float]:
-    pixels, scenes = TEST.open(), TEST.scenes()
-    made = np.concatenate([autoencoder.reconstruct(lcm.model.vae, pixels[i : i + 4]) for i in range(0, len(pixels), 4)])
+def _reconstruction(folder: Path, judge: classifier.Judge) -> dict[str, float]:
+    pixels, scenes, vae = TEST.open(), TEST.scenes(), sampling.load(folder).model.vae
+    made = np.concatenate([autoencoder.reconstruct(vae, pixels[i : i + 4]) for i in range(0, len(pixels), 4)])
     figures = {"psnr": autoencoder.psnr(made, pixels)}
     for kind, pictures in (("painted", pixels), ("reconstructed", made)):
         seen = classifier.judge_all(judge, pictures)
@@ -41,29 +41,38 @@ def _accuracy(seen: np.ndarray, scenes: list[Scene], name: str) -> float:
     return float(np.mean([values[index] == getattr(scene, name) for index, scene in zip(seen, scenes, strict=True)]))
 
 
-def _steering(lcm, judge, chosen: list[int], seeds: int, strength: float) -> dict[str, float]:
+def _steering(
+    folder: Path, judge: classifier.Judge, chosen: list[int], seeds: int, strength: float, *, side: int
+) -> dict[str, float]:
     """How often the picture shows what the prompt says, each prompt drawn without regard to its input picture."""
-    pixels, jobs, asked = TEST.open(), [], []
+    pixels, jobs, asked = _shrunk(side), [], []
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 31])
         for index in chosen:
             wanted = dataclasses.replace(draw_scene(rng, 0), warning=False, style="photo", palette="natural")
             asked.append(wanted)
             jobs.append((pixels[index], _params(caption(wanted, rng, full=True), seed * 1000 + index, strength)))
-    seen = classifier.judge_all(judge, sampling.generate(lcm, jobs))
+    seen = classifier.judge_all(judge, sampling.generate(folder, jobs))
     return {f"{name} at {strength}": _accuracy(seen[name], asked, name) for name in seen}
+
+
+def _shrunk(side: int) -> np.ndarray:
+    """The held-out pictures at `side`."""
+    by = TEST.size // side
+    means = [picture.reshape(side, by, side, by, 3).mean((1, 3)).round().astype(np.uint8) for picture in TEST.open()]
+    return np.stack(means)
 
 
 def _params(prompt: str, seed: int, strength: float) -> GenerationParams:
     return GenerationParams(prompt=prompt, seed=seed, strength=strength)
 
 
-def _layout(lcm, chosen: list[int], seeds: int) -> float:
+def _layout(folder: Path, chosen: list[int], seeds: int, *, side: int) -> float:
     """How often a picture's outlines match its own input better than another layout's picture of the same place.
 
     The prompt keeps the place and names another hour and weather, so colours do not give it away.
     """
-    pixels, jobs, pairs = TEST.open(), [], []
+    pixels, jobs, pairs = _shrunk(side), [], []
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 32])
         for index in chosen:
@@ -72,7 +81,7 @@ def _layout(lcm, chosen: list[int], seeds: int) -> float:
             pairs.append((index, int(rng.choice(others))))
             wanted = dataclasses.replace(draw_scene(rng, 0), place=scene.place, warning=False, style="photo")
             jobs.append((pixels[index], _params(caption(wanted, rng, full=True), seed * 1000 + index, 0.5)))
-    made = sampling.generate(lcm, jobs)
+    made = sampling.generate(folder, jobs)
     wins = [
         _likeness(picture, pixels[own]) > _likeness(picture, pixels[other])
         for picture, (own, other) in zip(made, pairs, strict=True)

@@ -54,12 +54,10 @@ def contact_sheet(
     prompts: tuple[str, ...] = PROMPTS,
 ) -> None:
     """One row per input and strength: the input, then the picture for each prompt."""
-    lcm = sampling.load(folder)
-    rows = []
-    for given in inputs(side):
-        for strength in strengths:
-            jobs = [(given, GenerationParams(prompt=p, seed=7, strength=strength)) for p in prompts]
-            rows.append([given, *sampling.generate(lcm, jobs)])
+    pairs = [(given, strength) for given in inputs(side) for strength in strengths]
+    jobs = [(given, GenerationParams(prompt=p, seed=7, strength=s)) for given, s in pairs for p in prompts]
+    made = sampling.generate(folder, jobs).reshape(len(pairs), len(prompts), side, side, 3)
+    rows = [[given, *pictures] for (given, _), pictures in zip(pairs, made, strict=True)]
     write(target, rows, cell)
 
 

@@ -1,9 +1,9 @@
 """The denoiser: v-prediction at the 50 timesteps that the LCM sampler can ask for, text encoder learning along.
 
-Two things differ from plain diffusion training. The schedule ends without any signal (zero terminal SNR), so at
-strength 1.0 the input says nothing. And at high timesteps the noisy input is often *another variant of the same
-layout* – other hour, weather, place, or a crude drawing – than the picture to be made: image-to-image is learnt as it
-will be used, composition from the input and everything that the words name from the words.
+Two things differ from SD1.5's training. The schedule is the cosine one: it ends without any signal, so that at strength
+1.0 the input says nothing, and its four steps are of about one size. And at high timesteps the noisy input is often
+*another variant of the same layout* – other hour, weather, place, or a crude drawing – than the picture to be made:
+image-to-image is learnt as it will be used, composition from the input and what the words name from the words.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,10 @@ from pipelines.schedule import Schedule
 
 SCHEDULER = {
     "_class_name": "LCMScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
+    "beta_schedule": "squaredcos_cap_v2",
     "num_train_timesteps": 1000,
     "original_inference_steps": 50,
     "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
     "set_alpha_to_one": True,
     "clip_sample": False,
 }
@@ -138,6 +135,5 @@ class Lesson:
 
 
 TINY = Lesson(Course("unet-128", steps=560, rate=1.2e-3, warmup=150, floor=0.4, average=0.995), TINY_LATENTS, 12)
-MIDDLE = Lesson(Course("unet-256", steps=1700, rate=8e-4, floor=0.4, average=0.995), SMALL_LATENTS, 6, TINY.leaves)
-LAST = Lesson(Course("unet-512", steps=600, rate=5e-4, warmup=50, average=0.99), LARGE_LATENTS, 2, MIDDLE.leaves)
-LESSONS = (TINY, MIDDLE, LAST)
+MIDDLE = Lesson(Course("unet-256", steps=30_000, rate=8e-4, floor=0.1, average=0.999), SMALL_LATENTS, 6, TINY.leaves)
+LAST = Lesson(Course("unet-512", steps=5000, rate=4e-4, warmup=50), LARGE_LATENTS, 2, MIDDLE.leaves)
