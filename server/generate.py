@@ -69,6 +69,7 @@ async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent
     `FalError`: `InvalidInput` for a picture that can't be had or read, `RequestError` for what is not the caller's
     fault.
     """
+    ctx.pool.check()  # before anything is fetched in vain
     data = data.seeded()
     try:
         async with asyncio.timeout(call.start_timeout) as deadline:

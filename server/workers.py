@@ -182,6 +182,13 @@ class Pool:
             raise self._late() from None
         return self.model
 
+    def check(self) -> None:
+        """Raises `RequestError` `runner_scheduling_failure`, with the mend, when there is no hope of an engine."""
+        if self._closing:
+            raise RequestError("runner_scheduling_failure", "The server is stopping.")
+        if self.state in _HOPELESS:
+            raise RequestError("runner_scheduling_failure", self.detail)
+
     async def run(self, work: Work, on_event: Callable[[Event], None] | None = None) -> Generated:
         """Have an engine do this, and say what it says on the way to `on_event`. Cancelling stops it on the device.
 
@@ -189,10 +196,7 @@ class Pool:
         Raises `InvalidInput` for a picture that can't be used and `RequestError` for everything else:
         `startup_timeout`, `runner_scheduling_failure`, `runner_disconnected`, `runner_server_error`.
         """
-        if self._closing:
-            raise RequestError("runner_scheduling_failure", "The server is stopping.")
-        if self.state in _HOPELESS:
-            raise RequestError("runner_scheduling_failure", self.detail)
+        self.check()
         while work.id in self._ids:
             await self._next_move()
         self._ids.add(work.id)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.launch import RUN_FILE, LaunchError
-from tests.harness import clean_env, serving, start_server, submitted, until
+from tests.harness import APP, clean_env, post, serving, start_server, submitted, until
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
@@ -71,7 +71,13 @@ def test_a_server_whose_model_cannot_be_had_answers_and_says_how_to_mend_it(tmp_
         with pytest.raises(urllib.error.HTTPError) as refused:
             server.get("/ready")
         refused.value.close()
+        with pytest.raises(urllib.error.HTTPError) as unserved:
+            post(server, f"/run/{APP}")
+        with unserved.value:
+            answer = json.load(unserved.value)
 
+    assert (unserved.value.code, answer["error_type"]) == (503, "runner_scheduling_failure")
+    assert "nowhere" in answer["detail"]
     assert health["state"] == "SETUP_FAILED"
     assert "nowhere" in health["detail"]
     assert refused.value.code == 503

@@ -54,6 +54,9 @@ class Engines:
         self.running = asyncio.Queue()
         self.cancelled = asyncio.Queue()
 
+    def check(self):
+        """There is always hope."""
+
     async def run(self, work, on_event=None):
         tell = on_event or (lambda _: None)
         self.works.append(work)
