@@ -42,6 +42,8 @@ def export(target: Path, denoiser_path: Path = unet.LAST.leaves, autoencoder_pat
     for name, part in parts.items():
         part.to(torch.float16).save_pretrained(target / name)
     shutil.copytree(text.TOKENIZER, target / "tokenizer")
+    for path in target.rglob("*.safetensors"):
+        path.chmod(0o644)
     for name, content in (
         ("model_index.json", INDEX),
         ("scheduler/scheduler_config.json", unet.SCHEDULER),
