@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports chaos chaos-short clean
+.PHONY: help demo serve test check lint types imports chaos chaos-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -42,6 +42,9 @@ chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be 
 
 chaos-short: $(VENV)/.dev ## the same in a minute
 	$(BIN)/python -m benchmarks.chaos --jobs 150
+
+demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
+	nice -n 19 $(BIN)/python -m benchmarks.demo_model
 
 clean: ## remove everything that make installed or made
 	rm -rf $(VENV) .cache tests/clients/js/node_modules
