@@ -181,7 +181,8 @@ async def test_when_every_device_is_out_requests_are_refused(monkeypatch):
 
     assert state is State.DEFUNCT
     assert refused.value.error_type == "runner_scheduling_failure"
-    assert "exited with status 1" in refused.value.body["detail"]
+    # Which status is now and then lost to a race in asyncio's own child watcher; the server runs on uvloop's.
+    assert "has ended 2 times in a row, the last time because it exited with status" in refused.value.body["detail"]
 
 
 @pytest.mark.anyio
