@@ -6,6 +6,7 @@ The browser's trust store and profile are the test's own.
 import re
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from server import tls
 from server.settings import Settings
 from tests.certificates import answering, rogue_context
-from tests.harness import clean_env
+from tests.clients.devtools import Page, visiting
+from tests.harness import clean_env, until
 
 ERROR = re.compile(r"net::(ERR_\w+)")
 ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"
@@ -34,7 +36,8 @@ class Browser:
             "--disable-dev-shm-usage",
             "--disable-background-networking",
         )
-        self.command = [program, *quiet, f"--user-data-dir={home / 'profile'}"]
+        self.profile = home / "profile"
+        self.command = [program, *quiet, f"--user-data-dir={self.profile}"]
 
     def trust(self, ca: Path) -> None:
         """Do what the trust instructions say for Chromium on Linux."""
@@ -43,10 +46,17 @@ class Browser:
     def open(self, url: str) -> str:
         """The page, or the name of the error; every host name leads to loopback."""
         command = [*self.command, ANY_HOST_IS_HERE, "--dump-dom", url]
-        env = clean_env({"HOME": str(self.home)})
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=60, check=False)
         error = ERROR.search(done.stderr)
         return error[1] if error else done.stdout
+
+    def visiting(self, url: str) -> AbstractContextManager[Page]:
+        """The page for as long as the block lasts, to wait for what its script does."""
+        return visiting(self.command, self.profile, url, self._env)
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return clean_env({"HOME": str(self.home)})
 
 
 @pytest.fixture
@@ -99,6 +109,28 @@ def test_a_page_of_another_origin_runs_uploads_and_opens_a_socket(browser, takeo
 
 
 def test_the_playground_shows_how_the_server_is(browser, instant):
-    page = browser.open(instant.url)
+    with browser.visiting(instant.url) as page:
+        until(lambda: "No model is loaded" in page.text("#notice"))
 
-    assert "No model is loaded" in page
+        assert page.text("#state").startswith("READY")
+
+
+def test_generate_shows_the_picture_that_came_out(browser, demo):
+    with browser.visiting(demo.url) as page:
+        until(lambda: page.text("#state").startswith("READY"))
+        page.evaluate("document.querySelector('[name=seed]').value = 7")
+        page.evaluate("document.querySelector('#form button').click()")
+        until(lambda: "seed 7" in page.text("#said"))
+
+        assert page.evaluate("document.querySelector('#after').decode().then(() => after.naturalWidth)") == 512
+
+
+def test_generate_says_what_the_server_refused(browser, demo):
+    with browser.visiting(demo.url) as page:
+        until(lambda: page.text("#state").startswith("READY"))
+        page.evaluate("form.noValidate = true; document.querySelector('[name=strength]').value = 7")
+        page.evaluate("document.querySelector('#form button').click()")
+        until(lambda: page.text("#said") not in ("", "…"))
+
+        assert page.evaluate("said.className") == "wrong"
+        assert "strength" in page.text("#said")
