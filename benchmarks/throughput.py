@@ -8,46 +8,35 @@ ratios to one client. Prints a table; the last line is JSON.
 """
 
 import argparse
-import base64
 import contextlib
-import http.client
 import json
 import statistics
 import sys
-import tempfile
 import threading
 import time
-import urllib.parse
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PICTURE = ROOT / "server" / "static" / "beach.jpg"
-PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
+from benchmarks.http_side import Client, arguments, serving
 
 
-class Client(threading.Thread):
+class User(threading.Thread):
     """Sends its requests one after the other over one connection."""
 
     def __init__(self, url, bodies):
         super().__init__()
-        self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=600)
+        self.client = Client(url)
         self.bodies, self.latencies = bodies, []
 
     def run(self):
-        with contextlib.closing(self.connection):
+        with contextlib.closing(self.client):
             for body in self.bodies:
                 begun = time.perf_counter()
-                self.connection.request("POST", "/run/fal-ai/lcm-sd15-i2i", body, {"Content-Type": "application/json"})
-                answer = self.connection.getresponse()
-                data = answer.read()
-                if answer.status != 200:
-                    sys.exit(f"{answer.status}: {data[:300]!r}")
+                self.client.run(body)
                 self.latencies.append(time.perf_counter() - begun)
 
 
 def turn(url, bodies, clients):
     """Seconds in all, and each request's latency."""
-    crowd = [Client(url, bodies[number::clients]) for number in range(clients)]
+    crowd = [User(url, bodies[number::clients]) for number in range(clients)]
     begun = time.perf_counter()
     for client in crowd:
         client.start()
@@ -60,10 +49,9 @@ def turn(url, bodies, clients):
 
 
 def measure(url, options):
-    picture = base64.b64encode(PICTURE.read_bytes()).decode()
-    common = {"prompt": PROMPT, "image_url": f"data:image/jpeg;base64,{picture}", "sync_mode": True}
-    common |= {"num_inference_steps": options.steps}
-    bodies = [json.dumps(common | {"seed": seed}).encode() for seed in range(options.requests)]
+    bodies = [
+        json.dumps(arguments(seed=seed, num_inference_steps=options.steps)).encode() for seed in range(options.requests)
+    ]
     turn(url, bodies[: max(options.clients)], max(options.clients))  # warm
     walls = {clients: [] for clients in options.clients}
     latencies = {clients: [] for clients in options.clients}
@@ -97,14 +85,8 @@ def main():
     parser.add_argument("--url", help="measure this server instead of starting one")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        url = options.url
-        if url is None:
-            from server.launch import running
-
-            data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            log = stack.enter_context((data_dir / "log").open("wb"))
-            flags = ("--model", options.model, "--max-batch", options.max_batch, "--lora", "none")
-            url = stack.enter_context(running(data_dir, *flags, log=log)).url
+        flags = ("--model", options.model, "--max-batch", options.max_batch, "--lora", "none")
+        url = options.url or stack.enter_context(serving(*flags)).url
         found = measure(url, options)
     for clients, row in found.items():
         print(f"{clients:>3} clients  " + "  ".join(f"{key} {value:>8}" for key, value in row.items()))
