@@ -4,16 +4,19 @@ Resolve the picture → have it worked on → store the results or put them into
 """
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
 from server import data_uri
-from server.errors import RequestError, invalid
+from server.errors import RequestError, invalid, overloaded
 from server.fetch import Fetch, FetchError
 from server.files import Files
 from server.jobs import Job
+from server.keys import Allowance
+from server.limits import Hold, Limits
 from server.metrics import Metrics
 from server.schemas import LcmInput, parse
 from server.settings import Settings
@@ -35,6 +38,7 @@ class Resources:
     pool: Pool
     files: Files
     fetch: Fetch
+    limits: Limits
     metrics: Metrics
 
 
@@ -42,15 +46,17 @@ class Resources:
 class Call:
     """What a door knows of one request beside its input.
 
-    `id` is unique; `tenant` whom fairness counts it for; `cdn` the base URL of links to stored files. `start_timeout`:
-    seconds within which the device must have begun. `lifecycle`: the caller's wish for the output files, as its header
-    says. `image`: the picture's bytes, where they came beside the JSON; the results then go back as bytes too.
+    `id` is unique; `tenant` whom fairness counts it for; `cdn` the base URL of links to stored files. `allowance`: what
+    the tenant may have in hand; None for an accepted job, which is refused nothing. `start_timeout`: seconds within
+    which the device must have begun. `lifecycle`: the caller's wish for the output files, as its header says. `image`:
+    the picture's bytes, where they came beside the JSON; the results then go back as bytes too.
     """
 
     id: str
     tenant: str
     priority: Priority
     cdn: str
+    allowance: Allowance | None = None
     start_timeout: float | None = None
     lifecycle: str | None = None
     previews: bool = False
@@ -72,17 +78,18 @@ async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent
     ctx.pool.check()  # before anything is fetched in vain
     data = data.seeded()
     try:
-        async with asyncio.timeout(call.start_timeout) as deadline:
-            image = await _resolve(ctx, data.image_url, call) if call.image is None else call.image
-            work = Work(
-                id=call.id,
-                params=data.params(),
-                image=image,
-                priority=call.priority,
-                tenant=call.tenant,
-                previews=call.previews,
-            )
-            generated = await ctx.pool.run(work, _watched(deadline, on_event))
+        with contextlib.closing(ctx.limits.pictures(call.tenant, call.allowance)) as memory:
+            async with asyncio.timeout(call.start_timeout) as deadline:
+                image = await _resolve(ctx, data.image_url, call, memory) if call.image is None else call.image
+                work = Work(
+                    id=call.id,
+                    params=data.params(),
+                    image=image,
+                    priority=call.priority,
+                    tenant=call.tenant,
+                    previews=call.previews,
+                )
+                generated = await ctx.pool.run(work, _watched(deadline, on_event))
     except TimeoutError:
         raise start_timed_out() from None
     flags = [picture.nsfw for picture in generated.pictures]
@@ -133,8 +140,11 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
     return watch
 
 
-async def _resolve(ctx: Resources, url: str, call: Call) -> bytes:
-    """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch."""
+async def _resolve(ctx: Resources, url: str, call: Call, memory: Hold) -> bytes:
+    """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch.
+
+    For the latter two `memory` is taken; a data URI's is held already, with the body that it came in.
+    """
     limit = ctx.settings.max_image_bytes
     try:
         if url[:5].lower() == "data:":
@@ -142,8 +152,9 @@ async def _resolve(ctx: Resources, url: str, call: Call) -> bytes:
                 return data_uri.decode(url, limit)
             return await asyncio.to_thread(data_uri.decode, url, limit)
         if path := ctx.files.local(url, reader=call.tenant):
-            return await asyncio.to_thread(path.read_bytes)
-        return await ctx.fetch.get(url, limit)
+            memory.take(path.stat().st_size)
+            return await ctx.files.read(path)
+        return await ctx.fetch.get(url, limit, memory.take)
     except data_uri.TooLargeError:
         message = f"The image is larger than {limit} bytes"
         raise invalid("image_url", "file_too_large", message, {"max_size": limit}) from None
@@ -180,7 +191,7 @@ async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
             picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant, durable=call.durable
         )
     except OSError as error:
-        raise RequestError("concurrent_requests_limit", "The results can't be stored at present") from error
+        raise overloaded("The results can't be stored at present") from error
 
 
 def inline(picture: Picture) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Stored files: what is kept and for how long, who may upload and read, and what a kill or a full disk leaves."""
 
 import errno
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -403,6 +404,26 @@ async def test_a_private_picture_is_its_owners_to_use(files, reader, found):
     name = await files.save(JPEG, "image/jpeg", owner="alice", lifecycle='{"initial_acl": {"default": "hide"}}')
 
     assert (files.local(f"https://v3.fal.media/files/{name}", reader) is not None) == found
+
+
+@pytest.mark.parametrize("size", [0, 1, 45_000, 1 << 18, (1 << 18) + 1])
+@pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "on disk"])
+async def test_a_file_is_read_whole_wherever_it_lies(files, tmp_path, size, in_memory):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(size))
+    if not in_memory:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+    data = await files.read(path)
+
+    assert data == path.read_bytes()
+
+
+async def test_a_file_that_has_gone_meanwhile_is_not_found(files, tmp_path):
+    with pytest.raises(FileNotFoundError):
+        await files.read(tmp_path / "gone")
 
 
 async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
