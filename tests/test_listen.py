@@ -40,6 +40,7 @@ class App:
         self.started = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
+        self.failure = None
 
     async def __call__(self, scope, receive, send):
         match scope["type"], scope.get("path"):
@@ -94,6 +95,12 @@ class App:
         if message["code"] == 1012:
             await send({"type": "websocket.send", "text": "finished"})
             await send({"type": "websocket.close", "code": 1000})
+        elif message["code"] == 1007:
+            try:
+                await send({"type": "websocket.send", "text": "too late"})
+            except OSError as error:
+                self.failure = type(error).__name__
+        self.ended.set()
 
 
 class Running:
@@ -458,3 +465,37 @@ async def test_a_handshake_that_can_not_be_parsed_is_answered(serve):
         answer = await client.rest()
 
     assert answer.startswith(b"HTTP/1.1 414")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status"),
+    [
+        (b"Version: 13", b"Version: 12", 400),
+        (b"GET /ws", b"POST /ws", 405),
+        (b"Host: h", b"Host: h\r\nX: " + b"a" * 9000, 431),
+        (b"Host: h", b"Host: h\r\nContent-Length: 5", 400),
+    ],
+    ids=["version", "method", "long header", "body"],
+)
+async def test_a_malformed_handshake_is_refused_as_any_request_is(old, new, status, serve):
+    async with serve() as server, server.connect() as client:
+        client.send(UPGRADE.replace(old, new))
+
+        answer = await client.answer()
+
+    assert answer[0] == status
+    assert answer[1]["x-fal-request-id"]
+    assert answer[2]["detail"]
+
+
+async def test_text_that_is_no_utf_8_ends_the_socket_and_is_no_fault_of_ours(serve, caplog):
+    async with serve() as server, server.connect() as client:
+        await client.upgrade()
+
+        client.send_frame(TEXT, b"\xff")
+        first, payload = await client.frame()
+        await asyncio.wait_for(server.app.ended.wait(), PATIENCE_S)
+
+    assert (first, int.from_bytes(payload[:2], "big")) == (CLOSE, 1007)
+    assert server.app.failure == "ClientDisconnected"
+    assert caplog.text == ""
