@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports chaos chaos-short demo-model clean
+.PHONY: help demo serve test check lint types imports chaos chaos-short fuzz fuzz-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,7 +24,7 @@ serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(FLAGS)
 
-check: lint types imports test chaos-short ## lint, types, import contracts, tests, a minute of chaos
+check: lint types imports test chaos-short fuzz-short ## lint, types, import contracts, tests, a minute of chaos, some fuzz
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .
@@ -42,6 +42,12 @@ chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be 
 
 chaos-short: $(VENV)/.dev ## the same in a minute
 	$(BIN)/python -m benchmarks.chaos --jobs 150
+
+fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5xx, no fault, no leak (minutes)
+	$(BIN)/python -m benchmarks.fuzz $(FLAGS)
+
+fuzz-short: $(VENV)/.dev ## the same in a few seconds
+	$(BIN)/python -m benchmarks.fuzz --cases 800
 
 demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
 	nice -n 19 $(BIN)/python -m benchmarks.demo_model
