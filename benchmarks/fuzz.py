@@ -71,8 +71,11 @@ class Case:
 def case(seed, number, live):
     """Case `number` of `seed`."""
     rng = random.Random(f"{seed}/{number}")
-    if rng.random() < 0.75:
-        return Case(number, fuzz_http.request(rng, live))
+    turn, every_third = divmod(number, 3)
+    if every_third == 0:
+        return Case(number, fuzz_http.request(rng, live, fuzz_http.HTTP_ROUTES[turn % len(fuzz_http.HTTP_ROUTES)]))
+    if rng.random() < 0.6:
+        return Case(number, fuzz_http.request(rng, live, rng.choice(fuzz_http.BUSY)))
     broken = rng.random() < 0.3
     opening = fuzz_sockets.handshake(rng, live, broken=broken)
     frames, owed = fuzz_sockets.conversation(rng, opening.split()[1].decode("latin-1"))
@@ -188,11 +191,11 @@ def fuzzed(folder, seed, numbers, **differences):
         asyncio.run(attack(server, (case(seed, number, live) for number in numbers[warm_up:]), findings))
         until(lambda: server.get("/health")["queue"] == {"waiting": 0, "running": 0})
         asyncio.run(findings.pin(lambda number: hold(server, case(seed, number, live), findings)))
-        engines = server.get("/health")["engines"]
+        engines, missed = server.get("/health")["engines"], missed_routes(server)
         figures = {
             "cases": len(numbers),
             "memory_grown_mb": round(memory_mb(server) - before, 1),
-            "routes_missed": len(missed_routes(server)),
+            "routes_missed": " ".join(missed) or 0,
             "failed_jobs": failed_jobs(server),
             "engine_restarts": sum(engine["restarts"] for engine in engines),
             "works_after": int(works(server)),

@@ -169,9 +169,9 @@ ODD_HEADERS = {
 METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "X", "")
 
 
-def request(rng, live):
-    """One request, and what it does: its bytes. `live`: placeholder → values that exist."""
-    method, path = rng.choice(BUSY) if rng.random() < 0.5 else rng.choice(HTTP_ROUTES)
+def request(rng, live, route):
+    """The bytes of one request to a route (method, path). `live`: placeholder → a value that exists."""
+    method, path = route
     target = filled(rng, path, live)
     headers = [("Host", live["{host}"]), ("Authorization", f"Key {KEY}"), ("Content-Type", "application/json")]
     body = _body(rng, path, live) if method in {"POST", "PUT", "PATCH"} else b""
