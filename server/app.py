@@ -15,6 +15,7 @@ from server.files import Files
 from server.front import front
 from server.generate import Resources, run_job
 from server.job_store import JobStore
+from server.limits import Limits
 from server.metrics import Metrics
 from server.queue import Queue
 from server.responses import EXCEPTION_HANDLERS
@@ -95,7 +96,9 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, f
         stack.push_async_callback(store.close)
         signing_keys = SigningKeys(settings.data_dir / "webhook-keys.json")
 
-        resources = Resources(settings=settings, pool=pool, files=files, fetch=fetch, metrics=metrics)
+        resources = Resources(
+            settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics
+        )
         jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
         await jobs.start()
         stack.push_async_callback(jobs.close, settings.drain_timeout)

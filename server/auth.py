@@ -21,7 +21,7 @@ from starlette.requests import HTTPConnection
 
 from server.endpoints import Endpoint
 from server.errors import PlainError
-from server.keys import KeyRing
+from server.keys import Allowance, Key, KeyRing, allowance
 from server.secret_file import read_secret
 from server.settings import Settings
 
@@ -35,10 +35,11 @@ _BAD_TOKEN = "Invalid or expired token"  # noqa: S105 — a message
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a call is counted for. `id` is the key's."""
+    """Whom a call is counted for, and how much of the server is theirs. `id` is the key's."""
 
     id: str
     name: str
+    allowance: Allowance = dataclasses.field(default=Allowance(), compare=False)
 
 
 ANONYMOUS = Caller("anonymous", "anonymous")
@@ -48,6 +49,7 @@ class Auth:
     """Checks credentials and issues tokens. Its secret lies in the data dir, so tokens outlive a restart."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._keys = KeyRing(settings)
         self._secret = read_secret(settings.data_dir / "token.secret")
 
@@ -97,7 +99,7 @@ class Auth:
         key = self._keys.find(claims["sub"])
         if key is None:
             raise PlainError(401, _BAD_TOKEN)
-        return Caller(key.id, key.name), apps
+        return self._caller(key), apps
 
     def _by_key(self, credential: str) -> Caller:
         if ":" not in credential:
@@ -105,7 +107,10 @@ class Auth:
         key = self._keys.match(credential)
         if key is None:
             raise PlainError(401, _UNKNOWN_KEY)
-        return Caller(key.id, key.name)
+        return self._caller(key)
+
+    def _caller(self, key: Key) -> Caller:
+        return Caller(key.id, key.name, allowance(self._settings, key))
 
     def _by_token(self, token: str, app: Endpoint) -> Caller:
         caller, apps = self.verify(token, "call")

@@ -26,6 +26,7 @@ class Board:
         self._jobs: dict[str, Snapshot] = {}
         self._finished: collections.OrderedDict[str, Snapshot] = collections.OrderedDict()
         self._lines: dict[Priority, list[int]] = {priority: [] for priority in Priority}  # waiting seqs, ascending
+        self._owned: collections.Counter[str] = collections.Counter()  # waiting jobs by owner
         self._deadlines: list[tuple[float, str]] = []  # heap of (start_by, request id)
         self._watchers: dict[str, set[asyncio.Event]] = collections.defaultdict(set)
         self._moved = False
@@ -34,6 +35,10 @@ class Board:
     def waiting(self) -> int:
         """Jobs that nobody has started."""
         return sum(map(len, self._lines.values()))
+
+    def owned(self, owner: str) -> int:
+        """Those of one owner."""
+        return self._owned[owner]
 
     def get(self, request_id: str) -> Snapshot | None:
         """The snapshot with its place in the queue; None if the board does not have it (the database may)."""
@@ -98,6 +103,7 @@ class Board:
 
     def _enqueue(self, snapshot: Snapshot) -> None:
         bisect.insort(self._lines[snapshot.priority], snapshot.seq)
+        self._owned[snapshot.owner] += 1
         self._moved = True
         if snapshot.start_by is not None:
             heapq.heappush(self._deadlines, (snapshot.start_by, snapshot.id))
@@ -107,6 +113,9 @@ class Board:
         place = bisect.bisect_left(line, snapshot.seq)
         if snapshot.status is Status.IN_QUEUE and place < len(line) and line[place] == snapshot.seq:
             del line[place]
+            self._owned[snapshot.owner] -= 1
+            if not self._owned[snapshot.owner]:
+                del self._owned[snapshot.owner]
             self._moved = True
 
     def _remember(self, snapshot: Snapshot) -> None:

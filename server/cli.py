@@ -4,9 +4,13 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from server import settings as settings_module
 from server.settings import FIELDS, SECTIONS, Settings, SettingsError
+
+if TYPE_CHECKING:
+    from server import keys
 
 _EPILOG = """\
 try it:      fourstep demo
@@ -16,6 +20,9 @@ real model:  fourstep pull && fourstep serve
 
 # Settings that a command shows beside `--data-dir`, which every command takes.
 _MODEL_SETTINGS = ("model", "lora", "vae", "safety_checker", "device", "dtype")
+
+# What `fourstep keys limit` sets.
+_KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "sessions": "open realtime sockets"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"
     )
     bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
-    keys = command("keys", _keys, "add, list and revoke API keys", ())
+    keys = command("keys", _keys, "add, list, limit and revoke API keys", ())
     actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
     add = actions.add_parser("add", help="make a key and print it, this once")
     add.add_argument("name", help="whose it is")
@@ -66,13 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(name="")
     revoke = actions.add_parser("revoke", help="let a key in no more")
     revoke.add_argument("name", help="its name or id")
-    for action in (add, listing, revoke):  # --data-dir may stand behind the action too
+    limit = actions.add_parser("limit", help="bound what a key may have in hand at once; a running server obeys")
+    limit.add_argument("name", help="its name or id")
+    for what, about in _KEY_LIMITS.items():
+        limit.add_argument(f"--{what}", type=_limit, metavar="N", help=f"{about}; 0: the share that --key-share gives")
+    for action in (add, listing, revoke, limit):  # --data-dir may stand behind the action too
         _add_setting(action, "data_dir", default=argparse.SUPPRESS)
     command("certs", _certs, "make the local CA and certificate; how to trust them", ("tls_names",))
     hosts = command("hosts", _hosts, "the hosts-file lines that send fal's host names to a server", ())
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
     hosts.add_argument("--with-site", action="store_true", help="fal.ai too: its web site is then out of reach")
     return parser
+
+
+def _limit(written: str) -> int:
+    if not written.isdecimal():
+        raise argparse.ArgumentTypeError(f"{written!r} is no whole number")
+    return int(written)
 
 
 def _count(written: str) -> int:
@@ -141,7 +158,7 @@ def _bench(settings: Settings, requests: int, clients: int) -> int:
     return device_tools.run("bench", settings, f"--requests={requests}", f"--clients={clients}")
 
 
-def _keys(settings: Settings, action: str, name: str) -> int:
+def _keys(settings: Settings, action: str, name: str, **limits: int | None) -> int:
     from server import keys
 
     file = keys.path(settings)
@@ -150,12 +167,22 @@ def _keys(settings: Settings, action: str, name: str) -> int:
             _print(f"{keys.add(file, name)}\n\nThis is shown once. Clients: export FAL_KEY=…")
         elif action == "revoke":
             _print(f"revoked {keys.revoke(file, name).id}")
+        elif action == "limit":
+            _print(
+                _shown(keys.limit(file, name, **{what: count for what, count in limits.items() if count is not None}))
+            )
         else:
             for key in keys.read(file):
-                _print(f"{key.id}  {key.created}  {'revoked' if key.revoked else 'in use ':7}  {key.name}")
+                _print(_shown(key))
     except keys.KeysError as error:
         raise SettingsError(str(error)) from error
     return 0
+
+
+def _shown(key: "keys.Key") -> str:
+    own = [f"{what} {count}" for what in _KEY_LIMITS if (count := getattr(key, what))]
+    state = "revoked" if key.revoked else "in use "
+    return f"{key.id}  {key.created}  {state}  {key.name}" + (f"  ({', '.join(own)})" if own else "")
 
 
 def _certs(settings: Settings) -> int:

@@ -11,28 +11,36 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from server.errors import PlainError, RequestError
+from server.limits import Hold
 
 T = TypeVar("T")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body. Raises `PlainError` 413 as soon as it is known to be longer than `limit`."""
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > limit:
+async def read_body(request: Request, limit: int, memory: Hold) -> bytes | bytearray:
+    """The request's body, for which `memory` is taken: as announced, else as it comes.
+
+    Raises `PlainError` 413 as soon as it is known to be longer than `limit`, `RequestError` 429 when there is no room.
+    """
+    written = request.headers.get("content-length", "")
+    announced = int(written[:20]) if written.isdecimal() else 0
+    if announced > limit:
         raise _too_large(limit)
-    chunks = []
-    size = 0
+    memory.take(announced)
+    body = bytearray()
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise RequestError("client_disconnected", "The client left before its request was complete")
         chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
+        if len(body) + len(chunk) > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
+        if len(body) + len(chunk) > memory.amount:
+            memory.take(len(body) + len(chunk) - memory.amount)
+        if not body and not message.get("more_body", False):
+            return bytes(chunk)
+        body += chunk
         if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            return body
 
 
 def _too_large(limit: int) -> PlainError:

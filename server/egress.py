@@ -141,7 +141,7 @@ class Egress:
         value = next((value for key, value in response.headers if key.lower() == wanted), b"")
         return value.decode("utf-8", "replace")
 
-    async def read(self, response: httpcore.Response, max_bytes: int) -> bytes:
+    async def read(self, response: httpcore.Response, max_bytes: int, count: Callable[[int], None]) -> bytes:
         """The body as it came. Raises `FetchError`, as soon as it is known to be larger than `max_bytes`."""
         if self.header(response, "content-encoding").lower() not in {"", "identity"}:
             raise failed("its server sent it compressed, unasked")
@@ -154,6 +154,7 @@ class Egress:
             size += len(chunk)
             if size > max_bytes:
                 raise _too_large(max_bytes)
+            count(len(chunk))
             chunks.append(chunk)
         return b"".join(chunks)
 

@@ -63,6 +63,11 @@ class RequestError(FalError):
         super().__init__(REQUEST_ERRORS[error_type], body, {"X-Fal-Error-Type": error_type, **(headers or {})})
 
 
+def overloaded(detail: str) -> RequestError:
+    """429, with fal's word to its own machinery that the call may be tried again. Clients go by the status alone."""
+    return RequestError("concurrent_requests_limit", detail, {"X-Fal-Needs-Retry": "1", "Retry-After": "1"})
+
+
 class InvalidInput(FalError):
     """422 with one item per fault. `getFieldErrors(name)` of the JavaScript client reads the last element of `loc`."""
 

@@ -68,8 +68,8 @@ class Fetch:
         if self._egress is not None:
             await self._egress.close()
 
-    async def get(self, url: str, max_bytes: int) -> bytes:
-        """The body behind `url`. Raises `FetchError`."""
+    async def get(self, url: str, max_bytes: int, count: Callable[[int], None] = lambda _: None) -> bytes:
+        """The body behind `url`. `count` hears of its bytes as they come, and may refuse. Raises `FetchError`."""
         file = self._files.get(url) or await self._sample(url)
         if file:
             LOG.info("%s is answered from %s", url, file)
@@ -81,7 +81,7 @@ class Fetch:
         target = urls.parse(url)
         try:
             async with asyncio.timeout(self._settings.fetch_timeout), self._slots:
-                return await self._follow(target, max_bytes)
+                return await self._follow(target, max_bytes, count)
         except TimeoutError:
             raise failed("its server took too long") from None
 
@@ -101,12 +101,12 @@ class Fetch:
         except TimeoutError:
             raise failed("its server took too long") from None
 
-    async def _follow(self, target: urls.Target, max_bytes: int) -> bytes:
+    async def _follow(self, target: urls.Target, max_bytes: int, count: Callable[[int], None]) -> bytes:
         egress = await self._opened()
         for _ in range(self._settings.fetch_redirects + 1):
             async with egress.exchange("GET", target, {"Accept": "image/*,*/*;q=0.5"}) as answer:
                 if answer.status == 200:
-                    return await egress.read(answer, max_bytes)
+                    return await egress.read(answer, max_bytes, count)
                 location = egress.header(answer, "location") if answer.status in _REDIRECTS else ""
                 if not location:
                     raise failed(f"its server answered {answer.status}")

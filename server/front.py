@@ -4,7 +4,7 @@
     Doors      without keys: this machine only
     Cors       preflights, and who may read answers
     Dispatch   host names and paths to canonical paths
-    Limits     429 when full
+    Permits    gives back what was taken for a call
 
 It lies outside the framework's own error handling, so that a crash, too, is answered with an id and can be read by a
 page.
@@ -16,7 +16,7 @@ from server.auth import Auth
 from server.cors import Cors
 from server.doors import Doors
 from server.hosts import Dispatch
-from server.limits import Limits
+from server.limits import Permits
 from server.logs import Access
 from server.metrics import Metrics
 from server.settings import Settings
@@ -24,6 +24,5 @@ from server.settings import Settings
 
 def front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
     """`app` with all of it in front."""
-    limited = Limits(app, settings.max_calls, settings.max_sessions)
-    mapped = Dispatch(limited, settings.public_url)
+    mapped = Dispatch(Permits(app), settings.public_url)
     return Access(Doors(Cors(mapped), auth, settings), metrics)

@@ -110,6 +110,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     `input` is what the runner gets: a JSON object with its seed already drawn, so that a second run gives the same
     picture. `call` is whatever JSON the runner wants to know beside it (base URL of file links, lifecycle wishes).
     `app` is `owner/alias` as the URLs handed out show it; `owner` is the caller's id. `start_timeout` is in seconds.
+    `max_owned`: how many jobs of this owner may wait, this one among them.
     `result` is set where the answer is known already (an invalid input): the job is born COMPLETED.
     """
 
@@ -123,6 +124,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     no_retry: bool = False
     store_io: bool = True
     max_queue_length: int | None = None
+    max_owned: int | None = None
     result: Result | None = None
     id: str = msgspec.field(default_factory=new_request_id)
 

@@ -28,13 +28,43 @@ class KeysError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Key:
-    """One API key. `digest`: hex SHA-256 of `id:secret`. `created`: ISO 8601."""
+    """One API key. `digest`: hex SHA-256 of `id:secret`. `created`: ISO 8601.
+
+    `calls`, `queued`, `sessions`: its own limits on calls at once, waiting jobs, realtime sockets; 0: the server's.
+    """
 
     id: str
     name: str
     digest: str
     created: str
     revoked: bool = False
+    calls: int = 0
+    queued: int = 0
+    sessions: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Allowance:
+    """What one caller may have in hand at once; None: as much as the server. `memory`: bytes of request bodies."""
+
+    calls: int | None = None
+    queued: int | None = None
+    sessions: int | None = None
+    memory: int | None = None
+
+
+def allowance(settings: Settings, key: Key) -> Allowance:
+    """A key's own limits, and the share that every key has where it has none."""
+
+    def share(total: int) -> int:
+        return max(1, int(total * settings.key_share))
+
+    return Allowance(
+        calls=key.calls or share(settings.max_calls),
+        queued=key.queued or share(settings.max_queue),
+        sessions=key.sessions or share(settings.max_sessions),
+        memory=max(share(settings.body_budget_bytes), settings.max_body_bytes),
+    )
 
 
 def digest(credential: str) -> str:
@@ -68,13 +98,22 @@ def add(file: Path, name: str) -> str:
 
 def revoke(file: Path, which: str) -> Key:
     """Revoke the key whose id or name is `which`, and return it. Raises `KeysError` when none is."""
+    return _change(file, which, revoked=True)
+
+
+def limit(file: Path, which: str, **limits: int) -> Key:
+    """Set limits of the key whose id or name is `which`, and return it; others stay. Raises `KeysError`."""
+    return _change(file, which, **limits)
+
+
+def _change(file: Path, which: str, **fields: Any) -> Key:
     keys = read(file)
     found = next((key for key in keys if which in {key.id, key.name} and not key.revoked), None)
     if found is None:
         raise KeysError(f"no key in use is called {which!r}")
-    gone = dataclasses.replace(found, revoked=True)
-    _write(file, [gone if key is found else key for key in keys])
-    return gone
+    changed = dataclasses.replace(found, **fields)
+    _write(file, [changed if key is found else key for key in keys])
+    return changed
 
 
 def _write(file: Path, keys: list[Key]) -> None:

@@ -1,38 +1,126 @@
-"""How many calls and sockets are in hand at once. One more is refused with 429, at once.
+"""How much may be in hand at once: calls, realtime sessions, bytes. Of all together, and of one key. More is 429.
 
-429 is the one answer to overload that fal's Python and JavaScript clients both try again (a 503 fails in Python). The
-queue takes everything up to its own bound and is not counted here.
+429 is the one answer to overload that fal's Python and JavaScript clients both try again (a 503 fails in Python).
+
+A permit is taken as soon as it is known who calls, before anything of the call is read, and given back by whatever ends
+the exchange: `Permits` stands around the application for that. How many jobs may wait is the queue's own affair, which
+counts what is on disk; all else that is bounded by number is counted here.
 """
 
+import collections
+import contextlib
+import math
+
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import RequestError
-from server.responses import error_response
+from server.auth import Caller
+from server.errors import overloaded
+from server.keys import Allowance
+from server.settings import Settings
 
-# fal's word to its own machinery that the call may be tried again.
-_RETRY = {"X-Fal-Needs-Retry": "1", "Retry-After": "1"}
+_PERMITS = "fourstep.permits"
+
+
+class Supply:
+    """So much of something, and who has how much of it. `what` it is, for those who are refused."""
+
+    def __init__(self, total: float, what: str) -> None:
+        self._total = total
+        self._what = what
+        self._taken: collections.Counter[str] = collections.Counter()
+        self.used = 0
+
+    def take(self, owner: str, amount: int, share: int | None) -> None:
+        """Raises `RequestError` 429 when the owner would have more than `share`, or all together more than there is."""
+        if share is not None and self._taken[owner] + amount > share:
+            raise overloaded(f"This key has too many {self._what} in hand; try again")
+        if self.used + amount > self._total:
+            raise overloaded(f"Too many {self._what} in hand; try again")
+        self._taken[owner] += amount
+        self.used += amount
+
+    def give_back(self, owner: str, amount: int) -> None:
+        """Ends a `take`."""
+        self.used -= amount
+        self._taken[owner] -= amount
+        if not self._taken[owner]:
+            del self._taken[owner]
+
+
+class Hold:
+    """What somebody has of a supply, to be taken and given back as it comes and goes. Close it at the end.
+
+    `share`: the most that the owner may have, over all holds.
+    """
+
+    def __init__(self, supply: Supply, owner: str, share: int | None = None) -> None:
+        self._supply = supply
+        self._owner = owner
+        self._share = share
+        self.amount = 0
+
+    def take(self, amount: int = 1) -> None:
+        """Raises `RequestError` 429, and takes nothing then."""
+        self._supply.take(self._owner, amount, self._share)
+        self.amount += amount
+
+    def give_back(self, amount: int) -> None:
+        """Some of it, before the end."""
+        self._supply.give_back(self._owner, amount)
+        self.amount -= amount
+
+    def close(self) -> None:
+        """All of it."""
+        self.give_back(self.amount)
 
 
 class Limits:
-    """ASGI middleware behind `Dispatch`: a permit is taken at the door and given back when the call ends."""
+    """The server's supplies. Permits end with the exchange or the socket that they were taken for."""
 
-    def __init__(self, app: ASGIApp, max_calls: int, max_sessions: int) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._calls = Supply(settings.max_calls, "calls")
+        self._sessions = Supply(settings.max_sessions, "realtime sessions")
+        self._memory = Supply(settings.body_budget_bytes, "bytes")
+        self._job_memory = Supply(
+            math.inf, "bytes"
+        )  # what was accepted is not refused; the engines' capacity bounds it
+
+    def call(self, connection: HTTPConnection, caller: Caller) -> None:
+        """One run or stream. Raises `RequestError` 429."""
+        self._hold(connection, Hold(self._calls, caller.id, caller.allowance.calls)).take()
+
+    def session(self, connection: HTTPConnection, caller: Caller) -> None:
+        """One realtime socket. Raises `RequestError` 429."""
+        self._hold(connection, Hold(self._sessions, caller.id, caller.allowance.sessions)).take()
+
+    def memory(self, connection: HTTPConnection, caller: Caller) -> Hold:
+        """For the bytes that are kept for a caller: bodies, frames, fetched pictures."""
+        return self._hold(connection, Hold(self._memory, caller.id, caller.allowance.memory))
+
+    def pictures(self, owner: str, allowance: Allowance | None) -> Hold:
+        """For the picture that a request has us fetch; to be closed. No `allowance`: that of an accepted job."""
+        if allowance is None:
+            return Hold(self._job_memory, owner)
+        return Hold(self._memory, owner, allowance.memory)
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes that are held."""
+        return self._memory.used
+
+    def _hold(self, connection: HTTPConnection, hold: Hold) -> Hold:
+        permits: contextlib.ExitStack = connection.scope[_PERMITS]
+        return permits.enter_context(contextlib.closing(hold))
+
+
+class Permits:
+    """ASGI middleware: gives back, when an exchange or a socket ends, what was taken for it."""
+
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._free = {"http": max_calls, "websocket": max_sessions}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        kind = scope["type"]
-        if kind not in self._free or not scope["path"].startswith(("/run/", "/ws/", "/api/fal/proxy")):
+        with contextlib.ExitStack() as scope[_PERMITS]:
             await self._app(scope, receive, send)
-            return
-        if self._free[kind] == 0:
-            what = "calls" if kind == "http" else "realtime sessions"
-            refusal = RequestError("concurrent_requests_limit", f"Too many {what} at once; try again", _RETRY)
-            await error_response(refusal)(scope, receive, send)
-            return
-        self._free[kind] -= 1
-        try:
-            await self._app(scope, receive, send)
-        finally:
-            self._free[kind] += 1

@@ -8,6 +8,7 @@ Positions, status and log lines are answered from the `Board`, which follows eac
 """
 
 import asyncio
+import collections
 import logging
 import time
 import uuid
@@ -20,7 +21,7 @@ from pipelines.types import Log
 from server.attempt import Attempt, Retry, Run
 from server.board import Board
 from server.database import DatabaseError, complain
-from server.errors import RequestError
+from server.errors import overloaded
 from server.job_store import JobStore
 from server.jobs import Job, LogLine, NewJob, Outcome, Result, Snapshot, cancelled, start_timed_out
 from server.retention import Retention
@@ -60,7 +61,7 @@ class Queue:
         self._board = Board()
         self._retention = Retention(store, self._board.forget, settings, clock)
         self._running: set[Attempt] = set()
-        self._submitting = 0
+        self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._nudge = asyncio.Event()
         self._closing = False
         self._drained_at = 0.0
@@ -105,7 +106,11 @@ class Queue:
 
     def length(self) -> int:
         """Jobs that wait."""
-        return self._board.waiting + self._submitting
+        return self._board.waiting + self._submitting.total()
+
+    def owned(self, owner: str) -> int:
+        """Those of one owner."""
+        return self._board.owned(owner) + self._submitting[owner]
 
     @property
     def in_flight(self) -> int:
@@ -121,28 +126,32 @@ class Queue:
         if new.result is None:
             self._admit(new)
         written = self._store.submit(new, self._now())
-        self._submitting += 1
-        written.add_done_callback(self._submitted)
+        self._submitting[new.owner] += 1
+        written.add_done_callback(lambda _: self._submitted(new.owner))
         self.wake()  # now, so that the claim shares the submit's transaction
         try:
             snapshot = await self._commit(written, self._accepted)
         except DatabaseError as error:
             complain(LOG, "a job could not be stored", error)
-            raise _full("The server can't store requests at present") from error
+            raise overloaded("The server can't store requests at present") from error
         return self._board.get(new.id) or snapshot
 
     def _admit(self, new: NewJob) -> None:
         if self._closing:
-            raise _full("The server is shutting down")
+            raise overloaded("The server is shutting down")
         if self._retention.disk_full:
-            raise _full("The queue's disk quota is used up")
+            raise overloaded("The queue's disk quota is used up")
         if self.length() >= self._settings.max_queue:
-            raise _full("The queue is full")
+            raise overloaded("The queue is full")
+        if new.max_owned is not None and self.owned(new.owner) >= new.max_owned:
+            raise overloaded("This key has too many requests in the queue")
         if new.max_queue_length is not None and self.length() > new.max_queue_length:
-            raise _full(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
+            raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
 
-    def _submitted(self, _: asyncio.Future[Snapshot]) -> None:
-        self._submitting -= 1
+    def _submitted(self, owner: str) -> None:
+        self._submitting[owner] -= 1
+        if not self._submitting[owner]:
+            del self._submitting[owner]
 
     def _accepted(self, snapshot: Snapshot) -> None:
         self._board.add(snapshot)
@@ -347,11 +356,6 @@ def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(ended)
     return task
-
-
-def _full(why: str) -> RequestError:
-    """429: the one overload status that all clients try again on."""
-    return RequestError("concurrent_requests_limit", why, {"X-Fal-Needs-Retry": "1"})
 
 
 def _place(snapshot: Snapshot) -> tuple[str, int | None]:

@@ -23,6 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipelines.types import Priority
 from server import schemas
+from server.auth import Caller
 from server.connection import stop
 from server.deps import Context
 from server.errors import FalError, InvalidInput, RequestError, error_item
@@ -93,10 +94,10 @@ class Inbox:
 class Session:
     """An accepted socket and its caller, until one of the two ends it."""
 
-    def __init__(self, ctx: Context, socket: WebSocket, tenant: str, max_buffering: int | None) -> None:
+    def __init__(self, ctx: Context, socket: WebSocket, caller: Caller, max_buffering: int | None) -> None:
         self._ctx = ctx
         self._socket = socket
-        self._tenant = tenant
+        self._caller = caller
         self._cdn = base_url(socket.scope, "cdn")
         self._inbox = Inbox(max_buffering)
 
@@ -164,7 +165,14 @@ class Session:
             fields = {**fields, "image_url": ""}
         else:
             image = None
-        call = Call(id=str(uuid.uuid4()), tenant=self._tenant, priority=Priority.REALTIME, cdn=self._cdn, image=image)
+        call = Call(
+            id=str(uuid.uuid4()),
+            tenant=self._caller.id,
+            allowance=self._caller.allowance,
+            priority=Priority.REALTIME,
+            cdn=self._cdn,
+            image=image,
+        )
         return await generate(self._ctx, schemas.validate(fields), call)
 
 

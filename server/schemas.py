@@ -101,7 +101,7 @@ class LcmOutput(BaseModel):
     nsfw_content_detected: list[bool] = Field(description="Whether each image was found unsafe.")
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in a request's body. Raises `InvalidInput`."""
     if not body:
         raise InvalidInput([error_item(("body",), "missing", "Field required")])

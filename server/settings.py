@@ -84,6 +84,13 @@ class Settings:
         "", "web origins that may call a server without keys, beside loopback's: https://app.example"
     )
 
+    key_share: float = _setting(
+        0.5,
+        "part of max-calls, max-sessions, max-queue and body-budget-bytes that one key may take, unless `fourstep keys`"
+        " gave it limits of its own: a client that runs wild leaves the rest to the others",
+        within=(0.001, 1),
+    )
+
     # limits on connections
     max_connections: int = _setting(1024, "open connections; a request on one more gets 429", within=_AT_LEAST_ONE)
     max_header_bytes: int = _setting(32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs")
@@ -92,12 +99,23 @@ class Settings:
     min_body_rate: int = _setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
     send_timeout: float = _setting(60.0, "seconds that a client may leave an answer unread")
     keep_alive: int = _setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
+    max_frame_rate: int = _setting(
+        120,
+        "frames a second from one websocket: twice what a screen shows, fal's clients send 16",
+        within=_AT_LEAST_ONE,
+    )
     ping_interval: float = _setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
     drain_timeout: int = _setting(15, "seconds that running requests get to finish when the server is stopped")
 
     # limits on calls
     max_calls: int = _setting(256, "run and stream calls in hand at once; one more gets 429", within=_AT_LEAST_ONE)
     max_sessions: int = _setting(256, "open realtime sockets; one more is refused with 429", within=_AT_LEAST_ONE)
+    body_budget_bytes: int = _setting(
+        512 * 1024**2,
+        "request bodies and fetched pictures in hand, all together; beyond it 429. Seven of the largest bodies, or a"
+        " hundred photos; the process takes up to three times as much for them",
+        within=_AT_LEAST_ONE,
+    )
     session_idle_timeout: float = _setting(30.0, "seconds without an input after which a realtime socket is closed")
     realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
@@ -154,6 +172,8 @@ class Settings:
                 raise SettingsError(f"{flag}: {value!r} is none of {', '.join(one_of)}")
         if not self.devices:
             raise SettingsError("device: names none")
+        if self.body_budget_bytes < self.max_body_bytes:
+            raise SettingsError("body-budget-bytes: must not be less than max-body-bytes")
 
     @property
     def tls_dir(self) -> Path:

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from server.auth import Auth
 from server.files import Files
 from server.front import front
+from server.limits import Limits
 from server.metrics import Metrics
 from server.responses import EXCEPTION_HANDLERS
 from server.routes.storage import ROUTES
@@ -54,7 +55,7 @@ async def serving(tmp_path, **chosen):
     settings = Settings(data_dir=tmp_path, **chosen)
     auth, files = Auth(settings), Files(settings)
     app = FastAPI(openapi_url=None, redirect_slashes=False, routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
-    app.state.ctx = types.SimpleNamespace(settings=settings, auth=auth, files=files)
+    app.state.ctx = types.SimpleNamespace(settings=settings, auth=auth, files=files, limits=Limits(settings))
     await files.start()
     try:
         yield Storage(front(app, settings, auth, Metrics()))

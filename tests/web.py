@@ -19,6 +19,7 @@ from server.files import Files
 from server.front import front
 from server.generate import Resources, run_job
 from server.job_store import JobStore
+from server.limits import Limits
 from server.metrics import Metrics
 from server.queue import Queue
 from server.responses import EXCEPTION_HANDLERS
@@ -85,11 +86,12 @@ class Net:
     def __init__(self):
         self.pages = {}
 
-    async def get(self, url, max_bytes):
+    async def get(self, url, max_bytes, count):
         if url not in self.pages:
             raise FetchError(kind="file_download_error", message="Could not download the file")
         if len(self.pages[url]) > max_bytes:
             raise FetchError(kind="file_too_large", message=f"The file is larger than {max_bytes} bytes")
+        count(len(self.pages[url]))
         return self.pages[url]
 
 
@@ -141,7 +143,14 @@ async def serving(tmp_path, **chosen):
     """The web side with these settings."""
     settings = Settings(data_dir=tmp_path, **chosen)
     engines = Engines()
-    resources = Resources(settings=settings, pool=engines, files=Shelf(settings), fetch=Net(), metrics=Metrics())
+    resources = Resources(
+        settings=settings,
+        pool=engines,
+        files=Shelf(settings),
+        fetch=Net(),
+        limits=Limits(settings),
+        metrics=Metrics(),
+    )
     store = JobStore(settings.jobs_path)
     ctx = Context(
         **vars(resources),

@@ -41,7 +41,8 @@ async def submit(request: Request) -> Response:
     if target.path:
         raise endpoints.no_such_path(target)
     webhook, max_length = _webhook(request), _max_queue_length(request)
-    fields = schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes))
+    memory = ctx.limits.memory(request, caller)
+    fields = schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes, memory))
     given, result = _checked(fields)
     snapshot = await ctx.queue.submit(
         NewJob(
@@ -59,6 +60,7 @@ async def submit(request: Request) -> Response:
             no_retry=platform_headers.no_retry(request.headers),
             store_io=platform_headers.store_io(request.headers),
             max_queue_length=max_length,
+            max_owned=caller.allowance.queued,
             result=result,
         )
     )

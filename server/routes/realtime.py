@@ -30,10 +30,11 @@ async def realtime(socket: WebSocket) -> None:
         await socket.send_text(_UNAUTHORIZED)
         await socket.close(1000)
         return
+    ctx.limits.session(socket, caller)
     await socket.accept()
     ctx.metrics.session_opened()
     try:
-        await Session(ctx, socket, caller.id, max_buffering(socket)).serve()
+        await Session(ctx, socket, caller, max_buffering(socket)).serve()
     finally:
         ctx.metrics.session_closed()
 

@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipelines.types import Preview, Priority
 from server import endpoints, schemas
+from server.auth import Caller
 from server.connection import read_body, stop, while_connected
 from server.deps import Context, context
 from server.errors import PlainError
@@ -41,10 +42,12 @@ async def run(request: Request) -> Response:
     if request.method == "HEAD":
         raise PlainError(405, "Method Not Allowed", {"Allow": "GET, POST"})
     streaming = target.path == "stream"
-    data = schemas.validate(await _fields(request, ctx)).seeded()
+    ctx.limits.call(request, caller)
+    data = schemas.validate(await _fields(request, caller)).seeded()
     call = Call(
         id=request_id(request.scope),
         tenant=caller.id,
+        allowance=caller.allowance,
         priority=Priority.RUN,
         cdn=base_url(request.scope, "cdn"),
         start_timeout=start_timeout(request.headers),
@@ -58,10 +61,11 @@ async def run(request: Request) -> Response:
     return json_response(await while_connected(request.receive, generate(ctx, data, call)))
 
 
-async def _fields(request: Request, ctx: Context) -> dict[str, Any]:
+async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
     if request.method == "GET":
         return dict(request.query_params)
-    return schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes))
+    ctx = context(request)
+    return schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller)))
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:

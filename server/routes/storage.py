@@ -37,6 +37,7 @@ from server.auth import Caller
 from server.connection import read_body
 from server.deps import context
 from server.errors import PlainError, RequestError
+from server.files import SPOOL_BYTES
 from server.hosts import base_url
 from server.parts import MAX_PARTS
 from server.responses import json_response
@@ -83,7 +84,7 @@ async def initiate(request: Request) -> Response:
     """An upload URL, and the URL that the file will have."""
     ctx = context(request)
     caller = ctx.auth.caller(request)
-    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES))
+    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
     wanted = _validated(Wanted, {name: value for name, value in fields.items() if value is not None})
     upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.of_upload(request.headers))
     base = base_url(request.scope, "cdn")
@@ -126,7 +127,7 @@ def _permitted(request: Request, ticket: str) -> Upload:
 async def put(request: Request) -> Response:
     """The whole file, under the URL that `initiate` gave."""
     upload = _permitted(request, request.query_params.get("ticket", ""))
-    await context(request).files.receive(upload, _chunks(request), _announced(request))
+    await context(request).files.receive(upload, _chunks(request, upload), _announced(request))
     return json_response({})
 
 
@@ -143,7 +144,7 @@ async def complete(request: Request) -> Response:
 async def cdn_upload(request: Request) -> Response:
     """The whole file, with a token."""
     upload = _new_upload(request)
-    await context(request).files.receive(upload, _chunks(request), _announced(request))
+    await context(request).files.receive(upload, _chunks(request, upload), _announced(request))
     return json_response({"access_url": _access_url(request, upload)})
 
 
@@ -182,7 +183,7 @@ async def _put_part(request: Request, upload: Upload) -> Response:
     """JavaScript reads the etag from the body, Python from the header."""
     number = _number(request.path_params["number"])
     files = context(request).files
-    etag = await files.receive_part(upload, number, _chunks(request), _announced(request))
+    etag = await files.receive_part(upload, number, _chunks(request, upload), _announced(request))
     return json_response({"partNumber": number, "etag": etag}, headers={"ETag": f'"{etag}"'})
 
 
@@ -194,7 +195,8 @@ def _number(written: str) -> int:
 
 
 async def _complete(request: Request, upload: Upload) -> Response:
-    body = schemas.parse_json(await read_body(request, _MAX_PARTS_BODY_BYTES))
+    memory = context(request).limits.memory(request, Caller(upload.owner, ""))
+    body = schemas.parse_json(await read_body(request, _MAX_PARTS_BODY_BYTES, memory))
     parts = _validated(Completion, body).parts
     etags = {part.partNumber: part.etag.removeprefix("W/").strip('"') for part in parts}
     await context(request).files.complete(upload, etags)
@@ -213,8 +215,9 @@ def _announced(request: Request) -> int | None:
     return int(length[:20]) if length.isdecimal() else None
 
 
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises `RequestError` when the client leaves before its end."""
+async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
+    """The body as it arrives. Raises `RequestError` when the client leaves before its end, and when too many upload."""
+    context(request).limits.memory(request, Caller(upload.owner, "")).take(SPOOL_BYTES)
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":

@@ -51,9 +51,9 @@ async def realtime_token(request: Request) -> Response:
 
 
 async def _issue(request: Request) -> str:
-    auth = context(request).auth
-    caller = auth.caller(request)
-    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES))
+    ctx = context(request)
+    caller = ctx.auth.caller(request)
+    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
     try:
         wanted = TokenRequest.model_validate({name: value for name, value in fields.items() if value is not None})
     except pydantic.ValidationError as error:
@@ -61,7 +61,7 @@ async def _issue(request: Request) -> str:
     apps = wanted.allowed_apps or ([wanted.app] if wanted.app else [])
     if not apps:
         raise invalid("allowed_apps", "missing", "Field required")
-    return auth.issue(caller, min(wanted.duration or wanted.token_expiration, MAX_SECONDS), apps)
+    return ctx.auth.issue(caller, min(wanted.duration or wanted.token_expiration, MAX_SECONDS), apps)
 
 
 ROUTES: list[BaseRoute] = [

@@ -15,6 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipelines.types import Priority
 from server import endpoints, schemas
+from server.auth import Caller
 from server.deps import Context, context
 from server.errors import FalError
 from server.generate import Call, generate
@@ -28,10 +29,11 @@ async def websocket_run(socket: WebSocket) -> None:
     caller = ctx.auth.caller(socket, target.app)
     if target.path:
         raise endpoints.no_such_path(target)
+    ctx.limits.session(socket, caller)
     await socket.accept()
     try:
         while (frame := await _next(ctx, socket)) is not None:
-            await _answer(ctx, socket, frame, caller.id)
+            await _answer(ctx, socket, frame, caller)
         await socket.close(1000)
     except WebSocketDisconnect:
         return
@@ -51,10 +53,16 @@ async def _next(ctx: Context, socket: WebSocket) -> bytes | None:
     return content
 
 
-async def _answer(ctx: Context, socket: WebSocket, frame: bytes, tenant: str) -> None:
+async def _answer(ctx: Context, socket: WebSocket, frame: bytes, caller: Caller) -> None:
     started = time.perf_counter()
     identity = str(uuid.uuid4())
-    call = Call(id=identity, tenant=tenant, priority=Priority.RUN, cdn=base_url(socket.scope, "cdn"))
+    call = Call(
+        id=identity,
+        tenant=caller.id,
+        allowance=caller.allowance,
+        priority=Priority.RUN,
+        cdn=base_url(socket.scope, "cdn"),
+    )
     headers = {"content-type": "application/json", "x-fal-request-id": identity}
     try:
         data = schemas.parse(frame)
