@@ -38,9 +38,11 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "--port", "http"], "'http' is no int"),
+        (["serve", "--port", "http"], "'http' is no whole number"),
         (["serve", "--prot", "1"], "unrecognized arguments"),
         (["bench", "--requests", "0"], "no whole number above 0"),
+        (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
+        (["keys", "limit", "nobody", "--calls", "1"], "no key in use is called 'nobody'"),
         (["nothing"], "invalid choice"),
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
         (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
@@ -85,6 +87,16 @@ def test_a_key_is_shown_once_and_kept_hashed(tmp_path):
     assert secret
     assert secret not in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
     assert secret not in (tmp_path / "keys.json").read_text()
+
+
+def test_a_keys_limits_are_shown_and_taken_back(tmp_path):
+    fourstep("keys", "--data-dir", str(tmp_path), "add", "me")
+
+    limited = fourstep("keys", "limit", "me", "--calls", "4", "--queued", "9", "--data-dir", str(tmp_path)).stdout
+    freed = fourstep("keys", "limit", "me", "--calls", "0", "--data-dir", str(tmp_path)).stdout
+
+    assert limited.endswith("me  (calls 4, queued 9)\n")
+    assert freed.endswith("me  (queued 9)\n")
 
 
 def test_the_data_dir_may_stand_behind_the_action(tmp_path):

@@ -10,10 +10,12 @@ from tests.harness import serving
 BEHIND = 8
 
 
-@pytest.fixture(scope="module")
-def narrow():
-    """A server that takes one call at a time."""
-    with serving("--model", "instant:200", "--max-calls", "1", "--tls-port", "0") as server:
+@pytest.fixture(scope="module", params=["the server", "the key"])
+def narrow(request):
+    """A server that takes one call at a time: of all, or of each key."""
+    env = {"FOURSTEP_KEYS": "any:thing"} if request.param == "the key" else {}
+    calls = "2" if env else "1"
+    with serving("--model", "instant:200", "--max-calls", calls, "--tls-port", "0", env=env) as server:
         yield server
 
 
