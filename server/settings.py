@@ -8,6 +8,7 @@ a setting. Values derived from others are properties.
 import dataclasses
 import math
 import os
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ def _setting(
 
 _PORT = (0, 65535)
 _AT_LEAST_ONE = (1, math.inf)
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,9 @@ class Settings:
                 raise SettingsError(f"{flag}: {value!r} is none of {', '.join(one_of)}")
         if not self.devices:
             raise SettingsError("device: names none")
+        for device in self.devices:
+            if not _DEVICE.fullmatch(device):
+                raise SettingsError(f"device: {device!r} is none of auto, cpu, mps, cuda, cuda:N")
         if self.body_budget_bytes < self.max_body_bytes:
             raise SettingsError("body-budget-bytes: must not be less than max-body-bytes")
 
@@ -265,7 +270,8 @@ def parse(name: str, text: str) -> Any:
             return _parse_bool(text)
         return base(text)
     except ValueError as error:
-        raise SettingsError(f"{name.replace('_', '-')}: {text!r} is no {base.__name__}") from error
+        wanted = {bool: "neither yes nor no", int: "no whole number", float: "no number"}[base]
+        raise SettingsError(f"{name.replace('_', '-')}: {text!r} is {wanted}") from error
 
 
 def _parse_bool(text: str) -> bool:

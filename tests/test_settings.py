@@ -89,6 +89,7 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
         ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
         ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
         ({"device": " , "}, "device: names none"),
+        ({"device": "cpu,tpu"}, "device: 'tpu' is none of auto, cpu, mps, cuda, cuda:N"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_says_what_can(values, said):
