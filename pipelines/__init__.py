@@ -4,11 +4,11 @@ Where to read what, from the words that travel to the tools:
 
     the vocabulary    types (all that `server` may import), errors
     the algorithm     schedule, lcm; prompts, safety
-    its networks      unet, vae; blocks, kernels, graphs
+    its networks      unet, vae; blocks, kernels; graphs, compiled
     pictures          images, headers/*
     the weights       checkpoint; recipe, layout, single_file, sd15, shelf, hub; weights, modules, lora; demo
     the loop          batching, engine, staging, requests, codec_threads, pace
-    what it drives    stages (the contract), on_torch (in earnest), instant (no model), devices
+    what it drives    stages (the contract), on_torch (in earnest), instant (no model); devices, lanes, footprint
     the process       worker
     the tools         tools: pull, doctor, bench
 """

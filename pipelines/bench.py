@@ -82,7 +82,7 @@ class LocalEngine:
     def _run(self, config: EngineConfig, load: Callable[[], Outfit], started: Future[tuple[Engine, Outfit]]) -> None:
         try:
             outfit = load()
-            engine = Engine(config, outfit.model, outfit.codec, self._hear)
+            engine = Engine(config, outfit.model, outfit.codec, self._hear, overlaps=outfit.overlaps)
         except Exception as error:  # noqa: BLE001 – it is the caller's
             started.set_exception(error)
             return

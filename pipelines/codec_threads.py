@@ -66,6 +66,7 @@ class CodecThreads:
     def _preview(self, request: Request, step: int, rendered: Rendered) -> None:
         steps = request.images[0].trajectory.steps
         self._emit(Preview(request.id, step, steps, self._picture(rendered)))
+        request.previewing = False
 
     def _answer(self, request: Request, encoding: Sequence[Future[Picture]], last: Rendered) -> None:
         """Encode the last picture here; wait for the others, and for a preview: it must not come after them.

@@ -1,7 +1,10 @@
 """Which device and number format an engine uses, and how a CPU is made to serve as one."""
 
 import ctypes
+import math
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -10,6 +13,8 @@ from pipelines.errors import CheckpointError
 # <malloc.h>. The largest value that mallopt takes for the threshold is that of an int.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _KEPT_BYTES = 2**31 - 1
+
+_MEMINFO = Path("/proc/meminfo")
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -39,6 +44,31 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"{name!r} is no dtype.", f"Use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def prepare(name: str, *, exact: bool) -> None:
+    """Make the device that `name` means this thread's own, before anything is made on it. Raises `CheckpointError`.
+
+    `exact`: only kernels that always sum in the same order, chosen by rule and not by a race between them, so that
+    another process or another device of the kind computes the same.
+    """
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
+        cudnn: Any = torch.backends.cudnn
+        cudnn.deterministic = exact
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes that are free for this process, its own cache counted in; infinitely many where nobody tells."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    if device.type == "cpu" and _MEMINFO.is_file():
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return math.inf
 
 
 def keep_freed_memory() -> None:

@@ -6,9 +6,15 @@ own; one UNet call takes whichever trajectories share a size one timestep furthe
     reader thread     submit, cancel, drain                      never waits
     codec threads     JPEG → pixels; pixels → JPEG, the answer   (`pipelines.codec_threads`)
     device thread     run: the loop                              the only one to call the model
+    gallery thread    waits for finished pictures to arrive      one launched batch after the other
 
-All state belongs to the device thread. The others reach it through `_inbox`, and through a request's `cancelled`, which
-they only ever set. A request gets exactly one last message: from whoever takes it out of `_in_hand`.
+The device thread launches work and does not wait for pictures: while those of one batch are decoded, checked and copied
+to the host, the steps of the next go on, on devices that can do both at once. Where a device can't, they are there by
+the time they are asked for.
+
+All state belongs to the device thread. The others reach it through `_inbox`, in which they put what it is to do, and
+through a request's `cancelled`, which they only ever set. A request gets exactly one last message: from whoever takes
+it out of `_in_hand`.
 
 What fails in a batch is run again in smaller ones until only the culprit is left (`pipelines.staging`). A fault that
 leaves the device unusable ends the loop, and the process with it: the server starts another one and runs again what was
@@ -20,6 +26,8 @@ from __future__ import annotations
 import functools
 import queue
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +52,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    Develop = Callable[[], list[Rendered | None]]
+
     from pipelines.stages import Codec, Model
     from pipelines.types import EngineConfig, FailureKind, FromEngine
 
@@ -55,24 +65,30 @@ BEAT_EVERY_S = 0.25
 class Engine:
     """The loop, and the threads around it. `emit` takes messages for the server, from any thread."""
 
-    def __init__(self, config: EngineConfig, model: Model, codec: Codec, emit: Callable[[FromEngine], None]) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        model: Model,
+        codec: Codec,
+        emit: Callable[[FromEngine], None],
+        *,
+        overlaps: bool = False,
+    ) -> None:
         self._config = config
         self._model = model
         self._emit = emit
+        # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
+        self.capacity = (3 if overlaps else 2) * config.max_batch
         self._codecs = CodecThreads(codec, emit, self._say_last)
-        self._inbox = queue.SimpleQueue[Request | None]()
+        self._gallery = ThreadPoolExecutor(1, thread_name_prefix="gallery")
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._in_hand: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self._draining = False
-        self._stages = Staging(config.max_batch, model.diagnose, self._beat, self._fail)
+        self._stages = Staging(config.max_batch, model, self._beat, self._fail)
         self._beat_due = 0.0
         self._allowed_s = 0.0
-
-    @property
-    def capacity(self) -> int:
-        """How many requests to have in hand: a full step on the device, and another one decoded and ready."""
-        return 2 * self._config.max_batch
 
     # --- from the reader thread --------------------------------------------------------------------------------------
 
@@ -80,7 +96,7 @@ class Engine:
         """Take a request in hand."""
         request = Request(work, time.monotonic())
         self._in_hand[work.id] = request
-        self._codecs.decode(request, then=self._inbox.put)
+        self._codecs.decode(request, then=lambda decoded: self._inbox.put(partial(self._waiting.append, decoded)))
 
     def cancel(self, request_id: str) -> None:
         """Stop a request at its next step, if it is still in hand."""
@@ -91,7 +107,7 @@ class Engine:
     def drain(self) -> None:
         """Let `run` return once nothing is in hand."""
         self._draining = True
-        self._inbox.put(None)
+        self._inbox.put(_look_up)
 
     # --- on the device thread, before the loop -----------------------------------------------------------------------
 
@@ -103,7 +119,8 @@ class Engine:
         self._prepare(images)
         self._encode(images)
         self._denoise(images)
-        self._render("decode", images)
+        self._render("decode", images)()
+        self._stages.learn(request)
 
     # --- the loop, on the device thread ------------------------------------------------------------------------------
 
@@ -112,6 +129,7 @@ class Engine:
         while self._admit():
             self._step()
             self._retire()
+        self._gallery.shutdown()
         self._codecs.close()
 
     def _admit(self) -> bool:
@@ -121,45 +139,48 @@ class Engine:
         for request in [*self._waiting, *self._active]:
             if request.cancelled:
                 self._end(request, Cancelled(request.id))
-        joining = batching.admissible(self._waiting, self._active, self._config.max_batch, time.monotonic())
+        joining = self._joining()
         for request in joining:
             self._start(request)
         self._stages.in_batches("encode", [image for request in joining for image in request.images], self._encode)
         return True
 
     def _step(self) -> None:
-        """One UNet call, and the previews that it gave."""
+        """One UNet call, and the previews that it gave. What is still being encoded joins when others need not wait."""
         running = [image for image in self._images() if not image.trajectory.finished]
-        batch = batching.next_step(running, functools.partial(self._stages.limit, "steps"), time.monotonic())
+        ready = [image for image in running if image.trajectory.ready] or running
+        batch = batching.next_step(ready, functools.partial(self._stages.limit, "steps"), time.monotonic())
         self._stages.attempt("steps", batch, self._denoise)
         self._stages.in_batches("preview", [image for image in batch if image.wants_preview], self._preview)
 
     def _retire(self) -> None:
-        """Make pictures of what is denoised, and hand complete requests to the codec threads."""
-        done = [image for image in self._images() if image.trajectory.finished and image.rendered is None]
+        """Have pictures made of what is denoised."""
+        done = [image for image in self._images() if image.trajectory.finished and not image.launched]
         self._stages.in_batches("decode", done, self._decode)
-        for request in list(self._active):
-            if all(image.rendered is not None for image in request.images):
-                self._active.remove(request)
-                self._codecs.answer(request)
 
     # --- requests come and go ----------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        """Empty the inbox; with nothing else to do, wait for it. False once drained."""
+        """Do what is in the inbox; with nothing else to do, wait for it. False once drained."""
         while not self._draining or self._in_hand:
-            idle = not (self._waiting or self._active)
-            if idle:
+            idle = not self._joining() and all(request.launched for request in self._active)
+            if not self._active and not self._waiting:
                 self._beat("idle", 0.0)
             try:
-                request = self._inbox.get(idle, IDLE_BEAT_S)
+                todo = self._inbox.get(idle, IDLE_BEAT_S)
             except queue.Empty:
                 if idle:
                     continue
                 return True
-            if request is not None:
-                self._waiting.append(request)
+            todo()
         return False
+
+    def _joining(self) -> list[Request]:
+        """Who joins now. A full step is in the way of others, and so is a batch of pictures that are yet to be made."""
+        launched = [request for request in self._active if request.launched]
+        full = sum(len(request.images) for request in launched) >= self._config.max_batch
+        aboard = self._active if full else [request for request in self._active if not request.launched]
+        return batching.admissible(self._waiting, aboard, self._config.max_batch, time.monotonic())
 
     def _start(self, request: Request) -> None:
         """Take a waiting request aboard, and encode its prompts."""
@@ -180,7 +201,13 @@ class Engine:
         self._say_last(request, message)
 
     def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
-        self._end(request, Failed(id=request.id, kind=kind, message=message))
+        self._end(request, _failed(request, kind, message))
+
+    def _leave(self, request: Request) -> None:
+        """Its pictures are there: the device is done with it."""
+        self._stages.learn(request)
+        if request in self._active:  # else it has been cancelled meanwhile
+            self._active.remove(request)
 
     def _say_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
         """From any thread: the last word on a request, unless it has been said."""
@@ -188,7 +215,7 @@ class Engine:
         if self._in_hand.pop(request.id, None) is not None:
             self._emit(message)
         if self._draining:
-            self._inbox.put(None)  # perhaps it was the last: the loop may be waiting for it
+            self._inbox.put(_look_up)  # perhaps it was the last: the loop may be waiting for it
 
     def _beat(self, stage: str, allow_s: float) -> None:
         now = time.monotonic()
@@ -218,34 +245,87 @@ class Engine:
             self._model.step([image.trajectory for image in images])
 
     def _decode(self, images: Sequence[Image]) -> None:
-        for image, rendered in zip(images, self._render("decode", images), strict=True):
-            image.rendered = rendered
-            if rendered is None:
-                self._fail(image.request, "bad_output", "The model computed something that is no picture.")
+        develop = self._render("decode", images)
+        for image in images:
+            image.launched = True
+        self._gallery.submit(self._contained, partial(self._hang, images, develop))
 
     def _preview(self, images: Sequence[Image]) -> None:
-        for image, rendered in zip(images, self._render("preview", images), strict=True):
-            if rendered is not None:
-                self._codecs.preview(image.request, image.trajectory.step, rendered)
+        develop = self._render("preview", images)
+        for image in images:
+            image.request.previewing = True
+        steps = [image.trajectory.step for image in images]
+        self._gallery.submit(self._contained, partial(self._show, images, steps, develop))
 
-    def _render(self, name: str, images: Sequence[Image]) -> list[Rendered | None]:
-        """What each image looks like so far, black where it is unsafe; None where it is not even numbers."""
+    def _render(self, name: str, images: Sequence[Image]) -> Develop:
+        """What each image looks like so far, black where it is unsafe; None where it is not even numbers.
+
+        Launched here; the function returned waits for it.
+        """
         trajectories = [image.trajectory for image in images]
+        forced = self._config.force_safety_checks
+        checked = [forced or image.request.work.params.enable_safety_checks for image in images]
         with self._stages.timed(name, images):
             pixels = self._model.decode(trajectories)
             finite = self._model.finite(trajectories)
-        unsafe = self._unsafe(images, pixels)
+        unsafe = finite  # flags all the same: nobody looks at those of pictures that are not to be checked
+        if any(checked):
+            with self._stages.timed("safety", images):
+                unsafe = self._model.check(pixels)
         with self._stages.timed(name, images):
-            pictures = self._model.fetch(pixels)
-        pictures[unsafe] = 0
-        return [Rendered(pictures[row], unsafe[row]) if finite[row] else None for row in range(len(images))]
+            wait = self._model.fetch(pixels, finite, unsafe)
+        return partial(_develop, wait, checked)
 
-    def _unsafe(self, images: Sequence[Image], pixels: Any) -> list[bool]:
-        """Which pictures must not be shown, of those that are to be checked."""
-        forced = self._config.force_safety_checks
-        checked = [forced or image.request.work.params.enable_safety_checks for image in images]
-        if not any(checked):
-            return checked
-        with self._stages.timed("safety", images):
-            flags = self._model.check(pixels)
-        return [flag and asked for flag, asked in zip(flags, checked, strict=True)]
+    # --- on the gallery thread ---------------------------------------------------------------------------------------
+
+    def _hang(self, images: Sequence[Image], develop: Develop) -> None:
+        """Wait for the last pictures of these images, and hand complete requests to the codec threads."""
+        for image, rendered in zip(images, develop(), strict=True):
+            image.rendered, image.developed = rendered, True
+        for request in dict.fromkeys(image.request for image in images):
+            if request.ended or not all(image.developed for image in request.images):
+                continue
+            request.time()
+            if all(image.rendered is not None for image in request.images):
+                self._codecs.answer(request)
+            else:
+                self._say_last(
+                    request, _failed(request, "bad_output", "The model computed something that is no picture.")
+                )
+            self._inbox.put(partial(self._leave, request))
+
+    def _show(self, images: Sequence[Image], steps: Sequence[int], develop: Develop) -> None:
+        """Wait for previews of these images after these steps, and hand them to the codec threads."""
+        for image, step, rendered in zip(images, steps, develop(), strict=True):
+            if rendered is None:
+                image.request.previewing = False
+            else:
+                self._codecs.preview(image.request, step, rendered)
+
+    def _contained(self, run: Callable[[], None]) -> None:
+        """What goes wrong there went wrong on the device, and ends the loop."""
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 – it is the device thread's
+            self._inbox.put(partial(_raise, error))
+
+
+def _develop(
+    wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
+) -> list[Rendered | None]:
+    pictures, finite, unsafe = wait()
+    nsfw = [flag and asked for flag, asked in zip(unsafe, checked, strict=True)]
+    pictures[nsfw] = 0
+    return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]
+
+
+def _failed(request: Request, kind: FailureKind, message: str) -> Failed:
+    return Failed(id=request.id, kind=kind, message=message)
+
+
+def _look_up() -> None:
+    """Nothing to do but to go on."""
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -2,22 +2,26 @@
 
 A UNet call of SD1.5 is some 900 kernels, which Python and the driver take longer to launch than an H100 to run. A CUDA
 graph launches them at once, but holds for one shape only. So the stages' functions, which take and give tensors
-[rows, …], are captured for a few numbers of rows and the sizes that most requests have; a call is padded to the next
-number of rows, replayed, and cut back. Everything else runs as it is, slower.
+[rows, …], are captured for a few numbers of rows and the sizes that most requests have; a call with fewer rows than
+were captured fills only its own, and its outputs are cut back. Everything else runs as it is, slower.
 
     learning    calls made meanwhile are captured: that is how a device is warmed up
     can_use     whether a call has a graph
     replay      inputs in, graph run, outputs out
-    evict       give up the size that was not used for longest: when the budget is spent, or memory has run out
+    evict       give all of them up, where one picture alone has no room beside them
 
-Padding rows hold whatever was there before. No row reads another, so they change nothing but the time.
+Rows that a call does not fill hold whatever was there before. No row reads another, so they change nothing but the
+time.
+
+Graphs of one lane (`pipelines.lanes`) never run at once, so they share one pool of memory: it is as large as the
+largest of them needs, not as all of them together. Graphs of different lanes do run at once and share nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -33,8 +37,6 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int]
 
 logger = logging.getLogger(__name__)
-
-ROWS = (1, 2, 4, 8)
 
 # Runs before a capture: the first one loads kernels and lets cuDNN choose, which a capture must not contain.
 REHEARSALS = 2
@@ -56,122 +58,93 @@ class Capture(Protocol):
     """How a device captures."""
 
     def pool(self) -> Any:
-        """Memory for graphs of which never two run at once, and whose outputs nobody reads after the next replay."""
+        """Memory for graphs of which never two run at once."""
 
     def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
         """`run` for inputs of this shape. Raises `torch.OutOfMemoryError` where there is no room."""
 
 
-class Captured:
-    """What is captured for one size of picture: graphs by function and number of rows, in one pool."""
-
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
-        self.graphs: dict[tuple[str, int], Graph] = {}
-
-    def destroy(self) -> None:
-        """Destroy all of them, and with the last one the pool."""
-        for graph in self.graphs.values():
-            graph.destroy()
-        self.graphs.clear()
-
-
 class Graphs:
     """All that is captured on a device, within `budget` bytes. Used from the device's thread."""
 
-    def __init__(self, device: Capture, budget: int, rows: tuple[int, ...] = ROWS) -> None:
+    def __init__(self, device: Capture, budget: int) -> None:
         self._device = device
         self._budget = budget
-        self._rows = tuple(sorted(rows))
         self._learning = False
-        self._held: OrderedDict[Size, Captured] = OrderedDict()  # the one used last comes last
+        self._pools: dict[str, Any] = {}
+        self._held: defaultdict[tuple[str, Size], dict[int, Graph]] = defaultdict(dict)  # by rows
 
-    def wrap(self, name: str, run: Run, size: Callable[[Tensor], Size]) -> Run:
+    def wrap(
+        self, name: str, run: Run, size: Callable[[Tensor], Size], *, lane: str = "", form: Run | None = None
+    ) -> Run:
         """`run` with its shapes captured: a function of tensors [rows, …] that returns one such, or a tuple of them.
 
-        `size` tells from the first of them how large the pictures are.
+        `size` tells from the first of them how large the pictures are, `lane` whose calls it never runs beside. `form`
+        is captured in its place: the same function, compiled.
         """
 
         def call(*inputs: Tensor) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
-            if self._learning and not self.can_use(name, rows, wanted):
-                self._learn(name, wanted, run, inputs)
-            if not self.can_use(name, rows, wanted):
-                return run(*inputs)
-            self._held.move_to_end(wanted)
-            graph = self._held[wanted].graphs[name, self.bucket(rows)]
-            return cut(graph.replay(inputs), rows)
+            if self._learning and rows not in self._held[name, wanted]:
+                self._learn(name, wanted, form or run, inputs, lane)
+            graph = self._graph(name, rows, wanted)
+            return run(*inputs) if graph is None else cut(graph.replay(inputs), rows)
 
         return call
 
     @contextlib.contextmanager
     def learning(self) -> Iterator[None]:
-        """Meanwhile every call of a new shape is captured."""
+        """Meanwhile every call of a new shape is captured, the most wanted ones first: nothing makes room for them."""
         self._learning = True
         try:
             yield
         finally:
             self._learning = False
 
-    def bucket(self, rows: int) -> int:
-        """The smallest number of rows that is captured and holds so many; 0 if there is none."""
-        return next((bucket for bucket in self._rows if bucket >= rows), 0)
-
     def can_use(self, name: str, rows: int, size: Size) -> bool:
         """Whether the function wrapped as `name` has a graph for so many rows at this size."""
-        return size in self._held and (name, self.bucket(rows)) in self._held[size].graphs
+        return self._graph(name, rows, size) is not None
 
     @property
     def nbytes(self) -> int:
         """What all graphs hold on the device."""
-        return sum(graph.nbytes for captured in self._held.values() for graph in captured.graphs.values())
+        return sum(graph.nbytes for graphs in self._held.values() for graph in graphs.values())
 
     def evict(self) -> bool:
-        """Destroy the graphs of the size that was not used for longest. False if there is none."""
-        if not self._held:
-            return False
-        _, captured = self._held.popitem(last=False)
-        captured.destroy()
-        return True
+        """Destroy all: they share their memory, so that less gives nothing back. False if there were none."""
+        graphs = [graph for held in self._held.values() for graph in held.values()]
+        for graph in graphs:
+            graph.destroy()
+        self._held.clear()
+        self._pools.clear()
+        if graphs:
+            logger.warning("gave up %d captured shapes for their memory: they run slower until a restart", len(graphs))
+        return bool(graphs)
 
-    def destroy(self) -> None:
-        """Destroy all."""
-        while self.evict():
-            pass
+    def _graph(self, name: str, rows: int, size: Size) -> Graph | None:
+        """The smallest one that has so many rows."""
+        held = self._held[name, size]
+        fitting = [captured for captured in held if captured >= rows]
+        return held[min(fitting)] if fitting else None
 
-    def _learn(self, name: str, size: Size, run: Run, inputs: Tensors) -> None:
-        """Capture a shape, evicting other sizes where it does not fit in. Where nothing helps it stays uncaptured."""
-        rows = self.bucket(len(inputs[0]))
-        if not rows:
-            return
-        if size not in self._held:
-            self._held[size] = Captured(self._device.pool())
-        self._held.move_to_end(size)
-        captured = self._held[size]
-        while (graph := self._try(captured, run, tuple(pad(tensor, rows) for tensor in inputs))) is None:
-            if not self._evict_other(size):
-                logger.warning("no room to capture %s for %d rows of %d×%d", name, rows, *size)
-                return
-        captured.graphs[name, rows] = graph
-        while self.nbytes > self._budget and self._evict_other(size):
-            pass
-        if self.nbytes > self._budget:
-            captured.graphs.pop((name, rows)).destroy()
-            logger.warning("no room in the budget for %s, %d rows of %d×%d", name, rows, *size)
-
-    def _try(self, captured: Captured, run: Run, inputs: Tensors) -> Graph | None:
+    def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, lane: str) -> None:
+        """Capture a shape. What has no room or can't be captured runs as it is."""
+        what = f"{name} for {len(inputs[0])} rows of {size[0]}×{size[1]}"
+        if lane not in self._pools:
+            self._pools[lane] = self._device.pool()
         try:
-            return self._device.capture(run, inputs, captured.pool)
+            graph = self._device.capture(run, inputs, self._pools[lane])
         except torch.OutOfMemoryError:
-            return None
-
-    def _evict_other(self, size: Size) -> bool:
-        return next(iter(self._held)) != size and self.evict()
-
-
-def pad(tensor: Tensor, rows: int) -> Tensor:
-    """[n, …] → [rows, …], the last row repeated."""
-    return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])
+            logger.warning("no room to capture %s", what)
+            return
+        except RuntimeError as error:
+            logger.warning("can't capture %s, it runs slower: %s", what, error)
+            return
+        if self.nbytes + graph.nbytes > self._budget:
+            graph.destroy()
+            logger.warning("no room in the budget for %s", what)
+            return
+        self._held[name, size][len(inputs[0])] = graph
 
 
 def cut(outputs: Any, rows: int) -> Any:
@@ -182,34 +155,41 @@ def cut(outputs: Any, rows: int) -> Any:
 
 
 class Cuda:
-    """A `Capture`: CUDA's graphs."""
+    """A `Capture`: CUDA's graphs. `exact`: kernels that always sum in the same order, in whichever process."""
+
+    def __init__(self, *, exact: bool = False) -> None:
+        self._exact = exact
 
     def pool(self) -> Any:
         """See `Capture`."""
         return torch.cuda.graph_pool_handle()
 
     def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
-        """See `Capture`."""
-        return CudaGraph(run, inputs, pool)
+        """See `Capture`. The current stream must be the lane's own: graphs share memory and scratch by stream."""
+        cudnn: Any = torch.backends.cudnn
+        chooses, cudnn.benchmark = cudnn.benchmark, not self._exact
+        try:
+            return CudaGraph(run, inputs, pool)
+        finally:
+            cudnn.benchmark = chooses
 
 
 class CudaGraph:
     """A `Graph`: `torch.cuda.CUDAGraph` with the tensors that it reads and writes."""
 
     def __init__(self, run: Run, inputs: Tensors, pool: Any) -> None:
-        before = torch.cuda.memory_reserved()
         self._inputs = tuple(tensor.clone() for tensor in inputs)
+        for _ in range(REHEARSALS):
+            run(*self._inputs)
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()  # else what the rehearsals leave behind would hide what the graph takes
+        before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
-        stream: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's own
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            with torch.cuda.stream(stream):
-                for _ in range(REHEARSALS):
-                    run(*self._inputs)
-            torch.cuda.current_stream().wait_stream(stream)
-            # Codec threads may allocate pinned memory meanwhile: only this thread's calls can spoil the capture.
-            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self._outputs = run(*self._inputs)
+        # On this very stream: memory is shared within a pool only by captures of one stream, and cuBLAS keeps its
+        # scratch by stream. Codec threads may allocate pinned memory meanwhile: only this thread's calls can spoil it.
+        stream = torch.cuda.current_stream()
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self._outputs = run(*self._inputs)
         self.nbytes = torch.cuda.memory_reserved() - before
 
     def replay(self, inputs: Tensors) -> Any:
@@ -217,11 +197,12 @@ class CudaGraph:
         for held, given in zip(self._inputs, inputs, strict=True):
             held[: len(given)].copy_(given, non_blocking=True)
         self._graph.replay()
-        # The next replay of any graph of this pool may write over the outputs.
+        # The next replay writes over the outputs.
         return clone(self._outputs)
 
     def destroy(self) -> None:
         """See `Graph`."""
+        torch.cuda.synchronize()  # its last replay may still run
         self._graph.reset()
         self._inputs, self._outputs = (), None
         torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines.errors import CheckpointError
-from pipelines.stages import Diagnosis, ImageCodec, Outfit
+from pipelines.stages import Diagnosis, ImageCodec, OnHost, Outfit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +82,7 @@ class Countdown:
     rows: int
     steps: int
     step: int = 0
+    ready: bool = True
 
     @property
     def finished(self) -> bool:
@@ -89,7 +90,7 @@ class Countdown:
         return self.step >= self.steps
 
 
-class InstantModel:
+class InstantModel(OnHost):
     """A `stages.Model` whose steps take `seconds` together, and whose picture is the input."""
 
     def __init__(self, seconds: float) -> None:
@@ -126,10 +127,6 @@ class InstantModel:
     def check(self, pixels: Pixels) -> list[bool]:
         """Never unsafe."""
         return [False] * len(pixels)
-
-    def fetch(self, pixels: Pixels) -> Pixels:
-        """As they are: there is no device."""
-        return pixels
 
     def diagnose(self, error: Exception) -> Diagnosis:
         """Nothing here runs out of anything."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.checkpoint import Model
+    from pipelines.stages import Mark
     from pipelines.types import GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -117,6 +118,7 @@ class Trajectory:
     denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
     finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
     step: int = 0
+    begun: Mark | None = None  # when the device has all of the above; None: it has
 
     @property
     def steps(self) -> int:
@@ -132,6 +134,16 @@ class Trajectory:
     def finished(self) -> bool:
         """Whether only decoding is left."""
         return self.step >= self.steps
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step would find everything there."""
+        return self.begun is None or self.begun.passed
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What a step reads."""
+        return (*self.contexts, *self.shifts, self.table, self.noise, self.latents)
 
 
 class Lcm:
@@ -266,16 +278,18 @@ class Lcm:
         pixels: torch.Tensor = levels.permute(0, 2, 3, 1).contiguous()
         return pixels
 
-    def finite(self, trajectories: Sequence[Trajectory]) -> list[bool]:
-        """Whether each one's last `decode` came out as numbers. NaN would show as black. Waits for the device."""
-        flags: list[bool] = torch.stack([member.finite for member in trajectories]).tolist()
-        return flags
+    @torch.inference_mode()
+    def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        """Whether each one's last `decode` came out as numbers: bool [N] on the device. NaN would show as black."""
+        return torch.stack([member.finite for member in trajectories])
 
     # --- check -----------------------------------------------------------------------------------------------------
 
-    def check(self, pixels: torch.Tensor) -> list[bool]:
-        """Which pictures of uint8 [N, H, W, 3] are unsafe; none, if there is no checker. Waits for the device."""
-        return [False] * len(pixels) if self.checker is None else self.checker(pixels)
+    def check(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Which pictures of uint8 [N, H, W, 3] are unsafe: bool [N] on the device; none, if there is no checker."""
+        if self.checker is None:
+            return torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
+        return self.checker(pixels)
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
         """A host tensor on the device, without waiting for the device (which only pinned memory allows)."""

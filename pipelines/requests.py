@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from pipelines.stages import Pixels
+    from pipelines.stages import Mark, Pixels
     from pipelines.types import Priority, Work
 
 
@@ -18,6 +18,21 @@ class Rendered(NamedTuple):
 
     pixels: Pixels
     nsfw: bool
+
+
+class Span(NamedTuple):
+    """A stage that a request took part in, in a batch of `images` images of `pixels` pixels each: from mark to mark."""
+
+    stage: str
+    pixels: int
+    images: int
+    begin: Mark
+    end: Mark
+
+    @property
+    def seconds(self) -> float:
+        """How long the device took. Waits for it."""
+        return self.end.since(self.begin)
 
 
 @dataclass(eq=False, slots=True)
@@ -35,7 +50,9 @@ class Request:
     pixels: Any = None  # uint8 [H, W, 3], once decoded
     conditioning: Any = None
     images: list[Image] = field(default_factory=list)
-    preview: Future[None] | None = None
+    previewing: bool = False  # a preview is being made or encoded
+    preview: Future[None] | None = None  # the encoding of the last one
+    spans: list[Span] = field(default_factory=list)
     timings: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
@@ -59,14 +76,29 @@ class Request:
         params = self.work.params
         return params.num_images * (2 if params.guidance_scale > 1 else 1)
 
+    def time(self) -> None:
+        """Sum up by stage how long the device took. Waits for it."""
+        for span in self.spans:
+            self.timings[span.stage] += span.seconds
+
+    @property
+    def launched(self) -> bool:
+        """Whether all its pictures are being made: nothing is left to denoise."""
+        return bool(self.images) and all(image.launched for image in self.images)
+
 
 @dataclass(eq=False, slots=True)
 class Image:
-    """One image of a request: a trajectory while it is on the device, then `rendered`."""
+    """One image of a request: a trajectory while it is on the device, then `rendered`.
+
+    `launched`: the device has been told to make its picture. `developed`: that is here; None if it is no picture.
+    """
 
     request: Request
     seed: int
     trajectory: Any = None
+    launched: bool = False
+    developed: bool = False
     rendered: Rendered | None = None
 
     @property
@@ -92,7 +124,7 @@ class Image:
             request.work.previews
             and self is request.images[0]
             and not self.trajectory.finished
-            and (request.preview is None or request.preview.done())
+            and not request.previewing
         )
 
     @property

@@ -34,10 +34,9 @@ class SafetyChecker:
         self.flags: Callable[[torch.Tensor], torch.Tensor] = self._flags  # what a device computes; may be captured
 
     @torch.inference_mode()
-    def __call__(self, pixels: torch.Tensor) -> list[bool]:
-        """One flag per picture of uint8 [N, H, W, 3] on the checker's device. Waits for the device."""
-        unsafe: list[bool] = self.flags(pixels).tolist()
-        return unsafe
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """One flag per picture of uint8 [N, H, W, 3] on the checker's device: bool [N] there."""
+        return self.flags(pixels)
 
     def _flags(self, pixels: torch.Tensor) -> torch.Tensor:
         checker = self._checker

@@ -1,8 +1,8 @@
 """How the loop runs a stage: in batches of one size, announced and timed, and what fails again on fewer images.
 
 A batch that failed is run in halves, so that only the culprit's request fails in the end; if memory ran out, no other
-batch of that size gets larger for a while. Where a fault has left the device unusable the exception goes on, through
-the loop, to the end of the process.
+batch of that size gets larger for a while, and a picture alone is tried again once the model has made room for it.
+Where a fault has left the device unusable the exception goes on, through the loop, to the end of the process.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 
 from pipelines import batching
 from pipelines.pace import Pace
+from pipelines.requests import Span
 from pipelines.stages import Diagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipelines.requests import Image, Request
+    from pipelines.stages import Model
     from pipelines.types import FailureKind
 
 logger = logging.getLogger(__name__)
@@ -36,21 +38,23 @@ class Staging:
     def __init__(
         self,
         max_batch: int,
-        diagnose: Callable[[Exception], Diagnosis],
+        model: Model,
         announce: Callable[[str, float], None],
         fail: Callable[[Request, FailureKind, str], None],
     ) -> None:
         self._max_batch = max_batch
-        self._diagnose = diagnose
+        self._model = model
         self._announce = announce
         self._fail = fail
-        self._limits: dict[tuple[str, Hashable], tuple[int, float]] = {}
+        self._limits: dict[tuple[str, tuple[int, int]], tuple[int, float]] = {}
         self._pace = Pace()
 
-    def limit(self, stage: str, shape: Hashable) -> int:
-        """How many may share a call: as configured, or less where memory has run out of late."""
+    def limit(self, stage: str, shape: tuple[int, int]) -> int:
+        """How many may share a call: as configured, or less where memory has no room or has run out of late."""
         size, until = self._limits.get((stage, shape), (self._max_batch, math.inf))
-        return size if time.monotonic() < until else self._max_batch
+        most = size if time.monotonic() < until else self._max_batch
+        height, width = shape
+        return self._model.room(stage, height * width, most)
 
     def in_batches(self, stage: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
         """Run a stage on images of any sizes."""
@@ -67,13 +71,16 @@ class Staging:
             run(images)
         except Exception as error:
             log_fault(stage, len(images), error)
-            diagnosis = self._diagnose(error)
+            diagnosis = self._model.diagnose(error)
             if diagnosis is Diagnosis.DEVICE_LOST:
                 raise
         else:
             return
         # Out here the exception is gone, and with it whatever memory its frames held.
         out_of_memory = diagnosis is Diagnosis.OUT_OF_MEMORY
+        if len(images) == 1 and out_of_memory and self._model.relieve():
+            self.attempt(stage, images, run)
+            return
         if len(images) == 1:
             kind: FailureKind = "out_of_memory" if out_of_memory else "engine_error"
             self._fail(images[0].request, kind, f"The engine failed at the stage {stage!r}.")
@@ -87,15 +94,21 @@ class Staging:
 
     @contextlib.contextmanager
     def timed(self, stage: str, images: Sequence[Image]) -> Iterator[None]:
-        """Announce a stage, then note how long it took, for its requests and for the patience with the next."""
+        """Announce a stage, and mark where it begins and ends on the device, for its requests."""
         height, width = images[0].shape
-        self._announce(stage, self._pace.allow_s(stage, height * width, len(images)))
-        began = time.monotonic()
+        pixels, count = height * width, len(images)
+        self._announce(stage, self._pace.allow_s(stage, pixels, count))
+        began, begin = time.monotonic(), self._model.mark(stage)
         yield
-        took = time.monotonic() - began
-        self._pace.note(stage, height * width, len(images), took)
+        span = Span(stage, pixels, count, begin, self._model.mark(stage))
+        self._pace.note(stage, pixels, count, time.monotonic() - began)
         for request in {image.request for image in images}:
-            request.timings[stage] += took
+            request.spans.append(span)
+
+    def learn(self, request: Request) -> None:
+        """Note how long the device took for the stages of a request that is done: the patience with the next one."""
+        for span in request.spans:
+            self._pace.note(span.stage, span.pixels, span.images, span.seconds)
 
 
 def log_fault(stage: str, images: int, error: Exception) -> None:

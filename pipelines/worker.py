@@ -122,7 +122,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         link.send(SetupFailed(error.reason, error.mend))
         link.close()
         return EXIT_SETUP_FAILED
-    engine = Engine(config, outfit.model, outfit.codec, link.send)
+    engine = Engine(config, outfit.model, outfit.codec, link.send, overlaps=outfit.overlaps)
     if outfit.warm_up_side:
         link.send(Loading(1.0, "warming up"))
         engine.warm_up(outfit.warm_up_side)

@@ -390,7 +390,7 @@ def test_a_member_that_turns_to_nan_spoils_no_other(lcm):
         lcm.step([bad, good])
     pixels = lcm.decode([good, bad]).numpy()
 
-    assert lcm.finite([good, bad]) == [True, False]
+    assert lcm.finite([good, bad]).tolist() == [True, False]
     assert levels_apart(pixels[:1], generate(lcm, params(), picture())) <= 1
 
 
@@ -466,14 +466,14 @@ def test_the_log_gets_counts_of_tokens_and_no_text(lcm, fields, summary):
 
 
 def test_nothing_is_unsafe_without_a_checker(lcm):
-    assert lcm.check(torch.zeros(3, 64, 64, 3, dtype=torch.uint8)) == [False] * 3
+    assert lcm.check(torch.zeros(3, 64, 64, 3, dtype=torch.uint8)).tolist() == [False] * 3
 
 
 @pytest.mark.parametrize(("threshold", "flag"), [(-3.0, True), (3.0, False)])
 def test_the_checker_of_the_model_is_asked(threshold, flag):
     lcm = Lcm(models.make(safety_checker=models.safety_checker(threshold=threshold)))
 
-    assert lcm.check(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)) == [flag, flag]
+    assert lcm.check(torch.zeros(2, 64, 64, 3, dtype=torch.uint8)).tolist() == [flag, flag]
 
 
 # --- devices -------------------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ def test_pixels_come_to_the_host(model):
     params = GenerationParams(prompt="a", seed=1)
     trajectories = model.encode([(params, model.prepare(params), np.zeros((64, 72, 3), np.uint8), 1)])
 
-    pixels = model.fetch(model.decode(trajectories))
+    drawn = model.decode(trajectories)
+    pixels, finite, unsafe = model.fetch(drawn, model.finite(trajectories), model.check(drawn))()
     assert (type(pixels), pixels.shape, pixels.dtype) == (np.ndarray, (1, 64, 72, 3), np.uint8)
     assert pixels.flags.writeable  # unsafe ones are blackened in place
+    assert (finite, unsafe) == ([True], [False])
 
 
 def out_of_cpu_memory():
