@@ -15,6 +15,8 @@ _MODEL_SETTINGS = ("model", "lora", "vae", "safety_checker", "device", "dtype")
 
 # Fetching the real weights for the first time takes as long as the network needs.
 _READY_TIMEOUT_S = 3600.0
+# Stable Diffusion itself takes one or two minutes for a picture on two cores.
+_ANSWER_TIMEOUT_S = 600.0
 
 
 def run(settings: Settings, output: str) -> int:
@@ -41,6 +43,8 @@ def run(settings: Settings, output: str) -> int:
             result = _ask(server, output)
     except LaunchError as error:
         return _fail(f"{error}\nThe server's log: {log_path}")
+    except subprocess.TimeoutExpired:
+        return _fail(f"no picture within {_ANSWER_TIMEOUT_S:.0f} s.\nThe server's log: {log_path}")
     except subprocess.CalledProcessError as error:
         return _fail(f"the client failed:\n{error.stderr}\nThe server's log: {log_path}")
     _report(result, Path(output))
@@ -56,7 +60,9 @@ def _ask(server: Server, output: str) -> dict[str, Any]:
         SSL_CERT_FILE=str(server.bundle),
     )
     command = [sys.executable, "-P", str(_EXAMPLE), output]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=600)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=_ANSWER_TIMEOUT_S
+    )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

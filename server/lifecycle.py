@@ -69,11 +69,13 @@ def parse(header: str | None) -> Lifecycle:
     if not header:
         return Lifecycle()
     if len(header) > _MAX_HEADER_CHARS:
-        raise RequestError("bad_request", f"X-Fal-Object-Lifecycle is longer than {_MAX_HEADER_CHARS} characters")
+        raise RequestError("bad_request", f"The object lifecycle header is longer than {_MAX_HEADER_CHARS} characters")
     try:
         wish = _DECODER.decode(header)
     except ValueError as error:
-        raise RequestError("bad_request", "X-Fal-Object-Lifecycle is not the JSON object that it should be") from error
+        raise RequestError(
+            "bad_request", "The object lifecycle header is not the JSON object that it should be"
+        ) from error
     wanted = wish.expiration_duration_seconds
     if wanted is not None and not 0 <= wanted <= _MAX_SECONDS:
         raise RequestError("bad_request", f"expiration_duration_seconds must be in 0…{_MAX_SECONDS}")

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import server.demo
 from pipelines.images import decode
 from pipelines.types import EngineConfig
+from server.settings import Settings
 from tests.harness import clean_env
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
@@ -40,3 +42,13 @@ def test_a_demo_without_its_model_says_what_to_do(tmp_path):
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "demo-output.jpg").exists()
+
+
+def test_a_demo_that_gets_no_picture_in_time_says_where_the_log_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(server.demo, "_ANSWER_TIMEOUT_S", 1.0)
+    settings = Settings(model="instant:3000", data_dir=tmp_path / "data")
+
+    status = server.demo.run(settings, str(tmp_path / "out.jpg"))
+
+    assert status == 1
+    assert "no picture within 1 s.\nThe server's log: " in capsys.readouterr().err
