@@ -119,6 +119,7 @@ class CudaLane:
 def of(device: torch.device) -> tuple[Lane, Lane]:
     """A device's lanes: for the denoising steps, and for all that is done to pictures."""
     if device.type == "cuda":
+        torch.cuda.synchronize(device)  # the weights are made in no lane
         return CudaLane(device), CudaLane(device)
     lane = Direct()
     return lane, lane

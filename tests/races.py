@@ -1,0 +1,175 @@
+"""Lanes that only pretend to run at once, and a witness who notices what would go wrong if they did.
+
+Everything is computed at once and in order. Beside it the witness keeps for each lane what it is ordered after (a
+vector clock), and for each piece of memory who made it, wrote it last and has read it since. So it sees a missing wait
+however the lanes would have run: a `Race` is a read or write of what another lane may not be done with, memory that
+another lane may be given meanwhile, or a lane that waits for the host to look at a number.
+"""
+
+import contextlib
+import weakref
+from collections import Counter, defaultdict
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+HOST = "host"
+
+
+class Race(AssertionError):
+    """Two lanes, or a lane and the host, in each other's way."""
+
+
+class Memory:
+    """One storage: who made it, wrote it last and when, has read it since and when, and who may use it."""
+
+    def __init__(self, owner):
+        self.owner, self.written, self.read, self.users = owner, (owner, 0), {}, {owner, HOST}
+
+
+class Witness(TorchDispatchMode):
+    """Everything within happens under its eyes. `lane(name)` makes lanes for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = HOST
+        self._clock = Counter()
+        self._after = defaultdict(Counter)  # what each lane, or the host, is ordered after: times of the others
+        self._known = {}
+
+    def lane(self, name, kind=None):
+        return (kind or Lane)(self, name)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = storages((args, kwargs))
+        result = func(*args, **(kwargs or {}))
+        made = [storage for storage in storages(result) if storage.data_ptr() not in map(address, given)]
+        changed = self._changed(func, args, kwargs or {})
+        if not made and not changed and storages(result):
+            return result  # a view: nothing is touched
+        if self.now != HOST and not storages(result) and func is not torch.ops.aten._assert_async.msg:
+            raise Race(f"{self.now} waits for the host to read {func}")
+        self._clock[self.now] += 1
+        if self.now != HOST:  # a launch comes after all that the host did before
+            self._after[self.now][HOST] = self._clock[HOST]
+        for storage in given:
+            self._reads(storage, func)
+        for storage in [*changed, *made]:
+            self._writes(storage, func)
+        return result
+
+    def mark(self, lane):
+        return dict(self._after[lane]) | {lane: self._clock[lane]}
+
+    def order(self, lane, times):
+        for other, time in times.items():
+            self._after[lane][other] = max(self._after[lane][other], time)
+
+    def allow(self, lane, tensors):
+        for storage in storages(tensors):
+            self._memory(storage).users.add(lane)
+
+    def _changed(self, func, args, kwargs):
+        names = [argument.name for argument in func._schema.arguments if is_written(argument)]
+        values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        return storages([values.get(name) for name in names])
+
+    def _reads(self, storage, func):
+        memory = self._memory(storage)
+        self._check(memory.written, f"reads in {func} what is not written yet")
+        if memory.owner != HOST and self.now not in memory.users:  # the host's is held until it has been read
+            raise Race(f"{self.now} reads in {func} memory of {memory.owner}, which may give it to others meanwhile")
+        memory.read[self.now] = self._clock[self.now]
+
+    def _writes(self, storage, func):
+        memory = self._memory(storage)
+        for last in (memory.written, *memory.read.items()):
+            self._check(last, f"writes in {func} what is still in use")
+        memory.written, memory.read = (self.now, self._clock[self.now]), {}
+
+    def _check(self, last, what):
+        lane, time = last
+        if lane != self.now and self._after[self.now][lane] < time:
+            raise Race(f"{self.now} {what} by {lane}")
+
+    def _memory(self, storage):
+        where = address(storage)
+        if where not in self._known:
+            self._known[where] = Memory(self.now)
+            weakref.finalize(storage, self._known.pop, where, None)
+        return self._known[where]
+
+
+class Lane:
+    """A `lanes.Lane` under a witness."""
+
+    def __init__(self, witness, name):
+        self.witness, self.name, self.under_way = witness, name, []
+
+    @contextlib.contextmanager
+    def running(self):
+        before, self.witness.now = self.witness.now, self.name
+        try:
+            yield
+        finally:
+            self.witness.now = before
+
+    def mark(self):
+        return Mark(self, self.witness.mark(self.name), len(self.under_way))
+
+    def follow(self, mark, *tensors):
+        self.witness.order(self.name, mark.times)
+        self.witness.allow(self.name, tensors)
+
+    def to_host(self, tensor):
+        """What the host finds there is nonsense until it has waited."""
+        arriving = tensor.clone()
+        host = torch.full_like(tensor, 77)
+        self.under_way.append((host, arriving))
+        return host
+
+
+class Careless(Lane):
+    """Waits for nobody."""
+
+    def follow(self, mark, *tensors):
+        self.witness.allow(self.name, tensors)
+
+
+class Forgetful(Lane):
+    """Waits, but lets others have the memory that it still reads."""
+
+    def follow(self, mark, *tensors):
+        self.witness.order(self.name, mark.times)
+
+
+class Mark:
+    """A `stages.Mark`: not passed until somebody waits."""
+
+    def __init__(self, lane, times, copies):
+        self.times, self.passed = times, False
+        self._lane, self._copies = lane, copies
+
+    def wait(self):
+        self.passed = True
+        self._lane.witness.order(HOST, self.times)
+        with torch.inference_mode(), torch.utils._python_dispatch._disable_current_modes():
+            for host, arriving in self._lane.under_way[: self._copies]:
+                host.copy_(arriving)
+
+    def since(self, earlier):
+        return 0.0
+
+
+def storages(tree):
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    return [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]
+
+
+def address(storage):
+    return storage.data_ptr()
+
+
+def is_written(argument):
+    return argument.alias_info is not None and argument.alias_info.is_write
