@@ -437,6 +437,179 @@ class Counted(DeviceModel):
         super().step(trajectories)
 
 
+# --- pictures that take their time, beside the steps of others --------------------------------------------------------
+
+
+class Developing(Watched):
+    """Pictures arrive when they are let in; what cannot be had makes waiting for them fail."""
+
+    def __init__(self):
+        super().__init__()
+        self.let_in, self.fault, self.asked = threading.Event(), None, queue.SimpleQueue()
+
+    def fetch(self, pixels, finite, unsafe):
+        self.asked.put(len(pixels))
+
+        def wait():
+            assert self.let_in.wait(WAIT_S)
+            if self.fault:
+                raise self.fault
+            return pixels, finite, unsafe
+
+        return wait
+
+    def under_way(self, pictures):
+        """Return when so many pictures are."""
+        while pictures > 0:
+            pictures -= self.asked.get(timeout=WAIT_S)
+
+
+@contextlib.contextmanager
+def developing(**config):
+    model = Developing()
+    with talk_with(model, **config) as talk:
+        try:
+            yield model, talk
+        finally:
+            model.let_in.set()
+
+
+def test_steps_go_on_while_the_pictures_of_others_are_made():
+    with developing() as (model, talk):
+        talk.ask("picture", num_inference_steps=1)
+        model.under_way(1)
+        talk.ask("steps", num_inference_steps=50)
+        model.under_way(1)
+
+        assert model.batches.count(["steps"]) == 50
+        assert not any(isinstance(message, Generated) for said in talk.of.values() for message in said)
+        model.let_in.set()
+        assert all(isinstance(answer, Generated) for answer in talk.ends("picture", "steps"))
+
+
+def test_a_batch_of_pictures_under_way_keeps_others_waiting():
+    with developing(max_batch=2) as (model, talk):
+        talk.ask("a", num_inference_steps=1, num_images=2)
+        model.under_way(2)
+        talk.ask("b")
+        while not talk.engine._waiting:  # decoded
+            time.sleep(0.001)
+
+        assert not any("b" in batch for batch in model.batches)
+        model.let_in.set()
+        assert isinstance(talk.until("b"), Generated)
+
+
+def test_an_engine_that_waits_for_pictures_does_not_say_that_it_is_idle(monkeypatch):
+    monkeypatch.setattr("pipelines.engine.IDLE_BEAT_S", 0.005)
+    monkeypatch.setattr("pipelines.engine.BEAT_EVERY_S", 0.0)
+    with developing() as (model, talk):
+        talk.ask("a")
+        model.under_way(1)
+        time.sleep(0.1)  # twenty times as long as an idle engine is silent
+        while not talk._said.empty():
+            talk.hear()
+
+    stages = [beat.stage for beat in talk.beats]
+    assert "idle" not in stages[stages.index("steps") :]
+
+
+def test_a_device_that_fails_at_pictures_under_way_ends_the_loop():
+    model = Developing()
+    model.fault = DeviceLost()
+    model.let_in.set()
+    talk = Talk(model, EngineConfig(model="test", data_dir=""))
+    talk.ask("a")
+    talk.end()
+
+    assert isinstance(talk.fault, DeviceLost)
+
+
+def test_a_request_cancelled_while_its_picture_is_made_gets_no_answer_but_that():
+    with developing() as (model, talk):
+        talk.ask("goes")
+        model.under_way(1)
+        talk.engine.cancel("goes")
+        talk.ask("stays", num_inference_steps=3)  # the loop comes round
+        model.under_way(1)
+        model.let_in.set()
+        goes, stays = talk.ends("goes", "stays")
+
+    assert (type(goes), type(stays)) == (Cancelled, Generated)
+    assert sum(not isinstance(message, Started) for message in talk.of["goes"]) == 1
+
+
+def test_a_drained_engine_has_waited_for_its_pictures():
+    model = Developing()
+    talk = Talk(model, EngineConfig(model="test", data_dir=""))
+    talk.ask("a")
+    model.under_way(1)
+    talk.engine.drain()
+    model.let_in.set()
+    talk.end()
+
+    assert isinstance(talk.until("a"), Generated)
+
+
+class Unready(Watched):
+    """What is encoded late is not there before it is asked for a second time, if anybody else can step."""
+
+    def encode(self, items):
+        images = super().encode(items)
+        for image in images:
+            image.ready = image.prompt != "late"
+        return images
+
+
+def test_a_step_does_not_wait_for_what_is_still_being_encoded():
+    model = Unready()
+    with talk_with(model) as talk:
+        talk.ask("ready", num_inference_steps=20)
+        talk.until("ready", Started)
+        talk.ask("late", num_inference_steps=2)
+        talk.ends("ready", "late")
+
+    assert [batch for batch in model.batches if len(batch) > 1] == []
+    assert model.batches[-2:] == [["late"], ["late"]]
+
+
+class Crowded(Watched):
+    """Has memory for two rows of a step at once; and for more than none only when something else has been given up."""
+
+    def __init__(self, *, full=False):
+        super().__init__()
+        self.full = full
+
+    def room(self, stage, pixels, most):
+        return min(most, 2) if stage == "steps" else most
+
+    def decode(self, trajectories):
+        if self.full:
+            raise MemoryError
+        return super().decode(trajectories)
+
+    def relieve(self):
+        relieved, self.full = self.full, False
+        return relieved
+
+
+def test_a_step_has_no_more_rows_than_there_is_memory_for():
+    model = Crowded()
+    with talk_with(model, max_batch=8) as talk:
+        talk.ask("a", num_images=5)
+        answer = talk.until("a")
+
+    assert max(map(len, model.batches)) == 2
+    assert len(answer.pictures) == 5
+
+
+def test_a_picture_alone_without_memory_is_tried_again_when_some_was_given_up():
+    with talk_with(Crowded(full=True)) as talk:
+        talk.ask("a")
+
+        assert isinstance(talk.until("a"), Generated)
+
+
 def levels(answer):
     return np.stack([np.frombuffer(picture.data, np.uint8) for picture in answer.pictures]).astype(int)
 
@@ -461,3 +634,24 @@ def test_a_picture_does_not_depend_on_what_else_is_in_flight(max_batch, toleranc
     assert len({picture.data for answer in alone for picture in answer.pictures}) == sum(
         params.get("num_images", 1) for params in MIXED
     )
+
+
+def test_with_one_image_a_step_not_a_bit_depends_on_what_else_is_in_flight():
+    """Nor on other sizes beside it, on what the prompts' cache has thrown out, or on what the engine did before."""
+    tiny = DeviceModel(models.make())
+    tiny.prompts._capacity = 2
+    asked = [
+        {"image": f"{side}:{40 * number}".encode(), "prompt": f"a {(number + turn) % 4}", **params}
+        for turn, side in enumerate(("64x64", "64x96", "72x64"))
+        for number, params in enumerate(MIXED)
+    ]
+    with talk_with(tiny, max_batch=1) as talk:
+        alone = []
+        for number, params in enumerate(asked):
+            talk.ask(f"alone {number}", **params)
+            alone += talk.ends(f"alone {number}")
+        for number in reversed(range(len(asked))):
+            talk.ask(f"together {number}", priority=Priority(number % 4), tenant=str(number % 3), **asked[number])
+        together = talk.ends(*(f"together {number}" for number in range(len(asked))))
+
+    assert [answer.pictures for answer in together] == [answer.pictures for answer in alone]
