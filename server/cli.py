@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "doctor", _doctor, "check driver, memory, disk, weights, port, certificates", (*_MODEL_SETTINGS, "host", "port")
     )
-    bench = command("bench", _bench, "measure this box; the last line is JSON", (*_MODEL_SETTINGS, "max_batch"))
+    bench = command(
+        "bench", _bench, "measure this box; the last line is JSON", (*_MODEL_SETTINGS, "max_batch", "compile")
+    )
     bench.add_argument(
         "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"
     )

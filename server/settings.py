@@ -74,6 +74,10 @@ class Settings:
     max_batch: int = _setting(
         8, "images that may share one step; with 1, nothing else in flight changes a bit", within=_AT_LEAST_ONE
     )
+    compile: bool = _setting(
+        False,  # noqa: FBT003
+        "on cuda, torch.compile the usual sizes: minutes at the first start; off until a GPU has shown its gain",
+    )
     start_timeout: float = _setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     # where things lie

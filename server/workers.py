@@ -16,6 +16,7 @@ import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import msgspec
@@ -114,7 +115,9 @@ class Pool:
         command: Sequence[str] = COMMAND,
         patience_s: float = PATIENCE_S,
     ) -> None:
-        launch = Launch(command=command, environment=child_environment(**ENVIRONMENT), patience_s=patience_s)
+        compiled = str(Path(config.data_dir) / "compiled")  # what torch.compile makes, for the next start
+        environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
+        launch = Launch(command=command, environment=environment, patience_s=patience_s)
         self._slots = [Slot(msgspec.structs.replace(config, device=device), launch, self) for device in devices]
         self._hands: dict[Slot, dict[str, Ticket]] = {slot: {} for slot in self._slots}
         self._line = Line[Ticket]()

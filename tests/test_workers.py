@@ -414,6 +414,7 @@ async def test_keys_do_not_reach_engine_processes(monkeypatch):
 
     assert b"canary" not in environment
     assert b"HF_HUB_DISABLE_TELEMETRY=1" in environment
+    assert b"TORCHINDUCTOR_CACHE_DIR=" in environment
 
 
 SERVER = f"""
