@@ -71,6 +71,7 @@ class Victim:
     def __init__(self, folder, *flags, **differences):
         self.folder = folder
         self.database = folder / "jobs.sqlite"
+        self.log = folder / "log"
         self.port = free_port()
         self.back_s = []  # seconds from each start until it answered
         self._command = [sys.executable, "-m", "benchmarks.chaos_server", json.dumps(differences), "serve"]
@@ -89,11 +90,11 @@ class Victim:
     def start(self):
         """Returns once it answers."""
         began = time.monotonic()
-        with (self.folder / "log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stderr=log, env=clean_env())
         until(lambda: self.health() or self._process.poll() is not None, "the server answers")
         if self._process.poll() is not None:
-            raise Failed((self.folder / "log").read_text()[-2000:])
+            raise Failed(self.log.read_text()[-2000:])
         self.back_s.append(time.monotonic() - began)
 
     def kill(self):

@@ -19,8 +19,8 @@ Run: TypeAlias = Callable[[Job, OnEvent], Awaitable[dict[str, Any]]]
 
 MAX_RETRY_DELAY_S = 30.0
 
-# Faults of the way to the engine, or no room for the result: another try may well succeed. An engine that answered with
-# an error (500) has been tried as often as makes sense by the pool itself.
+# Faults of the way to the engine: another try may well succeed. An engine that answered with an error (500) has been
+# tried as often as makes sense by the pool itself.
 _WORTH_A_TRY = frozenset(
     {
         "runner_connection_timeout",
@@ -28,11 +28,13 @@ _WORTH_A_TRY = frozenset(
         "runner_connection_refused",
         "runner_connection_error",
         "runner_incomplete_response",
-        "concurrent_requests_limit",
     }
 )
 # There was no engine to try: the job waits for one, however long that takes.
 _NO_ENGINE = frozenset({"runner_scheduling_failure", "startup_timeout"})
+# There was no room for the result: the disk is full, for however long that may last.
+_NO_ROOM = "concurrent_requests_limit"
+NO_ROOM_DELAY_S = 3.0  # each try is work for an engine; a freed disk is noticed within this time
 
 
 class Retry(NamedTuple):
@@ -46,6 +48,8 @@ def retry(error: FalError, job: Job) -> Retry | None:
     """Whether and when a job that ended with `error` is run again."""
     if error.error_type in _NO_ENGINE:
         return Retry(1.0, refund=True)
+    if error.error_type == _NO_ROOM and not job.no_retry:
+        return Retry(NO_ROOM_DELAY_S, refund=True)
     if error.error_type not in _WORTH_A_TRY or job.no_retry or job.attempt >= MAX_TRIES:
         return None
     return Retry(min(2.0 ** (job.attempt - 1), MAX_RETRY_DELAY_S), refund=False)

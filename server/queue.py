@@ -172,10 +172,15 @@ class Queue:
             await self._retention.forget(snapshot.id)
 
     async def cancel(self, request_id: str) -> Outcome:
-        """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that."""
+        """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that. Raises `RequestError` (429)
+        when that can't be stored."""
         known = self._board.get(request_id)
         cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
-        return await self._commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
+        try:
+            return await self._commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
+        except DatabaseError as error:
+            complain(LOG, "a job could not be cancelled", error)
+            raise overloaded("The server can't store a cancellation at present") from error
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:

@@ -3,11 +3,15 @@
 What is let go leaves a tombstone, so that its request id is answered with 410 (it was here) and not with 404.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 
+from server.database import DatabaseError, complain
 from server.job_store import EXPIRE_AT_ONCE, JobStore
 from server.settings import Settings
+
+LOG = logging.getLogger(__name__)
 
 FRESH_S = 600.0  # results younger than this are not dropped for want of disk: their owners are still coming for them
 
@@ -27,16 +31,25 @@ class Retention:
         self._settings = settings
         self._now = clock
         self._wipe = False
+        self._to_forget: set[str] = set()  # those for whose wiping there was no room
         self.disk_full = False
 
     async def forget(self, request_id: str) -> None:
         """Wipes a job that was delivered and asked for no storing; its webhook, if it has one, must be out first."""
-        wiped = await self._store.forget(request_id)
+        self._to_forget.add(request_id)
+        try:
+            wiped = await self._store.forget(request_id)
+        except DatabaseError as error:  # wiping writes, too: tried again until there is room
+            complain(LOG, "a delivered job could not be wiped", error)
+            return
+        self._to_forget.discard(request_id)
         self._forgotten(wiped)
         self._wipe = self._wipe or wiped != []
 
     async def keep_quota(self) -> None:
         """Looks at the disk, and drops the oldest results while too much of it is used. For every second."""
+        for request_id in list(self._to_forget):
+            await self.forget(request_id)
         self.disk_full = await self._store.used_bytes() > self._settings.jobs_quota_bytes
         if self.disk_full:
             self._forgotten(await self._store.expire(self._now() - FRESH_S))

@@ -258,7 +258,9 @@ async def test_a_job_that_an_engine_dropped_is_run_again_in_its_time(tmp_path, e
         ("runner_disconnected", 9, False, Retry(30.0, refund=False)),
         ("runner_disconnected", 10, False, None),
         ("runner_disconnected", 1, True, None),
-        ("concurrent_requests_limit", 1, False, Retry(1.0, refund=False)),
+        ("concurrent_requests_limit", 1, False, Retry(3.0, refund=True)),
+        ("concurrent_requests_limit", 10, False, Retry(3.0, refund=True)),
+        ("concurrent_requests_limit", 1, True, None),
         ("runner_scheduling_failure", 10, True, Retry(1.0, refund=True)),
         ("runner_server_error", 1, False, None),
         ("bad_request", 1, False, None),
@@ -439,6 +441,42 @@ async def test_a_full_disk_refuses_submits_and_keeps_results_until_there_is_room
 
         assert refused.value.status == 429
         assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_a_cancellation_that_can_not_be_stored_is_429(tmp_path, held):
+    async with serving(tmp_path, held, capacity=0) as queue:
+        job = await queue.submit(new())
+        await alter(queue, FILL)
+        with pytest.raises(RequestError) as refused:
+            await queue.cancel(job.id)
+        await alter(queue, FREE)
+
+        assert refused.value.status == 429
+        assert await queue.cancel(job.id) is Outcome.REMOVED
+
+
+async def test_what_could_not_be_wiped_is_wiped_as_soon_as_it_can_be(tmp_path, held):
+    held.go.set()
+    async with serving(tmp_path, held) as queue:
+        job = await queue.submit(new(store_io=False))
+        snapshot = await ended(queue, job.id)
+        await alter(queue, FILL)
+        await queue.delivered(snapshot)
+        kept = await queue.result(job.id)
+        await alter(queue, FREE)
+        await queue._retention.keep_quota()
+
+        assert kept is not None
+        assert await queue.result(job.id) is None
+
+
+FILL = "CREATE TRIGGER full BEFORE UPDATE ON jobs BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END"
+FREE = "DROP TRIGGER full"
+
+
+async def alter(queue, statement):
+    """Fills the disk, as far as changes to jobs go, or frees it."""
+    await queue._store._database.write(lambda connection: connection.exec_driver_sql(statement).close())
 
 
 async def cap_database(queue, pages):
