@@ -24,8 +24,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import tls
-from server.protocols import HttpProtocol, WebSocketProtocol
+from server.protocols import HttpProtocol
 from server.settings import Settings, SettingsError
+from server.websocket_protocol import WebSocketProtocol
 
 TAKEOVER_PORT = 443
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -123,7 +124,7 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,
-        ws=WebSocketProtocol,
+        ws=functools.partial(WebSocketProtocol, settings),  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_interval,

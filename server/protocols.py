@@ -1,21 +1,16 @@
-"""uvicorn's connection classes with what they lack: deadlines and limits for HTTP, a polite close for websockets.
+"""uvicorn's HTTP class with what it lacks: deadlines and limits.
 
-`HttpProtocol` gives every stage of a connection an end. A client that is late, too big or one too many gets a JSON
-answer of fal's shape, then a moment to read it:
+Every stage of a connection has an end. A client that is late, too big or one too many gets a JSON answer of fal's
+shape, then a moment to read it:
 
     handshake, headers  `header_timeout`, `max_header_bytes`                        408, 431
     body                `min_body_rate`, with `body_timeout` seconds of slack       408
     answer              unread for `send_timeout`                                   cut
     between requests    `keep_alive` (uvicorn's own)                                closed
     all of them         `max_connections`                                           429, which every fal client retries
-
-`WebSocketProtocol` answers a Close frame without a status with 1000. An empty answer, which every ASGI server gives, is
-code 1005 in browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
-What is wrong with a handshake is said in JSON; what is wrong with a frame is the client's affair, and not logged.
 """
 
 import asyncio
-import http
 import json
 import uuid
 from asyncio import TimerHandle
@@ -23,13 +18,7 @@ from typing import Any
 
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
-from websockets.datastructures import Headers
-from websockets.frames import Close, CloseCode, Frame, Opcode
-from websockets.http11 import Response
-from websockets.server import ServerProtocol
 
 from server.errors import FalError, PlainError, RequestError
 from server.settings import Settings
@@ -180,14 +169,14 @@ class HttpProtocol(HttpToolsProtocol):
                 self._set_deadline(None)
                 self.transport.close()
                 return
-        headers, body = _refusal(error)
+        headers, body = refusal(error)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + lines.encode("latin-1") + b"\r\n" + body)
         self.flow.resume_reading()
         self._set_deadline(_LINGER_S, self.transport.close)
 
 
-def _refusal(error: FalError) -> tuple[dict[str, str], bytes]:
+def refusal(error: FalError) -> tuple[dict[str, str], bytes]:
     """Headers and body of an answer that ends its connection."""
     body = json.dumps(error.body).encode()
     headers = {
@@ -198,70 +187,3 @@ def _refusal(error: FalError) -> tuple[dict[str, str], bytes]:
         **error.headers,
     }
     return headers, body
-
-
-class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """One websocket. When the server drains, the app receives a disconnect of code 1012 and may still send and close.
-
-    So a handler that gets 1012 finishes what it has accepted, sends the results and closes with 1000 itself.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.conn = _PoliteServerProtocol(max_size=config.ws_max_size, logger=self.logger)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_complete:
-            # uvicorn never writes the answer to a handshake that could not be parsed (a line of more than 8 KB), and
-            # for some (one with a body) the library has none.
-            answer = b"".join(self.conn.data_to_send())
-            self.transport.write(answer or self.conn.reject(400, str(self.conn.handshake_exc)).serialize())
-            self.transport.close()
-
-    def send_receive_event_to_app(self) -> None:
-        """Pass on a whole message (uvicorn would log a traceback for text that is no UTF-8)."""
-        if self.curr_msg_data_type == "text":
-            try:
-                self.frames = [b"".join(self.frames)]
-                str(self.frames[0], "utf-8")
-            except UnicodeDecodeError:
-                self.conn.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
-                self.handle_parser_exception()
-                return
-        super().send_receive_event_to_app()
-
-    async def send(self, message: Any) -> None:
-        """Pass on what the app says; an answer that refuses the handshake completes it (uvicorn would log an error).
-
-        Raises `ClientDisconnected` on a socket that has ended (uvicorn: an error, if a bad frame was what ended it).
-        """
-        if self.handshake_complete and self.transport.is_closing():
-            raise ClientDisconnected
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
-            self.handshake_complete = True
-
-    def shutdown(self) -> None:
-        """Let the app finish what it has in hand (uvicorn would cut it off); the drain's end cancels it."""
-        if not self.close_sent:
-            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
-
-
-class _PoliteServerProtocol(ServerProtocol):
-    def reject(self, status: http.HTTPStatus | int, text: str) -> Response:
-        """A refused handshake in fal's shape (the library's own is plain text)."""
-        status = http.HTTPStatus(status)
-        headers, body = _refusal(PlainError(status, text.strip() or status.phrase))
-        return Response(status.value, status.phrase, Headers(headers), body)
-
-    def send_frame(self, frame: Frame) -> None:
-        if frame.opcode is Opcode.CLOSE and not frame.data:
-            frame = Frame(Opcode.CLOSE, Close(CloseCode.NORMAL_CLOSURE, "").serialize())
-        super().send_frame(frame)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from uvicorn.server import ServerState
 
 from server import listen, tls
 from server.settings import Settings, SettingsError
@@ -23,6 +24,8 @@ UPGRADE = (
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 CLOSE = 0x88
+PING = 0x89
+PONG = 0x8A
 TEXT = 0x81
 
 
@@ -499,3 +502,81 @@ async def test_text_that_is_no_utf_8_ends_the_socket_and_is_no_fault_of_ours(ser
     assert (first, int.from_bytes(payload[:2], "big")) == (CLOSE, 1007)
     assert server.app.failure == "ClientDisconnected"
     assert caplog.text == ""
+
+
+# --- the pace of websockets
+
+
+class Transport:
+    """A connection on which nothing moves."""
+
+    def __init__(self):
+        self.reading = True
+        self.written = b""
+
+    def pause_reading(self):
+        self.reading = False
+
+    def resume_reading(self):
+        self.reading = True
+
+    def write(self, data):
+        self.written += data
+
+    def is_closing(self):
+        return False
+
+    def get_extra_info(self, name):
+        return None
+
+
+def held_socket(tmp_path, **options):
+    """A websocket before its handshake, and the transport that it is on."""
+    settings = Settings(data_dir=tmp_path, **options)
+    config = listen._config(App(), settings)
+    config.load()
+    socket, transport = config.ws_protocol_class(config, ServerState(), {}), Transport()
+    socket.connection_made(transport)
+    return socket, transport
+
+
+async def test_frames_that_come_too_fast_wait(tmp_path):
+    socket, transport = held_socket(tmp_path, max_frame_rate=1)
+
+    socket.data_received(UPGRADE + bytes([PING, 0x80, 0, 0, 0, 0]) * 30)
+    pongs, reading = transport.written.count(bytes([PONG, 0])), transport.reading
+
+    assert pongs == 1
+    assert not reading
+
+
+async def test_frames_that_had_to_wait_are_taken_in_the_end(serve):
+    async with serve(max_frame_rate=10) as server, server.connect() as client:
+        await client.upgrade()
+        client.send(bytes([PING, 0x80, 0, 0, 0, 0]) * 14)
+
+        heard = [await client.frame() for _ in range(14)]
+
+    assert heard == [(PONG, b"")] * 14
+
+
+async def test_nothing_is_read_from_a_client_that_does_not_read(tmp_path):
+    socket, transport = held_socket(tmp_path)
+    socket.data_received(UPGRADE)
+
+    socket.pause_writing()
+    while_full = transport.reading
+    socket.resume_writing()
+
+    assert (while_full, transport.reading) == (False, True)
+
+
+async def test_a_message_in_many_fragments_arrives_whole(serve):
+    async with serve() as server, server.connect() as client:
+        await client.upgrade()
+        client.send_frame(TEXT & 0x0F, b"a")
+        for _ in range(50):
+            client.send_frame(0x00)
+        client.send_frame(0x80, b"z")
+
+        assert await client.frame() == (TEXT, b"az")
