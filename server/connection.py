@@ -15,6 +15,13 @@ from server.limits import Hold
 
 T = TypeVar("T")
 
+# The code of the disconnect by which `server.websocket_protocol` says that the server drains; one may still answer.
+DRAINING = 1012
+
+# After a refused input a socket's next one waits so long: nobody draws by errors, and refusing costs us more than being
+# refused costs a client.
+REFUSAL_PAUSE_S = 0.1
+
 
 async def read_body(request: Request, limit: int, memory: Hold) -> bytes | bytearray:
     """The request's body, for which `memory` is taken: as announced, else as it comes.

@@ -31,6 +31,11 @@ class Supply:
         self._taken: collections.Counter[str] = collections.Counter()
         self.used = 0
 
+    def has_room(self, owner: str, amount: int, share: int | None) -> bool:
+        """Whether `take` would succeed."""
+        within_share = share is None or self._taken[owner] + amount <= share
+        return within_share and self.used + amount <= self._total
+
     def take(self, owner: str, amount: int, share: int | None) -> None:
         """Raises `RequestError` 429 when the owner would have more than `share`, or all together more than there is."""
         if share is not None and self._taken[owner] + amount > share:
@@ -64,6 +69,10 @@ class Hold:
         """Raises `RequestError` 429, and takes nothing then."""
         self._supply.take(self._owner, amount, self._share)
         self.amount += amount
+
+    def has_room(self, amount: int) -> bool:
+        """Whether `take` would succeed."""
+        return self._supply.has_room(self._owner, amount, self._share)
 
     def give_back(self, amount: int) -> None:
         """Some of it, before the end."""

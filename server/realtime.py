@@ -24,11 +24,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from pipelines.types import Priority
 from server import schemas
 from server.auth import Caller
-from server.connection import stop
+from server.connection import DRAINING, REFUSAL_PAUSE_S, stop
 from server.deps import Context
 from server.errors import FalError, InvalidInput, RequestError, error_item
 from server.generate import Call, generate
 from server.hosts import base_url
+from server.limits import Hold
 from server.logs import fault
 
 Frame: TypeAlias = str | bytes
@@ -39,17 +40,19 @@ MAX_BUFFERING = 60
 # Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
 PATIENCE_S = 2.0
 
-# The code of the disconnect by which `server.protocols` says that the server drains; answers may still be sent.
-DRAINING = 1012
-
-# The inputs that wait on one socket hold no more memory than this, but for the newest.
+# The inputs that wait on one socket hold no more memory than this, but for the newest; those of all sockets, together
+# with the bodies of requests, no more than `body_budget_bytes`.
 MAX_WAITING_BYTES = 64 * 1024 * 1024
 
 
 class Inbox:
-    """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for."""
+    """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for.
 
-    def __init__(self, max_buffering: int | None) -> None:
+    `memory` is held for each frame from `put` until it is dropped, or given back by who got it.
+    """
+
+    def __init__(self, max_buffering: int | None, memory: Hold) -> None:
+        self._memory = memory
         self._limit = max_buffering or MAX_BUFFERING
         self._fixed = max_buffering is not None
         self._frames: deque[Frame] = deque()
@@ -58,15 +61,20 @@ class Inbox:
         self._arrived = asyncio.Event()
 
     def put(self, frame: Frame) -> int:
-        """Add the newest frame; how many older ones it pushed out."""
+        """Add the newest frame; how many older ones it pushed out. Raises `RequestError` 429 where none made room."""
+        dropped = 0
+        while self._frames and not self._has_room(frame):
+            self._memory.give_back(len(self._take()))
+            dropped += 1
+        self._memory.take(len(frame))
         self._frames.append(frame)
         self._bytes += len(frame)
         self._arrived.set()
-        dropped = 0
-        while len(self._frames) > self._limit or (len(self._frames) > 1 and self._bytes > MAX_WAITING_BYTES):
-            self._take()
-            dropped += 1
         return dropped
+
+    def _has_room(self, frame: Frame) -> bool:
+        fits = len(self._frames) < self._limit and self._bytes + len(frame) <= MAX_WAITING_BYTES
+        return fits and self._memory.has_room(len(frame))
 
     def end(self) -> None:
         """No more will come."""
@@ -99,7 +107,8 @@ class Session:
         self._socket = socket
         self._caller = caller
         self._cdn = base_url(socket.scope, "cdn")
-        self._inbox = Inbox(max_buffering)
+        self._memory = ctx.limits.memory(socket, caller)
+        self._inbox = Inbox(max_buffering, self._memory)
 
     async def serve(self) -> None:
         """Answer inputs until the client leaves or stays silent for too long."""
@@ -122,8 +131,12 @@ class Session:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 return int(message["code"])
-            if dropped := self._inbox.put(_content(message)):
-                self._ctx.metrics.dropped(dropped)
+            try:
+                self._ctx.metrics.dropped(self._inbox.put(_content(message)))
+            except FalError as error:
+                self._ctx.metrics.dropped(1)
+                with contextlib.suppress(WebSocketDisconnect):  # the next `receive` says so
+                    await self._refuse(error)
 
     async def _work(self) -> None:
         with contextlib.suppress(WebSocketDisconnect):  # the reader notices it as well
@@ -147,17 +160,22 @@ class Session:
             fields = decode(frame)
             output = await self._generate(fields)
         except FalError as error:
-            await self._socket.send_text(error_text(error, fields.get("request_id")))
+            await self._refuse(error, fields.get("request_id"))
             return
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the session
             fault("realtime", error)
-            failure = RequestError("internal_error", "Internal server error")
-            await self._socket.send_text(error_text(failure, fields.get("request_id")))
+            await self._refuse(RequestError("internal_error", "Internal server error"), fields.get("request_id"))
             return
+        finally:
+            self._memory.give_back(len(frame))
         if isinstance(frame, str):
             await self._socket.send_text(msgspec.json.encode(output).decode())
         else:
             await self._socket.send_bytes(msgspec.msgpack.encode(output))
+
+    async def _refuse(self, error: FalError, request_id: object = None) -> None:
+        await self._socket.send_text(error_text(error, request_id))
+        await asyncio.sleep(REFUSAL_PAUSE_S)
 
     async def _generate(self, fields: dict[str, Any]) -> dict[str, Any]:
         image = fields.get("image_bytes")

@@ -126,6 +126,10 @@ class Socket:
         kind = "text" if isinstance(data, str) else "bytes"
         self._talk.say({"type": "websocket.receive", kind: data})
 
+    def drain(self):
+        """What the server says when it stops."""
+        self._talk.say({"type": "websocket.disconnect", "code": 1012})
+
     async def recv(self):
         message = await asyncio.wait_for(self._talk.hear(), 5)
         if message["type"] == "websocket.close":

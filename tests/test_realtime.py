@@ -10,6 +10,7 @@ import pytest
 from pipelines.types import Priority
 from server.auth import Caller
 from server.errors import RequestError
+from server.limits import Hold, Supply
 from server.realtime import MAX_WAITING_BYTES, Inbox
 from tests.asgi import Closed, Refused
 from tests.test_run import OUTPUT_KEYS
@@ -296,8 +297,12 @@ async def taken(inbox, count):
     return [await inbox.get() for _ in range(count)]
 
 
+def room(total=10**9):
+    return Hold(Supply(total, "bytes"), "me")
+
+
 async def test_a_full_inbox_drops_the_oldest_and_says_how_many():
-    inbox = Inbox(max_buffering=2)
+    inbox = Inbox(2, room())
 
     dropped = [inbox.put(frame) for frame in "abcd"]
 
@@ -306,7 +311,7 @@ async def test_a_full_inbox_drops_the_oldest_and_says_how_many():
 
 
 async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound():
-    inbox = Inbox(max_buffering=None)
+    inbox = Inbox(None, room())
     inbox.pace(0.5)
 
     dropped = sum(inbox.put(frame) for frame in "abcdefgh")
@@ -316,16 +321,55 @@ async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound()
 
 
 async def test_a_named_bound_is_kept_however_slow_the_engine():
-    inbox = Inbox(max_buffering=8)
+    inbox = Inbox(8, room())
     inbox.pace(5.0)
 
     assert sum(inbox.put(frame) for frame in "abcdefgh") == 0
 
 
 async def test_waiting_inputs_are_bounded_in_bytes_but_the_newest_always_stays():
-    inbox = Inbox(max_buffering=60)
+    inbox = Inbox(60, room())
     half = bytes(MAX_WAITING_BYTES // 2)
 
     dropped = [inbox.put(half), inbox.put(half), inbox.put(half), inbox.put(half + half + b"x")]
 
     assert dropped == [0, 0, 1, 2]
+
+
+async def test_where_memory_is_short_the_oldest_that_wait_make_room():
+    memory = room(100)
+    inbox = Inbox(60, memory)
+
+    dropped = [inbox.put("a" * 40), inbox.put("b" * 40), inbox.put("c" * 60)]
+
+    assert dropped == [0, 0, 1]
+    assert memory.amount == 100
+    assert await taken(inbox, 2) == ["b" * 40, "c" * 60]
+
+
+async def test_an_input_for_which_there_is_no_memory_is_refused():
+    inbox = Inbox(60, room(100))
+
+    with pytest.raises(RequestError) as refused:
+        inbox.put("a" * 101)
+
+    assert refused.value.status == 429
+
+
+async def test_inputs_of_all_sockets_share_one_memory_budget(tmp_path):
+    async with serving(tmp_path, max_body_bytes=1000, body_budget_bytes=1000) as web:
+        web.engines.gate.clear()
+        async with web.connect(SOCKET) as first, web.connect(SOCKET) as second:
+            first.send(pack({**INPUT, "prompt": "p" * 600}))
+            await web.engines.running.get()
+            second.send(pack({**INPUT, "prompt": "p" * 600}))
+            refused = json.loads(await second.recv())
+            web.engines.gate.set()
+            await first.recv()
+            second.send(pack({**INPUT, "prompt": "p" * 600}))
+            after = unpack(await second.recv())
+
+        assert web.ctx.limits.memory_used == 0
+
+    assert refused["error"] == "CONCURRENT_REQUESTS_LIMIT"
+    assert after["seed"] == 7

@@ -1,5 +1,6 @@
 """HTTP over a websocket, as fal's SDK reads it."""
 
+import asyncio
 import json
 
 import pytest
@@ -73,3 +74,60 @@ async def test_an_idle_socket_is_closed_with_1000(tmp_path):
             await socket.recv()
 
     assert closed.value.code == 1000
+
+
+async def test_a_client_that_leaves_cancels_its_work(tmp_path):
+    async with serving(tmp_path) as web:
+        async with web.connect(URL) as socket:
+            web.engines.gate.clear()
+            socket.send(json.dumps(INPUT))
+            work = await web.engines.running.get()
+
+        assert await asyncio.wait_for(web.engines.cancelled.get(), 5) == work.id
+
+
+async def test_when_the_server_drains_what_was_taken_in_is_answered_and_the_socket_closed(tmp_path):
+    async with serving(tmp_path) as web, web.connect(URL) as socket:
+        web.engines.gate.clear()
+        socket.send(json.dumps(INPUT))
+        await web.engines.running.get()
+        socket.drain()
+        web.engines.gate.set()
+        start, *_ = await answer(socket)
+        with pytest.raises(Closed) as closed:
+            await socket.recv()
+
+    assert (start["status"], closed.value.code) == (200, 1000)
+
+
+async def test_an_idle_socket_is_closed_when_the_server_drains(tmp_path):
+    async with serving(tmp_path) as web, web.connect(URL) as socket:
+        socket.drain()
+        with pytest.raises(Closed) as closed:
+            await socket.recv()
+
+    assert closed.value.code == 1000
+
+
+async def test_a_fault_of_ours_has_fals_shape_and_the_socket_stays_open(tmp_path):
+    async with serving(tmp_path) as web, web.connect(URL) as socket:
+        web.engines.failure = ValueError("canary")
+        socket.send(json.dumps(INPUT))
+        start, body, end = await answer(socket)
+        web.engines.failure = None
+        socket.send(json.dumps(INPUT))
+        after, *_ = await answer(socket)
+
+    assert (start["status"], end["status"], after["status"]) == (500, 500, 200)
+    assert body["error_type"] == "internal_error"
+    assert "canary" not in json.dumps(body)
+
+
+async def test_an_input_for_which_there_is_no_memory_is_refused_and_the_next_one_served(tmp_path):
+    async with serving(tmp_path, max_body_bytes=400, body_budget_bytes=400) as web, web.connect(URL) as socket:
+        socket.send(json.dumps({**INPUT, "prompt": "p" * 400}))
+        refused, *_ = await answer(socket)
+        socket.send(json.dumps(INPUT))
+        after, *_ = await answer(socket)
+
+    assert (refused["status"], after["status"]) == (429, 200)
