@@ -6,21 +6,23 @@ loop asks two questions each time round, and there is no third: nobody waits for
     admissible    which waiting requests join the device now
     next_step     which images share the next UNet call
 
-Urgency is one order for both: the class of the priority after the time waited, then who came first. A request counts
-as full only against those at least as urgent: a realtime frame joins a device full of background work and takes the
-next step, and the background work goes on after it. Less urgent images of the same size ride along where the step has
-room, because a fuller UNet call costs less per row.
+Urgency is one order for both: the class of the priority after the time waited, then the tenant that has least of the
+device, then who came first. Realtime and run are one class between tenants (nobody's flood of frames holds up another's
+calls); within a tenant realtime goes first. A device is full only of those at least as urgent: a realtime frame joins
+one that is full of background work and takes the next step, and the background work goes on after it. Less urgent
+images of the same size ride along where the step has room, because a fuller UNet call costs less per row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from pipelines.types import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-
-    from pipelines.types import Priority
 
 
 class Candidate(Protocol):
@@ -53,6 +55,11 @@ def level(candidate: Candidate, now: float) -> int:
     return candidate.priority.level(now - candidate.arrived)
 
 
+def between_tenants(level: int) -> int:
+    """The class that counts before whose request it is."""
+    return max(level, Priority.RUN)
+
+
 def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float) -> list[C]:
     """The waiting requests that join now, most urgent first; among equals the tenant with least on the device.
 
@@ -64,11 +71,16 @@ def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float
     for _, request in aboard:
         share[request.tenant] += request.rows
     rest, chosen = list(waiting), []
+
+    def rank(request: C) -> tuple[int, int, int, float]:
+        urgency = level(request, now)
+        return between_tenants(urgency), share[request.tenant], urgency, request.arrived
+
     while rest:
-        best = min(rest, key=lambda request: (level(request, now), share[request.tenant], request.arrived))
+        best = min(rest, key=rank)
         urgency = level(best, now)
         if sum(request.rows for other, request in aboard if other <= urgency) >= limit:
-            break  # and so for all the others: they are no more urgent
+            break  # nobody goes past one whose turn it is
         rest.remove(best)
         chosen.append(best)
         aboard.append((urgency, best))
@@ -79,9 +91,16 @@ def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float
 def next_step(images: Iterable[S], limit: Callable[[Hashable], int], now: float) -> list[S]:
     """The images that share the next UNet call: the most urgent one, then others of its shape by urgency.
 
-    `limit(shape)` bounds the rows; the first one goes however many rows it has. Empty only when `images` is.
+    Tenants take turns, each with its most urgent image first. `limit(shape)` bounds the rows; the first one goes
+    however many rows it has. Empty only when `images` is.
     """
-    ordered = sorted(images, key=lambda image: (level(image, now), image.arrived))
+    turns = Counter[str]()
+    ranked = []
+    for image in sorted(images, key=lambda image: (level(image, now), image.arrived)):
+        urgency = level(image, now)
+        ranked.append(((between_tenants(urgency), turns[image.tenant], urgency, image.arrived), image))
+        turns[image.tenant] += 1
+    ordered = [image for _, image in sorted(ranked, key=itemgetter(0))]
     if not ordered:
         return []
     first = ordered[0]

@@ -1,8 +1,10 @@
 """Who waits for an engine, and who goes next. Pure: the time comes in as an argument.
 
 Order: the class of the priority after the time waited (so nobody starves), then the tenant that has had least, then who
-came first. What a tenant has had is counted in images since it last had nothing to wait for: one that comes with a
-thousand requests gets its share beside one that comes with one, and nobody saves up by staying away.
+came first. Realtime and run are one class between tenants, so that nobody's flood of frames holds up another's calls;
+within a tenant realtime goes first. What a tenant has had is counted in images since it last had nothing to wait for:
+one that comes with a thousand requests gets its share beside one that comes with one, and nobody saves up by staying
+away.
 (Start-time fair queueing: Goyal, Vin, Cheng, 1996.)
 """
 
@@ -75,8 +77,9 @@ class Line(Generic[T]):
         if not self._queues:
             self._had.clear()
 
-    def _rank(self, item: T, now: float) -> tuple[int, float, float]:
-        return item.priority.level(now - item.arrived), self._share(item), item.arrived
+    def _rank(self, item: T, now: float) -> tuple[int, float, int, float]:
+        level = item.priority.level(now - item.arrived)
+        return max(level, Priority.RUN), self._share(item), level, item.arrived
 
     def _share(self, item: T) -> float:
         return max(self._clock, self._had.get(item.tenant, 0.0))

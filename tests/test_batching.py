@@ -37,6 +37,10 @@ def urgency(candidate):
     return batching.level(candidate, NOW)
 
 
+def between_tenants(candidate):
+    return batching.between_tenants(urgency(candidate))
+
+
 @given(waiting=candidates(), active=candidates())
 def test_each_admitted_request_found_room_among_those_at_least_as_urgent(waiting, active):
     chosen = batching.admissible(waiting, active, LIMIT, NOW)
@@ -51,7 +55,7 @@ def test_nobody_is_left_out_who_is_more_urgent_than_one_admitted(waiting, active
     chosen = batching.admissible(waiting, active, LIMIT, NOW)
 
     left = [request for request in waiting if request not in chosen]
-    assert max(map(urgency, chosen), default=0) <= min(map(urgency, left), default=len(Priority))
+    assert max(map(between_tenants, chosen), default=0) <= min(map(between_tenants, left), default=len(Priority))
 
 
 @given(waiting=candidates())
@@ -77,6 +81,24 @@ def test_a_realtime_frame_joins_a_device_that_is_full_of_background_work():
     chosen = batching.admissible([Candidate(priority=Priority.LOW), frame], background, LIMIT, NOW)
 
     assert chosen == [frame]
+
+
+def test_a_flood_of_realtime_frames_takes_no_turn_from_a_call_of_another_tenant():
+    flood = [Candidate(Priority.REALTIME, "flood", NOW - number) for number in range(3 * LIMIT)]
+    call = Candidate(Priority.RUN, "single")
+
+    chosen = batching.admissible([*flood[LIMIT:], call], flood[: LIMIT - 1], LIMIT, NOW)
+    batch = batching.next_step([*flood[: 2 * LIMIT], call], lambda _: LIMIT, NOW)
+
+    assert chosen[0] is call
+    assert call in batch
+
+
+def test_of_one_tenant_a_realtime_frame_steps_before_calls_that_came_earlier():
+    calls = [Candidate(arrived=NOW - 1) for _ in range(LIMIT)]
+    frame = Candidate(Priority.REALTIME)
+
+    assert frame in batching.next_step([*calls, frame], lambda _: LIMIT, NOW)
 
 
 @pytest.mark.parametrize("steps_up", range(4))

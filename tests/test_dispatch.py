@@ -51,7 +51,32 @@ def test_everybody_goes_exactly_once_and_the_urgent_first(waiting):
     order = take_all(line_of(waiting))
 
     assert sorted(map(id, order)) == sorted(map(id, waiting))
-    assert [item.priority for item in order] == sorted(item.priority for item in waiting)
+    classes = [max(item.priority, Priority.RUN) for item in order]
+    assert classes == sorted(classes)
+
+
+@given(items)
+def test_of_one_tenant_the_urgent_go_first(waiting):
+    order = [item.priority for item in take_all(line_of(waiting)) if item.tenant == "a"]
+
+    assert order == sorted(order)
+
+
+def test_realtime_goes_before_the_run_of_one_who_has_had_as_much():
+    frame, call = Item("frames", Priority.REALTIME), Item("calls", arrived=NOW - 1)
+
+    assert take_all(line_of([call, frame])) == [frame, call]
+
+
+def test_a_flood_of_realtime_does_not_hold_up_the_run_of_another_tenant():
+    flood = [Item("flood", Priority.REALTIME) for _ in range(100)]
+    line = line_of(flood)
+    for item in flood[:10]:
+        line.take(item)
+    call = Item("single")
+    line.add(call)
+
+    assert line.first(NOW) is call
 
 
 def test_equals_go_in_the_order_in_which_they_came():
