@@ -78,7 +78,7 @@ def case(seed, number, live):
         return Case(number, fuzz_http.request(rng, live, rng.choice(fuzz_http.BUSY)))
     broken = rng.random() < 0.3
     opening = fuzz_sockets.handshake(rng, live, broken=broken)
-    frames, owed = fuzz_sockets.conversation(rng, opening.split()[1].decode("latin-1"))
+    frames, owed = fuzz_sockets.conversation(rng, json_only=fuzz_sockets.RUN_OVER_SOCKET in opening)
     return Case(number, opening, frames, owed and not broken)
 
 

@@ -7,7 +7,7 @@ from benchmarks.fuzz_http import KEY, SOCKET_PATHS, filled
 from server.errors import REQUEST_ERRORS
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-RUN_OVER_SOCKET = "/ws/"  # its answers are three messages, and its inputs JSON alone
+RUN_OVER_SOCKET = b" /ws/"  # its answers are three messages, and its inputs JSON alone
 
 ODD_HANDSHAKE = {
     "Upgrade": (None, "", "h2c", "websocket, x", "WEBSOCKET"),
@@ -74,15 +74,15 @@ def masked(payload, mask):
     return (int.from_bytes(payload, "big") ^ key).to_bytes(len(payload), "big")
 
 
-def conversation(rng, path):
+def conversation(rng, *, json_only):
     """Frames for an open socket; whether the first of them is an input that must be answered."""
     if rng.random() < 0.4:
-        return _input(rng, path), True
-    return b"".join(rng.choice(ODD_FRAMES)(rng, path) for _ in range(rng.choice((1, 1, 2, 5)))), False
+        return _input(rng, json_only), True
+    return b"".join(rng.choice(ODD_FRAMES)(rng, json_only) for _ in range(rng.choice((1, 1, 2, 5)))), False
 
 
-def _input(rng, path):
-    if path.startswith(RUN_OVER_SOCKET):
+def _input(rng, json_only):
+    if json_only:
         text = rng.random() < 0.7
         data = values.json_body(rng, values.fields(rng))
     else:
@@ -102,7 +102,7 @@ CLOSINGS = (b"", b"\x03", b"\x03\xe8", b"\x03\xed", b"\0\0", b"\xff\xff", b"\x03
 BAD_TEXTS = (b"\xff", b"\xed\xa0\x80", b"\xf0\x9f", b'{"prompt": "\xc3(')
 POOR_TEXTS = (b"", b"{}", b"[]", b"null", b'"' + b"x" * 70_000 + b'"')
 
-# What no client should send: each from chance and the path of the socket.
+# What no client should send: each from chance, and whether the socket takes JSON alone.
 ODD_FRAMES = (
     lambda rng, _: frame(rng.choice((3, 4, 5, 6, 7, 11, 12, 15)), b"x"),
     lambda rng, _: frame(TEXT, rng.choice(BAD_TEXTS)),
@@ -121,7 +121,7 @@ ODD_FRAMES = (
     lambda rng, _: frame(BINARY, b"x" * 10, length=10, width=8),
     lambda rng, _: frame(BINARY, rng.randbytes(rng.randint(0, 200))),
     lambda rng, _: rng.randbytes(rng.randint(1, 200)),
-    lambda rng, path: _cut(rng, _input(rng, path)),
+    lambda rng, json_only: _cut(rng, _input(rng, json_only)),
 )
 
 
