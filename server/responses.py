@@ -24,6 +24,11 @@ def error_response(error: FalError) -> Response:
     return json_response(error.body, error.status, error.headers)
 
 
+def forget_range(request: Request) -> None:
+    """Have the whole file answered: starlette refuses a range that it does not like in plain text."""
+    request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+
+
 async def on_fal_error(connection: HTTPConnection, error: FalError) -> Response | None:
     """Answer with the error that a route has raised; a websocket's handshake is refused with it."""
     response = error_response(error)

@@ -358,7 +358,7 @@ async def test_a_file_that_is_not_there_is_404_in_json(storage, name):
         ("bytes=x", 200, JPEG),
         (f"bytes={'9' * 5000}-", 200, JPEG),
         ("lines=1-2", 200, JPEG),
-        ("bytes=1000-", 416, b""),
+        ("bytes=3-1", 200, JPEG),
     ],
 )
 async def test_a_range_of_a_file(storage, asked, status, body):
@@ -367,6 +367,24 @@ async def test_a_range_of_a_file(storage, asked, status, body):
     got = await storage.call("GET", url, headers={"range": asked})
 
     assert (got.status, got.body) == (status, body)
+
+
+@pytest.mark.parametrize("asked", ["bytes=1000-", "bytes=-0"])
+async def test_a_range_beyond_the_end_of_a_file_is_refused_in_json(storage, asked):
+    url = await storage.upload(JPEG)
+
+    got = await storage.call("GET", url, headers={"range": asked})
+
+    assert (got.status, got.headers["content-range"]) == (416, f"bytes */{len(JPEG)}")
+    assert got.json()["detail"]
+
+
+async def test_a_range_of_another_file_than_the_one_that_is_here_is_not_looked_at(storage):
+    url = await storage.upload(JPEG)
+
+    got = await storage.call("GET", url, headers={"range": "bytes=1000-", "if-range": '"another"'})
+
+    assert (got.status, got.body) == (200, JPEG)
 
 
 async def test_head_tells_all_but_the_bytes(storage):

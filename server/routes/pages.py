@@ -13,6 +13,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.errors import PlainError
+from server.responses import forget_range
 
 _FOLDER = Path(__file__).parents[1] / "static"
 _TYPES = {
@@ -29,19 +30,20 @@ _HEADERS = {
 }
 
 
-async def playground(_: Request) -> Response:
+async def playground(request: Request) -> Response:
     """The page."""
-    return _file("index.html")
+    return _file(request, "index.html")
 
 
 async def static(request: Request) -> Response:
     """One of its files."""
-    return _file(request.path_params["name"])
+    return _file(request, request.path_params["name"])
 
 
-def _file(name: str) -> Response:
+def _file(request: Request, name: str) -> Response:
     if name not in _TYPES:
         raise PlainError(404, "There is no such file")
+    forget_range(request)
     return FileResponse(_FOLDER / name, headers=_HEADERS, media_type=_TYPES[name])
 
 

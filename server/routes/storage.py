@@ -40,7 +40,7 @@ from server.errors import PlainError, RequestError
 from server.files import SPOOL_BYTES
 from server.hosts import base_url
 from server.parts import MAX_PARTS
-from server.responses import json_response
+from server.responses import forget_range, json_response
 from server.shelf import Stored
 from server.uploads import Upload, permit
 
@@ -53,7 +53,7 @@ _MAX_BODY_BYTES = 64 * 1024
 _MAX_PARTS_BODY_BYTES = 2 * 1024 * 1024  # 10 000 parts with their etags
 # Longer numbers are no offset and no part, and Python's `int` refuses those of more than 4300 digits.
 _MAX_NUMBER_CHARS = 18
-_ONE_RANGE = re.compile(r"bytes=(\d{1,18}-\d{0,18}|-\d{1,18})", re.ASCII)
+_ONE_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 _A_YEAR_S = 365 * 86400
 
 
@@ -239,9 +239,9 @@ async def file(request: Request) -> Response:
     headers = _headers(stored)
     if _unchanged(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    if not _ONE_RANGE.fullmatch(request.headers.get("range", "")):
-        _forget_range(request)
-    return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=stored.path.stat())
+    status = stored.path.stat()
+    _check_range(request, {headers["ETag"], headers["Last-Modified"]}, status.st_size)
+    return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=status)
 
 
 def _may_read(request: Request, stored: Stored) -> bool:
@@ -284,9 +284,20 @@ def _unchanged(if_none_match: str, etag: str) -> bool:
     return any(part.strip().removeprefix("W/") in {etag, "*"} for part in if_none_match.split(",") if part.strip())
 
 
-def _forget_range(request: Request) -> None:
-    """A range that is malformed, or several, may be ignored (RFC 9110, 14.2): the answer is the whole file."""
-    request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
+def _check_range(request: Request, validators: set[str], size: int) -> None:
+    """See to it that a range which is left on the request is one that can be answered.
+
+    One that is malformed, or several, may be ignored (RFC 9110, 14.2): the answer is the whole file. Raises
+    `PlainError` 416 for one that lies beyond its end.
+    """
+    match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    first, last, suffix = match.groups() if match else ("", "", "")
+    backwards = bool(first and last) and int(last) < int(first)
+    stale = "if-range" in request.headers and request.headers["if-range"] not in validators
+    if not match or backwards or stale:
+        forget_range(request)
+    elif (int(first) if first else size - int(suffix)) >= size:
+        raise PlainError(416, "The range lies beyond the end of the file", {"Content-Range": f"bytes */{size}"})
 
 
 ROUTES: list[BaseRoute] = [
