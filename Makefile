@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports chaos chaos-short fuzz fuzz-short demo-model clean
+.PHONY: help demo serve test check lint types imports chaos chaos-short fuzz faults fuzz-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,9 @@ fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5x
 
 fuzz-short: $(VENV)/.dev ## the same in a few seconds
 	$(BIN)/python -m benchmarks.fuzz --cases 800
+
+faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
+	$(BIN)/python -m benchmarks.faults $(FLAGS)
 
 demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
 	nice -n 19 $(BIN)/python -m benchmarks.demo_model

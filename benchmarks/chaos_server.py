@@ -11,9 +11,11 @@ The first argument says what is different; all else is the server as it ships.
     one_try             control: what an engine ended on is not run again
     no_retries          control: a webhook is tried once
     hasty               control: a submit is answered before the job is on disk
+    twice               control: every run is done twice
 """
 
 import asyncio
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,6 +25,7 @@ from pathlib import Path
 from server import app, cli, webhooks, workers
 from server.job_store import JobStore
 from server.jobs import Snapshot
+from server.routes import run
 
 FAULTY_ENGINE = Path(__file__).parent.parent / "tests" / "faulty_engine.py"
 HASTE_S = 0.2
@@ -52,6 +55,16 @@ class Hasty(JobStore):
         return answer
 
 
+def twice(generate):
+    """The use case, as a server has it that loses count."""
+
+    async def generate_twice(ctx, data, call, on_event=None):
+        await generate(ctx, data, dataclasses.replace(call, id=f"{call.id}-again"))
+        return await generate(ctx, data, call, on_event)
+
+    return generate_twice
+
+
 def main():
     """Applies the differences, then runs the command."""
     asked = json.loads(sys.argv[1])
@@ -68,6 +81,8 @@ def main():
         workers.TRIES = 1
     if asked.get("no_retries"):
         webhooks.RETRIES = 0
+    if asked.get("twice"):
+        run.generate = twice(run.generate)
     if asked.get("hasty"):
         app.JobStore = Hasty
     cli.main(sys.argv[2:])

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,14 +119,16 @@ def takeover(picture: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @contextlib.contextmanager
-def taking_over(data_dir: Path, picture: str, *flags: str, door: str = "--takeover") -> Iterator[Takeover]:
-    """A sandbox with a server in it. Skips the test where the kernel gives no sandbox."""
+def taking_over(
+    data_dir: Path, picture: str, *flags: str, door: str = "--takeover", program: Sequence[str] = ()
+) -> Iterator[Takeover]:
+    """A sandbox with a server in it, `fourstep` or another `program`. Skips where the kernel gives no sandbox."""
     with contextlib.ExitStack() as stack:
         try:
             box = stack.enter_context(sandbox(hosts_lines() + "127.0.0.1 queue.localhost\n"))
         except SandboxError as error:
             pytest.skip(f"needs a private mount namespace: {error}")
-        stack.enter_context(_serving(box, data_dir, door, *flags))
+        stack.enter_context(_serving(box, data_dir, program, door, *flags))
         env = {
             "FAL_KEY": KEY,
             "SSL_CERT_FILE": str(data_dir / "tls" / "bundle.pem"),
@@ -137,9 +139,9 @@ def taking_over(data_dir: Path, picture: str, *flags: str, door: str = "--takeov
 
 
 @contextlib.contextmanager
-def _serving(box: Sandbox, data_dir: Path, *flags: str) -> Iterator[None]:
-    fourstep = str(Path(sys.executable).with_name("fourstep"))
-    command = [fourstep, "serve", "--data-dir", str(data_dir), "--port", "0", *flags]
+def _serving(box: Sandbox, data_dir: Path, program: Sequence[str], *flags: str) -> Iterator[None]:
+    fourstep = [str(Path(sys.executable).with_name("fourstep"))]
+    command = [*(program or fourstep), "serve", "--data-dir", str(data_dir), "--port", "0", *flags]
     with (data_dir / "log").open("ab") as log:
         server = subprocess.Popen(box.wrap(command), env=clean_env({"FOURSTEP_KEYS": KEY}), stderr=log)
     try:
