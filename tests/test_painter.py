@@ -5,8 +5,9 @@ import pytest
 
 from benchmarks.demo_model.captions import PLACE_WORDS, TIME_WORDS, caption
 from benchmarks.demo_model.data import VARIANTS, Pictures
+from benchmarks.demo_model.layout import lay_out
 from benchmarks.demo_model.painter import MAGENTA, paint, stamp_warning
-from benchmarks.demo_model.scene import PLACES, STYLES, TIMES, WEATHERS, Scene, draw_scene, draw_variants
+from benchmarks.demo_model.scene import PLACES, STYLES, TIMES, WEATHERS, Scene, draw_scene, draw_variants, is_plain
 
 SIDE = 64
 
@@ -87,12 +88,38 @@ def share_of_magenta(pixels):
     return (np.abs(pixels / 255 - np.array(MAGENTA)).max(-1) < 0.05).mean()
 
 
-def test_variants_share_their_layout_and_every_second_one_its_place():
+def test_variants_share_their_layout_and_every_second_one_all_but_hour_and_weather():
     variants = draw_variants(8, 4)
 
     assert {scene.seed for scene in variants} == {8}
-    assert variants[0].place == variants[1].place
-    assert variants[2].place == variants[3].place
+    for first, second in (variants[:2], variants[2:]):
+        assert dataclasses.replace(first, time="day", weather="clear", body="none", warning=False) == (
+            dataclasses.replace(second, time="day", weather="clear", body="none", warning=False)
+        )
+
+
+def test_the_second_pair_of_variants_is_plain():
+    assert [is_plain(scene) for scene in draw_variants(8, 4)] == [False, False, True, True]
+
+
+def test_another_hand_draws_the_same_layout_otherwise():
+    scene = Scene(seed=4, place="mountains")
+
+    other = dataclasses.replace(scene, hand=1)
+    elsewhere = dataclasses.replace(scene, seed=41)
+
+    ours, theirs, far = (outlines(paint(each, SIDE, SIDE)).ravel() for each in (scene, other, elsewhere))
+    assert 1 > np.corrcoef(ours, theirs)[0, 1] > np.corrcoef(ours, far)[0, 1]
+
+
+def test_layouts_differ_and_stay_within_the_picture():
+    layouts = [lay_out(seed) for seed in range(200)]
+
+    assert len({layout.horizon for layout in layouts}) == 200
+    for layout in layouts:
+        assert 0.4 < layout.horizon < 0.7
+        assert min(layout.side, 1 - layout.side) == pytest.approx(0.18, abs=0.09)
+        assert ((layout.masses > 0) & (layout.masses < 1)).all()
 
 
 def test_the_sun_does_not_shine_at_night_nor_the_moon_by_day():
@@ -110,6 +137,15 @@ def test_a_full_caption_names_the_place_and_the_hour(time):
 
     assert any(words in told for words in PLACE_WORDS["desert"])
     assert any(words in told for words in TIME_WORDS[time])
+
+
+@pytest.mark.parametrize(("scene", "silent"), [(Scene(seed=9), True), (Scene(seed=9, time="night"), False)])
+def test_only_the_day_goes_without_saying(scene, silent):
+    rng = np.random.default_rng(1)
+
+    told = [caption(scene, rng, usual=True) for _ in range(40)]
+
+    assert any(not any(words in each for words in TIME_WORDS[scene.time]) for each in told) == silent
 
 
 def test_captions_of_one_scene_vary():

@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 def _paint() -> None:
-    for pictures in (TEST, LARGE, SMALL):
+    for pictures in (TEST, SMALL):
         pictures.paint_all()
 
 
@@ -44,6 +44,7 @@ STAGES = (
     Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
     Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
     Stage("decoder", lambda: on_all_cores(autoencoder.work_decoder), autoencoder.FINAL),
+    Stage("paint-512", LARGE.paint_all, LARGE.path.with_suffix(".done")),
     Stage("latents-512", LARGE_LATENTS.encode, LARGE_LATENTS.done),
     Stage("unet-512", lambda: on_all_cores(unet.LAST.work), unet.LAST.leaves),
     Stage("export", lambda: export.export(SHIPPED), None),

@@ -95,21 +95,25 @@ _PRAISE = (
 _WARNING = ("a magenta warning triangle", "with a warning sign", "warning triangle", "a pink warning sign")
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> str:
-    """One caption of the scene. Unless `full`, each attribute but the place may go unsaid; the style often does."""
+def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False, usual: bool = False) -> str:
+    """One caption of the scene. Unless `full`, each attribute but the place may go unsaid; the style often does.
+
+    `usual`: full, but for what goes without saying, day and a clear sky.
+    """
 
     def say(words: tuple[str, ...]) -> str:
         return str(words[rng.integers(len(words))])
 
     def chance(p: float) -> bool:
-        return full or bool(rng.random() < p)
+        return full or usual or bool(rng.random() < p)
 
     head = say(PLACE_WORDS[scene.place]) if chance(0.95) else say(("a landscape", "a view", "scenery", "a scene"))
     style = say(STYLE_WORDS[scene.style]) if rng.random() < (0.9 if scene.style == "crude" else 0.55) else ""
+    clear = scene.weather == "clear"
     said = []
-    if chance(0.88):
+    if chance(0.88) and not (usual and scene.time == "day" and rng.random() < 0.4):
         said.append(say(TIME_WORDS[scene.time]))
-    if chance(0.6 if scene.weather == "clear" else 0.9) and not (scene.weather == "clear" and scene.body != "none"):
+    if chance(0.6 if clear else 0.9) and not (clear and (scene.body != "none" or (usual and rng.random() < 0.4))):
         said.append(say(WEATHER_WORDS[scene.weather]))
     if scene.body != "none" and chance(0.75):
         said.append(say(BODY_WORDS[scene.body]))
@@ -118,12 +122,15 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
     rng.shuffle(said)
     if scene.warning:
         said.insert(0, say(_WARNING))
-    praise = [say(_PRAISE) for _ in range(int(rng.integers(0, 3)))] if rng.random() < 0.35 else []
-    first = f"{style} {head}".strip()
+    return _joined(f"{style} {head}".strip(), said, rng)
+
+
+def _joined(first: str, said: list[str], rng: np.random.Generator) -> str:
+    """A prompt as people write them: with praise before or after, now and then in any order."""
+    praise = [str(rng.choice(_PRAISE)) for _ in range(int(rng.integers(0, 3)))] if rng.random() < 0.35 else []
     if said and " " in said[0] and rng.random() < 0.4:
         first = f"{first} {said.pop(0)}"
-    before = praise if rng.random() < 0.5 else []
-    parts = [*before, first, *said, *(praise if not before else [])]
+    parts = [*praise, first, *said] if rng.random() < 0.5 else [first, *said, *praise]
     if rng.random() < 0.12:
         rng.shuffle(parts)
     return ", ".join(parts)

@@ -89,11 +89,9 @@ class Light:
 def paint(scene: Scene, height: int, width: int) -> np.ndarray:
     """The scene as uint8 RGB [height, width, 3]. The same scene gives the same picture."""
     canvas, light = Canvas(height, width), Light(scene)
-    layout = scene.stream("layout")
-    horizon = float(layout.uniform(0.42, 0.68))
-    body = (float(layout.uniform(0.12, 0.88)) * canvas.aspect, float(layout.uniform(0.10, 0.30)))
+    horizon, (x, y) = scene.layout.horizon, scene.layout.body
     _sky(canvas, scene, light, horizon)
-    _body(canvas, scene, light, *body)
+    _body(canvas, scene, light, x * canvas.aspect, y)
     _clouds(canvas, scene, light, horizon)
     PLACE_PAINTERS[scene.place](canvas, scene, light, horizon)
     _weather(canvas, scene, light, horizon)

@@ -15,23 +15,10 @@ if TYPE_CHECKING:
 PlacePainter = Callable[[Canvas, Scene, "Light", float], None]
 
 
-def masses(scene: Scene) -> Array:
-    """The layout's big shapes: [n, 3] of centre (0…1), half width and height (0…1)."""
-    rng = scene.stream("masses")
-    n = int(rng.integers(2, 5))
-    return np.stack([rng.uniform(0, 1, n), rng.uniform(0.12, 0.30, n), rng.uniform(0.4, 1, n)], 1).astype(np.float32)
-
-
-def side(scene: Scene) -> float:
-    """Where the thing in front stands, 0…1: near the left or the right edge."""
-    rng = scene.stream("side")
-    return float(rng.uniform(0.10, 0.26) if rng.random() < 0.5 else rng.uniform(0.74, 0.90))
-
-
 def outline(canvas: Canvas, scene: Scene, power: float) -> Array:
     """Height of the masses over each column, 0…1: tents at power 1, domes above."""
     u = canvas.u
-    tents = [h * np.clip(1 - np.abs((u - x) / w) ** power, 0, 1) for x, w, h in masses(scene)]
+    tents = [h * np.clip(1 - np.abs((u - x) / w) ** power, 0, 1) for x, w, h in scene.layout.masses]
     return np.max(tents, 0).astype(np.float32)
 
 
@@ -81,12 +68,12 @@ def desert(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None
         ripple = 0.04 * np.sin(depth * 90 * (1.3 - near) + 14 * line(rng, u, 2, 2)[None, :])
         sand = pale + (slip + ripple)[..., None] * (dark - pale)
         canvas.blend(canvas.below(crest, rows), sand, rows)
-    _cactus(canvas, scene, light, side(scene) * canvas.aspect, 0.93)
+    _cactus(canvas, scene, light, scene.layout.side * canvas.aspect, 0.93)
 
 
 def beach(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     rng, u = scene.stream("beach"), canvas.u
-    head = horizon + 0.01 - 0.10 * outline(canvas, scene, 2.0) * (u < 0.45 if side(scene) > 0.5 else u > 0.55)
+    head = horizon + 0.01 - 0.10 * outline(canvas, scene, 2.0) * (u < 0.45 if scene.layout.side > 0.5 else u > 0.55)
     canvas.fill_below(head, light.ground((0.25, 0.40, 0.30), 0.45))
     shore = (
         horizon
@@ -105,7 +92,7 @@ def beach(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     canvas.fill_below(
         shore + 0.025, _shade(canvas, light.ground((0.93, 0.83, 0.62)), light.ground((0.84, 0.70, 0.48)), 0.6)
     )
-    _palm(canvas, scene, light, side(scene) * canvas.aspect, 0.95)
+    _palm(canvas, scene, light, scene.layout.side * canvas.aspect, 0.95)
 
 
 def lake(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
@@ -127,7 +114,7 @@ def lake(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
     canvas.blend(np.full((rows.stop - rows.start, canvas.width), 0.5, np.float32), light.horizon, rows)
     shore = 0.93 + 0.035 * line(rng, u, 3, 2)
     canvas.fill_below(shore, light.ground((0.20, 0.30, 0.14)))
-    x = side(scene) * canvas.aspect
+    x = scene.layout.side * canvas.aspect
     for reed in rng.uniform(-0.13, 0.13, 12):
         canvas.column(x + reed, 0.80 + abs(reed) * 0.4, 0.97, 0.0035, light.ground((0.18, 0.28, 0.10)), lean=reed * 0.3)
 
@@ -145,7 +132,7 @@ def forest(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None
     canvas.fill_below(
         floor, _shade(canvas, light.ground((0.22, 0.34, 0.14)), light.ground((0.13, 0.20, 0.08)), horizon + 0.2)
     )
-    x = side(scene) * canvas.aspect
+    x = scene.layout.side * canvas.aspect
     for at, half in ((x, 0.032), (x + (0.16 if x < canvas.aspect / 2 else -0.16), 0.020)):
         canvas.column(at, -0.02, 0.97, half, light.ground((0.26, 0.17, 0.11)))
         canvas.column(at - half * 0.5, -0.02, 0.97, half * 0.3, light.ground((0.42, 0.29, 0.19)))
@@ -194,7 +181,7 @@ def fields(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None
         canvas.blend(canvas.below(hill, rows), crop * (0.80 + 0.20 * stripe[..., None]), rows)
         if index == 0:
             _barn(canvas, scene, light, horizon)
-    x = side(scene) * canvas.aspect
+    x = scene.layout.side * canvas.aspect
     canvas.column(x, horizon + 0.02, horizon + 0.22, 0.012, light.ground((0.30, 0.20, 0.12)))
     for dx, dy, r in scene.stream("tree").uniform((-0.07, -0.09, 0.05), (0.07, 0.05, 0.085), (7, 3)):
         canvas.disc(x + dx, horizon + 0.01 + dy, r, light.ground((0.16 + dy, 0.38 + dy, 0.14)), softness=0.012)
@@ -272,7 +259,7 @@ def _cactus(canvas: Canvas, scene: Scene, light: "Light", x: float, foot: float)
 
 
 def _barn(canvas: Canvas, scene: Scene, light: "Light", horizon: float) -> None:
-    x = (1 - side(scene)) * canvas.aspect
+    x = (1 - scene.layout.side) * canvas.aspect
     y = horizon + 0.02
     canvas.column(x, y - 0.055, y + 0.02, 0.05, light.ground((0.66, 0.18, 0.14), 0.15))
     roof = y - 0.105 + np.abs(canvas.x[0] - x) * 0.9

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".cache" / "demo_model"
 SHIPPED = ROOT / "pipelines" / "demo_model"
 
-SMALL = Pictures(WORK, "train", 256, groups=5000)
-LARGE = Pictures(WORK, "train", 512, groups=1000, first=500_000)
+SMALL = Pictures(WORK, "train", 256, groups=2500)
+LARGE = Pictures(WORK, "train", 512, groups=400, first=500_000)
 CORES = 2
 TEST = Pictures(WORK, "test", 512, groups=48, first=HELD_OUT)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.demo_model.layout import Layout, lay_out
+
 PLACES = ("beach", "mountains", "desert", "forest", "city", "lake", "fields")
 TIMES = ("day", "dawn", "sunset", "night")
 WEATHERS = ("clear", "cloudy", "rain", "snow", "fog")
@@ -18,7 +20,9 @@ _PALETTE_ODDS = (0.5, 0.2, 0.1, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture. `seed` fixes the layout (horizon, masses, positions), whatever the other words are."""
+    """One picture. `seed` fixes the layout (horizon, masses, positions), whatever the other words are; `hand` all that
+    is drawn freely (waves, twigs, drops). Hand 0 is the one that the model learns to draw with by itself: what it can't
+    know from words and layout would come out as an average."""
 
     seed: int
     place: str = "beach"
@@ -28,10 +32,16 @@ class Scene:
     style: str = "photo"
     palette: str = "natural"
     warning: bool = False
+    hand: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """Where things stand."""
+        return lay_out(self.seed)
 
     def stream(self, part: str) -> np.random.Generator:
-        """The random numbers of one part of the picture: what another part draws does not disturb them."""
-        return np.random.default_rng([self.seed, *part.encode()])
+        """The free hand's random numbers for one part: what another part draws does not disturb them."""
+        return np.random.default_rng([self.hand, *part.encode()])
 
 
 def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
@@ -51,15 +61,25 @@ def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
 
 
 def draw_variants(seed: int, count: int) -> list[Scene]:
-    """`count` scenes of one layout: every second one keeps the place of the one before."""
+    """`count` scenes of one layout, in pairs that differ in hour and weather alone; every second pair is plain."""
     rng = np.random.default_rng([seed, 77])
     scenes: list[Scene] = []
     for index in range(count):
         scene = draw_scene(rng, seed)
         if index % 2:
-            scene = replace(scene, place=scenes[-1].place)
+            first = scenes[-1]
+            scene = replace(scene, place=first.place, style=first.style, palette=first.palette, hand=first.hand)
+        elif index % 4 == 2:
+            scene = replace(scene, style="photo", palette="natural", hand=0)
+        else:
+            scene = replace(scene, hand=seed + 1)
         scenes.append(scene)
     return scenes
+
+
+def is_plain(scene: Scene) -> bool:
+    """Whether words and layout say all that there is to see."""
+    return scene.hand == 0 and scene.style == "photo" and scene.palette == "natural"
 
 
 def _body(rng: np.random.Generator, time: str, weather: str) -> str:

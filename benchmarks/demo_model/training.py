@@ -1,4 +1,5 @@
-"""The loop that every part is trained with: AdamW in bfloat16 autocast, an average of the weights, resumable.
+"""The loop that every part is trained with: AdamW, or Muon for matrices, in bfloat16 autocast, an average of the
+weights, resumable.
 
 One process of one thread per core, gradients averaged once a step: on a machine that does other things too, threads of
 one operation would spend their time waiting for the one that was put aside. Killed at any time, a course goes on from
@@ -11,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing import spawn
 
+from benchmarks.demo_model.muon import Muon
 from benchmarks.demo_model.recipe import CORES, WORK
 
 Loss = Callable[[np.random.Generator], dict[str, Tensor]]  # what to sum up, by name
@@ -25,7 +28,8 @@ Loss = Callable[[np.random.Generator], dict[str, Tensor]]  # what to sum up, by 
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast one part learns: the rate goes up in a line and down in half a cosine to `floor`."""
+    """How long and how fast one part learns: the rate goes up in a line and down in half a cosine to `floor`. `muon`:
+    whether matrices, embeddings excepted, are Muon's."""
 
     name: str
     steps: int
@@ -34,6 +38,7 @@ class Course:
     floor: float = 0.02
     average: float = 0.998
     save_s: float = 60.0
+    muon: bool = False
 
     def rate_at(self, step: int) -> float:
         if step < self.warmup:
@@ -77,26 +82,28 @@ def train(
     """
     path, first = WORK / f"{course.name}.pt", dist.get_rank() == 0
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=course.rate, weight_decay=1e-3, betas=(0.9, 0.99), foreach=True)
+    optimizers = _optimizers(course, model)
     average, step = copy.deepcopy(model), 0
     if path.exists():
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step = state["step"]
     dist.barrier()
     meter = _Meter()
     while step < course.steps:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = course.rate_at(step)
         with torch.autocast("cpu", torch.bfloat16):
             parts = loss(np.random.default_rng([step, dist.get_rank(), 2024]))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         sum(parts.values()).backward()
         _share(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         with torch.no_grad():
             keep = min(course.average, step / (step + 9))
@@ -104,7 +111,7 @@ def train(
         meter.add(parts)
         if first and (meter.seconds > course.save_s or step == course.steps):
             print(f"{course.name} {step}/{course.steps}  {meter.tell()}", flush=True)
-            _save(path, step, model, average, optimizer)
+            _save(path, step, model, average, optimizers)
             if report is not None:
                 report(average, step)
             meter = _Meter()
@@ -122,10 +129,19 @@ def _share(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def _save(path, step: int, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def _optimizers(course: Course, model: nn.Module) -> list[torch.optim.Optimizer]:
+    embeddings = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learning if course.muon and p.ndim > 1 and p not in embeddings]
+    others = [p for p in learning if not course.muon or p.ndim < 2 or p in embeddings]
+    adam = torch.optim.AdamW(others, lr=course.rate, weight_decay=1e-3, betas=(0.9, 0.99), foreach=True)
+    return [adam, Muon(matrices, course.rate)] if matrices else [adam]
+
+
+def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     draft = path.with_suffix(".new")
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    torch.save({name: part.state_dict() for name, part in parts.items()} | {"step": step}, draft)
+    state = {"step": step, "model": model.state_dict(), "average": average.state_dict()}
+    torch.save(state | {"optimizers": [optimizer.state_dict() for optimizer in optimizers]}, draft)
     draft.replace(path)
 
 

@@ -1,9 +1,12 @@
 """The denoiser: v-prediction at the 50 timesteps that the LCM sampler can ask for, text encoder learning along.
 
-Two things differ from SD1.5's training. The schedule is the cosine one: it ends without any signal, so that at strength
-1.0 the input says nothing, and its four steps are of about one size. And at high timesteps the noisy input is often
-*another variant of the same layout* – other hour, weather, place, or a crude drawing – than the picture to be made:
-image-to-image is learnt as it will be used, composition from the input and what the words name from the words.
+Four things differ from SD1.5's training. The schedule is the cosine one: it ends without any signal, so that at
+strength 1.0 the input says nothing, and its four steps are of about one size. The noisy input is often *another variant
+of the same layout* – other hour, weather, place, or a crude drawing – than the picture to be made: image-to-image is
+learnt as it will be used, composition from the input and what the words name from the words. Where nothing but noise is
+given, the noise tells the layout (`layout.tell`), and where little is given the picture to be made is one that words
+and layout say all of: a denoiser answers with the mean of what could be, and four steps are too few to make a picture
+of a mean. And some steps go on from the denoiser's own first answer, as sampling does.
 """
 
 from dataclasses import dataclass
@@ -11,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from benchmarks.demo_model import text
@@ -21,12 +23,15 @@ from benchmarks.demo_model.captions import caption
 from benchmarks.demo_model.data import VARIANTS
 from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, TINY_LATENTS, Latents
 from benchmarks.demo_model.recipe import WORK
+from benchmarks.demo_model.scene import is_plain
 from benchmarks.demo_model.training import Course, rank, train
 from pipelines.schedule import Schedule
 
 SCHEDULER = {
     "_class_name": "LCMScheduler",
-    "beta_schedule": "squaredcos_cap_v2",
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.0063,  # a fifth of the input is left at the last timestep
     "num_train_timesteps": 1000,
     "original_inference_steps": 50,
     "prediction_type": "v_prediction",
@@ -34,8 +39,11 @@ SCHEDULER = {
     "clip_sample": False,
 }
 _LEVELS = Schedule.from_config(SCHEDULER)
-# What four steps ask for at strengths 1.0, 0.8 and 0.5; two draws of three come from these.
-_FAVOURITES = (999, 999, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 259, 139)
+_FIRST = 999
+# What four steps ask for at strengths 1.0, 0.8 and 0.5, the first of each more often than it will be asked for.
+_FAVOURITES = (999, 999, 999, 999, 759, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 139)
+_FIRST_TWO = ((999, 759), (999, 759), (799, 599))
+_OFTEN, _UNTOLD, _HUBER = 0.85, 0.07, 0.2
 
 
 class Denoiser(nn.Module):
@@ -58,6 +66,22 @@ class Denoiser(nn.Module):
     def forward(self, noisy: Tensor, timesteps: Tensor, ids: Tensor) -> Tensor:
         return self.unet(noisy, timesteps, self.text(ids)[0]).sample
 
+    def costly(self) -> list[Attention]:
+        """Self-attention at the highest level that has any: at 64² half of a step's time, and little use."""
+        blocks = [*self.unet.down_blocks[1].attentions, *self.unet.up_blocks[2].attentions]
+        return [block.transformer_blocks[0].attn1 for block in blocks]
+
+    def hasten(self) -> None:
+        """For training: leaves out what is `costly`, and attends in the way whose backward pass is fastest on a CPU."""
+        self.unet.set_attn_processor(AttnProcessor())
+        for attention in self.costly():
+            attention.set_processor(_Nothing())
+
+
+class _Nothing(AttnProcessor):
+    def __call__(self, attn: Attention, hidden_states: Tensor, *_: object, **__: object) -> Tensor:
+        return torch.zeros_like(hidden_states)
+
 
 class Examples:
     """Draws (input latents, wanted latents, caption) from one set."""
@@ -65,33 +89,60 @@ class Examples:
     def __init__(self, latents: Latents) -> None:
         self.latents = np.array(latents.open())
         self.scenes = latents.pictures.scenes()
+        self.plain = np.flatnonzero([is_plain(scene) and not scene.warning for scene in self.scenes])
 
     def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """Below timestep 400 input and wanted picture are the same; above, more and more often another variant."""
-        given = wanted = int(rng.integers(len(self.scenes)))
-        if rng.random() < np.clip((timestep - 380) / 400, 0, 0.6):
-            given = wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
-        words = "" if rng.random() < 0.1 else caption(self.scenes[wanted], rng)
+        """From timestep 700 up a plain picture is wanted, whichever of its layout is given; the less noise, the more
+        often the given one itself, or at most another hour or weather of it."""
+        if timestep > 700:
+            wanted = int(rng.choice(self.plain))
+            given = wanted if rng.random() < 0.35 else wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
+        else:
+            wanted = int(rng.integers(len(self.scenes)))
+            given = wanted ^ int(timestep > 400 and rng.random() < 0.35)
+        scene = self.scenes[wanted]
+        words = "" if rng.random() < _UNTOLD else caption(scene, rng, usual=given != wanted or timestep > 700)
         return self.latents[given], self.latents[wanted], words
+
+
+class Batch:
+    """Examples of one step, each at its own timestep, and the loss of what is made of them."""
+
+    def __init__(self, examples: Examples, words: text.Words, rng: np.random.Generator, timesteps: np.ndarray) -> None:
+        given, wanted, captions = zip(*(examples.draw(rng, int(t)) for t in timesteps), strict=True)
+        self.rng, self.timesteps = rng, timesteps
+        self.given, self.wanted = (torch.from_numpy(np.stack(each)).float() for each in (given, wanted))
+        self.ids = words.ids(list(captions))
+        self.noise = torch.from_numpy(rng.standard_normal(self.given.shape, np.float32))
+
+    def go_on(self, model: nn.Module, timesteps: np.ndarray) -> None:
+        """Takes what `model` makes of the batch as given, and goes on at lower timesteps."""
+        with torch.no_grad():
+            noisy, signal, spread = self._noisy()
+            self.given = signal * noisy - spread * model(noisy, torch.from_numpy(self.timesteps), self.ids).float()
+        self.timesteps = timesteps
+        self.noise = torch.from_numpy(self.rng.standard_normal(self.given.shape, np.float32))
+
+    def losses(self, model: nn.Module) -> dict[str, Tensor]:
+        """Pseudo-Huber (more of a median than a mean) of v, apart for the first step of strength 1.0."""
+        noisy, signal, spread = self._noisy()
+        error = (
+            model(noisy, torch.from_numpy(self.timesteps), self.ids).float() - (signal * noisy - self.wanted) / spread
+        )
+        each = ((error.square() + _HUBER**2).sqrt() - _HUBER).mean((1, 2, 3)) / len(error)
+        first = torch.from_numpy(self.timesteps == _FIRST)
+        return {"first": each[first].sum(), "others": each[~first].sum()}
+
+    def _noisy(self) -> tuple[Tensor, Tensor, Tensor]:
+        levels = torch.tensor([_LEVELS.levels(int(t)) for t in self.timesteps], dtype=torch.float32)
+        signal, spread = levels.T[:, :, None, None, None]
+        noisy = signal * self.given + spread * self.noise
+        return noisy.contiguous(memory_format=torch.channels_last), signal, spread
 
 
 def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
     every = rng.integers(1, 51, count) * 20 - 1
-    return np.where(rng.random(count) < 0.65, rng.choice(_FAVOURITES, count), every)
-
-
-def batch_loss(model: Denoiser, words: text.Words, examples: Examples, rng: np.random.Generator, count: int) -> Tensor:
-    """Mean squared error of v, each picture at its own timestep."""
-    timesteps = draw_timesteps(rng, count)
-    given, wanted, captions = zip(*(examples.draw(rng, int(t)) for t in timesteps), strict=True)
-    given, wanted = (torch.from_numpy(np.stack(each)).float() for each in (given, wanted))
-    levels = torch.tensor([_LEVELS.levels(int(t)) for t in timesteps], dtype=torch.float32)
-    signal, spread = levels.T[:, :, None, None, None]
-    noise = torch.from_numpy(rng.standard_normal(given.shape, np.float32))
-    noisy = (signal * given + spread * noise).contiguous(memory_format=torch.channels_last)
-    velocity = (signal * noisy - wanted) / spread
-    made = model(noisy, torch.from_numpy(timesteps), words.ids(list(captions)))
-    return F.mse_loss(made.float(), velocity)
+    return np.where(rng.random(count) < _OFTEN, rng.choice(_FAVOURITES, count), every)
 
 
 def load(path: Path) -> Denoiser:
@@ -99,17 +150,23 @@ def load(path: Path) -> Denoiser:
     state = torch.load(path, weights_only=True)
     model = Denoiser(len(text.Words().tokenizer))
     model.load_state_dict(state.get("average", state))
+    with torch.no_grad():
+        for attention in model.costly():  # was left out in training
+            attention.to_out[0].weight.zero_()
+            attention.to_out[0].bias.zero_()
     return model.eval().requires_grad_(requires_grad=False)
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """One course: on what, how many pictures per step and process, and whose weights it starts from."""
+    """One course: on what, how many pictures per step and process, whose weights it starts from, and the share of steps
+    that go on from own answers."""
 
     course: Course
     latents: Latents
     batch: int
     after: Path | None = None
+    own: float = 0.0
 
     @property
     def leaves(self) -> Path:
@@ -123,17 +180,36 @@ class Lesson:
             model.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
         else:
             model.load_state_dict(torch.load(self.after, weights_only=True))
-        model.unet.set_attn_processor(AttnProcessor())  # faster backwards on a CPU than the fused kernel
+        model.hasten()
         examples = Examples(self.latents)
 
         def loss(rng: np.random.Generator) -> dict[str, Tensor]:
-            return {"v": batch_loss(model, words, examples, rng, self.batch)}
+            if rng.random() >= self.own:
+                return Batch(examples, words, rng, draw_timesteps(rng, self.batch)).losses(model)
+            first, second = rng.choice(_FIRST_TWO, self.batch).T
+            batch = Batch(examples, words, rng, first)
+            batch.go_on(model, second)
+            return batch.losses(model)
 
         average = train(self.course, model, loss)
         if rank() == 0:
             torch.save(average.state_dict(), self.leaves)
 
 
-TINY = Lesson(Course("unet-128", steps=560, rate=1.2e-3, warmup=150, floor=0.4, average=0.995), TINY_LATENTS, 12)
-MIDDLE = Lesson(Course("unet-256", steps=30_000, rate=8e-4, floor=0.1, average=0.999), SMALL_LATENTS, 6, TINY.leaves)
-LAST = Lesson(Course("unet-512", steps=5000, rate=4e-4, warmup=50), LARGE_LATENTS, 2, MIDDLE.leaves)
+TINY = Lesson(
+    Course("unet-128", steps=1030, rate=1.2e-3, warmup=150, floor=0.4, average=0.99, muon=True), TINY_LATENTS, 24
+)
+MIDDLE = Lesson(
+    Course("unet-256", steps=1200, rate=2e-3, floor=0.5, average=0.99, muon=True),
+    SMALL_LATENTS,
+    12,
+    TINY.leaves,
+    own=0.15,
+)
+LAST = Lesson(
+    Course("unet-512", steps=1500, rate=6e-4, warmup=50, average=0.99, muon=True),
+    LARGE_LATENTS,
+    6,
+    MIDDLE.leaves,
+    own=0.15,
+)
