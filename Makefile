@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports chaos chaos-short fuzz faults fuzz-short demo-model clean
+.PHONY: help demo serve test check lint types imports audit chaos chaos-short fuzz faults fuzz-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,7 +24,7 @@ serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest $(FLAGS)
 
-check: lint types imports test chaos-short fuzz-short ## lint, types, import contracts, tests, a minute of chaos, some fuzz
+check: lint types imports audit test chaos-short fuzz-short ## lint, types, import contracts, audit, tests, short chaos and fuzz
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .
@@ -36,6 +36,9 @@ types: $(VENV)/.dev ## mypy, strict
 
 imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where the advisories can be reached
+	$(BIN)/python .ci/audit.py
 
 chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (a quarter of an hour)
 	$(BIN)/python -m benchmarks.chaos $(FLAGS)
