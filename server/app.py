@@ -94,7 +94,7 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, f
         stack.push_async_callback(files.close)
         store = JobStore(settings.jobs_path)
         stack.push_async_callback(store.close)
-        signing_keys = SigningKeys(settings.data_dir / "webhook-keys.json")
+        signing_keys = SigningKeys(settings.webhook_keys_path)
 
         resources = Resources(
             settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -81,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
         limit.add_argument(f"--{what}", type=_limit, metavar="N", help=f"{about}; 0: the share that --key-share gives")
     for action in (add, listing, revoke, limit):  # --data-dir may stand behind the action too
         _add_setting(action, "data_dir", default=argparse.SUPPRESS)
+    signing = command("webhook-keys", _webhook_keys, "list and rotate the keys that sign webhooks", ())
+    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, about in (
+        ("list", "every key that is published, and from when it signs"),
+        ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
+    ):
+        _add_setting(actions.add_parser(name, help=about), "data_dir", default=argparse.SUPPRESS)
     command("certs", _certs, "make the local CA and certificate; how to trust them", ("tls_names",))
     hosts = command("hosts", _hosts, "the hosts-file lines that send fal's host names to a server", ())
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
@@ -185,6 +193,16 @@ def _shown(key: "keys.Key") -> str:
     own = [f"{what} {count}" for what in _KEY_LIMITS if (count := getattr(key, what))]
     state = "revoked" if key.revoked else "in use "
     return f"{key.id}  {key.created}  {state}  {key.name}" + (f"  ({', '.join(own)})" if own else "")
+
+
+def _webhook_keys(settings: Settings, action: str) -> int:
+    from server.webhook_keys import SigningKeys
+
+    keys = SigningKeys(settings.webhook_keys_path)
+    for key in [keys.rotate()] if action == "rotate" else keys.published():
+        since = datetime.datetime.fromtimestamp(key.signs_from, datetime.UTC).isoformat(" ", "seconds")
+        _print(f"{key.jwk['x']}  signs from {since if key.signs_from else 'the beginning'}")
+    return 0
 
 
 def _certs(settings: Settings) -> int:

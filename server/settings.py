@@ -200,6 +200,11 @@ class Settings:
         return self.data_dir / "jobs.sqlite"
 
     @property
+    def webhook_keys_path(self) -> Path:
+        """The keys that sign webhooks."""
+        return self.data_dir / "webhook-keys.json"
+
+    @property
     def engine(self) -> EngineConfig:
         """What an engine process is told: the settings that share its fields' names."""
         return EngineConfig(

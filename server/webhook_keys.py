@@ -61,14 +61,20 @@ class SigningKeys:
         key = signer(self._load(), self._now())
         return Ed25519PrivateKey.from_private_bytes(key.private).sign(message)
 
+    def published(self) -> list[SigningKey]:
+        """The keys that receivers may need, in the order in which they sign."""
+        return published(self._load(), self._now())
+
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The document at `/.well-known/jwks.json`."""
-        return {"keys": [key.jwk for key in published(self._load(), self._now())]}
+        return {"keys": [key.jwk for key in self.published()]}
 
-    def rotate(self) -> None:
-        """Publishes a new key, which signs from a day later; drops those that nobody can need any more."""
-        now = self._now()
-        _write(self._path, [*published(self._load(), now), _new_key(signs_from=now + JWKS_CACHE_S)])
+    def rotate(self) -> SigningKey:
+        """Publishes a new key, which signs from a day later, and returns it; drops those that nobody can need any more.
+        A running server sees it at once."""
+        key = _new_key(signs_from=self._now() + JWKS_CACHE_S)
+        _write(self._path, [*self.published(), key])
+        return key
 
     def _load(self) -> list[SigningKey]:
         changed_at = self._path.stat().st_mtime_ns

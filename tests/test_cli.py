@@ -24,7 +24,8 @@ def test_help_lists_the_commands():
 
     assert done.returncode == 0
     assert all(
-        command in done.stdout for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "certs", "hosts")
+        command in done.stdout
+        for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
     )
 
 
@@ -117,3 +118,13 @@ def test_revoking_nobodys_key_is_a_mistake(tmp_path):
     done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "nobody")
 
     assert (done.returncode, done.stderr) == (1, "fourstep: no key in use is called 'nobody'\n")
+
+
+def test_a_rotated_webhook_key_is_published_beside_the_old_one_and_signs_later(tmp_path):
+    [first] = fourstep("webhook-keys", "list", "--data-dir", str(tmp_path)).stdout.splitlines()
+
+    rotated = fourstep("webhook-keys", "rotate", "--data-dir", str(tmp_path)).stdout.strip()
+
+    assert fourstep("webhook-keys", "--data-dir", str(tmp_path), "list").stdout.splitlines() == [first, rotated]
+    assert first.endswith("signs from the beginning")
+    assert not rotated.endswith("signs from the beginning")
