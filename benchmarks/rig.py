@@ -106,7 +106,8 @@ class Ours(LocalEngine):
         def load():
             if model is None:
                 return on_torch.load(engine_config, lambda fraction, what: None)
-            return Outfit(model=model, codec=ImageCodec(engine_config), name="", device="", dtype="")
+            codec = ImageCodec(engine_config)
+            return Outfit(model=model, codec=codec, name="", device="", dtype="", overlaps=model.overlaps)
 
         self._config = engine_config
         super().__init__(engine_config, load)
@@ -184,7 +185,9 @@ def generate(model, params, pixels):
     trajectories = model.encode(items)
     while not trajectories[0].finished:
         model.step(trajectories)
-    return model.decode(trajectories).cpu().numpy()
+    drawn = model.decode(trajectories)
+    pixels, *_ = model.fetch(drawn, model.finite(trajectories), model.check(drawn))()
+    return pixels
 
 
 def race(rounds, **contenders):

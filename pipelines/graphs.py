@@ -117,8 +117,6 @@ class Graphs:
             graph.destroy()
         self._held.clear()
         self._pools.clear()
-        if graphs:
-            logger.warning("gave up %d captured shapes for their memory: they run slower until a restart", len(graphs))
         return bool(graphs)
 
     def _graph(self, name: str, rows: int, size: Size) -> Graph | None:

@@ -263,7 +263,10 @@ class DeviceModel(Lcm):
 
     def relieve(self) -> bool:
         """See `stages.Model`: what is captured."""
-        return self.graphs is not None and self.graphs.evict()
+        relieved = self.graphs is not None and self.graphs.evict()
+        if relieved:
+            logger.warning("gave up all captured shapes for their memory: they run slower until a restart")
+        return relieved
 
 
 def batches(most: int) -> list[int]:

@@ -1,0 +1,74 @@
+"""The benchmark for GPUs, dry: one call tells everything, and what fails or takes too long loses nothing else."""
+
+import json
+import time
+
+import pytest
+
+from benchmarks import gpu
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "gpu.json"
+
+
+def run(out, *options):
+    return gpu.main(["--dry", "--out", str(out), *options])
+
+
+def test_a_dry_run_measures_and_writes_what_it_prints(out, capsys):
+    report = run(out, "--only", "floors", "end_to_end", "waits", "warm_up", "norms", "memory")
+
+    found = {name: section for name, section in report.items() if isinstance(section, dict)}
+    assert {name: section["ended"] for name, section in found.items()} == dict.fromkeys(found, "done")
+    assert len(found) == 6
+    assert found["end_to_end"]["times_faster"] > 0
+    assert found["end_to_end"]["70 % load"].keys() == {"p50_ms", "p95_ms", "p99_ms"}
+    assert found["warm_up"]["graphs"] == 16  # four functions, four batches
+    assert set(found["waits"].values()) >= {"none"}
+    assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out.splitlines()[-1]) == report
+
+
+def test_a_section_that_fails_or_takes_too_long_keeps_what_it_found_and_stops_nobody(out, monkeypatch):
+    def fails(bench, found):
+        found["before"] = 1
+        raise ValueError("no")
+
+    def hangs(bench, found):
+        found["before"] = 2
+        time.sleep(60)
+
+    monkeypatch.setattr(gpu, "SECTIONS", {fails: 10, hangs: 0.1, gpu.floors: 10})
+
+    report = run(out)
+
+    assert (report["fails"]["ended"], report["fails"]["before"]) == ("ValueError: no", 1)
+    assert (report["hangs"]["ended"], report["hangs"]["before"]) == ("TimeoutError: stopped after 0 s", 2)
+    assert report["floors"]["ended"] == "done"
+
+
+def test_another_call_does_what_is_missing(out, monkeypatch):
+    calls = []
+
+    def first(bench, found):
+        calls.append("first")
+
+    def second(bench, found):
+        calls.append("second")
+        if calls.count("second") == 1:
+            raise ValueError
+
+    monkeypatch.setattr(gpu, "SECTIONS", {first: 10, second: 10})
+    run(out)
+
+    report = run(out)
+
+    assert calls == ["first", "second", "second"]
+    assert report["second"]["ended"] == "done"
+
+
+def test_sections_without_time_are_skipped(out):
+    report = run(out, "--minutes", "0", "--only", "floors")
+
+    assert report["floors"] == {"ended": "skipped: out of time"}
