@@ -5,6 +5,7 @@ Parts arrive in any order, several at once, and again after a lost answer; a cli
 
 import re
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,16 +31,19 @@ class Parts:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._folder = shelf.parts
+        # A client that lost an answer may send a part again while its upload is being put together, and so dropped.
+        self._changing = threading.Lock()
 
     def keep(self, name: str, number: int, etag: str, draft: Path, limit: int) -> bool:
         """Keep a part; False when all of them together would be larger than `limit`."""
         folder = self._folder / name
-        folder.mkdir(exist_ok=True, mode=0o700)
-        others = (part for part in folder.iterdir() if part.name.partition("-")[0] != str(number))
-        size = draft.stat().st_size
-        if sum(part.stat().st_size for part in others) + size > limit:
-            return False
-        draft.rename(folder / f"{number}-{etag}")
+        with self._changing:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            others = (part for part in folder.iterdir() if part.name.partition("-")[0] != str(number))
+            size = draft.stat().st_size
+            if sum(part.stat().st_size for part in others) + size > limit:
+                return False
+            draft.rename(folder / f"{number}-{etag}")
         self._shelf.grow(size)
         return True
 
@@ -48,18 +52,21 @@ class Parts:
         folder = self._folder / name
         with draft.open("wb") as whole:
             for number, etag in sorted(etags.items()) or [(1, "")]:
-                part = folder / f"{number}-{etag}"
-                if not _ETAG.fullmatch(etag) or not part.is_file():
+                if not _ETAG.fullmatch(etag):
                     raise MissingPart(number)
-                with part.open("rb") as source:
-                    shutil.copyfileobj(source, whole, _COPY_BYTES)
+                try:
+                    with (folder / f"{number}-{etag}").open("rb") as source:
+                        shutil.copyfileobj(source, whole, _COPY_BYTES)
+                except FileNotFoundError:
+                    raise MissingPart(number) from None
 
     def drop(self, name: str) -> None:
         """Drop all parts of an upload."""
-        shutil.rmtree(self._folder / name, ignore_errors=True)
+        with self._changing:
+            shutil.rmtree(self._folder / name, ignore_errors=True)
 
     def drop_before(self, time: float) -> None:
         """Drop the parts of uploads to which nothing has been added since."""
         for folder in self._folder.iterdir():
             if folder.stat().st_mtime < time:
-                shutil.rmtree(folder, ignore_errors=True)
+                self.drop(folder.name)

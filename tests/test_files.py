@@ -3,6 +3,7 @@
 import errno
 import os
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from server import lifecycle, uploads
 from server.errors import FalError, InvalidInput, PlainError, RequestError
 from server.files import Files
 from server.lifecycle import Acl, Lifecycle, Rule
+from server.parts import Parts
 from server.settings import Settings
 from server.shelf import FRESH_S, Meta, Shelf, StorageFull
 from server.uploads import Tickets, Upload
@@ -569,3 +571,22 @@ async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, files):
     await files.complete(upload, {1: await files.receive_part(upload, 1, stream(b"whole"), None)})
 
     assert on_disk(tmp_path) == {"upload.secret", upload.name, f"{upload.name}.meta.json"}
+
+
+def test_parts_may_come_again_while_their_upload_is_dropped(shelf):
+    parts = Parts(shelf)
+    kept = []
+
+    def send_again():
+        for number in range(1, 300):
+            draft = shelf.draft()
+            draft.write_bytes(b"part")
+            kept.append(parts.keep("a.jpg", number, "0" * 32, draft, 10**6))
+
+    with ThreadPoolExecutor(2) as threads:
+        sending = threads.submit(send_again)
+        while not sending.done():
+            parts.drop("a.jpg")
+        sending.result()
+
+    assert kept == [True] * 299
