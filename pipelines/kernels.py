@@ -140,12 +140,14 @@ class PackedConv(nn.Module):
         """`x` [N, in, H, W] → [N, out, H', W']; `plus` has the result's shape."""
         given = (self.weight, self.bias, self.padding, self.stride, [1, 1], 1)
         run = torch.ops.mkldnn._convolution_pointwise
-        after = "relu" if self.relu else "none"
-        out: Tensor = (
-            run(x, *given, after, [], "")
-            if plus is None
-            else run.binary(x, plus, *given, "add", None, "relu" if self.relu else None, [], None)
-        )
+        out: Tensor
+        if plus is None:
+            out = run(x, *given, "relu" if self.relu else "none", [], "")
+        elif plus.shape[2:] == (1, 1):  # torch 2.11 finds no layout for a sum of single pixels
+            out = run(x, *given, "none", [], "") + plus
+            out = F.relu(out) if self.relu else out
+        else:
+            out = run.binary(x, plus, *given, "add", None, "relu" if self.relu else None, [], None)
         return out
 
 

@@ -132,8 +132,9 @@ def test_two_convolutions_in_a_row_are_one(bias, stride, doubles, size, noise):
 @pytest.mark.parametrize("make", [kernels.conv, kernels.Conv])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_what_follows_a_convolution_is_done_with_it(make, relu, stride, noise):
-    conv, x = torch.nn.Conv2d(5, 7, 3, stride=stride, padding=1), noise(2, 5, 6, 8)
+@pytest.mark.parametrize("size", [(6, 8), (1, 1)], ids=str)
+def test_what_follows_a_convolution_is_done_with_it(make, relu, stride, size, noise):
+    conv, x = torch.nn.Conv2d(5, 7, 3, stride=stride, padding=1), noise(2, 5, *size)
     plain, plus = conv(x), noise(*conv(x).shape)
 
     alone, added = make(conv, relu=relu)(x), make(conv, relu=relu)(x, plus)
