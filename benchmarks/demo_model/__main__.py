@@ -24,7 +24,7 @@ class Stage(NamedTuple):
 
 
 def _paint() -> None:
-    for pictures in (TEST, SMALL):
+    for pictures in (TEST, SMALL, LARGE):
         pictures.paint_all()
 
 
@@ -34,19 +34,17 @@ def _teach_text() -> None:
 
 
 STAGES = (
-    Stage("paint", _paint, SMALL.path.with_suffix(".done")),
-    Stage("autoencoder", lambda: on_all_cores(autoencoder.work_both), autoencoder.NORMALISED),
-    Stage("latents-256", SMALL_LATENTS.encode, SMALL_LATENTS.done),
-    Stage("latents-128", TINY_LATENTS.encode, TINY_LATENTS.done),
+    Stage("paint", _paint, LARGE.path.with_suffix(".done")),
+    Stage("autoencoder", lambda: on_all_cores(autoencoder.work), autoencoder.FINAL),
     Stage("text", _teach_text, text.TAUGHT),
+    Stage("latents-128", TINY_LATENTS.encode, TINY_LATENTS.done),
     Stage("unet-128", lambda: on_all_cores(unet.TINY.work), unet.TINY.leaves),
+    Stage("latents-256", SMALL_LATENTS.encode, SMALL_LATENTS.done),
     Stage("unet-256", lambda: on_all_cores(unet.MIDDLE.work), unet.MIDDLE.leaves),
-    Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
-    Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
-    Stage("decoder", lambda: on_all_cores(autoencoder.work_decoder), autoencoder.FINAL),
-    Stage("paint-512", LARGE.paint_all, LARGE.path.with_suffix(".done")),
     Stage("latents-512", LARGE_LATENTS.encode, LARGE_LATENTS.done),
     Stage("unet-512", lambda: on_all_cores(unet.LAST.work), unet.LAST.leaves),
+    Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
+    Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
     Stage("export", lambda: export.export(SHIPPED), None),
     Stage("evaluate", lambda: evaluate.report(SHIPPED), None),
     Stage("sheets", lambda: sheets.contact_sheet(SHIPPED, WORK / "contact.png"), None),

@@ -1,12 +1,11 @@
 """The autoencoder: pictures ⇄ latents of 4 channels at an eighth of the side.
 
-Three courses. First both halves together; by itself that spends three channels on outlines and one on colour, so that
-green and magenta look alike. Then the same with one direction of the latents told to carry the missing colour. Then the
-encoder is frozen with its latents normalised (mean 0, deviation 1 per channel, folded into its last convolution, so
-that stock classes need no scale or shift), and the decoder goes on, learning to bear the noise that a denoiser leaves.
+Two courses. First both halves together; by itself that spends three channels on outlines and one on colour, so that
+green and magenta look alike. Then the same with one direction of the latents told to carry the missing colour. At the
+end the latents are normalised: mean 0, deviation 1 per channel, folded into the encoder's last convolution, so that
+stock classes need no scale or shift.
 """
 
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from benchmarks.demo_model.training import Course, rank, train
 
 BOTH = Course("autoencoder", steps=1900, rate=2.5e-3)
 COLOUR = Course("autoencoder-colour", steps=720, rate=2e-3)
-DECODER = Course("decoder", steps=1500, rate=1.5e-3)
-NORMALISED, FINAL = WORK / "autoencoder-normalised.pt", WORK / "autoencoder-final.pt"
+FINAL = WORK / "autoencoder-final.pt"
 _BATCH, _CROP = 8, 128  # per process
 
 
@@ -145,21 +143,6 @@ def normalise(model: AutoencoderTiny) -> None:
     print("latents were", mean.tolist(), deviation.tolist(), flush=True)
 
 
-def train_decoder(model: AutoencoderTiny) -> AutoencoderTiny:
-    """`model` with the encoder frozen: the decoder gets latents with up to 0.25 of noise in them."""
-    model.encoder.requires_grad_(requires_grad=False)
-
-    def loss(rng: np.random.Generator) -> dict[str, Tensor]:
-        images = crops(rng)
-        with torch.no_grad():
-            latents = model.encoder(images)
-        noise = torch.from_numpy(rng.standard_normal(latents.shape, np.float32))
-        amount = torch.from_numpy(0.25 * rng.random((len(images), 1, 1, 1), np.float32) ** 2)
-        return picture_loss(model.decoder(latents + amount * noise), images)
-
-    return train(DECODER, model, loss, report)
-
-
 @torch.inference_mode()
 def reconstruct(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
     """uint8 [N, H, W, 3] there and back, in float32."""
@@ -178,25 +161,16 @@ def report(model: nn.Module, step: int) -> None:
     print(f"  held-out PSNR {psnr(made, pixels):.2f} dB at step {step}", flush=True)
 
 
-def load(path: Path = FINAL) -> AutoencoderTiny:
-    """A trained one: `NORMALISED` has the final encoder already."""
+def load() -> AutoencoderTiny:
+    """The trained one."""
     model = build()
-    model.load_state_dict(torch.load(path, weights_only=True))
+    model.load_state_dict(torch.load(FINAL, weights_only=True))
     return model.eval().requires_grad_(requires_grad=False)
 
 
-def work_both() -> None:
-    """First course; leaves `NORMALISED`."""
+def work() -> None:
+    """Both courses; leaves `FINAL`."""
     model = train_both()
     normalise(model)
-    if rank() == 0:
-        torch.save(model.state_dict(), NORMALISED)
-
-
-def work_decoder() -> None:
-    """Second course; leaves `FINAL`."""
-    model = build()
-    model.load_state_dict(torch.load(NORMALISED, weights_only=True))
-    model = train_decoder(model)
     if rank() == 0:
         torch.save(model.state_dict(), FINAL)

@@ -27,8 +27,8 @@ PREPROCESSOR = {
 }
 
 
-def export(target: Path, denoiser_path: Path = unet.LAST.leaves, autoencoder_path: Path = autoencoder.FINAL) -> None:
-    """Writes the folder anew. Paths may name unfinished courses, to look at on the way."""
+def export(target: Path, denoiser_path: Path = unet.LAST.leaves) -> None:
+    """Writes the folder anew. The path may name an unfinished course, to look at on the way."""
     shutil.rmtree(target, ignore_errors=True)
     denoiser = unet.load(denoiser_path)
     guard = checker.build()
@@ -36,7 +36,7 @@ def export(target: Path, denoiser_path: Path = unet.LAST.leaves, autoencoder_pat
     parts = {
         "unet": denoiser.unet,
         "text_encoder": denoiser.text,
-        "vae": autoencoder.load(autoencoder_path),
+        "vae": autoencoder.load(),
         "safety_checker": guard,
     }
     for name, part in parts.items():

@@ -47,7 +47,7 @@ class Latents:
 
     def work(self) -> None:
         """This process's share."""
-        model, pixels, out = autoencoder.load(autoencoder.NORMALISED), self.pictures.open(), self.open("r+")
+        model, pixels, out = autoencoder.load(), self.pictures.open(), self.open("r+")
         for start in range(rank() * _BATCH, self.pictures.count, world() * _BATCH):
             images = F.avg_pool2d(autoencoder.to_model(pixels[start : start + _BATCH]), self.shrink)
             with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

@@ -207,7 +207,7 @@ MIDDLE = Lesson(
     own=0.15,
 )
 LAST = Lesson(
-    Course("unet-512", steps=1500, rate=6e-4, warmup=50, average=0.99, muon=True),
+    Course("unet-512", steps=1150, rate=1.5e-3, warmup=30, average=0.99, muon=True),
     LARGE_LATENTS,
     6,
     MIDDLE.leaves,
