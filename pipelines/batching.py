@@ -9,8 +9,9 @@ loop asks two questions each time round, and there is no third: nobody waits for
 Urgency is one order for both: the class of the priority after the time waited, then the tenant that has least of the
 device, then who came first. Realtime and run are one class between tenants (nobody's flood of frames holds up another's
 calls); within a tenant realtime goes first. A device is full only of those at least as urgent: a realtime frame joins
-one that is full of background work and takes the next step, and the background work goes on after it. Less urgent
-images of the same size ride along where the step has room, because a fuller UNet call costs less per row.
+one that is full of background work and takes the next step, and the background work goes on after it. Nor is it full
+for a tenant that has less than an equal share of it: steps are shared evenly, and who has more sits some of them out.
+Less urgent images of the same size ride along where the step has room, because a fuller UNet call costs less per row.
 """
 
 from __future__ import annotations
@@ -63,14 +64,16 @@ def between_tenants(level: int) -> int:
 def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float) -> list[C]:
     """The waiting requests that join now, most urgent first; among equals the tenant with least on the device.
 
-    Each joins while the rows that are at least as urgent as it are fewer than `limit`. So a request of many rows
-    overshoots a little instead of waiting for an empty device that may never come.
+    Each joins while the rows that are at least as urgent as it are fewer than `limit`, or than twice that while its
+    tenant has less than an equal part. So a request of many rows overshoots a little instead of waiting for an empty
+    device that may never come.
     """
     aboard = [(level(request, now), request) for request in active]
     share = Counter[str]()
     for _, request in aboard:
         share[request.tenant] += request.rows
     rest, chosen = list(waiting), []
+    part = limit // len({*share, *(request.tenant for request in waiting)} or {""})
 
     def rank(request: C) -> tuple[int, int, int, float]:
         urgency = level(request, now)
@@ -79,7 +82,8 @@ def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float
     while rest:
         best = min(rest, key=rank)
         urgency = level(best, now)
-        if sum(request.rows for other, request in aboard if other <= urgency) >= limit:
+        allowed = 2 * limit if share[best.tenant] < part else limit
+        if sum(request.rows for other, request in aboard if other <= urgency) >= allowed:
             break  # nobody goes past one whose turn it is
         rest.remove(best)
         chosen.append(best)

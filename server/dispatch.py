@@ -59,7 +59,11 @@ class Line(Generic[T]):
 
     def first(self, now: float) -> T:
         """Who goes next. The line must not be empty."""
-        return min((queue[0] for queue in self._queues.values()), key=lambda item: self._rank(item, now))
+        return self.heads(now)[0]
+
+    def heads(self, now: float) -> list[T]:
+        """The first of each tenant and priority, in the order in which they go."""
+        return sorted((queue[0] for queue in self._queues.values()), key=lambda item: self._rank(item, now))
 
     def remove(self, item: T) -> None:
         """Leave the line without having gone. Raises `ValueError` for one who is not in it."""

@@ -11,6 +11,7 @@ else, and one that has seen three engines die alone, or ten in any company, is a
 """
 
 import asyncio
+import collections
 import contextlib
 import dataclasses
 import logging
@@ -284,13 +285,17 @@ class Pool:
         """Send what waits to engines that have room for it."""
         now = asyncio.get_running_loop().time()
         self._send_suspect(now)
-        while self._line:
-            ticket = self._line.first(now)
-            level = ticket.priority.level(now - ticket.arrived)
-            slot = self._freest(level)
-            if slot is None:
-                return
-            self._send(self._line, ticket, slot, level)
+        while any(self._sent(ticket, now) for ticket in self._line.heads(now)):
+            pass
+
+    def _sent(self, ticket: Ticket, now: float) -> bool:
+        """Send it where there is room. If there is none for the first in line, another may be below its share."""
+        level = ticket.priority.level(now - ticket.arrived)
+        slot = self._freest(level, ticket.tenant)
+        if slot is None:
+            return False
+        self._send(self._line, ticket, slot, level)
+        return True
 
     def _send_suspect(self, now: float) -> None:
         """Run suspects one at a time on an engine that gets nothing else meanwhile: the first to be free of others."""
@@ -304,16 +309,22 @@ class Pool:
         else:
             self._ward = None
 
-    def _freest(self, level: int) -> Slot | None:
-        """The least loaded engine with room for a request of this class: those less urgent don't count."""
+    def _freest(self, level: int, tenant: str) -> Slot | None:
+        """The least loaded engine with room for a request of this class and tenant."""
         free = [
             slot
             for slot in self._slots
-            if slot.state is State.READY
-            and slot is not self._ward
-            and sum(ticket.level <= level for ticket in self._hands[slot].values()) < slot.capacity
+            if slot.state is State.READY and slot is not self._ward and self._has_room(slot, level, tenant)
         ]
         return min(free, key=lambda slot: sum(ticket.cost for ticket in self._hands[slot].values()), default=None)
+
+    def _has_room(self, slot: Slot, level: int, tenant: str) -> bool:
+        """Those less urgent don't count; one of a tenant that has less than an equal share goes on top."""
+        hand = self._hands[slot].values()
+        share = collections.Counter(ticket.tenant for ticket in hand)
+        part = slot.capacity // len({*share, tenant})
+        allowed = 2 * slot.capacity if share[tenant] < part else slot.capacity
+        return sum(ticket.level <= level for ticket in hand) < allowed
 
     def _send(self, line: Line[Ticket], ticket: Ticket, slot: Slot, level: int) -> None:
         line.take(ticket)

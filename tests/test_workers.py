@@ -362,6 +362,25 @@ async def test_an_urgent_request_is_not_kept_waiting_by_full_hands():
 
 
 @pytest.mark.anyio
+async def test_a_call_is_not_kept_waiting_by_the_frames_that_another_tenant_fills_the_hands_with():
+    async with pool_of() as pool:
+        flood = [
+            asyncio.create_task(
+                pool.run(
+                    work(number, prompt="slow", priority=Priority.REALTIME, tenant="flood", num_inference_steps=FOREVER)
+                )
+            )
+            for number in range(40)
+        ]
+        await until(lambda: pool.state is State.BUSY)
+        answer = await pool.run(work("call", tenant="another"))
+        for task in flood:
+            task.cancel()
+
+    assert isinstance(answer, Generated)
+
+
+@pytest.mark.anyio
 async def test_a_listener_that_fails_fails_its_own_request():
     def listener(event):
         raise LookupError(event.id)
