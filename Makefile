@@ -52,6 +52,9 @@ fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5x
 fuzz-short: $(VENV)/.dev ## the same in a few seconds
 	$(BIN)/python -m benchmarks.fuzz --cases 800
 
+slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 websocket flooders (two minutes)
+	$(BIN)/python -m benchmarks.slow_clients $(FLAGS)
+
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m benchmarks.faults $(FLAGS)
 
