@@ -4,6 +4,8 @@
 
 R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
      answered before they are on disk must lose some; workers without the fence must publish some twice.
+     The same with the server frozen past every lease, ping and deadline. Control: one that renews its leases too late
+     must run jobs again.
 R2   requests that make the engine fail, hang and die, in the company of others. Control: where nothing is tried twice,
      others must be hurt.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
@@ -28,6 +30,7 @@ from pathlib import Path
 from benchmarks import chaos_engines
 from benchmarks.chaos_disk import NoMount, full_disk
 from benchmarks.chaos_fence import frozen_workers
+from benchmarks.chaos_frozen import frozen
 from benchmarks.chaos_queue import besieged, drained
 from benchmarks.chaos_webhooks import delivered
 from pipelines.types import PATIENCE_S
@@ -69,6 +72,17 @@ def parts(jobs):
         "R1 control: no fence",
         lambda folder: frozen_workers(folder, few, fenced=False),
         {"published_twice": "≥ 1"},
+    )
+    yield (
+        "R1 frozen server",
+        lambda folder: frozen(folder, 1 if short else 10),
+        dict.fromkeys(("sockets_lost", "calls_lost", "uploads_lost", "engines_replaced", "claimed_again"), "= 0")
+        | {"published_twice": "= 0", "never_published": "= 0", "undelivered": "= 0"},
+    )
+    yield (
+        "R1 control: lets its leases go",
+        lambda folder: frozen(folder, 1, lets_go_first=True),
+        {"claimed_again": "≥ 1"},
     )
     yield (
         "R2",

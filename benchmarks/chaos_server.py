@@ -8,8 +8,11 @@ The first argument says what is different; all else is the server as it ships.
     faulty              engines that do what the prompt says: see tests/faulty_engine.py
     webhook_scale       what the waits between a webhook's attempts are multiplied with
     webhook_timeout_s   seconds that a receiver may take
+    lease_s             seconds after which a silent server has lost its jobs
+    heartbeat_s         seconds between its signs of life
     one_try             control: what an engine ended on is not run again
     no_retries          control: a webhook is tried once
+    lets_go_first       control: leases that have run out are given up before they are renewed
     hasty               control: a submit is answered before the job is on disk
     twice               control: every run is done twice
 """
@@ -22,7 +25,7 @@ import json
 import sys
 from pathlib import Path
 
-from server import app, cli, webhooks, workers
+from server import app, cli, queue, webhooks, workers
 from server.job_store import JobStore
 from server.jobs import Snapshot
 from server.routes import run
@@ -55,6 +58,15 @@ class Hasty(JobStore):
         return answer
 
 
+class LetsGo(queue.Queue):
+    """Takes its own leases for lapsed, when it has only been frozen."""
+
+    async def _heartbeat(self):
+        for request_id in await self._store.release_lapsed(self._now()):
+            self._board.requeued(request_id)
+        await super()._heartbeat()
+
+
 def twice(generate):
     """The use case, as a server has it that loses count."""
 
@@ -77,6 +89,10 @@ def main():
         scale=asked.get("webhook_scale", 1.0),
         timeout_s=asked.get("webhook_timeout_s", webhooks.TIMEOUT_S),
     )
+    queue.LEASE_S = asked.get("lease_s", queue.LEASE_S)
+    queue.HEARTBEAT_S = asked.get("heartbeat_s", queue.HEARTBEAT_S)
+    if asked.get("lets_go_first"):
+        app.Queue = LetsGo
     if asked.get("one_try"):
         workers.TRIES = 1
     if asked.get("no_retries"):

@@ -101,6 +101,15 @@ class Victim:
         self._process.kill()
         self._process.wait()
 
+    @contextlib.contextmanager
+    def frozen(self):
+        """Within, the server stands still."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
     def stop(self):
         """SIGTERM; seconds until it had ended. Raises `Failed` if it does not, or not with status 0."""
         began = time.monotonic()

@@ -29,10 +29,11 @@ class Receivers:
     `torn`: attempts of which not all came.
     """
 
-    def __init__(self, seed=0):
+    def __init__(self, seed=0, failing=FAILING, hanging=HANGING):
         self.taken = collections.Counter()
         self.heard = []
         self.torn = 0
+        self._failing, self._hanging = failing, hanging
         self._chance = random.Random(seed)
         self._tries = collections.Counter()
         self._lock = threading.Lock()
@@ -43,7 +44,7 @@ class Receivers:
         """Where the next job's webhook goes."""
         with self._lock:
             draw = self._chance.random()
-        kind = "hanging" if draw < HANGING else "failing" if draw < HANGING + FAILING else "good"
+        kind = "hanging" if draw < self._hanging else "failing" if draw < self._hanging + self._failing else "good"
         return f"http://127.0.0.1:{self._servers[kind].server_port}/{kind}"
 
     def close(self):

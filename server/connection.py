@@ -15,6 +15,18 @@ from server.limits import Hold
 
 T = TypeVar("T")
 
+# How late a timer may fire before it says more about us than about the client.
+_LATE_S = 1.0
+
+
+def late(due: float) -> bool:
+    """Whether a timer that was due then (`loop.time()`) fires so late that this process must have stood still.
+
+    What clients did meanwhile is yet to be read, so they get their time again.
+    """
+    return asyncio.get_running_loop().time() - due > _LATE_S
+
+
 # The code of the disconnect by which `server.websocket_protocol` says that the server drains; one may still answer.
 DRAINING = 1012
 

@@ -20,6 +20,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.connection import late
 from server.errors import FalError, PlainError, RequestError
 from server.settings import Settings
 
@@ -43,6 +44,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_message = False
         self._in_headers = False
         self._header_bytes = 0
+        self._due = 0.0
         self._body_due = 0.0
         self._refused = False
 
@@ -115,7 +117,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._set_deadline(self._limits.header_timeout, self._check_headers)
 
     def _check_headers(self) -> None:
-        if self.flow.read_paused:  # an earlier request on this connection is being answered
+        if self.flow.read_paused or late(self._due):  # an earlier request on this connection is being answered
             self._expect_headers()
         elif self._in_message:
             self._refuse(PlainError(408, "The request's headers did not arrive in time"))
@@ -124,7 +126,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _check_body(self) -> None:
         now = self.loop.time()
-        if self.flow.read_paused:  # we are behind, not the client
+        if self.flow.read_paused or late(self._due):  # we are behind, not the client
             self._body_due = now + self._limits.body_timeout
         if now < self._body_due:
             self._set_deadline(self._body_due - now, self._check_body)
@@ -134,12 +136,25 @@ class HttpProtocol(HttpToolsProtocol):
     def _set_deadline(self, delay: float | None, check: Any = None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if delay is None else self.loop.call_later(delay, check)
+        self._deadline = None
+        if delay is not None:
+            self._due = self.loop.time() + delay
+            self._deadline = self.loop.call_at(self._due, check)
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._send_deadline is None:
-            self._send_deadline = self.loop.call_later(self._limits.send_timeout, self.transport.abort)
+            self._expect_reader()
+
+    def _expect_reader(self) -> None:
+        due = self.loop.time() + self._limits.send_timeout
+        self._send_deadline = self.loop.call_at(due, self._check_reader, due)
+
+    def _check_reader(self, due: float) -> None:
+        if late(due):
+            self._expect_reader()
+        else:
+            self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()

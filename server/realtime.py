@@ -24,7 +24,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from pipelines.types import Priority
 from server import schemas
 from server.auth import Caller
-from server.connection import DRAINING, REFUSAL_PAUSE_S, stop
+from server.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
 from server.deps import Context
 from server.errors import FalError, InvalidInput, RequestError, error_item
 from server.generate import Call, generate
@@ -148,11 +148,14 @@ class Session:
 
     async def _next(self) -> Frame | None:
         """The next frame; None when none has come for too long."""
-        try:
-            async with asyncio.timeout(self._ctx.settings.session_idle_timeout):
-                return await self._inbox.get()
-        except TimeoutError:
-            return None
+        while True:
+            due = asyncio.get_running_loop().time() + self._ctx.settings.session_idle_timeout
+            try:
+                async with asyncio.timeout_at(due):
+                    return await self._inbox.get()
+            except TimeoutError:
+                if not late(due):
+                    return None
 
     async def _answer(self, frame: Frame) -> None:
         fields: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from pipelines.types import Priority
 from server import endpoints, schemas
 from server.auth import Caller
-from server.connection import DRAINING, REFUSAL_PAUSE_S, stop
+from server.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
 from server.deps import Context, context
 from server.errors import FalError, RequestError
 from server.generate import Call, generate
@@ -71,8 +71,11 @@ class Conversation:
             await stop(coming)
 
     async def _in_time(self, coming: asyncio.Task[Input | End]) -> Input | End:
-        await asyncio.wait({coming}, timeout=self._ctx.settings.session_idle_timeout)
-        return coming.result() if coming.done() else _IDLE
+        while True:
+            due = asyncio.get_running_loop().time() + self._ctx.settings.session_idle_timeout
+            await asyncio.wait({coming}, timeout=self._ctx.settings.session_idle_timeout)
+            if coming.done() or not late(due):
+                return coming.result() if coming.done() else _IDLE
 
     async def _receive(self) -> Input | End:
         message = await self._socket.receive()
