@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 
 import msgspec
 import pytest
@@ -189,6 +190,15 @@ async def test_a_burst_without_max_buffering_is_answered_whole(tmp_path):
         seeds = [unpack(await socket.recv())["seed"] for _ in range(20)]
 
     assert seeds == list(range(20))
+
+
+async def test_a_socket_is_not_idle_because_the_server_stood_still(tmp_path):
+    async with serving(tmp_path, session_idle_timeout=0.2) as web, web.connect(SOCKET) as socket:
+        await asyncio.sleep(0.05)
+        socket.send(pack(INPUT))
+        time.sleep(1.5)  # noqa: ASYNC251 - nothing is read, and the time passes
+
+        assert unpack(await socket.recv())["seed"] == 7
 
 
 async def test_an_idle_socket_is_closed_with_1000(tmp_path):
