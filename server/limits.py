@@ -79,6 +79,13 @@ class Hold:
         self._supply.give_back(self._owner, amount)
         self.amount -= amount
 
+    def resize(self, amount: int) -> None:
+        """Have so much in all. Raises `RequestError` 429, and takes nothing then."""
+        if amount > self.amount:
+            self.take(amount - self.amount)
+        else:
+            self.give_back(self.amount - amount)
+
     def close(self) -> None:
         """All of it."""
         self.give_back(self.amount)

@@ -24,6 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server import tls
+from server.limits import Supply
 from server.protocols import HttpProtocol
 from server.settings import Settings, SettingsError
 from server.websocket_protocol import WebSocketProtocol
@@ -121,10 +122,11 @@ async def serve(
 
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    coming = Supply(settings.body_budget_bytes, "bytes")
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,
-        ws=functools.partial(WebSocketProtocol, settings),  # type: ignore[arg-type]  # uvicorn only calls it
+        ws=functools.partial(WebSocketProtocol, settings, coming),  # type: ignore[arg-type]  # uvicorn only calls it
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_interval,

@@ -2,9 +2,10 @@
 
     frames              `max_frame_rate` for each socket; more wait in the network        slowed down
     unread answers      nothing is read from a client that does not read                  slowed down
-    fragments           kept as one buffer, whatever their number                         `max_body_bytes`
+    a message           its fragments are one buffer, whatever their number               `max_body_bytes`: 1009
+    all that are coming `body_budget_bytes`, until the app takes them                     1013
     handshake           what is wrong with it is said in JSON, as to any other request    400 …
-    bad frames          are the client's affair, and not logged                           closed with 1002, 1007, 1009
+    bad frames          are the client's affair, and not logged                           1002, 1007
 
 A Close frame without a status is answered with 1000. An empty answer, which every ASGI server gives, is code 1005 in
 browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
@@ -23,10 +24,12 @@ from uvicorn.server import ServerState
 from websockets.datastructures import Headers
 from websockets.frames import Close, CloseCode, Frame, Opcode
 from websockets.http11 import Response
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
-from server.errors import PlainError
+from server.errors import FalError, PlainError
+from server.limits import Hold, Supply
 from server.protocols import refusal
 from server.settings import Settings
 
@@ -43,6 +46,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(
         self,
         limits: Settings,
+        coming: Supply,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -53,6 +57,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn = _PoliteServerProtocol(self._reader, max_size=config.ws_max_size, logger=self.logger)
         self._pause: TimerHandle | None = None
         self._message = bytearray()
+        self._whole_bytes = 0  # of messages that the app has yet to take
+        self._memory = Hold(coming, "")
 
     # --- what comes in ---
 
@@ -66,6 +72,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
         if self._reader.held and self._pause is None:
             self._pause = self.loop.call_later(_PAUSE_S, self._go_on)
+        self._account()
         self._steer()
 
     def handle_cont(self, event: Frame) -> None:
@@ -86,17 +93,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self.conn.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
                 self.handle_parser_exception()
                 return
+        self._whole_bytes += len(self.frames[0])
         super().send_receive_event_to_app()
 
     async def receive(self) -> Any:
         """The next message."""
         message = await self.queue.get()
-        self.read_paused = self.read_paused and not self.queue.empty()
-        self._steer()
+        if self.queue.empty():
+            self.read_paused, self._whole_bytes = False, 0
+            self._account()
+            self._steer()
         return message
+
+    def _account(self) -> None:
+        """Close, if what has come of messages is, on all sockets together, more than there is room for."""
+        if self.conn.state is not State.OPEN:
+            return
+        kept = len(self._reader.buffer) + len(self._message) + self._whole_bytes
+        try:
+            self._memory.resize(kept)
+        except FalError:
+            self.conn.fail(CloseCode.TRY_AGAIN_LATER, "too many messages at once")
+            self.handle_parser_exception()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._memory.close()
         if self._pause is not None:
             self._pause.cancel()
 

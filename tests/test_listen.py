@@ -580,3 +580,19 @@ async def test_a_message_in_many_fragments_arrives_whole(serve):
         client.send_frame(0x80, b"z")
 
         assert await client.frame() == (TEXT, b"az")
+
+
+async def test_messages_that_are_coming_on_all_sockets_share_one_budget(serve):
+    async with serve(max_body_bytes=100_000, body_budget_bytes=100_000) as server:
+        async with server.connect() as first, server.connect() as second:
+            for client in (first, second):
+                await client.upgrade()
+                client.send(bytes([TEXT, 0xFF]) + (90_000).to_bytes(8, "big") + bytes(4) + b"a" * 60_000)
+            code, payload = await second.frame()
+        async with server.connect() as third:
+            await third.upgrade()
+            third.send_frame(TEXT, b"a")
+            answer = await third.frame()
+
+    assert (code, int.from_bytes(payload[:2], "big")) == (CLOSE, 1013)
+    assert answer == (TEXT, b"a")
