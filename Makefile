@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 
-.PHONY: help demo serve test check lint types imports audit chaos chaos-short fuzz faults fuzz-short demo-model clean
+.PHONY: help demo serve test check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
