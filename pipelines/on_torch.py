@@ -151,10 +151,12 @@ class DeviceModel(Lcm):
         self.vae_decode = graphs.wrap(
             "decode", self.vae_decode, _latent_size, lane="pictures", form=form(self.vae_decode)
         )
+        self.prompts.embed = graphs.wrap("text", self.prompts.embed, _text_size, lane="pictures")
         if self.checker is not None:
             self.checker.flags = graphs.wrap("safety", self.checker.flags, _pixels_size, lane="pictures")
         # The largest batch first: the pool has grown to what the others need.
         shapes = [(size, rows) for size in CAPTURED_SIZES for rows in reversed(batches(max_batch))]
+        self.prompts.clear()  # so that a text is read meanwhile
         with graphs.learning():
             for number, ((height, width), rows) in enumerate(shapes):
                 progress(number / len(shapes), f"preparing for {rows} pictures of {height}×{width}")
@@ -290,3 +292,8 @@ def _pixels_size(pixels: torch.Tensor) -> tuple[int, int]:
     """Height and width of [N, H, W, 3]."""
     _, height, width, _ = pixels.shape
     return height, width
+
+
+def _text_size(ids: torch.Tensor) -> tuple[int, int]:
+    """Of [rows, length] token ids."""
+    return 1, ids.shape[1]

@@ -51,6 +51,7 @@ class PromptEncoder:
         self._cache: OrderedDict[str, Prompt] = OrderedDict()
         # A tokenizer saved without its length claims 1e30; the position embeddings are what there is.
         self._length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+        self.embed: Callable[..., torch.Tensor] = self._embed  # what a device computes; may be captured
 
     def encode(self, text: str) -> Prompt:
         """The text's embedding, the tokens beyond the model's length cut off (the end mark stays)."""
@@ -63,16 +64,25 @@ class PromptEncoder:
         self._cache.move_to_end(text)
         return prompt
 
+    def clear(self) -> None:
+        """Forget all texts."""
+        self._cache.clear()
+
     @torch.inference_mode()
     def _encode(self, text: str) -> Prompt:
         inputs = self._tokenizer(
             text, padding="max_length", max_length=self._length, truncation=True, return_tensors="pt"
         )
-        mask = None
+        read = [inputs.input_ids]
         if getattr(self._text_encoder.config, "use_attention_mask", False):
-            mask = self._upload(inputs.attention_mask)
-        # [0] is the last hidden state, after the encoder's final layer norm.
-        embedding = self._text_encoder(self._upload(inputs.input_ids), attention_mask=mask)[0][0]
+            read.append(inputs.attention_mask)
+        embedding = self.embed(*map(self._upload, read))[0]
         tokens = len(self._tokenizer(text, verbose=False).input_ids)
         context = self._project(embedding)
         return Prompt(embedding=embedding, context=context, tokens=tokens, used=min(tokens, self._length))
+
+    def _embed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Token ids [rows, length], and the mask if this encoder reads one → [rows, length, width]."""
+        # [0] is the last hidden state, after the encoder's final layer norm.
+        embedding: torch.Tensor = self._text_encoder(ids, attention_mask=mask)[0]
+        return embedding

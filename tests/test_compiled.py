@@ -31,7 +31,7 @@ def test_compiled_pictures_are_those_of_uncompiled_ones(vae, backend):
 
     assert compiler.works
     assert np.abs(actual.astype(int) - generate(Lcm(models.make(vae=vae())), 1).astype(int)).max() <= 1
-    assert len(device.graphs) == 4  # a step without guidance and one with it, encoder, decoder
+    assert len(device.graphs) == 5  # text, a step without guidance and one with it, encoder, decoder
 
 
 def test_more_shapes_are_compiled_than_torch_allows_by_itself():

@@ -25,7 +25,7 @@ def test_a_dry_run_measures_and_writes_what_it_prints(out, capsys):
     assert len(found) == 6
     assert found["end_to_end"]["times_faster"] > 0
     assert found["end_to_end"]["70 % load"].keys() == {"p50_ms", "p95_ms", "p99_ms"}
-    assert found["warm_up"]["graphs"] == 16  # four functions, four batches
+    assert found["warm_up"]["graphs"] == 17  # four functions, four batches, and one text
     assert set(found["waits"].values()) >= {"none"}
     assert json.loads(out.read_text()) == json.loads(capsys.readouterr().out.splitlines()[-1]) == report
 

@@ -230,7 +230,7 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, cou
 
     expected = generate(Lcm(models.make()), count)
     assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
-    assert sum(graph.replays for graph in device.graphs) == learning_replays + 6  # encode, four steps, decode
+    assert sum(graph.replays for graph in device.graphs) == learning_replays + 7  # text, encode, four steps, decode
     assert told == [(number / 3, f"preparing for {rows} pictures of 64×64") for number, rows in enumerate((4, 2, 1))]
 
 

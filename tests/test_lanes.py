@@ -1,5 +1,7 @@
 """Pictures beside the steps of others: nothing reads what is not there, and nothing that crosses over is lost."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +168,28 @@ def test_memory_that_the_host_writes_again_must_have_been_read():
 
     assert witness.now == HOST
     assert made.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make_vae", [models.vae, models.tiny_vae])
+def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype, make_vae):
+    """On a device that has no numbers: so nothing waits for them, and all of it can be captured."""
+    nowhere = torch.device("meta")
+    made = models.make(vae=make_vae(), safety_checker=models.safety_checker())
+    parts = {
+        name: getattr(made, name).to(dtype).to(nowhere) for name in ("unet", "vae", "text_encoder", "safety_checker")
+    }
+    lcm = Lcm(replace(made, device=nowhere, dtype=dtype, **parts))
+    items = [(params, lcm.prepare(params), PIXELS, params.seed) for params in REQUESTS.values()]
+
+    trajectories = lcm.encode(items)
+    lcm.step(trajectories)
+    pixels = lcm.decode(trajectories)
+    flags = lcm.finite(trajectories), lcm.check(pixels)
+
+    held = [tensor for trajectory in trajectories for tensor in (*trajectory.tensors, trajectory.denoised)]
+    assert {tensor.device for tensor in (*held, pixels, *flags)} == {nowhere}
+    assert {tensor.dtype for tensor in trajectories[0].contexts + trajectories[0].shifts} == {dtype}
 
 
 def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
