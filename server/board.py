@@ -8,7 +8,7 @@ import asyncio
 import bisect
 import collections
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 import msgspec
 
@@ -39,6 +39,10 @@ class Board:
     def owned(self, owner: str) -> int:
         """Those of one owner."""
         return self._owned[owner]
+
+    def others_than(self, owners: Collection[str]) -> bool:
+        """Whether a job of anybody else waits."""
+        return any(owner not in owners for owner in self._owned)
 
     def get(self, request_id: str) -> Snapshot | None:
         """The snapshot with its place in the queue; None if the board does not have it (the database may)."""

@@ -109,7 +109,7 @@ CLAIM = (
     .where(
         jobs.c.seq.in_(
             sa.select(jobs.c.seq)
-            .where(_waiting, jobs.c.not_before <= _b("now"))
+            .where(_waiting, jobs.c.not_before <= _b("now"), jobs.c.owner.not_in(_b("passed_over", expanding=True)))
             .order_by(jobs.c.priority, jobs.c.seq)
             .limit(_b("count"))
             .with_for_update(skip_locked=True)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -92,12 +92,18 @@ class JobStore:
         self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))
         return snapshot.finished(new.result)
 
-    def claim(self, worker: str, count: int, lease_s: float, now: float) -> asyncio.Future[list[Job]]:
-        """Takes up to `count` waiting jobs, first come first served within a priority."""
+    def claim(
+        self, worker: str, count: int, lease_s: float, now: float, *, after_others: Collection[str] = ()
+    ) -> asyncio.Future[list[Job]]:
+        """Takes up to `count` waiting jobs, first come first served within a priority; those of the owners named in
+        `after_others` only when there are no others."""
 
         def operation(connection: sa.Connection) -> list[Job]:
-            claim = {"by": worker, "count": count, "until": now + lease_s, "now": now}
-            rows = connection.execute(sql.CLAIM, claim).all()
+            claim = {"by": worker, "until": now + lease_s, "now": now}
+            rows: list[sa.Row[*tuple[Any, ...]]] = []
+            for passed_over in [list(after_others), []] if after_others else [[]]:
+                left = {"count": count - len(rows), "passed_over": passed_over}
+                rows += connection.execute(sql.CLAIM, claim | left).all()
             if not rows:
                 return []
             inputs = dict(connection.execute(sql.INPUTS, {"seqs": [row.seq for row in rows]}).all())

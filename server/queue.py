@@ -225,10 +225,21 @@ class Queue:
 
     async def _claim(self, count: int) -> list[Job]:
         try:
-            return await self._store.claim(self._worker, count, LEASE_S, self._now())
+            served = self._well_served(count)
+            return await self._store.claim(self._worker, count, LEASE_S, self._now(), after_others=served)
         except DatabaseError as error:
             complain(LOG, "jobs could not be claimed", error)
             return []
+
+    def _well_served(self, free: int) -> list[str]:
+        """Owners who have their share of the engines already, while others wait.
+
+        So a key with a thousand jobs in the queue does not keep out one with a single job.
+        """
+        running = collections.Counter(attempt.job.owner for attempt in self._running)
+        share = max(1, int((free + running.total()) * self._settings.key_share))
+        served = [owner for owner, count in running.items() if count >= share]
+        return served if served and self._board.others_than(served) else []
 
     async def _wait_for_work(self) -> None:
         try:

@@ -156,6 +156,18 @@ async def test_jobs_are_claimed_by_priority_then_in_the_order_of_acceptance(stor
 
 
 @pytest.mark.anyio
+async def test_some_owners_come_after_all_others(store):
+    for owner in ("many", "many", "few", "many"):
+        await store.submit(new(owner=owner), 0.0)
+
+    first = await store.claim("a", 2, LEASE, 0.0, after_others=["many"])
+    rest = await store.claim("a", 9, LEASE, 0.0, after_others=["many"])
+
+    assert [job.owner for job in first] == ["many", "few"]
+    assert [job.owner for job in rest] == ["many", "many"]
+
+
+@pytest.mark.anyio
 async def test_a_claimed_job_is_what_was_submitted(store):
     wish = new(owner="key-1", call={"cdn": "http://h/cdn"}, start_timeout=5.0, no_retry=True)
     await store.submit(wish, now=100.0)

@@ -419,6 +419,17 @@ async def test_a_caller_may_refuse_to_wait_behind_more_than_so_many(tmp_path, he
     assert isinstance(end, RequestError) is not accepted
 
 
+async def test_a_key_with_many_jobs_keeps_no_other_key_out(tmp_path, held):
+    async with serving(tmp_path, held, capacity=2) as queue:
+        many = [await queue.submit(new(seed, owner="many")) for seed in range(6)]
+        await held.until(lambda: held.running == 2)
+        await queue.submit(new(99, owner="few"))
+        await queue.cancel(many[0].id)
+        await held.until(lambda: len(held.begun) == 3)
+
+        assert held.begun == [0, 1, 99]
+
+
 async def test_a_used_up_disk_quota_answers_429(tmp_path, held):
     async with serving(tmp_path, held, capacity=0, jobs_quota_bytes=1) as queue:
         await eventually(lambda: queue._retention.disk_full)
