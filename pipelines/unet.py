@@ -65,7 +65,7 @@ class Unet(nn.Module):
 
     def shifts(self, timestep: int) -> Tensor:
         """What all resnets add at a timestep: [sum of shift_widths]."""
-        steps = torch.full((1,), timestep, device=self._device)  # filled there: a copy of the host's would be waited for
+        steps = torch.full((1,), timestep, device=self._device)  # a copy of the host's would be waited for
         embedding = self._time_out(F.silu(self._time_in(self._waves(steps).to(self._dtype))))
         shifts: Tensor = self._to_shifts(F.silu(embedding))[0]
         return shifts
