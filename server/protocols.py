@@ -7,7 +7,9 @@ shape, then a moment to read it:
     body                `min_body_rate`, with `body_timeout` seconds of slack       408
     answer              unread for `send_timeout`                                   cut
     between requests    `keep_alive` (uvicorn's own)                                closed
-    all of them         `max_connections`                                           429, which every fal client retries
+    all of them         `max_connections`: for one more, who has been idle or at
+                        its headers for longest goes                                closed
+                        where all are being served                                  429, which every fal client retries
 """
 
 import asyncio
@@ -44,6 +46,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_message = False
         self._in_headers = False
         self._header_bytes = 0
+        self._idle_since = self.loop.time()
         self._due = 0.0
         self._body_due = 0.0
         self._refused = False
@@ -90,7 +93,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > self._limits.max_header_bytes:
             self._refuse_headers()
             raise _Refused
-        if len(self.connections) > self._limits.max_connections:
+        if len(self.connections) > self._limits.max_connections and not self._make_room():
             self._refuse(RequestError("concurrent_requests_limit", "Too many open connections, try again"))
             raise _Refused
         super().on_headers_complete()
@@ -106,6 +109,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_message = False
         self._set_deadline(None)
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
 
     def handle_websocket_upgrade(self) -> None:
         self._set_deadline(None)
@@ -163,6 +170,21 @@ class HttpProtocol(HttpToolsProtocol):
             self._send_deadline = None
 
     # --- refusals ---
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being served on this connection: none has come, or not all of its headers."""
+        served = self.cycle is None or self.cycle.response_complete
+        return served and (self._in_headers or not self._in_message) and not self.transport.is_closing()
+
+    def _make_room(self) -> bool:
+        """Close the connection that has been idle for longest, so that nobody is kept out by those who want nothing."""
+        others = (other for other in self.connections if isinstance(other, HttpProtocol) and other is not self)
+        idle = (other for other in others if other._idle)
+        longest = min(idle, key=lambda other: other._idle_since, default=None)
+        if longest is not None:
+            longest.transport.close()
+        return longest is not None
 
     def _refuse_headers(self) -> None:
         self._refuse(PlainError(431, f"Request line and headers exceed {self._limits.max_header_bytes} bytes"))

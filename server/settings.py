@@ -98,7 +98,9 @@ class Settings:
     )
 
     # limits on connections
-    max_connections: int = _setting(1024, "open connections; a request on one more gets 429", within=_AT_LEAST_ONE)
+    max_connections: int = _setting(
+        1024, "open connections; for one more an idle one is closed, else its request gets 429", within=_AT_LEAST_ONE
+    )
     max_header_bytes: int = _setting(32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs")
     header_timeout: float = _setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
     body_timeout: float = _setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")

@@ -394,21 +394,42 @@ async def test_headers_within_the_limit_pass(serve):
 
 
 async def test_one_connection_too_many_gets_429(serve):
-    async with serve(max_connections=1) as server, server.connect(), server.connect() as client:
-        client.send(post())
+    async with serve(max_connections=1) as server, server.connect() as served:
+        served.send(post(path="/held"))
+        await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        async with server.connect() as client:
+            client.send(post())
 
-        status, headers, body = await client.answer()
+            status, headers, body = await client.answer()
 
     assert status == 429
     assert headers["x-fal-error-type"] == body["error_type"] == "concurrent_requests_limit"
 
 
-async def test_who_is_refused_in_the_middle_of_an_upload_can_read_why(serve):
-    async with serve(max_connections=1) as server, server.connect(), server.connect() as client:
-        client.send(post(bytes(4_000_000)))
-        await client.writer.drain()
+@pytest.mark.parametrize("said", [b"", b"POST / HTTP/1.1\r\nHost: h\r\n", post()], ids=["nothing", "drip", "served"])
+async def test_an_idle_connection_gives_way_to_one_too_many(said, serve):
+    async with serve(max_connections=1) as server, server.connect() as idle:
+        idle.send(said)
+        if said == post():
+            await idle.answer()
+        async with server.connect() as client:
+            client.send(post())
 
-        assert (await client.answer())[0] == 429
+            status, _, _ = await client.answer()
+
+        assert await idle.rest() == b""
+    assert status == 200
+
+
+async def test_who_is_refused_in_the_middle_of_an_upload_can_read_why(serve):
+    async with serve(max_connections=1) as server, server.connect() as served:
+        served.send(post(path="/held"))
+        await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        async with server.connect() as client:
+            client.send(post(bytes(4_000_000)))
+            await asyncio.wait_for(client.writer.drain(), PATIENCE_S)
+
+            assert (await client.answer())[0] == 429
 
 
 async def test_what_is_no_http_gets_400_in_json(serve):
