@@ -6,7 +6,7 @@ own; one UNet call takes whichever trajectories share a size one timestep furthe
     reader thread     submit, cancel, drain                      never waits
     codec threads     JPEG → pixels; pixels → JPEG, the answer   (`pipelines.codec_threads`)
     device thread     run: the loop                              the only one to call the model
-    gallery thread    waits for finished pictures to arrive      one launched batch after the other
+    gallery thread    waits for finished pictures to arrive      (`pipelines.gallery`)
 
 The device thread launches work and does not wait for pictures: while those of one batch are decoded, checked and copied
 to the host, the steps of the next go on, on devices that can do both at once. Where a device can't, they are there by
@@ -26,7 +26,6 @@ from __future__ import annotations
 import functools
 import queue
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,7 +33,8 @@ import numpy as np
 
 from pipelines import batching
 from pipelines.codec_threads import CodecThreads
-from pipelines.requests import Image, Rendered, Request
+from pipelines.gallery import Gallery, develop
+from pipelines.requests import Image, Request
 from pipelines.staging import Staging
 from pipelines.types import (
     PATIENCE_S,
@@ -50,10 +50,8 @@ from pipelines.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from typing import Any
 
-    Develop = Callable[[], list[Rendered | None]]
-
+    from pipelines.gallery import Develop
     from pipelines.stages import Codec, Model
     from pipelines.types import EngineConfig, FailureKind, FromEngine
 
@@ -80,8 +78,8 @@ class Engine:
         # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
         self.capacity = (3 if overlaps else 2) * config.max_batch
         self._codecs = CodecThreads(codec, emit, self._say_last)
-        self._gallery = ThreadPoolExecutor(1, thread_name_prefix="gallery")
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._gallery = Gallery(self._codecs, self._say_last, self._leave, self._inbox.put)
         self._in_hand: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
@@ -129,7 +127,7 @@ class Engine:
         while self._admit():
             self._step()
             self._retire()
-        self._gallery.shutdown()
+        self._gallery.close()
         self._codecs.close()
 
     def _admit(self) -> bool:
@@ -245,17 +243,16 @@ class Engine:
             self._model.step([image.trajectory for image in images])
 
     def _decode(self, images: Sequence[Image]) -> None:
-        develop = self._render("decode", images)
+        pictures = self._render("decode", images)
         for image in images:
             image.launched = True
-        self._gallery.submit(self._contained, partial(self._hang, images, develop))
+        self._gallery.hang(images, pictures)
 
     def _preview(self, images: Sequence[Image]) -> None:
-        develop = self._render("preview", images)
+        pictures = self._render("preview", images)
         for image in images:
             image.request.previewing = True
-        steps = [image.trajectory.step for image in images]
-        self._gallery.submit(self._contained, partial(self._show, images, steps, develop))
+        self._gallery.show(images, pictures)
 
     def _render(self, name: str, images: Sequence[Image]) -> Develop:
         """What each image looks like so far, black where it is unsafe; None where it is not even numbers.
@@ -274,49 +271,7 @@ class Engine:
                 unsafe = self._model.check(pixels)
         with self._stages.timed(name, images):
             wait = self._model.fetch(pixels, finite, unsafe)
-        return partial(_develop, wait, checked)
-
-    # --- on the gallery thread ---------------------------------------------------------------------------------------
-
-    def _hang(self, images: Sequence[Image], develop: Develop) -> None:
-        """Wait for the last pictures of these images, and hand complete requests to the codec threads."""
-        for image, rendered in zip(images, develop(), strict=True):
-            image.rendered, image.developed = rendered, True
-        for request in dict.fromkeys(image.request for image in images):
-            if request.ended or not all(image.developed for image in request.images):
-                continue
-            request.time()
-            if all(image.rendered is not None for image in request.images):
-                self._codecs.answer(request)
-            else:
-                self._say_last(
-                    request, _failed(request, "bad_output", "The model computed something that is no picture.")
-                )
-            self._inbox.put(partial(self._leave, request))
-
-    def _show(self, images: Sequence[Image], steps: Sequence[int], develop: Develop) -> None:
-        """Wait for previews of these images after these steps, and hand them to the codec threads."""
-        for image, step, rendered in zip(images, steps, develop(), strict=True):
-            if rendered is None:
-                image.request.previewing = False
-            else:
-                self._codecs.preview(image.request, step, rendered)
-
-    def _contained(self, run: Callable[[], None]) -> None:
-        """What goes wrong there went wrong on the device, and ends the loop."""
-        try:
-            run()
-        except Exception as error:  # noqa: BLE001 – it is the device thread's
-            self._inbox.put(partial(_raise, error))
-
-
-def _develop(
-    wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
-) -> list[Rendered | None]:
-    pictures, finite, unsafe = wait()
-    nsfw = [flag and asked for flag, asked in zip(unsafe, checked, strict=True)]
-    pictures[nsfw] = 0
-    return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]
+        return partial(develop, wait, checked)
 
 
 def _failed(request: Request, kind: FailureKind, message: str) -> Failed:
@@ -325,7 +280,3 @@ def _failed(request: Request, kind: FailureKind, message: str) -> Failed:
 
 def _look_up() -> None:
     """Nothing to do but to go on."""
-
-
-def _raise(error: Exception) -> None:
-    raise error

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
@@ -72,7 +71,7 @@ class Graphs:
         self._budget = budget
         self._learning = False
         self._pools: dict[str, Any] = {}
-        self._held: defaultdict[tuple[str, Size], dict[int, Graph]] = defaultdict(dict)  # by rows
+        self._held: dict[tuple[str, Size], dict[int, Graph]] = {}  # by rows
 
     def wrap(
         self, name: str, run: Run, size: Callable[[Tensor], Size], *, lane: str = "", form: Run | None = None
@@ -85,7 +84,7 @@ class Graphs:
 
         def call(*inputs: Tensor) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
-            if self._learning and rows not in self._held[name, wanted]:
+            if self._learning and rows not in self._held.get((name, wanted), {}):
                 self._learn(name, wanted, form or run, inputs, lane)
             graph = self._graph(name, rows, wanted)
             return run(*inputs) if graph is None else cut(graph.replay(inputs), rows)
@@ -121,7 +120,7 @@ class Graphs:
 
     def _graph(self, name: str, rows: int, size: Size) -> Graph | None:
         """The smallest one that has so many rows."""
-        held = self._held[name, size]
+        held = self._held.get((name, size), {})
         fitting = [captured for captured in held if captured >= rows]
         return held[min(fitting)] if fitting else None
 
@@ -142,7 +141,7 @@ class Graphs:
             graph.destroy()
             logger.warning("no room in the budget for %s", what)
             return
-        self._held[name, size][len(inputs[0])] = graph
+        self._held.setdefault((name, size), {})[len(inputs[0])] = graph
 
 
 def cut(outputs: Any, rows: int) -> Any:
