@@ -34,7 +34,7 @@ from tests.harness import APP, clean_env
 MODEL = "instant+jpeg:25"
 KEYS = "good:a,bad:b"
 PAUSE_S = 0.05
-SETTLE_S = 2.0  # until the load is at its height
+SETTLE_S = 4.0  # until everybody is connected
 UNLIMITED = ("--max-frame-rate", "1000000000")
 
 SINK = """

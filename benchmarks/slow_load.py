@@ -6,7 +6,7 @@
                             that goes no further
     102 flooders            websockets, 34 each: pings, tiny frames, good inputs; more than can be served
 
-Each is connected again when the server closes it. A flooder sends a batch of frames four times a second, as far as the
+They connect within two seconds, and again when the server closes them. A flooder sends a batch of frames four times a second, as far as the
 network takes it: 40 800 frames a second of all of them, for some 400 calls of the system.
 """
 
@@ -24,6 +24,7 @@ from tests.harness import APP
 SLOW = 75
 FLOODERS = 34
 LARGE = 32 << 20
+RAMP_S = 2.0
 DRIP_S = 0.5
 BATCH_S = 0.25
 BATCH = 100
@@ -48,7 +49,10 @@ class Load:
         slow = self._drip_headers, self._drip_body, self._unread, self._idle_tls
         clients = [self._again(kind) for kind in slow for _ in range(SLOW)]
         clients += [self._again(self._flood, one) for one in floods for _ in range(FLOODERS)]
-        tasks = [asyncio.create_task(client) for client in clients]
+        tasks = []
+        for client in clients:
+            tasks.append(asyncio.create_task(client))
+            await asyncio.sleep(RAMP_S / len(clients))
         await done
         for task in tasks:
             task.cancel()
