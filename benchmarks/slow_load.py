@@ -6,8 +6,8 @@
                             that goes no further
     102 flooders            websockets, 34 each: pings, tiny frames, good inputs; more than can be served
 
-They connect within two seconds, and again when the server closes them. A flooder sends a batch of frames four times a second, as far as the
-network takes it: 40 800 frames a second of all of them, for some 400 calls of the system.
+They connect within two seconds, and again when the server closes them. A flooder sends a batch of frames four times a
+second, as far as the network takes it: 40 800 frames a second of all of them, for some 400 calls of the system.
 """
 
 import asyncio
