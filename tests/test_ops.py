@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from server.workers import State
-from tests.web import INPUT, RUN, serving
+from tests.web import INPUT, QUEUE, RUN, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +85,30 @@ async def test_every_request_has_an_id_of_its_own(tmp_path):
         ids = {(await web.call("GET", "/health")).headers["x-fal-request-id"] for _ in range(3)}
 
     assert len(ids) == 3
+
+
+async def test_no_error_and_no_figure_repeats_what_was_said(tmp_path):
+    canary = "canary-5e1f"
+    async with serving(tmp_path, keys=f"alice:{canary}") as web:
+        good, wrong = {"authorization": f"Key alice:{canary}"}, {"authorization": f"Key alice:not-{canary}"}
+        body = {**INPUT, "prompt": canary, "negative_prompt": canary}
+        job = (await web.call("POST", QUEUE, body={**body, "seed": canary}, headers=good)).json()["request_id"]
+        said = [
+            await web.call("POST", RUN, body={**body, "strength": canary}, headers=good),
+            await web.call("POST", RUN, body={**body, "image_url": canary}, headers=good),
+            await web.call("POST", RUN, body=f"{{{canary}".encode(), headers=good),
+            await web.call("POST", RUN, body=body, headers=wrong),
+            await web.call("GET", f"{QUEUE}/requests/{job}", headers=good),
+            await web.call("GET", f"{QUEUE}/requests/{job}/status?logs=1", headers=good),
+            await web.call("GET", "/metrics"),
+            await web.call("GET", "/health"),
+        ]
+        async with web.connect(f"{RUN}/realtime", headers=good) as socket:
+            socket.send("{" + canary)
+            reason = await socket.recv()
+
+    assert [answer.status for answer in said] == [422, 422, 422, 401, 422, 200, 200, 200]
+    assert canary not in "".join(answer.body.decode() for answer in said) + reason
 
 
 async def test_the_log_names_the_request_and_nothing_that_was_said(tmp_path, caplog):

@@ -15,7 +15,7 @@ from tests.harness import APP, serving, until
 MIB = 1024 * 1024
 BODY, BUDGET, CLIENTS = 8 * MIB, 24 * MIB, 40
 # A picture is in hand as text, as bytes and on its way to the engine; and there is more to a process than bodies.
-FACTOR, BESIDE_MB = 3, 100
+FACTOR, BESIDE_MB = 3, 150
 SMALL = json.dumps({"prompt": "", "image_url": "data:image/jpeg;base64,/9j/", "sync_mode": True}).encode()
 
 
