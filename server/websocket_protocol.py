@@ -36,6 +36,9 @@ from server.settings import Settings
 # A socket that sends too fast is read from again after so many seconds: ten times a second, some frames at once.
 _PAUSE_S = 0.1
 
+# So many seconds' worth of frames may come at once. A hundred sockets that begin together cost everybody else that.
+_BURST_S = 0.25
+
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One websocket. When the server drains, the app receives a disconnect of code 1012 and may still send and close.
@@ -164,13 +167,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 class _PacedReader(StreamReader):
-    """Hands the parser frames at a rate, after a first second's worth at once. `held`: one waits for its turn."""
+    """Hands the parser frames at a rate, `_BURST_S` of them at once. `held`: one waits for its turn."""
 
     def __init__(self, rate: int, now: Callable[[], float]) -> None:
         super().__init__()
         self._rate = rate
         self._now = now
-        self._permits = float(rate)
+        self._most = max(1.0, rate * _BURST_S)
+        self._permits = self._most
         self._counted = now()
         self.held = False
 
@@ -185,7 +189,7 @@ class _PacedReader(StreamReader):
 
     def _permitted(self) -> bool:
         now = self._now()
-        self._permits = min(float(self._rate), self._permits + (now - self._counted) * self._rate)
+        self._permits = min(self._most, self._permits + (now - self._counted) * self._rate)
         self._counted = now
         if self._permits < 1:
             return False
