@@ -40,10 +40,10 @@ imports: $(VENV)/.dev ## which package may import which
 audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where the advisories can be reached
 	$(BIN)/python .ci/audit.py
 
-chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (a quarter of an hour)
+chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (twenty minutes)
 	$(BIN)/python -m benchmarks.chaos $(FLAGS)
 
-chaos-short: $(VENV)/.dev ## the same in a minute
+chaos-short: $(VENV)/.dev ## the same in two minutes
 	$(BIN)/python -m benchmarks.chaos --jobs 150
 
 fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5xx, no fault, no leak (minutes)

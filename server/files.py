@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from server import lifecycle as lifecycles
-from server.errors import PlainError, invalid
+from server.errors import PlainError, invalid, overloaded
 from server.parts import MAX_PARTS, MissingPart, Parts
 from server.secret_file import read_secret
 from server.settings import Settings
@@ -128,7 +128,7 @@ class Files:
     async def receive(self, upload: Upload, chunks: AsyncIterator[bytes], announced: int | None) -> None:
         """Store an upload's whole body. A name that is taken keeps its file: the client has come twice.
 
-        Raises `PlainError` 413 when it is too large, 429 when there is no room.
+        Raises `PlainError` 413 when it is too large, `RequestError` 429 when there is no room.
         """
         async with self._spooled(chunks, announced) as draft:
             await asyncio.to_thread(self._put, draft.path, upload, draft.head)
@@ -263,8 +263,8 @@ def _room_or_429() -> Iterator[None]:
     try:
         yield
     except StorageFull:
-        raise PlainError(429, "The file storage is full; try again later") from None
+        raise overloaded("The file storage is full; try again later") from None
     except OSError as error:
         if error.errno not in _NO_SPACE:
             raise
-        raise PlainError(429, "The disk is full; try again later") from error
+        raise overloaded("The disk is full; try again later") from error
