@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from server.connection import late
-from server.errors import FalError, PlainError, RequestError
+from server.errors import FalError, PlainError, RequestError, overloaded
 from server.settings import Settings
 
 # What a client that was refused gets to read its answer: closing at once while it still sends would reset the
@@ -94,7 +94,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse_headers()
             raise _Refused
         if len(self.connections) > self._limits.max_connections and not self._make_room():
-            self._refuse(RequestError("concurrent_requests_limit", "Too many open connections, try again"))
+            self._refuse(overloaded("Too many open connections, try again"))
             raise _Refused
         super().on_headers_complete()
         self._body_due = self.loop.time() + self._limits.body_timeout

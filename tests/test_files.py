@@ -504,7 +504,7 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
     await files.start()
     await files.receive(an_upload(), stream(bytes(800)), 800)
 
-    with pytest.raises(PlainError) as caught:
+    with pytest.raises(RequestError) as caught:
         await files.receive(an_upload(), stream(bytes(300)), 300)
     await files.close()
 
