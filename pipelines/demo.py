@@ -27,8 +27,8 @@ from pipelines.modules import (
 
 PACKAGED = Path(__file__).parent / "demo_model"
 TRAINED_NOTICE = (
-    "DEMO MODEL: a small model that ships with fourstep. Its pictures are crude; `fourstep pull` and `--model sd15` "
-    "give the real ones."
+    "DEMO MODEL: a small model that ships with fourstep. It draws seven kinds of landscape, blurred, and nothing else; "
+    "`fourstep pull` and `--model sd15` give the real ones."
 )
 UNTRAINED_NOTICE = (
     "DEMO MODEL, UNTRAINED: random weights, so pictures are noise. `fourstep pull` and `--model sd15` give real ones."

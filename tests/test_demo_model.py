@@ -44,6 +44,11 @@ def distance(a, b):
     return np.abs(a.astype(np.float32) - b.astype(np.float32)).mean()
 
 
+def detail(pixels):
+    """How much goes on between neighbours."""
+    return np.hypot(*np.gradient(pixels.mean(-1))).mean()
+
+
 @pytest.mark.parametrize(("weaker", "stronger"), [(0.1, 0.5), (0.5, 0.9)])
 def test_more_strength_leads_further_from_the_input(demo, weaker, stronger):
     near, far = (picture(demo, prompt="a city at noon", strength=strength) for strength in (weaker, stronger))
@@ -87,6 +92,20 @@ def test_the_prompt_turns_the_ground_green_or_sandy(demo):
     )
 
     assert (forest[..., 1] - forest[..., 0]).mean() > (desert[..., 1] - desert[..., 0]).mean() + 30
+
+
+@pytest.mark.parametrize("place", ["a city", "mountains", "a forest"])
+def test_more_steps_draw_more(demo, place):
+    one, four = (picture(demo, prompt=f"{place} at noon", strength=1.0, num_inference_steps=n) for n in (1, 4))
+
+    assert detail(four) > 1.05 * detail(one)
+
+
+def test_the_input_s_composition_stays_at_the_default_strength(demo):
+    own = picture(demo, prompt="a beach at dawn")
+    other = picture(demo, paint(Scene(seed=14, place="beach"), SIDE, SIDE), prompt="a beach at dawn")
+
+    assert distance(own, picture(demo, prompt="a beach at dawn", seed=2)) < 0.9 * distance(own, other)
 
 
 def test_guidance_leads_away_from_the_negative_prompt(demo):

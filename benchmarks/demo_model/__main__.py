@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from benchmarks.demo_model import autoencoder, checker, classifier, evaluate, export, sheets, text, unet
 from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, TINY_LATENTS
-from benchmarks.demo_model.recipe import LARGE, SHIPPED, SMALL, TEST, WORK
+from benchmarks.demo_model.recipe import LARGE, SHEET, SHIPPED, SMALL, TEST, WORK
 from benchmarks.demo_model.training import on_all_cores
 
 
@@ -47,7 +47,7 @@ STAGES = (
     Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
     Stage("export", lambda: export.export(SHIPPED), None),
     Stage("evaluate", lambda: evaluate.report(SHIPPED), None),
-    Stage("sheets", lambda: sheets.contact_sheet(SHIPPED, WORK / "contact.png"), None),
+    Stage("sheets", lambda: sheets.contact_sheet(SHIPPED, SHEET), None),
 )
 
 

@@ -6,7 +6,6 @@ end the latents are normalised: mean 0, deviation 1 per channel, folded into the
 stock classes need no scale or shift.
 """
 
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -7,6 +7,7 @@ from benchmarks.demo_model.data import HELD_OUT, Pictures
 ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".cache" / "demo_model"
 SHIPPED = ROOT / "pipelines" / "demo_model"
+SHEET = ROOT / "docs" / "demo-model.png"
 
 SMALL = Pictures(WORK, "train", 256, groups=2500)
 LARGE = Pictures(WORK, "train", 512, groups=400, first=500_000)

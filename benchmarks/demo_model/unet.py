@@ -159,14 +159,15 @@ def load(path: Path) -> Denoiser:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One course: on what, how many pictures per step and process, whose weights it starts from, and the share of steps
-    that go on from own answers."""
+    """One course: on what, how many pictures per step and process, whose weights it starts from, the share of steps
+    that go on from own answers, and what is not to be forgotten: every fourth step is on it."""
 
     course: Course
     latents: Latents
     batch: int
     after: Path | None = None
     own: float = 0.0
+    beside: Latents | None = None
 
     @property
     def leaves(self) -> Path:
@@ -181,9 +182,10 @@ class Lesson:
         else:
             model.load_state_dict(torch.load(self.after, weights_only=True))
         model.hasten()
-        examples = Examples(self.latents)
+        kinds = [Examples(self.latents)] * 3 + [Examples(self.beside or self.latents)]
 
         def loss(rng: np.random.Generator) -> dict[str, Tensor]:
+            examples = kinds[rng.integers(len(kinds))]
             if rng.random() >= self.own:
                 return Batch(examples, words, rng, draw_timesteps(rng, self.batch)).losses(model)
             first, second = rng.choice(_FIRST_TWO, self.batch).T
@@ -197,7 +199,7 @@ class Lesson:
 
 
 TINY = Lesson(
-    Course("unet-128", steps=1030, rate=1.2e-3, warmup=150, floor=0.4, average=0.99, muon=True), TINY_LATENTS, 24
+    Course("unet-128", steps=1120, rate=1.2e-3, warmup=150, floor=0.4, average=0.99, muon=True), TINY_LATENTS, 24
 )
 MIDDLE = Lesson(
     Course("unet-256", steps=1200, rate=2e-3, floor=0.5, average=0.99, muon=True),
@@ -207,9 +209,10 @@ MIDDLE = Lesson(
     own=0.15,
 )
 LAST = Lesson(
-    Course("unet-512", steps=1150, rate=1.5e-3, warmup=30, average=0.99, muon=True),
+    Course("unet-512", steps=840, rate=1.5e-3, warmup=30, average=0.99, muon=True),
     LARGE_LATENTS,
     6,
     MIDDLE.leaves,
     own=0.15,
+    beside=SMALL_LATENTS,
 )
