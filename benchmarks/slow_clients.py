@@ -8,7 +8,7 @@ process; the others (`benchmarks.slow_load`) in one of their own, under another 
     alone       the good clients
     harness     with the load aimed at a process that only reads and drops: what it costs that all share two cores
     attacked    with the load aimed at the server: p99 must stay under twice that of alone
-    control     the same on a server whose websockets may send as fast as they like: must harm
+    control     the same under the good clients' own key, and websockets may send as fast as they like: must harm
 
 Prints a table; the last line is JSON; exits 1 if anything does not hold.
 """
@@ -32,7 +32,7 @@ from server.launch import running
 from tests.harness import APP, clean_env
 
 MODEL = "instant+jpeg:25"
-KEYS = "good:a,bad:b"
+GOOD, BAD = "good:a", "bad:b"
 PAUSE_S = 0.05
 SETTLE_S = 4.0  # until everybody is connected
 UNLIMITED = ("--max-frame-rate", "1000000000")
@@ -59,9 +59,9 @@ asyncio.run(main())
 
 
 @contextlib.contextmanager
-def loaded(url, tls_url=""):
+def loaded(url, tls_url="", key=BAD):
     """The slow clients and flooders, at their height. Without a `tls_url` nobody answers there."""
-    command = [sys.executable, "-m", "benchmarks.slow_load", url, tls_url, "bad:b"]
+    command = [sys.executable, "-m", "benchmarks.slow_load", url, tls_url, key]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as load:
         try:
             time.sleep(SETTLE_S)
@@ -85,7 +85,7 @@ def served(*flags):
     """A server with two keys."""
     with tempfile.TemporaryDirectory(prefix="fourstep-slow-") as folder:
         log = Path(folder) / "log"
-        env = clean_env({"FOURSTEP_KEYS": KEYS})
+        env = clean_env({"FOURSTEP_KEYS": f"{GOOD},{BAD}"})
         with (
             log.open("wb") as sink_,
             running(Path(folder), "--model", MODEL, "--tls-port", "0", *flags, env=env, log=sink_) as server,
@@ -113,7 +113,7 @@ def arguments():
 
 async def runs(server, until, walls):
     body = json.dumps(arguments()).encode()
-    names = {"Host": server.host, "Authorization": "Key good:a", "Content-Length": len(body)}
+    names = {"Host": server.host, "Authorization": f"Key {GOOD}", "Content-Length": len(body)}
     head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
     reader, writer = await asyncio.open_connection("127.0.0.1", int(server.host.rpartition(":")[2]))
     while time.perf_counter() < until:
@@ -129,7 +129,7 @@ async def runs(server, until, walls):
 
 async def realtime(server, until, walls):
     body = msgspec.msgpack.encode(arguments())
-    headers = {"Authorization": "Key good:a"}
+    headers = {"Authorization": f"Key {GOOD}"}
     async with connect(
         f"ws://{server.host}/run/{APP}/realtime", additional_headers=headers, compression=None
     ) as socket:
@@ -164,7 +164,7 @@ def measured(rounds, seconds):
                 take("harness", server)
             with loaded(server.url, server.tls_url):
                 take("attacked", server)
-    with served(*UNLIMITED) as server, loaded(server.url, server.tls_url):
+    with served(*UNLIMITED) as server, loaded(server.url, server.tls_url, GOOD):
         take("control", server)
     return walls
 
