@@ -82,6 +82,12 @@ class Resnet(nn.Module):
         return out
 
 
+def adds_nothing(attention: Any) -> bool:
+    """Whether all that an `Attention` gives is zero, whatever it is given."""
+    out = attention.to_out[0]
+    return not out.weight.any() and (out.bias is None or not out.bias.any())
+
+
 class SelfAttention(nn.Module):
     """An `Attention` of [N, T, C] to itself: one product for query, key and value."""
 
@@ -128,7 +134,9 @@ class TransformerBlock(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         require(source.norm_type == "layer_norm" and not source.only_cross_attention, "other transformers")
-        self.norm_self, self.to_itself = LayerNorm(source.norm1), SelfAttention(source.attn1)
+        # Of what adds nothing to its input nothing is computed: the demo model leaves its largest attention out so.
+        self.to_itself = None if adds_nothing(source.attn1) else SelfAttention(source.attn1)
+        self.norm_self = LayerNorm(source.norm1)
         self.norm_text, self.to_text = LayerNorm(source.norm2), CrossAttention(source.attn2)
         self.norm_forward = LayerNorm(source.norm3)
         gate, _, out = source.ff.net
@@ -137,7 +145,8 @@ class TransformerBlock(nn.Module):
         self.out = kernels.linear(out.weight, out.bias)
 
     def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
-        x = x + self.to_itself(self.norm_self(x))
+        if self.to_itself is not None:
+            x = x + self.to_itself(self.norm_self(x))
         x = x + self.to_text(self.norm_text(x), keys_values)
         inner, gate = self.gate(self.norm_forward(x)).chunk(2, dim=-1)
         forward: Tensor = self.out(inner * F.gelu(gate))

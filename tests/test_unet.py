@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from pipelines import kernels, vae
+from pipelines.blocks import TransformerBlock
 from pipelines.errors import CheckpointError
 from pipelines.unet import Unet
 from tests import models
@@ -43,7 +44,16 @@ def linear_projections():
     ).eval()
 
 
-@pytest.mark.parametrize("source", [models.unet, linear_projections])
+def silent_attention():
+    """One whose first attention to itself adds nothing, as in the demo model."""
+    unet = models.unet()
+    out = next(module for name, module in unet.named_modules() if name.endswith("attn1")).to_out[0]
+    for parameter in out.parameters():
+        parameter.zero_()
+    return unet
+
+
+@pytest.mark.parametrize("source", [models.unet, linear_projections, silent_attention])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_unet_computes_what_diffusers_computes(source, size, noise):
     theirs = source()
@@ -58,6 +68,13 @@ def test_the_unet_computes_what_diffusers_computes(source, size, noise):
 
     expected = theirs(sample, torch.tensor(timesteps), encoder_hidden_states=text).sample
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("source", "missing"), [(models.unet, 0), (silent_attention, 1)])
+def test_attention_that_adds_nothing_is_not_computed(source, missing):
+    blocks = [module for module in Unet(source()).modules() if isinstance(module, TransformerBlock)]
+
+    assert sum(block.to_itself is None for block in blocks) == missing
 
 
 def bare_tiny_vae():
