@@ -209,7 +209,7 @@ MIDDLE = Lesson(
     own=0.15,
 )
 LAST = Lesson(
-    Course("unet-512", steps=840, rate=1.5e-3, warmup=30, average=0.99, muon=True),
+    Course("unet-512", steps=2000, rate=1.5e-3, warmup=30, average=0.99, muon=True),
     LARGE_LATENTS,
     6,
     MIDDLE.leaves,
