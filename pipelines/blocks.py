@@ -83,9 +83,9 @@ class Resnet(nn.Module):
 
 
 def adds_nothing(attention: Any) -> bool:
-    """Whether all that an `Attention` gives is zero, whatever it is given."""
+    """Whether all that an `Attention` gives is zero, whatever it is given. False where its weights have no values."""
     out = attention.to_out[0]
-    return not out.weight.any() and (out.bias is None or not out.bias.any())
+    return not out.weight.is_meta and not out.weight.any() and (out.bias is None or not out.bias.any())
 
 
 class SelfAttention(nn.Module):
