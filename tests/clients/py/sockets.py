@@ -10,8 +10,8 @@ from kit import APP, INPUT, OPTIONS, say
 
 def outlive_the_token():
     """The token ends; the socket does not."""
-    with fal_client.realtime(APP, token_expiration=1) as socket:
-        time.sleep(1.5)
+    with fal_client.realtime(APP, token_expiration=3) as socket:
+        time.sleep(3.1)  # it counts whole seconds, rounded down: two to three
         socket.send({**INPUT, "request_id": "late"})
         return socket.recv()["request_id"]
 
