@@ -43,18 +43,7 @@ class Hasty(JobStore):
         loop = asyncio.get_running_loop()
         loop.call_later(HASTE_S, super().submit, new, now)
         answer = loop.create_future()
-        answer.set_result(
-            Snapshot(
-                seq=next(self._seqs),
-                id=new.id,
-                app=new.app,
-                owner=new.owner,
-                priority=new.priority,
-                store_io=new.store_io,
-                webhook=new.webhook,
-                submitted_at=now,
-            )
-        )
+        answer.set_result(Snapshot.accepted(new, next(self._seqs), now))
         return answer
 
 

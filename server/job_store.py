@@ -60,7 +60,6 @@ class JobStore:
         return self._database.write(functools.partial(self._submit, new, now))
 
     def _submit(self, new: NewJob, now: float, connection: sa.Connection) -> Snapshot:
-        start_by = None if new.start_timeout is None else now + new.start_timeout
         row = {
             "id": new.id,
             "app": new.app,
@@ -72,21 +71,11 @@ class JobStore:
             "no_retry": new.no_retry,
             "store_io": new.store_io,
             "submitted_at": now,
-            "start_by": start_by,
+            "start_by": new.start_by(now),
         }
         seq: int = connection.execute(sql.INSERT_JOB, row).scalar_one()
         connection.execute(sql.INSERT_PAYLOAD, {"job": seq, "input": new.input})
-        snapshot = Snapshot(
-            seq=seq,
-            id=new.id,
-            app=new.app,
-            owner=new.owner,
-            priority=new.priority,
-            store_io=new.store_io,
-            webhook=new.webhook,
-            submitted_at=now,
-            start_by=start_by,
-        )
+        snapshot = Snapshot.accepted(new, seq, now)
         if new.result is None:
             return snapshot
         self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))

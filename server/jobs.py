@@ -128,6 +128,10 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     result: Result | None = None
     id: str = msgspec.field(default_factory=new_request_id)
 
+    def start_by(self, now: float) -> float | None:
+        """When it must have begun, if it is accepted now."""
+        return None if self.start_timeout is None else now + self.start_timeout
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job in the hands of a worker. `fence` proves that it still is; `attempt` counts from 1."""
@@ -165,6 +169,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     error_type: str | None = None
     expired: bool = False
+
+    @classmethod
+    def accepted(cls, new: NewJob, seq: int, now: float) -> "Snapshot":
+        """A job that has just come in."""
+        return cls(
+            seq=seq,
+            id=new.id,
+            app=new.app,
+            owner=new.owner,
+            priority=new.priority,
+            store_io=new.store_io,
+            webhook=new.webhook,
+            submitted_at=now,
+            start_by=new.start_by(now),
+        )
 
     @property
     def completed(self) -> bool:

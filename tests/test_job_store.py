@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from benchmarks.chaos_fence import Unfenced
 from pipelines.types import Priority
 from server import job_schema
 from server.database import Database, DatabaseInUse, DatabaseTooNew
@@ -229,17 +230,6 @@ async def two_workers_publish(store: JobStore) -> list[bool]:
     successor = await claimed(store, "successor", now=LEASE + 1)
     published = [await store.finish(successor, DONE, [], 0.1, 70.0)]
     return [*published, await store.finish(frozen, OTHER, [], 0.1, 71.0)]
-
-
-class Unfenced(JobStore):
-    """The control: publishes without asking whose the job is."""
-
-    finish_statement = (
-        sa.update(job_schema.jobs)
-        .where(job_schema.jobs.c.seq == sa.bindparam("job"))
-        .values(status=Status.COMPLETED.value, result_status=sa.bindparam("code"))
-        .returning(job_schema.jobs.c.webhook, job_schema.jobs.c.store_io)
-    )
 
 
 @pytest.mark.anyio
