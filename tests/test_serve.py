@@ -103,7 +103,7 @@ def test_the_api_process_does_not_import_torch(instant):
 
 
 def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the_job(tmp_path):
-    server = start_server("--model", "instant:60000", "--drain-timeout", "2", data_dir=tmp_path)
+    server = start_server("--model", "instant:10000", "--drain-timeout", "2", data_dir=tmp_path)
     server.wait_ready()
     path = submitted(server)
 
