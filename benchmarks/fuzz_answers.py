@@ -12,6 +12,7 @@ PATIENCE_S = 20.0  # many times every deadline of the server's
 _BAD_LOG = re.compile(r"Traceback|\b(ERROR|CRITICAL)\b|Fatal error")
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
 _FAREWELL = b"fuzz"
+_INTERNAL_ERROR = (1011).to_bytes(2, "big")
 
 
 class Findings:
@@ -89,6 +90,8 @@ class Conversation:
         except (ConnectionError, asyncio.IncompleteReadError):
             if self._case.opening.strip() and not self.heard:
                 self._findings.add("closed without a word", self._case, self._case.opening[:300])
+            elif self.heard:
+                self._findings.add("broken off", self._case, bytes(self.heard[-300:]))
         finally:
             writer.transport.abort()
 
@@ -161,6 +164,8 @@ class Conversation:
         payload = await self._read(reader.readexactly(length))
         if first & 15 == TEXT and (status := failure(payload)):
             self._findings.add(f"status {status} in a message", self._case, payload)
+        if first & 15 == CLOSE and payload[:2] == _INTERNAL_ERROR:
+            self._findings.add("closed with 1011", self._case, payload)
         return first & 15, payload
 
     async def _read(self, reading):
