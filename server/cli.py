@@ -28,7 +28,7 @@ _KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exits 0, or non-zero with one line on stderr that says what to do."""
-    arguments = vars(_parser().parse_args(argv))
+    arguments = vars(command_line().parse_args(argv))
     run: Callable[..., int] = arguments.pop("run")
     own = {name: arguments.pop(name) for name in list(arguments) if name not in FIELDS}
     try:
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Every command with its settings."""
     parser = argparse.ArgumentParser(
         prog="fourstep",
         description="Self-hosted, drop-in replacement for fal.ai's fal-ai/lcm-sd15-i2i.",

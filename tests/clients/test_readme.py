@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import main
+from server.cli import command_line
 from tests.clients.kit import JS, install_javascript, node
 from tests.harness import clean_env
 
@@ -69,12 +69,10 @@ def commands():
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_fourstep_line_parses(line, capsys):
-    with pytest.raises(SystemExit) as done:
-        main([*shlex.split(line)[1:], "--help"])
+def test_every_fourstep_line_parses(line):
+    _, *words = shlex.split(line)
 
-    assert done.value.code == 0
-    assert "usage" in capsys.readouterr().out
+    assert callable(command_line().parse_args(words).run)
 
 
 def test_every_make_target_of_the_readme_exists():
