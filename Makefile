@@ -61,8 +61,9 @@ faults: $(VENV)/.dev ## a thousand calls of the real clients while their connect
 demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
 	nice -n 19 $(BIN)/python -m benchmarks.demo_model
 
-clean: ## remove everything that make installed or made
-	rm -rf $(VENV) .cache tests/clients/js/node_modules
+clean: ## remove everything that make installed or made, but for a training's state (.cache/demo_model)
+	rm -rf $(VENV) .cache/clients tests/clients/js/node_modules demo-output.jpg
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
