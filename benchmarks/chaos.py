@@ -160,6 +160,8 @@ def main():
             print(f"    {figure:<22}{value:>10}   {bound:<6} {verdict}", flush=True)
             broken += [f"{name}: {figure} is {value}, not {bound}"] if verdict == "BROKEN" else []
         report[name] = figures
+    if not report:
+        parser.error(f"no part's name begins with {asked.only!r}")
     print(*broken, sep="\n", end="\n" if broken else "")
     print(json.dumps({"benchmark": "chaos", "load_before": round(load, 1), "held": not broken, **report}))
     sys.exit(1 if broken else 0)
