@@ -9,7 +9,6 @@ from tests.harness import Server, serving
 
 # What a machine may honestly lack; any other skip fails the suite when CI=true.
 ALLOWED_SKIPS = (
-    "needs a CUDA device",
     "needs a private mount namespace",
     "needs Chromium",
 )
