@@ -4,6 +4,7 @@ import pytest
 from starlette.routing import Route, WebSocketRoute
 
 from server.app import ROUTES
+from server.auth import Caller
 from tests.asgi import Refused
 from tests.web import INPUT, serving
 
@@ -57,32 +58,53 @@ CALLS = [
 ]
 SOCKETS = [route.path for route in ROUTES if isinstance(route, WebSocketRoute)]
 
-WRONG = [None, "Key alice:wrong", "Key nobody:a", "Bearer eyJhbGciOiJub25lIn0.e30.", "Basic YWxpY2U6YQ=="]
+WRONG = [
+    None,
+    "Key alice:wrong",
+    "Key alice",
+    "Bearer eyJhbGciOiJub25lIn0.e30.",
+    "Basic YWxpY2U6YQ==",
+    "expired",
+    "foreign",
+]
 
 
-@pytest.mark.parametrize("authorization", WRONG)
-async def test_without_a_right_key_no_route_answers(tmp_path, authorization):
-    headers = {"authorization": authorization, "x-fal-target-url": "https://fal.run/fal-ai/lcm-sd15-i2i"}
+def credentials(web, kind):
+    """The header of this kind: as it stands, or a token that has ended, or one for another app."""
+    tokens = {"expired": (-1, "lcm-sd15-i2i"), "foreign": (60, "flux")}
+    if kind not in tokens:
+        return {"authorization": kind}
+    seconds, app = tokens[kind]
+    return {"authorization": f"Bearer {web.ctx.auth.issue(Caller('alice', 'alice'), seconds, [app])}"}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+async def test_without_a_right_key_no_route_answers(tmp_path, kind):
     async with serving(tmp_path, keys="alice:a") as web:
+        headers = credentials(web, kind) | {"x-fal-target-url": "https://fal.run/fal-ai/lcm-sd15-i2i"}
         statuses = {
             (method, path): (await web.call(method, concrete(path), body=INPUT, headers=headers)).status
             for method, path in CALLS
         }
 
-    expected = dict.fromkeys(SIGNED, 403) | dict.fromkeys(NO_METHODS, 405)
-    assert statuses == dict.fromkeys(CALLS, 401) | expected
+    expected = dict.fromkeys(CALLS, 401)
+    if kind == "foreign":  # it is a token, but not for this app
+        expected |= {call: 403 for call in CALLS if "{app:path}" in call[1] or call[1] == "/api/fal/proxy"}
+    expected |= dict.fromkeys(SIGNED, 403) | dict.fromkeys(NO_METHODS, 405)
+    assert statuses == expected
     assert web.engines.works == []
 
 
+@pytest.mark.parametrize("kind", WRONG)
 @pytest.mark.parametrize("path", SOCKETS)
-async def test_without_a_key_no_socket_takes_work(tmp_path, path):
+async def test_without_a_right_key_no_socket_takes_work(tmp_path, path, kind):
     async with serving(tmp_path, keys="alice:a") as web:
         try:
-            async with web.connect(concrete(path)) as socket:
+            async with web.connect(concrete(path), headers=credentials(web, kind)) as socket:
                 socket.send('{"prompt": "p", "image_url": "data:,"}')
                 said = await socket.recv()
         except Refused as refused:
             said = str(refused.answer.status)
 
-    assert said in {"401", '{"status":"error","error":"Unauthorized"}'}
+    assert said in {"401", "403", '{"status":"error","error":"Unauthorized"}'}
     assert web.engines.works == []
