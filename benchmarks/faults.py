@@ -5,7 +5,7 @@
 Calls that the client retries by itself must all finish; every other fails with the client's own error, none later than
 its patience; nothing is done twice that was not asked for twice, by the server's own request ids; and afterwards the
 server has no more files, memory and permits in use than before. Controls: a client that retries nothing must see
-errors, and a server that does every run twice must be found out.
+errors, and a server that does every twentieth run twice must be found out.
 
 Prints a table; the last line is JSON; exits 1 if anything does not hold.
 """
@@ -115,7 +115,7 @@ def count(seen, ended, errors):
 
 
 def done_twice(calls):
-    """The control: a server that does every run twice."""
+    """The control: a server that does every twentieth run twice."""
     program = [sys.executable, "-m", "benchmarks.chaos_server", '{"twice": true}']
     with (
         tempfile.TemporaryDirectory(prefix="fourstep-faults-") as folder,

@@ -3,12 +3,14 @@
     python -m benchmarks.slow_clients [--rounds 4] [--seconds 6]
 
 Two good clients with run and two with realtime, each one request after the other with a pause between, in this
-process; the others (`benchmarks.slow_load`) in one of their own, under another key. The engine takes 25 ms. In turns:
+process; the others (`benchmarks.slow_load`) in one of their own, under another key. The engine takes 25 ms. In turns,
+but for the last, which is once, on a server of its own:
 
     alone       the good clients
     harness     with the load aimed at a process that only reads and drops: what it costs that all share two cores
     attacked    with the load aimed at the server: p99 must stay under twice that of alone
-    control     the same under the good clients' own key, and websockets may send as fast as they like: must harm
+    control     two protections less: the load has the good clients' own key, and websockets may send as fast as they
+                like: must harm
 
 Prints a table; the last line is JSON; exits 1 if anything does not hold.
 """

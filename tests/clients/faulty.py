@@ -19,7 +19,7 @@ PATIENCE_MS = 15_000
 # Counters of the server: requests that its engine has finished, and requests that have reached it.
 MADE, ASKED = "fourstep_inference_seconds_count", "fourstep_requests_total"
 
-_RUN_LINE = re.compile(r"POST /run/\S+ \d+ .* ([0-9a-f-]{36})$", re.MULTILINE)
+_RUN_LINE = re.compile(r"POST /run/\S+ (?:200|499) .* ([0-9a-f-]{36})$", re.MULTILINE)
 _SUBMIT_LINE = re.compile(r"POST /queue/\S+ 200 .* ([0-9a-f-]{36})$", re.MULTILINE)
 
 
@@ -54,10 +54,11 @@ class Faulty:
         return ended
 
     def done_twice(self) -> int:
-        """Requests, by the ids that the server gave them, that it has run more often than once each.
+        """Requests that the server has run more often than once each.
 
-        A run's id is in the log once for each time that it was asked; the engines' count may not be above that. A job's
-        is there for each submit that was answered; each may be in the database once, claimed once.
+        A run's id is in the log once for each time that it was answered, or left by its client; the engines' count may
+        not be above that. A job's is there for each submit that was answered; each may be in the database once, claimed
+        once.
         """
         made = self.count(MADE, 'priority="run"')
         log = self.server.log
