@@ -37,7 +37,8 @@ _MAGIC_BYTES = 12
 # Read on the event loop when it lies in memory anyway: a tenth of a millisecond.
 _READ_AT_ONCE = 1 << 18
 
-_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What a full disk says, or a used-up quota of its user.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Not in the page cache; a file system that can't tell.
 _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 _OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
@@ -265,6 +266,6 @@ def _room_or_429() -> Iterator[None]:
     except StorageFull:
         raise overloaded("The file storage is full; try again later") from None
     except OSError as error:
-        if error.errno not in _NO_SPACE:
+        if error.errno not in NO_SPACE:
             raise
         raise overloaded("The disk is full; try again later") from error

@@ -6,6 +6,7 @@ Resolve the picture → have it worked on → store the results or put them into
 import asyncio
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,7 +14,7 @@ from pipelines.types import Generated, Log, Picture, Preview, Priority, Started,
 from server import data_uri
 from server.errors import RequestError, invalid, overloaded
 from server.fetch import Fetch, FetchError
-from server.files import Files
+from server.files import NO_SPACE, Files
 from server.jobs import Job
 from server.keys import Allowance
 from server.limits import Hold, Limits
@@ -21,6 +22,8 @@ from server.metrics import Metrics
 from server.schemas import LcmInput, parse
 from server.settings import Settings
 from server.workers import Pool
+
+LOG = logging.getLogger(__name__)
 
 OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
@@ -185,13 +188,20 @@ async def _image(ctx: Resources, data: LcmInput, call: Call, picture: Picture) -
 
 
 async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
-    """Keep a result among the files; its name. A full disk is an overload that passes: 429."""
+    """Keep a result among the files; its name.
+
+    Raises `RequestError`: 429 for a full disk, which passes; `internal_error` for one that is broken, read-only or not
+    ours, which trying again does not mend.
+    """
     try:
         return await ctx.files.save(
             picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant, durable=call.durable
         )
     except OSError as error:
-        raise overloaded("The results can't be stored at present") from error
+        LOG.error("a result could not be stored: %s", error.strerror)  # noqa: TRY400 - nothing of the file's name
+        if error.errno in NO_SPACE:
+            raise overloaded("The results can't be stored at present") from error
+        raise RequestError("internal_error", "The result could not be stored") from error
 
 
 def inline(picture: Picture) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The use case itself: where the picture comes from, and where results go. And pictures inside text."""
 
 import base64
+import errno
+import os
 
 import pytest
 
@@ -106,11 +108,24 @@ async def test_files_of_the_queue_are_on_disk_before_the_answer(tmp_path, priori
 @pytest.mark.anyio
 async def test_a_full_disk_is_an_overload(tmp_path):
     async with serving(tmp_path) as web:
-        web.shelf.failure = OSError(28, "No space left on device")
+        web.shelf.failure = OSError(errno.ENOSPC, "No space left on device")
         with pytest.raises(RequestError) as caught:
             await generate(web.ctx, parsed(sync_mode=False), CALL)
 
     assert caught.value.status == 429
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOTDIR, errno.EACCES])
+async def test_a_storage_that_is_broken_is_an_end_and_the_operator_is_told(tmp_path, caplog, number):
+    async with serving(tmp_path) as web:
+        web.shelf.failure = OSError(number, os.strerror(number), "secret name")
+        with pytest.raises(RequestError) as caught:
+            await generate(web.ctx, parsed(sync_mode=False), CALL)
+
+    assert (caught.value.status, caught.value.error_type) == (500, "internal_error")
+    assert os.strerror(number) in caplog.text
+    assert "secret name" not in caplog.text
 
 
 # --- data URIs

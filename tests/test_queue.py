@@ -263,6 +263,7 @@ async def test_a_job_that_an_engine_dropped_is_run_again_in_its_time(tmp_path, e
         ("concurrent_requests_limit", 1, True, None),
         ("runner_scheduling_failure", 10, True, Retry(1.0, refund=True)),
         ("runner_server_error", 1, False, None),
+        ("internal_error", 1, False, None),
         ("bad_request", 1, False, None),
     ],
 )
