@@ -61,6 +61,7 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._process: Process
+        self._exited: asyncio.Task[int]
         self._buffer = bytearray(BUFFER)
         self._filled = 0
         self._closed = self._loop.create_future()
@@ -97,6 +98,7 @@ class EngineProcess(asyncio.BufferedProtocol):
         except BaseException:
             ours.close()
             raise
+        engine._exited = asyncio.ensure_future(engine._process.wait())
         engine.send(Configure(config))
         engine._look()
         return engine
@@ -116,19 +118,21 @@ class EngineProcess(asyncio.BufferedProtocol):
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    async def ended(self) -> int | None:
-        """Wait for its end and for all it has said. Its exit status, negative for a signal; None if it won't die."""
-        exited = asyncio.ensure_future(self._process.wait())
+    async def over(self) -> None:
+        """Wait for the first sign of its end, after which nothing that is sent is read: it has exited, or hung up."""
+        await asyncio.wait({self._exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def reap(self) -> int | None:
+        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die."""
+        self.kill()
         try:
-            await asyncio.wait({exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            self.kill()
-            await asyncio.wait({exited}, timeout=REAP_S)
+            await asyncio.wait({self._exited}, timeout=REAP_S)
             await asyncio.wait({self._closed}, timeout=LAST_WORDS_S)
+        finally:
             self._transport.abort()
             if self._watch is not None:
                 self._watch.cancel()
-        return exited.result() if exited.done() else None
+        return self._exited.result() if self._exited.done() else None
 
     # --- what the transport calls ------------------------------------------------------------------------------------
 

@@ -118,15 +118,19 @@ class Slot:
         launch = self._launch
         self._ready_at = math.inf
         try:
-            self._engine = await EngineProcess.start(
+            engine = self._engine = await EngineProcess.start(
                 launch.command, launch.environment, self._config, self._hear, launch.patience_s
             )
         except OSError as error:
             return f"it could not be started ({error.strerror})"
         try:
-            return _describe(await self._engine.ended())
+            await engine.over()
+            if self.state is State.READY:  # reaping takes its time, in which it must be sent nothing
+                self._become(State.STARTING, "The engine has ended.")
         finally:
             self._engine = None
+            status = await engine.reap()
+        return _describe(status)
 
     def _hear(self, message: FromEngine) -> None:
         match message:
@@ -134,6 +138,8 @@ class Slot:
                 self.detail = f"{what} ({fraction:.0%})"
             case Beat() | Loading():
                 pass
+            case Ready() if self._engine is None:
+                pass  # the last words of one that is being reaped
             case Ready(model=model, device=device, capacity=capacity, notice=notice):
                 self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()

@@ -299,8 +299,8 @@ class Pool:
 
     def _send_suspect(self, now: float) -> None:
         """Run suspects one at a time on an engine that gets nothing else meanwhile: the first to be free of others."""
-        if self._ward is None and self._suspects:
-            ready = [slot for slot in self._slots if slot.state is State.READY]
+        ready = [slot for slot in self._slots if slot.state is State.READY]
+        if self._suspects and self._ward not in ready:
             self._ward = min(ready, key=lambda slot: len(self._hands[slot]), default=None)
         if self._ward is None or self._hands[self._ward]:
             return

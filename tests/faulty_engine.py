@@ -2,14 +2,15 @@
 
 The prompt says what happens in the UNet step: "crash" a segmentation fault, "hang" no return, "raise" an exception,
 "nan" a picture that is none, "hungry" out of memory unless alone, "huge" out of memory even then, "lost" a device
-error, "slow" five milliseconds. The device says what happens at loading: "dying" an exit, "absent" no model, "garbled"
-nonsense on the line, "loading" no end. Everything else is as with `--model instant`, and each request's log has the
-device.
+error, "slow" five milliseconds, "child" a process that keeps the line open when this one has ended. The device says
+what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on the line, "loading" no end.
+Everything else is as with `--model instant`, and each request's log has the device.
 """
 
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -60,6 +61,8 @@ class FaultyModel(InstantModel):
             os.kill(os.getpid(), signal.SIGSEGV)
         if "hang" in prompts:
             threading.Event().wait()
+        if "child" in prompts:
+            subprocess.Popen(["sleep", "120"], pass_fds=[int(sys.argv[-1])])
         if "slow" in prompts:
             time.sleep(0.005)
         if "raise" in prompts:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.types import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
-from server import engine_slot, workers
+from server import engine_process, engine_slot, workers
 from server.errors import InvalidInput, RequestError
 from server.workers import COMMAND, Pool, State
 from tests.harness import clean_env
@@ -208,6 +208,44 @@ async def test_what_an_engine_had_in_hand_when_it_was_killed_is_run_again():
 
         assert [answer.id for answer in answers] == [str(number) for number in range(40)]
         assert restarts(pool) == [1]
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_is_still_being_reaped_is_sent_nothing(monkeypatch):
+    monkeypatch.setattr(engine_process, "LAST_WORDS_S", 2 * WAIT_S)
+    async with pool_of("one", "two") as pool:
+        await until(lambda: all(engine["state"] == State.READY for engine in pool.engines))
+        dead = pid_of(pool)
+        await pool.run(work("a", prompt="child"))
+        os.kill(dead, signal.SIGKILL)
+        try:
+            await until(lambda: pool.engines[0]["state"] != State.READY)
+            answers = await asyncio.gather(*(pool.run(work(number)) for number in range(8)))
+        finally:
+            os.killpg(dead, signal.SIGKILL)  # the child, which would keep the line open
+
+        assert all(isinstance(answer, Generated) for answer in answers)
+
+
+@pytest.mark.anyio
+async def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
+    pool = Pool(EngineConfig(model="instant", data_dir=""), ["one", "two"])
+    one, two = pool._slots
+    sent = []
+    for slot in (one, two):
+        slot.capacity = 2
+        slot.send = lambda message, slot=slot: sent.append((slot.device, message.id))
+    one.state = State.READY
+    tasks = [asyncio.create_task(pool.run(work(name))) for name in "ab"]
+    await asyncio.sleep(0)
+    one.state, two.state = State.STARTING, State.READY
+    pool.lost(one)  # what it had in hand are suspects now, of whom the first goes to the other
+    one.state, two.state = State.READY, State.STARTING
+    pool.heard(two, Generated(id="a", pictures=(), timings={}))
+
+    assert sent == [("one", "a"), ("one", "b"), ("two", "a"), ("one", "b")]
+    for task in tasks:
+        task.cancel()
 
 
 @pytest.mark.anyio
