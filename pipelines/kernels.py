@@ -44,15 +44,15 @@ def conv_pair(first: Any, second: Any, *, doubles: bool) -> nn.Module:
     One convolution sees what the first would give beyond the picture's edge, where the second is to see zeros. So the
     outermost pixels are computed again, by both, from a strip of the picture.
     """
-    inner, outer = first.weight.double(), second.weight.double()
-    bias = outer.sum(dim=(2, 3)) @ (torch.zeros(len(inner)).to(inner) if first.bias is None else first.bias.double())
+    inner, outer = _exact(first.weight), _exact(second.weight)
+    bias = outer.sum(dim=(2, 3)) @ (inner.new_zeros(len(inner)) if first.bias is None else _exact(first.bias))
     if second.bias is not None:
-        bias = bias + second.bias.double()
-    bias = bias.to(second.weight.dtype)
+        bias = bias + _exact(second.bias)
+    bias = bias.to(second.weight)
     if doubles:
-        kernel = F.conv2d(doubling_kernel(inner), outer, padding=2).to(second.weight.dtype)
+        kernel = F.conv2d(doubling_kernel(inner), outer, padding=2).to(second.weight)
         return Pair(_transposed(kernel, bias, padding=2), nn.Sequential(upsampling_conv(first), conv(second)), depth=2)
-    weight = F.conv2d(inner.transpose(0, 1), outer.flip(2, 3), padding=2).transpose(0, 1).to(second.weight.dtype)
+    weight = F.conv2d(inner.transpose(0, 1), outer.flip(2, 3), padding=2).transpose(0, 1).to(second.weight)
     together = nn.Conv2d(weight.shape[1], len(weight), 5, stride=second.stride, padding=2, device="meta")
     together.weight, together.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
     return Pair(conv(together), nn.Sequential(conv(first), conv(second)), depth=3)
@@ -65,9 +65,14 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     those with copies of one pixel share a factor, and their weights can be added beforehand. That is the 3×3 kernel
     correlated with a 2×2 box; summed in float64, so that nothing is lost but the last rounding.
     """
-    box = torch.ones(1, 1, 2, 2, dtype=torch.float64, device=weight.device)
-    summed = F.conv2d(weight.double().flatten(0, 1)[:, None], box, padding=1).view(*weight.shape[:2], 4, 4)
-    return summed.flip(2, 3).transpose(0, 1).to(weight.dtype)
+    box = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    summed = F.conv2d(_exact(weight).flatten(0, 1)[:, None], box, padding=1).view(*weight.shape[:2], 4, 4)
+    return summed.flip(2, 3).transpose(0, 1).to(weight)
+
+
+def _exact(weight: Tensor) -> Tensor:
+    """In float64, on the host: mps has none."""
+    return weight.cpu().double()
 
 
 class Linear(nn.Module):

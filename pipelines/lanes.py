@@ -8,7 +8,7 @@ What is launched in a lane runs in order; what is launched in two runs at once. 
               their memory is not given to anybody before it is done, even when the host has let go of them
     to_host   a copy into pinned memory that the host must not read before a mark made after it
 
-A device that does one thing at a time, or all that it is told at once (mps, cpu), has one `Direct` lane for all.
+A device that does one thing at a time (mps), or all that it is told at once (cpu), has one `Direct` lane for all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from pipelines.stages import Passed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
     from torch import Tensor
@@ -46,14 +47,18 @@ class Lane(Protocol):
 
 
 class Direct:
-    """The lane of a device that needs no other."""
+    """The lane of a device that needs no other. `settle` returns when the device has done all that it was told."""
+
+    def __init__(self, settle: Callable[[], object]) -> None:
+        self._settle = settle
 
     def running(self) -> AbstractContextManager[None]:
         """See `Lane`."""
         return contextlib.nullcontext()
 
     def mark(self) -> Passed:
-        """See `Lane`."""
+        """See `Lane`. Has passed: a device without events can't be asked for it later."""
+        self._settle()
         return Passed(time.monotonic())
 
     def follow(self, mark: Any, *tensors: Tensor) -> None:
@@ -121,5 +126,9 @@ def of(device: torch.device) -> tuple[Lane, Lane]:
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights are made in no lane
         return CudaLane(device), CudaLane(device)
-    lane = Direct()
+    lane = Direct(torch.mps.synchronize if device.type == "mps" else _nothing)
     return lane, lane
+
+
+def _nothing() -> None:
+    """A CPU is done when a call returns."""

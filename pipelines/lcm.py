@@ -292,10 +292,10 @@ class Lcm:
         return self.checker(pixels)
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A host tensor on the device, without waiting for the device (which only pinned memory allows)."""
+        """A host tensor on the device; on CUDA without waiting for the device, which only pinned memory allows."""
         if self.model.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.model.device, non_blocking=True)
+            return tensor.pin_memory().to(self.model.device, non_blocking=True)
+        return tensor.to(self.model.device)
 
 
 def apply_guidance(output: torch.Tensor, guidance: torch.Tensor, guided: int) -> torch.Tensor:

@@ -11,7 +11,8 @@ from pipelines.graphs import Graphs
 from pipelines.lcm import Lcm
 from pipelines.on_torch import DeviceModel
 from pipelines.types import GenerationParams
-from tests import models
+from tests import models, nowhere
+from tests.nowhere import NOWHERE
 from tests.races import HOST, Careless, Forgetful, Lane, Race, Witness
 from tests.test_graphs import FakeDevice
 
@@ -174,21 +175,20 @@ def test_memory_that_the_host_writes_again_must_have_been_read():
 @pytest.mark.parametrize("make_vae", [models.vae, models.tiny_vae])
 def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype, make_vae):
     """On a device that has no numbers: so nothing waits for them, and all of it can be captured."""
-    nowhere = torch.device("meta")
     made = models.make(vae=make_vae(), safety_checker=models.safety_checker())
     parts = {
-        name: getattr(made, name).to(dtype).to(nowhere) for name in ("unet", "vae", "text_encoder", "safety_checker")
+        name: getattr(made, name).to(dtype).to(NOWHERE) for name in ("unet", "vae", "text_encoder", "safety_checker")
     }
-    lcm = Lcm(replace(made, device=nowhere, dtype=dtype, **parts))
-    items = [(params, lcm.prepare(params), PIXELS, params.seed) for params in REQUESTS.values()]
 
-    trajectories = lcm.encode(items)
-    lcm.step(trajectories)
-    pixels = lcm.decode(trajectories)
-    flags = lcm.finite(trajectories), lcm.check(pixels)
+    with nowhere.device():
+        lcm = Lcm(replace(made, device=NOWHERE, dtype=dtype, **parts))
+        trajectories = lcm.encode([(params, lcm.prepare(params), PIXELS, params.seed) for params in REQUESTS.values()])
+        lcm.step(trajectories)
+        pixels = lcm.decode(trajectories)
+        flags = lcm.finite(trajectories), lcm.check(pixels)
 
     held = [tensor for trajectory in trajectories for tensor in (*trajectory.tensors, trajectory.denoised)]
-    assert {tensor.device for tensor in (*held, pixels, *flags)} == {nowhere}
+    assert {tensor.device for tensor in (*held, pixels, *flags)} == {NOWHERE}
     assert {tensor.dtype for tensor in trajectories[0].contexts + trajectories[0].shifts} == {dtype}
 
 
@@ -200,3 +200,15 @@ def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
     assert steps.to_host(tensor) is tensor
     assert steps.mark().passed
     assert not DeviceModel(models.make()).overlaps
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
+def test_a_mark_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
+    lane, _ = lanes.of(torch.device(kind))
+
+    mark = lane.mark()
+
+    assert mark.passed
+    assert len(waited) == waits

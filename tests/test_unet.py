@@ -9,7 +9,8 @@ from pipelines import kernels, vae
 from pipelines.blocks import TransformerBlock
 from pipelines.errors import CheckpointError
 from pipelines.unet import Unet
-from tests import models
+from tests import models, nowhere
+from tests.nowhere import NOWHERE
 
 SIZES = [(8, 8), (16, 24), (13, 9), (7, 10)]  # of latents; halves of odd sides are rounded up on the way down
 
@@ -144,6 +145,20 @@ def test_two_convolutions_in_a_row_are_one(bias, stride, doubles, size, noise):
 
     expected = second(first(F.interpolate(x, scale_factor=2.0) if doubles else x))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("doubles", [True, False])
+@torch.inference_mode(mode=False)  # in it, a device that is not there is not asked for all copies
+def test_weights_are_folded_for_a_device_without_float64(doubles, dtype):
+    first, second = (torch.nn.Conv2d(3, 3, 3, padding=1).to(NOWHERE, dtype) for _ in range(2))
+
+    with nowhere.device():
+        pair = kernels.conv_pair(first, second, doubles=doubles)
+        single = kernels.upsampling_conv(first)
+
+    assert {tensor.device for tensor in (*pair.buffers(), *single.buffers())} == {NOWHERE}
+    assert {tensor.dtype for tensor in (*pair.buffers(), *single.buffers())} == {dtype}
 
 
 @pytest.mark.parametrize("make", [kernels.conv, kernels.Conv])

@@ -1,0 +1,36 @@
+"""A device that is not there: what runs on it has shapes and no numbers, and must do without what mps or CUDA lack.
+
+So nothing can look at a number, mix its tensors with the host's, make a float64 there (mps has none), or copy from
+memory of the host that is not pinned without waiting for the copy.
+"""
+
+import contextlib
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+NOWHERE = torch.device("meta")
+
+
+class Missing(AssertionError):
+    """Something was asked of the device that devices need not have."""
+
+
+class _Strict(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor) and leaf.device == NOWHERE]
+        if any(tensor.dtype == torch.float64 for tensor in made):
+            raise Missing(f"{func} makes a float64")
+        if made and (kwargs or {}).get("non_blocking"):
+            raise Missing(f"{func} does not wait for the copy of what may be gone")
+        return result
+
+
+@contextlib.contextmanager
+def device():
+    """The device, for as long as something is to run there; modules come to it by `.to`."""
+    with FakeTensorMode(allow_non_fake_inputs=True), _Strict():
+        yield NOWHERE
