@@ -9,7 +9,7 @@
 
 Where to read what, from the street inwards:
 
-    the command      cli, settings, serve, demo (with example_client), device_tools, launch
+    the command      cli, settings, data_dir, serve, demo (with example_client), device_tools, launch
     the sockets      listen, protocols, websocket_protocol; tls, certificates, takeover
     the front        front: logs, doors, cors, hosts, limits; auth, keys, secret_file
     the API          app, deps, routes/*; endpoints, schemas, openapi, platform_headers, realtime, sse, connection,

@@ -170,10 +170,12 @@ def _bench(settings: Settings, requests: int, clients: int) -> int:
 
 
 def _keys(settings: Settings, action: str, name: str, **limits: int | None) -> int:
-    from server import keys
+    from server import data_dir, keys
 
     file = keys.path(settings)
     try:
+        if action != "list":
+            data_dir.prepare(settings.data_dir)
         if action == "add":
             _print(f"{keys.add(file, name)}\n\nThis is shown once. Clients: export FAL_KEY=…")
         elif action == "revoke":
@@ -197,8 +199,10 @@ def _shown(key: "keys.Key") -> str:
 
 
 def _webhook_keys(settings: Settings, action: str) -> int:
+    from server import data_dir
     from server.webhook_keys import SigningKeys
 
+    data_dir.prepare(settings.data_dir)
     keys = SigningKeys(settings.webhook_keys_path)
     for key in [keys.rotate()] if action == "rotate" else keys.published():
         since = datetime.datetime.fromtimestamp(key.signs_from, datetime.UTC).isoformat(" ", "seconds")
@@ -207,8 +211,9 @@ def _webhook_keys(settings: Settings, action: str) -> int:
 
 
 def _certs(settings: Settings) -> int:
-    from server import takeover, tls
+    from server import data_dir, takeover, tls
 
+    data_dir.prepare(settings.data_dir)
     files = tls.ensure(settings)
     _print(f"CA: {files.ca}\nCertificate: {files.cert}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
     return 0

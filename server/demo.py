@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from server.data_dir import prepare
 from server.launch import LaunchError, Server, running
 from server.settings import Settings, child_environment
 
@@ -27,9 +28,9 @@ def run(settings: Settings, output: str) -> int:
     if not folder.is_dir():
         return _fail(f"--output: there is no folder {folder}")
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in _MODEL_SETTINGS]
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    prepare(settings.data_dir)
     data_dir = settings.data_dir / "demo-server"
-    data_dir.mkdir(exist_ok=True)
+    prepare(data_dir)
     log_path = data_dir / "log"
     try:
         with (

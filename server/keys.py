@@ -11,12 +11,12 @@ import hashlib
 import hmac
 import json
 import logging
-import os
 import secrets
 import uuid
 from pathlib import Path
 from typing import Any
 
+from server.data_dir import write_whole
 from server.settings import Settings, SettingsError
 
 _LOG = logging.getLogger(__name__)
@@ -117,14 +117,7 @@ def _change(file: Path, which: str, **fields: Any) -> Key:
 
 
 def _write(file: Path, keys: list[Key]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(".tmp")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as stream:
-        json.dump({"keys": [dataclasses.asdict(key) for key in keys]}, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(file)
+    write_whole(file, json.dumps({"keys": [dataclasses.asdict(key) for key in keys]}, indent=1).encode())
 
 
 class KeyRing:

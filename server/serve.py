@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from server import listen, logs
 from server.app import create_app
 from server.auth import has_keys
+from server.data_dir import prepare, write_whole
 from server.keys import KeysError
 from server.launch import RUN_FILE
 from server.listen import Listeners
@@ -19,7 +20,8 @@ from server.settings import Settings, SettingsError
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
-    _make_data_dir(settings)
+    os.umask(0o077)  # the job database and its log, too, are nobody else's
+    prepare(settings.data_dir)
     _check_doors(settings)
     with _sole_server(settings):
         listeners = listen.bind(settings)
@@ -28,10 +30,7 @@ def run(settings: Settings) -> int:
 
         def on_ready() -> None:
             urls = _urls(settings, listeners)
-            text = json.dumps({"pid": os.getpid(), **urls})
-            temporary = run_file.with_suffix(".tmp")
-            temporary.write_text(text)
-            temporary.replace(run_file)
+            write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
             _say(settings, urls)
 
         app = create_app(settings)
@@ -40,16 +39,6 @@ def run(settings: Settings) -> int:
         finally:
             run_file.unlink(missing_ok=True)
     return 0
-
-
-def _make_data_dir(settings: Settings) -> None:
-    try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (settings.data_dir / "lock").touch()
-    except OSError as error:
-        raise SettingsError(
-            f"data-dir: {settings.data_dir} can't be written ({error.strerror}). Mend: choose another --data-dir"
-        ) from error
 
 
 def _check_doors(settings: Settings) -> None:

@@ -29,6 +29,7 @@ def trust_instructions(ca: Path, bundle: Path) -> str:
     """How to make each system and runtime trust the local CA, with lines to paste."""
     return f"""\
 The CA can sign for fal's names, localhost and what --tls-names added, and for nothing else (critical name constraints).
+The folder is closed to other users of this machine: give them copies of the files that the lines for them name.
 
 Python (SSL_CERT_FILE replaces the trust store, so it gets the bundle: the CA and the public roots)
   export SSL_CERT_FILE={bundle}

@@ -9,13 +9,10 @@ of date and `ensure` makes it again. What the certificates say is `server.certif
 """
 
 import asyncio
-import contextlib
 import datetime
-import fcntl
 import logging
-import os
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server import certificates
+from server.data_dir import locked, write_whole
 from server.settings import Settings, SettingsError
 from server.takeover import CERTIFICATE_NAMES, DOMAINS
 
@@ -82,22 +80,22 @@ def ensure(settings: Settings, clock: Callable[[], datetime.datetime] = certific
 
     files = TlsFiles(settings.tls_dir)
     files.directory.mkdir(parents=True, exist_ok=True)
-    with _locked(files.directory):
+    with locked(files.directory / ".lock"):
         ca_key = _key(files.ca_key)
         ca = _certificate(files.ca)
         if ca is None or not certificates.still_good(ca, ca_key, permitted, now):
             if ca is not None:
                 _log.warning("the local CA has been made again: machines that trust %s must be told anew", files.ca)
             ca = certificates.sign_ca(ca_key, permitted, now)
-            _write(files.ca, _pem(ca))
+            _publish(files.ca, _pem(ca))
         key = _key(files.key)
         cert = _certificate(files.cert)
         good = cert is not None and certificates.still_good(cert, key, names, now)
         if cert is None or not good or not certificates.is_signed_by(cert, ca):
-            _write(files.cert, _pem(certificates.sign_server(key, names, ca, ca_key, now)))
+            _publish(files.cert, _pem(certificates.sign_server(key, names, ca, ca_key, now)))
         bundle = _pem(ca) + Path(certifi.where()).read_bytes()
         if not files.bundle.is_file() or files.bundle.read_bytes() != bundle:
-            _write(files.bundle, bundle)
+            _publish(files.bundle, bundle)
     return files
 
 
@@ -125,19 +123,12 @@ async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    with (directory / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
     """The key that lies there, else a new one (P-256: what every TLS client takes)."""
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())
         pkcs8 = serialization.PrivateFormat.PKCS8
-        _write(path, key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()), mode=0o600)
+        write_whole(path, key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()))
         return key
     try:
         loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
@@ -162,12 +153,6 @@ def _pem(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
-def _write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace the file as a whole: a reader, or a machine that loses power, has the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+def _publish(path: Path, pem: bytes) -> None:
+    """Certificates are no secrets; a copy that keeps its mode is one that other users can read."""
+    write_whole(path, pem, mode=0o644)

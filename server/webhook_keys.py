@@ -6,13 +6,14 @@ after it has signed for the last time; a rotation takes effect by itself, nobody
 
 import base64
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from server.data_dir import write_whole
 
 JWKS_CACHE_S = 24 * 3600.0  # how long fal lets receivers keep the document
 
@@ -89,17 +90,5 @@ def _new_key(signs_from: float) -> SigningKey:
 
 
 def _write(path: Path, keys: Sequence[SigningKey]) -> None:
-    """All or nothing, and on disk when this returns: a lost key makes signatures that nobody can check."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.encode(keys))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """On disk when this returns: a lost key makes signatures that nobody can check."""
+    write_whole(path, msgspec.json.encode(keys))

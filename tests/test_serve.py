@@ -38,6 +38,16 @@ def test_a_broken_key_file_is_said_at_once(tmp_path):
     assert (done.returncode, done.stderr.count("\n"), "is no key file" in done.stderr) == (1, 1, True)
 
 
+def test_what_a_server_keeps_is_nobody_elses_also_where_its_folder_was_open(tmp_path):
+    (tmp_path / "data").mkdir(mode=0o755)
+    with serving("--model", "instant", data_dir=tmp_path / "data"):
+        modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "data").iterdir() if path.name != "log"}
+
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+    assert "jobs.sqlite" in modes
+    assert not any(modes.values()), modes
+
+
 def test_a_port_in_use_is_said_at_once(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         done = serve(tmp_path, "--port", str(taken.getsockname()[1]))
