@@ -7,7 +7,7 @@ positions, and who wants to be woken when a job changes.
 import asyncio
 import bisect
 import collections
-import heapq
+import itertools
 from collections.abc import Callable, Collection, Iterable
 
 import msgspec
@@ -27,7 +27,7 @@ class Board:
         self._finished: collections.OrderedDict[str, Snapshot] = collections.OrderedDict()
         self._lines: dict[Priority, list[int]] = {priority: [] for priority in Priority}  # waiting seqs, ascending
         self._owned: collections.Counter[str] = collections.Counter()  # waiting jobs by owner
-        self._deadlines: list[tuple[float, str]] = []  # heap of (start_by, request id)
+        self._deadlines: list[tuple[float, str]] = []  # (start_by, request id) of waiting jobs, ascending
         self._watchers: dict[str, set[asyncio.Event]] = collections.defaultdict(set)
         self._moved = False
 
@@ -110,7 +110,7 @@ class Board:
         self._owned[snapshot.owner] += 1
         self._moved = True
         if snapshot.start_by is not None:
-            heapq.heappush(self._deadlines, (snapshot.start_by, snapshot.id))
+            bisect.insort(self._deadlines, (snapshot.start_by, snapshot.id))
 
     def _dequeue(self, snapshot: Snapshot) -> None:
         line = self._lines[snapshot.priority]
@@ -121,6 +121,8 @@ class Board:
             if not self._owned[snapshot.owner]:
                 del self._owned[snapshot.owner]
             self._moved = True
+            if snapshot.start_by is not None:
+                del self._deadlines[bisect.bisect_left(self._deadlines, (snapshot.start_by, snapshot.id))]
 
     def _remember(self, snapshot: Snapshot) -> None:
         self._finished[snapshot.id] = snapshot
@@ -130,14 +132,9 @@ class Board:
     # --- start timeouts
 
     def overdue(self, now: float) -> list[str]:
-        """Takes out the waiting jobs whose start timeout has run out."""
-        late = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, request_id = heapq.heappop(self._deadlines)
-            snapshot = self._jobs.get(request_id)
-            if snapshot is not None and snapshot.status is Status.IN_QUEUE:
-                late.append(request_id)
-        return late
+        """The waiting jobs whose start timeout has run out, until they are followed to their end."""
+        late = itertools.takewhile(lambda deadline: deadline[0] <= now, self._deadlines)
+        return [request_id for _, request_id in late]
 
     # --- watching
 

@@ -336,6 +336,7 @@ class Queue:
                 await chore()
             except DatabaseError as error:
                 complain(LOG, "the queue's housekeeping failed", error)
+                await asyncio.sleep(DISK_RETRY_S)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:

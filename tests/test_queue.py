@@ -398,6 +398,29 @@ async def test_a_job_that_has_started_may_take_its_time(tmp_path, held):
         assert (await ended(queue, job.id)).result_status == 200
 
 
+async def test_a_start_timeout_that_can_not_be_stored_is_stored_as_soon_as_it_can_be(
+    tmp_path, held, monkeypatch, caplog
+):
+    monkeypatch.setattr(queue_module, "DISK_RETRY_S", 0.01)
+    clock = Clock()
+    async with serving(tmp_path, held, capacity=0, clock=clock) as queue:
+        job = await queue.submit(new(start_timeout=2.0))
+        await alter(queue, FILL)
+        clock.now += 2.0
+        await eventually(lambda: "housekeeping failed" in caplog.text)
+        await alter(queue, FREE)
+
+        assert await is_a_start_timeout(queue, job)
+
+
+async def test_nothing_is_kept_of_the_start_timeouts_of_jobs_that_have_ended(tmp_path, engines):
+    async with serving(tmp_path, engines) as queue:
+        jobs = [await queue.submit(new(start_timeout=3600.0)) for _ in range(5)]
+        await asyncio.gather(*(ended(queue, job.id) for job in jobs))
+
+        assert queue._board._deadlines == []
+
+
 # --- admission
 
 
