@@ -1,6 +1,7 @@
 """Pictures in and out beside the device: the threads that decode what requests bring and encode what they get.
 
-CPU, device, CPU: the device thread never waits for a JPEG. What goes wrong here ends the request that it is about.
+CPU, device, CPU: the device thread never waits for a JPEG. What goes wrong here ends the request that it is about; but
+for a preview: the request goes on without any more of them.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 
 
 class CodecThreads:
-    """`emit` takes previews; `end` the last message of a request, unless it has had one."""
+    """`tell` takes previews, `end` the last message of a request: both unless it has had that."""
 
     def __init__(
-        self, codec: Codec, emit: Callable[[Preview], None], end: Callable[[Request, Generated | Failed], None]
+        self,
+        codec: Codec,
+        tell: Callable[[Request, Preview], None],
+        end: Callable[[Request, Generated | Failed], None],
     ) -> None:
         self._codec = codec
-        self._emit = emit
+        self._tell = tell
         self._end = end
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
 
@@ -41,7 +45,7 @@ class CodecThreads:
 
     def preview(self, request: Request, step: int, rendered: Rendered) -> None:
         """Send what the request's first image looks like after a step."""
-        request.preview = self._submit(request, partial(self._preview, request, step, rendered))
+        request.preview = self._threads.submit(self._preview, request, step, rendered)
 
     def answer(self, request: Request) -> None:
         """Encode the request's rendered images, each on its own thread, and send them."""
@@ -64,8 +68,12 @@ class CodecThreads:
         then(request)
 
     def _preview(self, request: Request, step: int, rendered: Rendered) -> None:
-        steps = request.images[0].trajectory.steps
-        self._emit(Preview(request.id, step, steps, self._picture(rendered)))
+        try:
+            picture = self._picture(rendered)
+        except Exception as error:  # noqa: BLE001 – whatever it is, the request can do without
+            log_fault("preview", 1, error)
+            return  # still `previewing`: no other is tried
+        self._tell(request, Preview(request.id, step, request.images[0].trajectory.steps, picture))
         request.previewing = False
 
     def _answer(self, request: Request, encoding: Sequence[Future[Picture]], last: Rendered) -> None:
@@ -86,8 +94,8 @@ class CodecThreads:
         height, width, _ = rendered.pixels.shape
         return Picture(self._codec.encode(rendered.pixels), width, height, rendered.nsfw)
 
-    def _submit(self, request: Request, run: Callable[[], None]) -> Future[None]:
-        return self._threads.submit(self._contained, request, run)
+    def _submit(self, request: Request, run: Callable[[], None]) -> None:
+        self._threads.submit(self._contained, request, run)
 
     def _contained(self, request: Request, run: Callable[[], None]) -> None:
         try:

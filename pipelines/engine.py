@@ -14,7 +14,7 @@ the time they are asked for.
 
 All state belongs to the device thread. The others reach it through `_inbox`, in which they put what it is to do, and
 through a request's `cancelled`, which they only ever set. A request gets exactly one last message: from whoever takes
-it out of `_in_hand`.
+it out of `_in_hand`. Nothing is said of it after that.
 
 What fails in a batch is run again in smaller ones until only the culprit is left (`pipelines.staging`). A fault that
 leaves the device unusable ends the loop, and the process with it: the server starts another one and runs again what was
@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import queue
+import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
 
     from pipelines.gallery import Develop
     from pipelines.stages import Codec, Model
-    from pipelines.types import EngineConfig, FailureKind, FromEngine
+    from pipelines.types import EngineConfig, FailureKind, FromEngine, Preview
 
 IDLE_BEAT_S = 1.0
 # Every beat wakes the server: four a second are enough, but for one that needs more patience than the last.
@@ -77,13 +78,14 @@ class Engine:
         self._emit = emit
         # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
         self.capacity = (3 if overlaps else 2) * config.max_batch
-        self._codecs = CodecThreads(codec, emit, self._say_last)
+        self._codecs = CodecThreads(codec, self._say, self._say_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._gallery = Gallery(self._codecs, self._say_last, self._leave, self._inbox.put)
         self._in_hand: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self._draining = False
+        self._speaking = threading.Lock()
         self._stages = Staging(config.max_batch, model, self._beat, self._fail)
         self._beat_due = 0.0
         self._allowed_s = 0.0
@@ -198,8 +200,12 @@ class Engine:
                 group.remove(request)
         self._say_last(request, message)
 
-    def _fail(self, request: Request, kind: FailureKind, message: str) -> None:
-        self._end(request, _failed(request, kind, message))
+    def _fail(self, request: Request, stage: str, kind: FailureKind) -> None:
+        """A request can't go through a stage, and ends; but for a preview, which it can do without."""
+        if stage == "preview":
+            request.previewing = True
+        else:
+            self._end(request, Failed(id=request.id, kind=kind, message=f"The engine failed at the stage {stage!r}."))
 
     def _leave(self, request: Request) -> None:
         """Its pictures are there: the device is done with it."""
@@ -207,11 +213,18 @@ class Engine:
         if request in self._active:  # else it has been cancelled meanwhile
             self._active.remove(request)
 
+    def _say(self, request: Request, message: Preview) -> None:
+        """From any thread: a word on a request, unless its last has been said."""
+        with self._speaking:
+            if not request.ended:
+                self._emit(message)
+
     def _say_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
         """From any thread: the last word on a request, unless it has been said."""
-        request.ended = True
-        if self._in_hand.pop(request.id, None) is not None:
-            self._emit(message)
+        with self._speaking:
+            request.ended = True
+            if self._in_hand.pop(request.id, None) is not None:
+                self._emit(message)
         if self._draining:
             self._inbox.put(_look_up)  # perhaps it was the last: the loop may be waiting for it
 
@@ -272,10 +285,6 @@ class Engine:
         with self._stages.timed(name, images):
             wait = self._model.fetch(pixels, finite, unsafe)
         return partial(develop, wait, checked)
-
-
-def _failed(request: Request, kind: FailureKind, message: str) -> Failed:
-    return Failed(id=request.id, kind=kind, message=message)
 
 
 def _look_up() -> None:

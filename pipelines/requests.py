@@ -50,7 +50,7 @@ class Request:
     pixels: Any = None  # uint8 [H, W, 3], once decoded
     conditioning: Any = None
     images: list[Image] = field(default_factory=list)
-    previewing: bool = False  # a preview is being made or encoded
+    previewing: bool = False  # a preview is being made or encoded, or has failed: the last
     preview: Future[None] | None = None  # the encoding of the last one
     spans: list[Span] = field(default_factory=list)
     timings: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -91,7 +91,8 @@ class Request:
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `launched`: the device has been told to make its picture. `developed`: that is here; None if it is no picture.
+    `launched`: the device has been told to make its picture. `developed`: that has been waited for; `rendered` is still
+    None then if it is no picture.
     """
 
     request: Request

@@ -33,14 +33,14 @@ SMALL_FOR_S = 60.0
 
 
 class Staging:
-    """`announce` is told of each stage and for how long it may be silent; `fail` ends a request that can't be done."""
+    """`announce` is told of each stage and for how long it may be silent; `fail`, which request can't go through it."""
 
     def __init__(
         self,
         max_batch: int,
         model: Model,
         announce: Callable[[str, float], None],
-        fail: Callable[[Request, FailureKind, str], None],
+        fail: Callable[[Request, str, FailureKind], None],
     ) -> None:
         self._max_batch = max_batch
         self._model = model
@@ -83,7 +83,7 @@ class Staging:
             return
         if len(images) == 1:
             kind: FailureKind = "out_of_memory" if out_of_memory else "engine_error"
-            self._fail(images[0].request, kind, f"The engine failed at the stage {stage!r}.")
+            self._fail(images[0].request, stage, kind)
             return
         half = -(-len(images) // 2)
         if out_of_memory:

@@ -63,6 +63,30 @@ class SlowAtFirst(RawCodec):
         return super().encode(pixels)
 
 
+class FailsAtFirst(RawCodec):
+    """Can't encode the first picture."""
+
+    def __init__(self):
+        self._calls = itertools.count()
+
+    def encode(self, pixels):
+        if next(self._calls) == 0:
+            raise ZeroDivisionError(SECRET)
+        return super().encode(pixels)
+
+
+class HeldUp(RawCodec):
+    """Encodes when it is let."""
+
+    def __init__(self):
+        self.asked, self.let = threading.Event(), threading.Event()
+
+    def encode(self, pixels):
+        self.asked.set()
+        assert self.let.wait(WAIT_S)
+        return super().encode(pixels)
+
+
 class Watched(FaultyModel):
     """Notes who shared each step; takes a millisecond for it, so that others can join."""
 
@@ -337,6 +361,40 @@ def test_a_slow_preview_does_not_come_after_the_answer(model):
         talk.until("a")
 
     assert [type(message) for message in talk.of["a"]] == [Started, Preview, Generated]
+
+
+class Sightless(Watched):
+    """Has no memory for pictures before they are done."""
+
+    def decode(self, trajectories):
+        if not all(image.finished for image in trajectories):
+            raise MemoryError(SECRET)
+        return super().decode(trajectories)
+
+
+@pytest.mark.parametrize(("kind", "codec"), [(Watched, FailsAtFirst), (Sightless, RawCodec)])
+def test_a_preview_that_can_not_be_made_costs_the_request_nothing_but_previews(kind, codec, caplog):
+    with talk_with(kind(), codec()) as talk:
+        talk.ask("a", previews=True, num_inference_steps=30)
+        talk.until("a")
+
+    assert [type(message) for message in talk.of["a"]] == [Started, Generated]
+    assert caplog.text.count("stage preview failed") == 1
+    assert SECRET not in caplog.text
+
+
+def test_no_preview_comes_after_the_last_word(model):
+    codec = HeldUp()
+    with talk_with(model, codec) as talk:
+        talk.ask("a", previews=True, num_inference_steps=FOREVER)
+        assert codec.asked.wait(WAIT_S)
+        talk.engine.cancel("a")
+        talk.until("a", Cancelled)
+        codec.let.set()
+    while not talk._said.empty():
+        talk.hear()
+
+    assert [type(message) for message in talk.of["a"]] == [Started, Cancelled]
 
 
 def test_unsafe_pictures_are_black_and_so_are_their_previews(talk):
