@@ -171,11 +171,6 @@ class Pool:
         for task in self._tasks:
             task.add_done_callback(_report)
 
-    async def wait_until(self, *states: State) -> None:
-        """Return when the pool is in one of these states."""
-        while self.state not in states:
-            await self._next_move()
-
     async def loaded_model(self) -> str:
         """`model`, once the first engine is ready; "" when it can't be had. Raises `RequestError` `startup_timeout`."""
         try:

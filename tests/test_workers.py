@@ -39,7 +39,7 @@ async def pool_of(*devices, model="instant", command=FAULTY, ready=True, **optio
     try:
         async with asyncio.timeout(WAIT_S):
             if ready:
-                await pool.wait_until(State.READY)
+                await until(lambda: pool.state is State.READY)
             yield pool
     finally:
         await pool.close(0)
@@ -74,7 +74,7 @@ def restarts(pool):
 async def test_engines_start_behind_a_pool_that_answers_at_once():
     async with pool_of("a", "b", ready=False) as pool:
         at_first = pool.state, [engine["state"] for engine in pool.engines]
-        await pool.wait_until(State.READY)
+        await until(lambda: pool.state is State.READY)
 
     assert at_first == (State.STARTING, [State.STARTING, State.STARTING])
 
@@ -142,7 +142,7 @@ async def test_requests_do_not_wait_longer_than_the_start_timeout():
 @pytest.mark.anyio
 async def test_without_a_model_requests_are_refused_with_the_mend():
     async with pool_of("absent", ready=False) as pool:
-        await pool.wait_until(State.SETUP_FAILED)
+        await until(lambda: pool.state is State.SETUP_FAILED)
         with pytest.raises(RequestError) as refused:
             await pool.run(work("a"))
 
@@ -191,8 +191,8 @@ async def test_a_device_that_was_out_comes_back(monkeypatch):
     monkeypatch.setattr(engine_slot, "OUT_PAUSE_S", 0.0)
     async with pool_of() as pool:
         os.kill(pid_of(pool), signal.SIGKILL)
-        await pool.wait_until(State.DEFUNCT)
-        await pool.wait_until(State.READY)
+        await until(lambda: pool.state is State.DEFUNCT)
+        await until(lambda: pool.state is State.READY)
         answer = await pool.run(work("a"))
 
     assert isinstance(answer, Generated)
@@ -268,9 +268,9 @@ async def test_a_stopped_engine_is_noticed_and_replaced(busy):
         first = pid_of(pool)
         tasks = await started(pool, work("a")) if busy else []
         os.kill(first, signal.SIGSTOP)
-        await pool.wait_until(State.STARTING)
+        await until(lambda: restarts(pool) == [1])
         await asyncio.gather(*tasks)
-        await pool.wait_until(State.READY)
+        await until(lambda: pool.state is State.READY)
 
         assert pid_of(pool) != first
 
@@ -316,7 +316,7 @@ async def test_an_end_in_company_is_no_strike():
 async def test_engines_that_send_nonsense_are_replaced(monkeypatch):
     monkeypatch.setattr(engine_slot, "FAILURES", 2)
     async with pool_of("garbled", ready=False) as pool:
-        await pool.wait_until(State.DEFUNCT)
+        await until(lambda: pool.state is State.DEFUNCT)
 
         assert "signal 9" in pool.detail
 
@@ -436,7 +436,7 @@ async def test_a_listener_that_fails_fails_its_own_request():
 async def test_closing_lets_running_requests_finish_and_ends_the_engines():
     pool = Pool(EngineConfig(model="instant:100", data_dir=""), ["a", "b"], command=FAULTY)
     await pool.start()
-    await pool.wait_until(State.READY)
+    await until(lambda: pool.state is State.READY)
     pids = [engine["pid"] for engine in pool.engines]
     tasks = [asyncio.create_task(pool.run(work(number))) for number in range(20)]
     await asyncio.sleep(0)
@@ -451,7 +451,7 @@ async def test_closing_lets_running_requests_finish_and_ends_the_engines():
 async def test_closing_does_not_wait_for_ever():
     pool = Pool(EngineConfig(model="instant", data_dir=""), ["a"], command=FAULTY)
     await pool.start()
-    await pool.wait_until(State.READY)
+    await until(lambda: pool.state is State.READY)
     (task,) = await started(pool, work("a", prompt="hang"))
     await pool.close(0.05)
 
