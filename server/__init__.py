@@ -12,8 +12,8 @@ Where to read what, from the street inwards:
     the command      cli, settings, data_dir, serve, demo (with example_client), device_tools, launch
     the sockets      listen, protocols, websocket_protocol; tls, certificates, takeover
     the front        front: logs, doors, cors, hosts, limits; auth, keys, secret_file
-    the API          app, deps, routes/*; endpoints, schemas, openapi, platform_headers, realtime, sse, connection,
-                     responses, errors
+    the API          app, deps, routes/*; endpoints, schemas, fields, openapi, platform_headers, realtime, sse,
+                     connection, responses, errors
     the use case     generate, data_uri
     the engines      workers, dispatch, engine_slot, engine_process
     the queue        queue, attempt, jobs, board, retention; job_store, job_schema, database, group_commit

@@ -22,11 +22,11 @@ from starlette.types import Message
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipelines.types import Priority
-from server import schemas
+from server import fields, schemas
 from server.auth import Caller
 from server.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
 from server.deps import Context
-from server.errors import FalError, InvalidInput, RequestError, error_item
+from server.errors import FalError, RequestError
 from server.generate import Call, generate
 from server.hosts import base_url
 from server.limits import Hold
@@ -158,16 +158,16 @@ class Session:
                     return None
 
     async def _answer(self, frame: Frame) -> None:
-        fields: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         try:
-            fields = decode(frame)
-            output = await self._generate(fields)
+            given = decode(frame)
+            output = await self._generate(given)
         except FalError as error:
-            await self._refuse(error, fields.get("request_id"))
+            await self._refuse(error, given.get("request_id"))
             return
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the session
             fault("realtime", error)
-            await self._refuse(RequestError("internal_error", "Internal server error"), fields.get("request_id"))
+            await self._refuse(RequestError("internal_error", "Internal server error"), given.get("request_id"))
             return
         finally:
             self._memory.give_back(len(frame))
@@ -180,10 +180,10 @@ class Session:
         await self._socket.send_text(error_text(error, request_id))
         await asyncio.sleep(REFUSAL_PAUSE_S)
 
-    async def _generate(self, fields: dict[str, Any]) -> dict[str, Any]:
-        image = fields.get("image_bytes")
+    async def _generate(self, given: dict[str, Any]) -> dict[str, Any]:
+        image = given.get("image_bytes")
         if isinstance(image, bytes):
-            fields = {**fields, "image_url": ""}
+            given = {**given, "image_url": ""}
         else:
             image = None
         call = Call(
@@ -194,7 +194,7 @@ class Session:
             cdn=self._cdn,
             image=image,
         )
-        return await generate(self._ctx, schemas.validate(fields), call)
+        return await generate(self._ctx, schemas.validate(given), call)
 
 
 def _content(message: Message) -> Frame:
@@ -206,13 +206,8 @@ def _content(message: Message) -> Frame:
 
 
 def decode(frame: Frame) -> dict[str, Any]:
-    """The object in a frame: JSON if it is text, else msgpack. Raises `InvalidInput`."""
-    if isinstance(frame, str):
-        return schemas.parse_json(frame.encode())
-    try:
-        return schemas.as_object(msgspec.msgpack.decode(frame))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidInput([error_item(("body",), "msgpack_invalid", "msgpack decode error")]) from None
+    """An input's fields: JSON if the frame is text, else msgpack. Raises `InvalidInput`."""
+    return fields.of_json(frame.encode()) if isinstance(frame, str) else fields.of_msgpack(frame)
 
 
 def error_text(error: FalError, request_id: object = None) -> str:

@@ -105,26 +105,33 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in a request's body. Raises `InvalidInput`."""
     if not body:
         raise InvalidInput([error_item(("body",), "missing", "Field required")])
-    try:
-        value = pydantic_core.from_json(body)
-    except ValueError as error:
-        # The parser names the place and the rule, never the text.
-        raise InvalidInput(
-            [error_item(("body",), "json_invalid", "JSON decode error", {"error": str(error)})]
-        ) from None
-    return as_object(value)
-
-
-def as_object(value: object) -> dict[str, Any]:
-    """`value` itself if it is a dict. Raises `InvalidInput`."""
+    value = from_json(body)
     if not isinstance(value, dict):
-        message = "Input should be a valid dictionary or object to extract fields from"
-        raise InvalidInput([error_item(("body",), "model_attributes_type", message)])
+        raise not_an_object()
     return value
 
 
+def from_json(text: bytes | bytearray) -> Any:
+    """What JSON says. Raises `InvalidInput`."""
+    try:
+        return pydantic_core.from_json(text)
+    except ValueError as error:
+        raise json_invalid(error) from None
+
+
+def json_invalid(error: Exception) -> InvalidInput:
+    """What is no JSON. Parsers name the place and the rule, never the text."""
+    return InvalidInput([error_item(("body",), "json_invalid", "JSON decode error", {"error": str(error)})])
+
+
+def not_an_object() -> InvalidInput:
+    """What is JSON, or msgpack, but no object."""
+    message = "Input should be a valid dictionary or object to extract fields from"
+    return InvalidInput([error_item(("body",), "model_attributes_type", message)])
+
+
 def parse(body: bytes) -> LcmInput:
-    """The input in a JSON body. Raises `InvalidInput`."""
+    """The input in a JSON body of ours. Raises `InvalidInput`."""
     return validate(parse_json(body))
 
 

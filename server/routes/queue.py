@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from server import endpoints, platform_headers, schemas
+from server import endpoints, fields, platform_headers, schemas
 from server.connection import read_body
 from server.deps import Context, context
 from server.errors import InvalidInput, PlainError, error_item
@@ -42,8 +42,7 @@ async def submit(request: Request) -> Response:
         raise endpoints.no_such_path(target)
     webhook, max_length = _webhook(request), _max_queue_length(request)
     memory = ctx.limits.memory(request, caller)
-    fields = schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes, memory))
-    given, result = _checked(fields)
+    given, result = _checked(fields.of_json(await read_body(request, ctx.settings.max_body_bytes, memory)))
     snapshot = await ctx.queue.submit(
         NewJob(
             id=request_id(request.scope),
@@ -67,10 +66,10 @@ async def submit(request: Request) -> Response:
     return json_response(snapshot.submit_body(base_url(request.scope, "queue")))
 
 
-def _checked(fields: dict[str, Any]) -> tuple[bytes, Result | None]:
+def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
     """The input as it is stored, with its seed drawn; for an invalid one the result that it already has."""
     try:
-        return schemas.validate(fields).seeded().model_dump_json().encode(), None
+        return schemas.validate(given).seeded().model_dump_json().encode(), None
     except InvalidInput as error:
         return b"{}", Result.failure(error)
 

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from pipelines.types import Preview, Priority
-from server import endpoints, schemas
+from server import endpoints, fields, schemas
 from server.auth import Caller
 from server.connection import read_body, stop, while_connected
 from server.deps import Context, context
@@ -65,7 +65,7 @@ async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
     if request.method == "GET":
         return dict(request.query_params)
     ctx = context(request)
-    return schemas.parse_json(await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller)))
+    return fields.of_json(await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller)))
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:

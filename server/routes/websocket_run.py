@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipelines.types import Priority
-from server import endpoints, schemas
+from server import endpoints, fields, schemas
 from server.auth import Caller
 from server.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
 from server.deps import Context, context
@@ -127,7 +127,7 @@ class Conversation:
             cdn=self._cdn,
         )
         try:
-            return await generate(self._ctx, schemas.parse(given), call)
+            return await generate(self._ctx, schemas.validate(fields.of_json(given)), call)
         except FalError:
             raise
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the socket
