@@ -15,7 +15,7 @@ Where to read what, from the street inwards:
     the API          app, deps, routes/*; endpoints, schemas, fields, openapi, platform_headers, realtime, sse,
                      connection, responses, errors
     the use case     generate, data_uri
-    the engines      workers, dispatch, engine_slot, engine_process
+    the engines      workers, hands, ticket, dispatch, engine_slot, engine_process
     the queue        queue, attempt, jobs, board, retention; job_store, job_schema, database, group_commit
     webhooks         webhooks, outbox, webhook_keys
     the outside      fetch, urls, addresses, egress

@@ -228,27 +228,6 @@ async def test_an_engine_that_is_still_being_reaped_is_sent_nothing(monkeypatch)
 
 
 @pytest.mark.anyio
-async def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
-    pool = Pool(EngineConfig(model="instant", data_dir=""), ["one", "two"])
-    one, two = pool._slots
-    sent = []
-    for slot in (one, two):
-        slot.capacity = 2
-        slot.send = lambda message, slot=slot: sent.append((slot.device, message.id))
-    one.state = State.READY
-    tasks = [asyncio.create_task(pool.run(work(name))) for name in "ab"]
-    await asyncio.sleep(0)
-    one.state, two.state = State.STARTING, State.READY
-    pool.lost(one)  # what it had in hand are suspects now, of whom the first goes to the other
-    one.state, two.state = State.READY, State.STARTING
-    pool.heard(two, Generated(id="a", pictures=(), timings={}))
-
-    assert sent == [("one", "a"), ("one", "b"), ("two", "a"), ("one", "b")]
-    for task in tasks:
-        task.cancel()
-
-
-@pytest.mark.anyio
 async def test_a_request_hears_that_it_is_run_again():
     heard = []
     async with pool_of(model="instant:200") as pool:
