@@ -34,8 +34,10 @@ import numpy as np
 
 from pipelines import batching
 from pipelines.codec_threads import CodecThreads
+from pipelines.errors import NoRoomError
 from pipelines.gallery import Gallery, develop
 from pipelines.requests import Image, Request
+from pipelines.stages import Diagnosis
 from pipelines.staging import Staging
 from pipelines.types import (
     PATIENCE_S,
@@ -112,7 +114,18 @@ class Engine:
     # --- on the device thread, before the loop -----------------------------------------------------------------------
 
     def warm_up(self, side: int) -> None:
-        """Run a black picture of side × side through every stage: kernels get chosen, and the stages' pace is known."""
+        """Run a black picture of side × side through every stage: kernels get chosen, and the stages' pace is known.
+
+        Raises `NoRoomError` where that has no room.
+        """
+        try:
+            self._warm_up(side)
+        except Exception as error:
+            if self._model.diagnose(error) is not Diagnosis.OUT_OF_MEMORY:
+                raise
+            raise NoRoomError(self._config.device) from error
+
+    def _warm_up(self, side: int) -> None:
         work = Work(id="", params=GenerationParams(prompt="", seed=0, num_inference_steps=1), image=b"")
         request = Request(work, time.monotonic(), pixels=np.zeros((side, side, 3), np.uint8))
         images = request.images = [Image(request, seed=0)]

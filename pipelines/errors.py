@@ -1,16 +1,27 @@
 """What can go wrong before a model runs. (What can go wrong with a request is in `pipelines.types`.)"""
 
 
-class CheckpointError(Exception):
-    """The model can't be had; trying again changes nothing until somebody does what `mend` says.
-
-    `reason` and `mend` are whole sentences for the operator.
-    """
+class SetupError(Exception):
+    """The model does not run. `reason` and `mend` are whole sentences for the operator."""
 
     def __init__(self, reason: str, mend: str) -> None:
         super().__init__(f"{reason} {mend}")
         self.reason = reason
         self.mend = mend
+
+
+class NoRoomError(SetupError):
+    """The memory of `device` ran out. Trying again helps once other programs have left it."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(
+            f"There is not enough memory for the model (device: {device}).",
+            "Stop other programs that use it, or start with --vae tiny or on another --device.",
+        )
+
+
+class CheckpointError(SetupError):
+    """The model can't be had; trying again changes nothing until somebody does what `mend` says."""
 
 
 class NotOnDiskError(CheckpointError):

@@ -12,7 +12,7 @@ import torch
 
 from pipelines import checkpoint, devices, footprint, lanes
 from pipelines.compiled import Compiler
-from pipelines.errors import CheckpointError
+from pipelines.errors import NoRoomError
 from pipelines.footprint import Footprint
 from pipelines.graphs import Cuda, Graphs
 from pipelines.lcm import Lcm
@@ -46,7 +46,7 @@ _GRAPHS_SHARE = 0.5
 # Of what memory is left, the share that stages may count on: what the driver and other programs take comes and goes.
 _STAGES_SHARE = 0.8
 
-# Launched steps whose end is not waited for: the one that runs, and the one that keeps the device busy after it.
+# Launched steps whose end is not waited for: the last one, which keeps the device busy while the loop decides.
 _STEPS_AHEAD = 1
 
 # What a bare RuntimeError says when memory is out: the CPU allocators (c10/core/impl/alloc_cpu.cpp), and libraries that
@@ -61,7 +61,16 @@ _OUT_OF_MEMORY = (
 
 
 def load(config: EngineConfig, progress: Progress) -> Outfit:
-    """The model that `config` names, on its device. Raises `CheckpointError`."""
+    """The model that `config` names, on its device. Raises `CheckpointError`; `NoRoomError` if its memory runs out."""
+    try:
+        return _load(config, progress)
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise NoRoomError(config.device) from error
+
+
+def _load(config: EngineConfig, progress: Progress) -> Outfit:
     if config.threads:
         torch.set_num_threads(config.threads)
     devices.prepare(config.device, exact=config.max_batch == 1)
@@ -110,19 +119,7 @@ class DeviceModel(Lcm):
     # --- before the loop -------------------------------------------------------------------------------------------
 
     def measure(self, side: int) -> None:
-        """Run a black picture through every stage as it is, and note the memory that each takes.
-
-        Raises `CheckpointError` where not even that has room.
-        """
-        try:
-            self._measure(side)
-        except torch.OutOfMemoryError as error:
-            raise CheckpointError(
-                f"{self.model.device} has no room for one picture of {side}×{side}.",
-                "Stop other programs that use it, or use --vae tiny or --device cpu.",
-            ) from error
-
-    def _measure(self, side: int) -> None:
+        """Run a black picture through every stage as it is, and note the memory that each takes."""
         device, pixels = self.model.device, side * side
         (item,) = self._black(side, side, 1)
         if device.type == "cuda":
@@ -256,10 +253,9 @@ class DeviceModel(Lcm):
 
     def diagnose(self, error: Exception) -> Diagnosis:
         """Out of memory is torch's own error or an allocator's; any other error of the device outlives its call."""
-        words = str(error)
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY):
+        if _is_out_of_memory(error):
             return Diagnosis.OUT_OF_MEMORY
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in words:
+        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             return Diagnosis.DEVICE_LOST
         return Diagnosis.OTHER
 
@@ -269,6 +265,11 @@ class DeviceModel(Lcm):
         if relieved:
             logger.warning("gave up all captured shapes for their memory: they run slower until a restart")
         return relieved
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    words = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)
 
 
 def batches(most: int) -> list[int]:

@@ -11,7 +11,7 @@ import msgspec
 
 from pipelines import doctor, pull
 from pipelines.devices import pick_device, pick_dtype
-from pipelines.errors import CheckpointError
+from pipelines.errors import SetupError
 from pipelines.types import EngineConfig
 
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.tool == "bench":
             return run_bench(config, options.requests, options.clients)
         return run_doctor(config, options.host, options.port)
-    except CheckpointError as error:
+    except SetupError as error:
         print(f"{error.reason}\n{error.mend}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def run_pull(config: EngineConfig) -> int:
 
 
 def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
-    """Measure this box. Raises `CheckpointError` if the model can't be had."""
+    """Measure this box. Raises `SetupError` if the model can't be had or has no room."""
     from pipelines import bench, worker  # noqa: PLC0415 (torch: seconds)
 
     def tell(fraction: float, what: str) -> None:

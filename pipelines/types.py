@@ -18,6 +18,9 @@ import msgspec
 # Seconds that an engine may be silent without having said so; a `Beat` can ask for more.
 PATIENCE_S = 30.0
 
+# How an engine process exits when its device's memory ran out at the start: to be tried again (<sysexits.h>, TEMPFAIL).
+EXIT_NO_ROOM = 75
+
 # Seconds of waiting that raise a request by one class: at worst LOW is as urgent as REALTIME after fifteen.
 AGEING_S = 5.0
 

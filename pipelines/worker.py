@@ -7,7 +7,8 @@
 The server owns this process and says when it ends: by `Drain`, or by closing its end, which a killed server does as
 well. So signals from a terminal or a service manager, which reach every process of the group, are ignored here.
 
-Exit codes: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be had; 70 the device is lost.
+Exit codes: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be had; 70 the device is lost;
+75 it has no room for the model now.
 """
 
 from __future__ import annotations
@@ -26,8 +27,19 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from pipelines.engine import Engine
-from pipelines.errors import CheckpointError
-from pipelines.types import Cancel, Configure, Drain, Loading, Ready, SetupFailed, Work, frame, parse_to_engine
+from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.types import (
+    EXIT_NO_ROOM,
+    Cancel,
+    Configure,
+    Drain,
+    Loading,
+    Ready,
+    SetupFailed,
+    Work,
+    frame,
+    parse_to_engine,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,14 +130,18 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
     threading.Thread(target=_read, args=(link, loaded), name="reader", daemon=True).start()
     try:
         outfit = load(config, lambda fraction, what: link.send(Loading(fraction, what)))
+        engine = Engine(config, outfit.model, outfit.codec, link.send, overlaps=outfit.overlaps)
+        if outfit.warm_up_side:
+            link.send(Loading(1.0, "warming up"))
+            engine.warm_up(outfit.warm_up_side)
     except CheckpointError as error:
         link.send(SetupFailed(error.reason, error.mend))
         link.close()
         return EXIT_SETUP_FAILED
-    engine = Engine(config, outfit.model, outfit.codec, link.send, overlaps=outfit.overlaps)
-    if outfit.warm_up_side:
-        link.send(Loading(1.0, "warming up"))
-        engine.warm_up(outfit.warm_up_side)
+    except NoRoomError as error:
+        logger.error("%s %s", error.reason, error.mend)  # noqa: TRY400 (where it ran out says nothing)
+        link.close()
+        return EXIT_NO_ROOM
     loaded.set_result(engine)
     link.send(
         Ready(
@@ -159,7 +175,7 @@ def _read(link: Link, loaded: Future[Engine]) -> None:
 
 
 def load_outfit(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
-    """What `config` names: a model on its device, or the engine without one. Raises `CheckpointError`."""
+    """What `config` names: a model on its device, or the engine without one. Raises `SetupError`."""
     # Imported here because torch takes seconds, and one of the two does without it.
     if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:
         from pipelines import instant  # noqa: PLC0415

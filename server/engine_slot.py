@@ -14,7 +14,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from pipelines.types import Beat, Drain, EngineConfig, FromEngine, Loading, Ready, SetupFailed, ToEngine
+from pipelines.types import EXIT_NO_ROOM, Beat, Drain, EngineConfig, FromEngine, Loading, Ready, SetupFailed, ToEngine
 from server.engine_process import EngineProcess
 
 logger = logging.getLogger(__name__)
@@ -186,4 +186,6 @@ def _describe(status: int | None) -> str:
         return "it was killed, though it is still there"
     if status < 0:
         return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
+    if status == EXIT_NO_ROOM:
+        return "its device has not enough memory left (its log says what helps)"
     return f"it exited with status {status}"

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines import instant, worker
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.instant import Countdown, InstantModel, NoConditioning
 from pipelines.stages import Diagnosis, Outfit
 from pipelines.types import EngineConfig, GenerationParams
@@ -94,6 +94,8 @@ def load(config: EngineConfig, progress: object) -> Outfit:
             os._exit(1)
         case "absent":
             raise CheckpointError("There is no model.", "Bring one.")
+        case "full":
+            raise NoRoomError(config.device)
         case "garbled":
             os.write(int(sys.argv[-1]), b"\0\0\0\4what")
         case "loading":

@@ -11,6 +11,7 @@ import pytest
 
 from pipelines import staging
 from pipelines.engine import Engine
+from pipelines.errors import NoRoomError
 from pipelines.images import ImageFault
 from pipelines.on_torch import DeviceModel
 from pipelines.types import (
@@ -469,6 +470,18 @@ def test_a_warm_engine_has_been_through_every_stage_and_says_nothing():
 
     assert {message.stage for message in said} <= {"text", "encode", "steps", "decode", "safety"}
     assert all(isinstance(message, Beat) for message in said)
+
+
+@pytest.mark.parametrize(("fault", "raised"), [(MemoryError, NoRoomError), (ValueError, ValueError)])
+def test_a_warm_up_that_has_no_room_is_told_from_one_that_fails(model, monkeypatch, fault, raised):
+    def fails(trajectories):
+        raise fault("cuda")
+
+    monkeypatch.setattr(model, "decode", fails)
+    engine = Engine(EngineConfig(model="test", data_dir="", device="cuda"), model, RawCodec(), lambda message: None)
+
+    with pytest.raises(raised, match="cuda"):
+        engine.warm_up(64)
 
 
 # Of one picture, alone and among others: steps, strengths and guidance all differ, so members stand at different

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.types import (
+    EXIT_NO_ROOM,
     Beat,
     Cancel,
     Cancelled,
@@ -38,14 +39,14 @@ FAULTY = (sys.executable, "-P", str(Path(__file__).with_name("faulty_engine.py")
 class EngineUnderTest:
     """An engine process and our end of its line."""
 
-    def __init__(self, model="instant", command=COMMAND):
+    def __init__(self, model="instant", command=COMMAND, device="cpu"):
         self.line, theirs = socket.socketpair()
         self.line.settimeout(WAIT_S)
         with theirs:
             self.process = subprocess.Popen(
                 [*command, "--fd", str(theirs.fileno())], pass_fds=[theirs.fileno()], env=clean_env()
             )
-        self.say(Configure(EngineConfig(model=model, data_dir="", device="cpu")))
+        self.say(Configure(EngineConfig(model=model, data_dir="", device=device)))
 
     def __enter__(self):
         return self
@@ -158,6 +159,14 @@ def test_a_model_that_can_not_be_had_is_said_with_the_mend():
 
         assert ("soon" in said.reason, "instant:5" in said.mend) == (True, True)
         assert engine.exit_status() == EXIT_SETUP_FAILED
+
+
+def test_a_device_without_room_is_no_fault_of_the_model():
+    with EngineUnderTest(command=FAULTY, device="full") as engine:
+        said = list(iter(engine.hear, None))
+
+        assert not any(isinstance(message, SetupFailed) for message in said)
+        assert engine.exit_status() == EXIT_NO_ROOM
 
 
 def test_a_lost_device_ends_the_process():
