@@ -55,7 +55,7 @@ class Auth:
 
     @property
     def open(self) -> bool:
-        """Whether calls need no credentials: no key was ever set."""
+        """Whether calls need no credentials: no key was ever set. Never raises: the doors ask."""
         return not self._keys.configured
 
     def caller(self, connection: HTTPConnection, app: Endpoint | None = None) -> Caller:

@@ -2,28 +2,30 @@
 
 The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which no guessing reaches, so
 a slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
-Once a key has ever been made, the server stays closed, even if all are revoked.
+Once a key has ever been made, the server stays closed: also if all are revoked, and if the file is lost or damaged.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
 import hmac
-import json
 import logging
 import secrets
 import uuid
 from pathlib import Path
 from typing import Any
 
-from server.data_dir import write_whole
+import msgspec
+
+from server.data_dir import locked, write_whole
 from server.settings import Settings, SettingsError
 
 _LOG = logging.getLogger(__name__)
 
 
-class KeysError(ValueError):
-    """The key file can't be used; the message says why."""
+class KeysError(SettingsError):
+    """The key file can't be used; the message says why, and what would do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,6 +55,12 @@ class Allowance:
     memory: int | None = None
 
 
+class _Document(msgspec.Struct):
+    """What the file holds."""
+
+    keys: list[Key]
+
+
 def allowance(settings: Settings, key: Key) -> Allowance:
     """A key's own limits, and the share that every key has where it has none."""
 
@@ -80,19 +88,34 @@ def path(settings: Settings) -> Path:
 def read(file: Path) -> list[Key]:
     """Every key in the file, the revoked ones too; none when there is no file. Raises `KeysError`."""
     try:
-        document = json.loads(file.read_bytes())
-        return [Key(**entry) for entry in document["keys"]]
+        return _read(file)
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
-        raise KeysError(f"{file} is no key file: {type(error).__name__}") from error
+
+
+def _read(file: Path) -> list[Key]:
+    """As `read`. Raises `FileNotFoundError` too."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Document).keys
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise KeysError(f"{file} can't be read ({error.strerror}). Mend: let this user read it") from error
+    except ValueError as error:
+        raise KeysError(
+            f"{file} is no key file ({error}). Mend: restore it, or remove it and add the keys anew"
+        ) from error
 
 
 def add(file: Path, name: str) -> str:
-    """Make a key called `name` and return it, `id:secret`, this once. Raises `KeysError`."""
+    """Make a key called `name` and return it, `id:secret`, this once. Raises `KeysError` for a name that is in use."""
     credential = f"{uuid.uuid4()}:{secrets.token_hex(32)}"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    _write(file, [*read(file), Key(credential.partition(":")[0], name, digest(credential), now)])
+    with _locked(file):
+        keys = read(file)
+        if _called(keys, name):
+            raise KeysError(f"a key in use is called {name!r} already. Mend: choose another name, or revoke that one")
+        _write(file, [*keys, Key(credential.partition(":")[0], name, digest(credential), now)])
     return credential
 
 
@@ -107,34 +130,56 @@ def limit(file: Path, which: str, **limits: int) -> Key:
 
 
 def _change(file: Path, which: str, **fields: Any) -> Key:
-    keys = read(file)
-    found = next((key for key in keys if which in {key.id, key.name} and not key.revoked), None)
-    if found is None:
-        raise KeysError(f"no key in use is called {which!r}")
-    changed = dataclasses.replace(found, **fields)
-    _write(file, [changed if key is found else key for key in keys])
+    if not file.exists():  # nor, perhaps, a folder to lock it in
+        raise _unknown(which)
+    with _locked(file):
+        keys = read(file)
+        found = _called(keys, which)
+        if not found:
+            raise _unknown(which)
+        if len(found) > 1:  # earlier releases let one name be given twice
+            raise KeysError(f"{len(found)} keys are called {which!r}. Mend: say its id; `fourstep keys list` shows it")
+        changed = dataclasses.replace(found[0], **fields)
+        _write(file, [changed if key is found[0] else key for key in keys])
     return changed
 
 
+def _unknown(which: str) -> KeysError:
+    return KeysError(f"no key in use is called {which!r}. `fourstep keys list` shows them")
+
+
+def _called(keys: list[Key], which: str) -> list[Key]:
+    """The keys in use with this id or name."""
+    return [key for key in keys if which in {key.id, key.name} and not key.revoked]
+
+
+def _locked(file: Path) -> contextlib.AbstractContextManager[None]:
+    """Of two commands at once, one would undo what the other did."""
+    return locked(file.with_name("keys.lock"))
+
+
 def _write(file: Path, keys: list[Key]) -> None:
-    write_whole(file, json.dumps({"keys": [dataclasses.asdict(key) for key in keys]}, indent=1).encode())
+    write_whole(file, msgspec.json.format(msgspec.json.encode(_Document(keys)), indent=1))
 
 
 class KeyRing:
-    """The keys in use: those of the settings, and those of the file as it is now."""
+    """The keys in use: those of the settings, and those of the file as it is now, or as it could last be read.
+
+    Raises `KeysError` for a file that can't be read when the server starts; later on that is only logged.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._fixed = {key.id: key for key in _from_settings(settings.keys)}
         self._file = path(settings)
-        self._stamp: Any = None
-        self._filed: dict[str, Key] = {}
-        self._load()
+        self._stamp = _stamp(self._file)
+        self._filed = {key.id: key for key in read(self._file)}
+        self._configured = bool(self._fixed) or self._stamp is not None
 
     @property
     def configured(self) -> bool:
-        """Whether any key was ever set, so that calls need one."""
+        """Whether any key was ever set, so that calls need one. Once true it stays true."""
         self._load()
-        return bool(self._fixed or self._filed)
+        return self._configured
 
     def find(self, key_id: str) -> Key | None:
         """The key in use with this id."""
@@ -152,19 +197,18 @@ class KeyRing:
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
-        try:
-            self._filed = {key.id: key for key in read(self._file)}
-        except KeysError:
-            if self._stamp is None:
-                raise
-            _LOG.exception("the key file can't be read; the keys as they were stay in use")
         self._stamp = stamp
+        self._configured = True  # where a key file is, or was, somebody wanted the server closed
+        try:
+            self._filed = {key.id: key for key in _read(self._file)}
+        except (KeysError, FileNotFoundError) as error:
+            _LOG.error("the keys as they were stay in use, and nobody else is let in: %s", error)
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
-    except FileNotFoundError:
+    except OSError:  # there is none, or it is out of reach: that is said where it is read
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
 

@@ -12,7 +12,6 @@ from server import listen, logs
 from server.app import create_app
 from server.auth import has_keys
 from server.data_dir import prepare, write_whole
-from server.keys import KeysError
 from server.launch import RUN_FILE
 from server.listen import Listeners
 from server.settings import Settings, SettingsError
@@ -43,11 +42,7 @@ def run(settings: Settings) -> int:
 
 def _check_doors(settings: Settings) -> None:
     """Without keys only this machine is served: anybody who reaches the port could use the device."""
-    try:
-        closed = has_keys(settings)
-    except KeysError as error:
-        raise SettingsError(str(error)) from error
-    if closed or settings.allow_anonymous or _is_loopback(settings.host):
+    if has_keys(settings) or settings.allow_anonymous or _is_loopback(settings.host):
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "

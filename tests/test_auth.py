@@ -3,6 +3,7 @@
 import json
 import stat
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import jwt
 import pytest
@@ -133,6 +134,110 @@ def test_a_broken_key_file_stops_the_start_instead_of_opening_the_server(tmp_pat
 
     with pytest.raises(KeysError):
         Auth(Settings(data_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"junk",
+        b"{}",
+        b'{"keys": [{"id": "a"}]}',
+        b'{"keys": [{"id": "a", "name": "a", "digest": null, "created": ""}]}',
+    ],
+)
+def test_a_key_file_that_is_none_is_said_with_what_would_do(tmp_path, content):
+    (tmp_path / "keys.json").write_bytes(content)
+
+    with pytest.raises(KeysError, match=r"keys\.json is no key file .* Mend: restore it"):
+        keys.read(tmp_path / "keys.json")
+
+
+def lose(file):
+    file.unlink()
+
+
+def damage(file):
+    file.write_text("junk")
+
+
+@pytest.mark.parametrize("spoil", [lose, damage])
+def test_a_running_server_whose_key_file_is_spoilt_keeps_its_keys_and_stays_closed(tmp_path, caplog, spoil):
+    settings = Settings(data_dir=tmp_path)
+    credential = keys.add(keys.path(settings), "app")
+    auth = Auth(settings)
+
+    spoil(keys.path(settings))
+
+    assert auth.caller(knock(f"Key {credential}")).name == "app"
+    assert refusal(auth, knock()).status == 401
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+def test_a_key_file_that_comes_back_is_read_again(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    keys.add(keys.path(settings), "app")
+    auth = Auth(settings)
+    away = keys.path(settings).rename(tmp_path / "away")
+    before = auth.open
+    away.rename(keys.path(settings))
+
+    credential = keys.add(keys.path(settings), "second")
+
+    assert not before
+    assert auth.caller(knock(f"Key {credential}")).name == "second"
+
+
+@pytest.mark.parametrize("content", ["junk", '{"keys": []}'])
+def test_a_key_file_without_keys_that_appears_closes_a_running_server(tmp_path, content):
+    settings = Settings(data_dir=tmp_path)
+    auth = Auth(settings)
+    before = auth.open
+
+    keys.path(settings).write_text(content)
+
+    assert before
+    assert refusal(auth, knock()).status == 401
+
+
+def test_a_name_in_use_is_not_given_twice(tmp_path):
+    file = keys.path(Settings(data_dir=tmp_path))
+    keys.add(file, "app")
+
+    with pytest.raises(KeysError, match="'app' already"):
+        keys.add(file, "app")
+
+
+def test_a_revoked_keys_name_may_be_given_again(tmp_path):
+    file = keys.path(Settings(data_dir=tmp_path))
+    keys.add(file, "app")
+    keys.revoke(file, "app")
+
+    keys.add(file, "app")
+
+    assert [key.revoked for key in keys.read(file)] == [True, False]
+
+
+def test_of_keys_with_one_name_from_an_earlier_release_each_is_revoked_by_its_id(tmp_path):
+    file = keys.path(Settings(data_dir=tmp_path))
+    for name in ("app", "other"):
+        keys.add(file, name)
+    file.write_text(file.read_text().replace('"other"', '"app"'))
+
+    with pytest.raises(KeysError, match="2 keys are called 'app'"):
+        keys.revoke(file, "app")
+    for key in keys.read(file):
+        keys.revoke(file, key.id)
+
+    assert all(key.revoked for key in keys.read(file))
+
+
+def test_keys_that_are_added_at_once_are_all_kept(tmp_path):
+    file = keys.path(Settings(data_dir=tmp_path))
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda number: keys.add(file, f"app {number}"), range(24)))
+
+    assert {key.id for key in keys.read(file)} == {credential.partition(":")[0] for credential in made}
 
 
 @pytest.mark.parametrize("written", ["alice", "alice:", ":s", "a:b,c"])
@@ -338,6 +443,16 @@ async def test_anonymous_callers_may_come_from_other_machines_but_not_from_forei
     own = await call(app, "POST", "/", host="box.lan", headers={"origin": "http://box.lan"})
 
     assert (plain.status, page.status, own.status) == (200, 403, 200)
+
+
+@pytest.mark.anyio
+async def test_behind_a_key_file_that_can_not_be_read_the_doors_still_answer(tmp_path):
+    app = doors(tmp_path)
+    (tmp_path / "keys.json").write_text("junk")
+
+    answer = await call(app, "POST", "/", host="box.lan")
+
+    assert answer.status == 200  # a server with keys: whoever knocks is asked for one further in
 
 
 @pytest.mark.anyio
