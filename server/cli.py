@@ -1,10 +1,11 @@
 """The command `fourstep`: parse, then hand over. Everything heavy is imported by the command that needs it."""
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from server import settings as settings_module
@@ -170,25 +171,20 @@ def _bench(settings: Settings, requests: int, clients: int) -> int:
 
 
 def _keys(settings: Settings, action: str, name: str, **limits: int | None) -> int:
-    from server import data_dir, keys
+    from server import keys
 
     file = keys.path(settings)
-    try:
-        if action != "list":
-            data_dir.prepare(settings.data_dir)
+    with _data_dir(settings, made=action == "add"):
         if action == "add":
             _print(f"{keys.add(file, name)}\n\nThis is shown once. Clients: export FAL_KEY=…")
         elif action == "revoke":
             _print(f"revoked {keys.revoke(file, name).id}")
         elif action == "limit":
-            _print(
-                _shown(keys.limit(file, name, **{what: count for what, count in limits.items() if count is not None}))
-            )
+            given = {what: count for what, count in limits.items() if count is not None}
+            _print(_shown(keys.limit(file, name, **given)))
         else:
             for key in keys.read(file):
                 _print(_shown(key))
-    except keys.KeysError as error:
-        raise SettingsError(str(error)) from error
     return 0
 
 
@@ -199,24 +195,42 @@ def _shown(key: "keys.Key") -> str:
 
 
 def _webhook_keys(settings: Settings, action: str) -> int:
-    from server import data_dir
     from server.webhook_keys import SigningKeys
 
-    data_dir.prepare(settings.data_dir)
-    keys = SigningKeys(settings.webhook_keys_path)
-    for key in [keys.rotate()] if action == "rotate" else keys.published():
-        since = datetime.datetime.fromtimestamp(key.signs_from, datetime.UTC).isoformat(" ", "seconds")
-        _print(f"{key.jwk['x']}  signs from {since if key.signs_from else 'the beginning'}")
+    file, rotates = settings.webhook_keys_path, action == "rotate"
+    with _data_dir(settings, made=rotates):
+        if not rotates and not file.exists():
+            raise SettingsError(f"there is no {file} yet; the first `fourstep serve` with this --data-dir makes a key")
+        keys = SigningKeys(file)
+        for key in [keys.rotate()] if rotates else keys.published():
+            since = datetime.datetime.fromtimestamp(key.signs_from, datetime.UTC).isoformat(" ", "seconds")
+            _print(f"{key.jwk['x']}  signs from {since if key.signs_from else 'the beginning'}")
     return 0
 
 
 def _certs(settings: Settings) -> int:
-    from server import data_dir, takeover, tls
+    from server import takeover, tls
 
-    data_dir.prepare(settings.data_dir)
-    files = tls.ensure(settings)
+    with _data_dir(settings, made=True):
+        files = tls.ensure(settings)
     _print(f"CA: {files.ca}\nCertificate: {files.cert}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
     return 0
+
+
+@contextlib.contextmanager
+def _data_dir(settings: Settings, *, made: bool) -> Iterator[None]:
+    """Around what works on the data directory, `made` first where there is none: faults of the disk become one line."""
+    from server import data_dir
+
+    try:
+        if made:
+            data_dir.prepare(settings.data_dir)
+        yield
+    except OSError as error:
+        where = error.filename or settings.data_dir
+        raise SettingsError(
+            f"data-dir: {where}: {error.strerror}. Mend: let this user write there, or choose another --data-dir"
+        ) from error
 
 
 def _hosts(settings: Settings, address: str, *, with_site: bool) -> int:

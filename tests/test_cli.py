@@ -43,7 +43,11 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
         (["serve", "--prot", "1"], "unrecognized arguments"),
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
-        (["keys", "limit", "nobody", "--calls", "1"], "no key in use is called 'nobody'"),
+        (["keys", "limit", "nobody", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'nobody'"),
+        (["keys", "add", "me", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
+        (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
+        (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
+        (["webhook-keys", "rotate", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
         (["nothing"], "invalid choice"),
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
         (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
@@ -54,7 +58,7 @@ def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):
     done = fourstep(*arguments)
 
     assert done.returncode != 0
-    assert said in done.stderr
+    assert said in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
 
 
@@ -117,14 +121,23 @@ def test_a_revoked_key_is_listed_as_revoked(tmp_path):
 def test_revoking_nobodys_key_is_a_mistake(tmp_path):
     done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "nobody")
 
-    assert (done.returncode, done.stderr) == (1, "fourstep: no key in use is called 'nobody'\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fourstep: no key in use is called 'nobody'. `fourstep keys list` shows them\n",
+    )
 
 
 def test_a_rotated_webhook_key_is_published_beside_the_old_one_and_signs_later(tmp_path):
-    [first] = fourstep("webhook-keys", "list", "--data-dir", str(tmp_path)).stdout.splitlines()
-
     rotated = fourstep("webhook-keys", "rotate", "--data-dir", str(tmp_path)).stdout.strip()
 
-    assert fourstep("webhook-keys", "--data-dir", str(tmp_path), "list").stdout.splitlines() == [first, rotated]
+    [first, second] = fourstep("webhook-keys", "--data-dir", str(tmp_path), "list").stdout.splitlines()
+    assert second == rotated
     assert first.endswith("signs from the beginning")
     assert not rotated.endswith("signs from the beginning")
+
+
+def test_listing_the_webhook_keys_makes_none(tmp_path):
+    done = fourstep("webhook-keys", "list", "--data-dir", str(tmp_path / "data"))
+
+    assert (done.returncode, "the first `fourstep serve`" in done.stderr) == (1, True)
+    assert not (tmp_path / "data").exists()
