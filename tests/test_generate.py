@@ -3,6 +3,8 @@
 import base64
 import errno
 import os
+import tracemalloc
+from urllib.parse import unquote_to_bytes
 
 import pytest
 
@@ -153,13 +155,42 @@ def test_a_data_uri_without_base64_is_percent_encoded():
     assert data_uri.decode("data:image/svg+xml,%3Csvg%3E", 100) == b"<svg>"
 
 
+@pytest.mark.parametrize("shift", range(4))
+def test_no_escape_is_cut_in_two(shift):
+    text = "%" * shift + "%41%zz%4" * 20_000 + "%"
+
+    assert data_uri.decode(f"data:,{text}", 10**6) == unquote_to_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "uri", [f"data:,{'%41' * 200_000}", f"data:;base64,{'%41' * 200_000}", f"data:;base64,{'AAAA ' * 200_000}"]
+)
+def test_a_data_uri_takes_no_more_memory_than_it_is_long(uri):
+    tracemalloc.start()
+    try:
+        data_uri.decode(uri, 10**7)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 4 * len(uri)
+
+
 @pytest.mark.parametrize(
     "uri",
-    ["data:", "data:image/png;base64", "data:;base64,a", "data:;base64,a*b=", "data:;base64,é", "data:;base64,ab=c"],
+    [
+        "data:",
+        "data:image/png;base64",
+        "data:;base64,a",
+        "data:;base64,a*b=",
+        "data:;base64,é",
+        "data:;base64,ab=c",
+        f"data:,{'%' * 3_000_001}",
+    ],
 )
 def test_what_can_not_be_decoded_is_refused(uri):
     with pytest.raises(DataUriError):
-        data_uri.decode(uri, 100)
+        data_uri.decode(uri, 10**7)
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
