@@ -59,7 +59,7 @@ class Queue:
         self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
         self._worker = uuid.uuid4().hex
         self._board = Board()
-        self._retention = Retention(store, self._board.forget, settings, clock)
+        self._retention = Retention(store.attic, self._board.forget, settings, clock)
         self._running: set[Attempt] = set()
         self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._nudge = asyncio.Event()

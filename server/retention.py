@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
+from server.attic import EXPIRE_AT_ONCE, Attic
 from server.database import DatabaseError, complain
-from server.job_store import EXPIRE_AT_ONCE, JobStore
 from server.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -21,12 +21,12 @@ class Retention:
 
     def __init__(
         self,
-        store: JobStore,
+        attic: Attic,
         forgotten: Callable[[Iterable[str]], None],
         settings: Settings,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
+        self._attic = attic
         self._forgotten = forgotten
         self._settings = settings
         self._now = clock
@@ -38,7 +38,7 @@ class Retention:
         """Wipes a job that was delivered and asked for no storing; its webhook, if it has one, must be out first."""
         self._to_forget.add(request_id)
         try:
-            wiped = await self._store.forget(request_id)
+            wiped = await self._attic.forget(request_id)
         except DatabaseError as error:  # wiping writes, too: tried again until there is room
             complain(LOG, "a delivered job could not be wiped", error)
             return
@@ -50,19 +50,19 @@ class Retention:
         """Looks at the disk, and drops the oldest results while too much of it is used. For every second."""
         for request_id in list(self._to_forget):
             await self.forget(request_id)
-        self.disk_full = await self._store.used_bytes() > self._settings.jobs_quota_bytes
+        self.disk_full = await self._attic.used_bytes() > self._settings.jobs_quota_bytes
         if self.disk_full:
-            self._forgotten(await self._store.expire(self._now() - FRESH_S))
+            self._forgotten(await self._attic.expire(self._now() - FRESH_S))
         if self.disk_full or self._wipe:
             wipe, self._wipe = self._wipe, False
-            await self._store.tidy(empty_log=wipe)
+            await self._attic.tidy(empty_log=wipe)
 
     async def expire(self) -> None:
         """Drops results by age, and tombstones by theirs. For every half minute."""
         now = self._now()
-        while expired := await self._store.expire(now - self._settings.result_ttl):
+        while expired := await self._attic.expire(now - self._settings.result_ttl):
             self._forgotten(expired)
             if len(expired) < EXPIRE_AT_ONCE:
                 break
-        await self._store.forget_tombstones(now - self._settings.tombstone_ttl)
-        await self._store.tidy(empty_log=False)
+        await self._attic.forget_tombstones(now - self._settings.tombstone_ttl)
+        await self._attic.tidy(empty_log=False)

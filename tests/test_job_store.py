@@ -356,7 +356,7 @@ async def test_a_new_server_knows_every_job_and_runs_only_what_had_not_finished(
 async def test_results_expire_by_age_and_leave_a_tombstone(store):
     old, young = await finished(store, now=10.0), await finished(store, now=20.0)
 
-    assert await store.expire(before=15.0) == [old]
+    assert await store.attic.expire(before=15.0) == [old]
     assert await store.result(old) is None
     assert (await store.load(old)).expired
     assert await store.result(young) == DONE
@@ -365,10 +365,10 @@ async def test_results_expire_by_age_and_leave_a_tombstone(store):
 @pytest.mark.anyio
 async def test_a_tombstone_is_forgotten_in_its_time(store):
     request_id = await finished(store, now=10.0)
-    await store.expire(before=15.0)
+    await store.attic.expire(before=15.0)
 
-    assert await store.forget_tombstones(before=5.0) == []
-    assert await store.forget_tombstones(before=15.0) == [request_id]
+    assert await store.attic.forget_tombstones(before=5.0) == []
+    assert await store.attic.forget_tombstones(before=15.0) == [request_id]
     assert await store.load(request_id) is None
 
 
@@ -377,9 +377,9 @@ async def test_a_result_is_kept_until_its_webhook_is_out(store):
     request_id = await finished(store, webhook="http://receiver/hook")
     (webhook,) = await store.outbox.due(100.0, 10, [], [])
 
-    assert await store.expire(before=1e9) == []
+    assert await store.attic.expire(before=1e9) == []
     await store.outbox.done(webhook)
-    assert await store.expire(before=1e9) == [request_id]
+    assert await store.attic.expire(before=1e9) == [request_id]
 
 
 @pytest.mark.anyio
@@ -388,7 +388,7 @@ async def test_nothing_of_a_private_job_is_left_on_disk(path, store, input_size,
     output = Result(200, b"canary-" * (output_size // 7))
     given = {"input": b"canary-" * (input_size // 7), "call": {"wish": "canary-"}}
     request_id = await finished(store, result=output, store_io=False, **given)
-    assert await store.forget(request_id) == [request_id]
+    assert await store.attic.forget(request_id) == [request_id]
     await store._database.empty_log()
 
     left = b"".join(file.read_bytes() for file in path.parent.iterdir())
@@ -400,18 +400,18 @@ async def test_nothing_of_a_private_job_is_left_on_disk(path, store, input_size,
 async def test_only_private_jobs_are_forgotten_on_delivery(store):
     request_id = await finished(store)
 
-    assert await store.forget(request_id) == []
+    assert await store.attic.forget(request_id) == []
     assert await store.result(request_id) == DONE
 
 
 @pytest.mark.anyio
 async def test_expired_payloads_give_their_disk_back(path, store):
     await finished(store, result=Result(200, b"x" * 4_000_000))
-    full = await store.used_bytes()
-    await store.expire(before=1e9)
-    await store.tidy(empty_log=True)
+    full = await store.attic.used_bytes()
+    await store.attic.expire(before=1e9)
+    await store.attic.tidy(empty_log=True)
 
-    assert await store.used_bytes() < full - 4_000_000
+    assert await store.attic.used_bytes() < full - 4_000_000
     assert path.stat().st_size < full - 4_000_000
 
 
