@@ -34,7 +34,7 @@ OnBytes = Callable[[int], None]
 
 _REVISION = "main"
 _CHUNK = 1 << 20  # bytes hashed at a time
-_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that brings bytes starts the count again
+_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that brings new bytes starts the count again
 _TIMEOUT = 20.0  # seconds without a byte
 
 
@@ -78,8 +78,7 @@ class Remote:
         blob = self._blob(name)
         if _is_sound(blob, self.sizes[name], self._digests[name]):
             return self.sizes[name]
-        partial = _partial(blob)
-        return min(partial.stat().st_size, self.sizes[name]) if partial.exists() else 0
+        return min(max(0, _size(_partial(blob))), self.sizes[name])
 
     def fetch(self, name: str, on_bytes: OnBytes) -> None:
         """Bring the file here, going on where an earlier try stopped; `on_bytes` gets the size of each piece.
@@ -113,26 +112,27 @@ class Remote:
 
     def _transfer(self, name: str, partial: Path, on_bytes: OnBytes) -> None:
         """Append to `partial` until it has the file's size."""
-        tries = 0
-        while not partial.exists() or partial.stat().st_size < self.sizes[name]:
-            before = partial.stat().st_size if partial.exists() else 0
+        tries, most = 0, _size(partial)
+        while _size(partial) < self.sizes[name]:
             time.sleep(_PAUSES[tries])
+            fault: Exception | None = None
             try:
                 self._append(name, partial, on_bytes)
             except HfHubHTTPError as error:
                 if error.response.status_code < 500 and error.response.status_code != 429:
                     raise _refusal(self.label, error) from error
-                fault: Exception = error
+                fault = error
             except HTTPError as error:
                 fault = error
-            else:
+            if _size(partial) > most:
+                tries, most = 0, _size(partial)
                 continue
-            tries = 0 if partial.exists() and partial.stat().st_size > before else tries + 1
+            tries += 1
             if tries == len(_PAUSES):
                 raise _unreachable(fault) from fault
 
     def _append(self, name: str, partial: Path, on_bytes: OnBytes) -> None:
-        held = partial.stat().st_size if partial.exists() else 0
+        held = max(0, _size(partial))
         # identity: a compressed answer could not be continued
         headers = {**build_hf_headers(), "Accept-Encoding": "identity", "Range": f"bytes={held}-"}
         url = hf_hub_url(self.label, name, revision=self._commit)
@@ -167,6 +167,11 @@ def _hex(digest: object) -> str:
 
 def _partial(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.incomplete")
+
+
+def _size(path: Path) -> int:
+    """Bytes in the file; −1 if there is none."""
+    return path.stat().st_size if path.exists() else -1
 
 
 def _is_sound(path: Path, size: int, digest: str) -> bool:
@@ -221,8 +226,10 @@ def _refusal(repo: str, error: HfHubHTTPError) -> CheckpointError:
     return CheckpointError(f"The hub refused {repo}: HTTP {error.response.status_code}.", "Try again later.")
 
 
-def _unreachable(error: Exception) -> UnreachableError:
+def _unreachable(error: Exception | None) -> UnreachableError:
+    """Without an error: it answers, and says less than the whole."""
+    why = "its answers end early" if error is None else type(error).__name__
     return UnreachableError(
-        f"The hub at {constants.ENDPOINT} can't be reached ({type(error).__name__}).",
+        f"The hub at {constants.ENDPOINT} can't be reached ({why}).",
         "Check the network and the proxy settings and start again: what has come is kept.",
     )

@@ -24,6 +24,7 @@ class Hub:
     repos: dict[str, Path] = field(default_factory=dict)
     commit: str = "0123456789abcdef0123456789abcdef01234567"
     break_after: list[int] = field(default_factory=list)  # each cuts one answer short, after so many bytes
+    short: list[int] = field(default_factory=list)  # each has a file answered whole as it claims, with so many bytes
     damage: set[str] = field(default_factory=set)  # file names that arrive with a wrong byte
     down: bool = False
     stall_after: int | None = None  # a file's answer stops for good after so many bytes, with the connection open
@@ -101,6 +102,9 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         if path.name in self.hub.damage:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        if self.hub.short:
+            self._answer(200, content[: self.hub.short.pop(0)])
+            return
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))[1])
         part = content[start:]
         self.send_response(206)

@@ -164,6 +164,22 @@ def test_interrupted_pull_goes_on_from_its_bytes(served: fakehub.Hub) -> None:
     assert ledger.held + ledger.came == ledger.total
 
 
+@pytest.mark.parametrize("bytes_sent", [[1000] * 9, [0] * 9, [1000, 999] * 9])
+def test_answers_that_end_early_and_bring_nothing_new_end_the_pull(served: fakehub.Hub, bytes_sent: list[int]) -> None:
+    served.short = bytes_sent
+
+    with pytest.raises(UnreachableError, match="end early"):
+        fetch(lora="none")
+
+
+def test_answer_that_ends_early_is_made_up_for_by_the_next(served: fakehub.Hub) -> None:
+    served.short = [1]
+
+    ledger = fetch(lora="none")
+
+    assert ledger.held + ledger.came == ledger.total
+
+
 def test_interrupted_pull_is_no_checkpoint_yet(served: fakehub.Hub) -> None:
     served.break_after = [100_000, 0, 0]
     with pytest.raises(UnreachableError):
