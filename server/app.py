@@ -19,7 +19,7 @@ from server.limits import Limits
 from server.metrics import Metrics
 from server.queue import Queue
 from server.responses import EXCEPTION_HANDLERS
-from server.routes import ops, pages, proxy, queue, realtime, run, storage, tokens, websocket_run
+from server.routes import files, ops, pages, proxy, queue, realtime, run, tokens, uploads, websocket_run
 from server.settings import Settings
 from server.webhook_keys import SigningKeys
 from server.webhooks import Deliverer
@@ -31,7 +31,8 @@ ROUTES = [
     *queue.ROUTES,
     *realtime.ROUTES,
     *tokens.ROUTES,
-    *storage.ROUTES,
+    *uploads.ROUTES,
+    *files.ROUTES,
     *proxy.ROUTES,
     *ops.ROUTES,
     *pages.ROUTES,
@@ -89,15 +90,15 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, f
         await pool.start()
         stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
         stack.push_async_callback(fetch.close)
-        files = Files(settings)
-        await files.start()
-        stack.push_async_callback(files.close)
+        stored = Files(settings)
+        await stored.start()
+        stack.push_async_callback(stored.close)
         store = JobStore(settings.jobs_path)
         stack.push_async_callback(store.close)
         signing_keys = SigningKeys(settings.webhook_keys_path)
 
         resources = Resources(
-            settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics
+            settings=settings, pool=pool, files=stored, fetch=fetch, limits=Limits(settings), metrics=metrics
         )
         jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
         await jobs.start()

@@ -14,7 +14,8 @@ from server.front import front
 from server.limits import Limits
 from server.metrics import Metrics
 from server.responses import EXCEPTION_HANDLERS
-from server.routes.storage import ROUTES
+from server.routes import files as file_routes
+from server.routes import uploads as upload_routes
 from server.settings import Settings
 from tests import asgi
 
@@ -25,6 +26,7 @@ INITIATE = "/rest/storage/upload/initiate"
 KEYS = "alice:secret,bob:secret"
 ALICE = {"authorization": "Key alice:secret"}
 BOB = {"authorization": "Key bob:secret"}
+ROUTES = [*upload_routes.ROUTES, *file_routes.ROUTES]
 
 
 class Storage:
