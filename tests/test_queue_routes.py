@@ -340,7 +340,16 @@ async def test_a_queue_longer_than_the_caller_wants_is_429(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "query", ["fal_max_queue_length=many", "fal_max_queue_length=-1", "fal_webhook=ftp://x", "fal_webhook=nowhere"]
+    "query",
+    [
+        "fal_max_queue_length=many",
+        "fal_max_queue_length=-1",
+        "fal_webhook=ftp://x",
+        "fal_webhook=nowhere",
+        "fal_webhook=https://user:secret@example.com/hook",
+        "fal_webhook=http://example.com:22/hook",
+        "fal_webhook=http://0x7f.1/hook",
+    ],
 )
 async def test_a_malformed_option_is_422(tmp_path, query):
     async with serving(tmp_path) as web:
@@ -358,6 +367,28 @@ async def test_an_unstored_result_is_gone_once_delivered(tmp_path):
         second = await web.call("GET", job["response_url"])
 
     assert (first.status, second.status) == (200, 410)
+
+
+async def test_an_unstored_result_outlives_a_look_at_its_headers(tmp_path):
+    async with serving(tmp_path) as web:
+        job = await submit(web, headers={"x-fal-store-io": "0"})
+        await finished(web, job)
+        await web.call("HEAD", job["response_url"])
+        answer = await web.call("GET", job["response_url"])
+
+    assert answer.status == 200
+
+
+async def test_an_unstored_result_outlives_a_client_that_left_before_it_came(tmp_path):
+    async with serving(tmp_path) as web:
+        job = await submit(web, headers={"x-fal-store-io": "0"})
+        await finished(web, job)
+        async with web.exchange("GET", job["response_url"]) as lost:
+            lost.say({"type": "http.disconnect"})
+            await lost.task
+        answer = await web.call("GET", job["response_url"])
+
+    assert answer.status == 200
 
 
 # --- whose it is

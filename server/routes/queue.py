@@ -10,18 +10,18 @@ A sub path of the app's id may stand before `/requests/` (JavaScript clients of 
 any other key it does not exist.
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
-from urllib.parse import urlsplit
 
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from server import endpoints, fields, platform_headers, schemas
-from server.connection import read_body
+from server.connection import disconnected, read_body, stop
 from server.deps import Context, context
 from server.errors import InvalidInput, PlainError, error_item
 from server.hosts import base_url
@@ -29,6 +29,7 @@ from server.jobs import NewJob, Outcome, Result, Snapshot
 from server.logs import request_id
 from server.responses import json_response
 from server.sse import EventStream
+from server.urls import FetchError, parse
 
 _TRUE = {"1", "true", "yes"}
 
@@ -79,14 +80,11 @@ def _webhook(request: Request) -> str | None:
     if not url:
         return None
     try:
-        parts = urlsplit(url)
-        good = parts.scheme in {"http", "https"} and bool(parts.hostname)
-    except ValueError:
-        good = False
-    if not good:
-        raise InvalidInput(
-            [error_item(("query", "fal_webhook"), "url_parsing", "Input should be an http or https URL")]
-        )
+        parse(url)
+    except FetchError as error:
+        reason = error.message.rpartition(": ")[2]  # without “Could not download the file”
+        message = f"Input should be a URL that webhooks can be sent to: {reason}"
+        raise InvalidInput([error_item(("query", "fal_webhook"), "url_parsing", message)]) from None
     return url
 
 
@@ -129,13 +127,37 @@ async def result(request: Request) -> Response:
     kept = await ctx.queue.result(snapshot.id)
     if kept is None:
         raise PlainError(410, "The result of this request is no longer stored")
-    return Response(
-        kept.body,
-        kept.status,
-        {**kept.headers, "x-fal-request-id": snapshot.id},
-        "application/json",
-        BackgroundTask(ctx.queue.delivered, snapshot),
-    )
+    headers = {**kept.headers, "x-fal-request-id": snapshot.id}
+    if snapshot.store_io or request.method == "HEAD":
+        return Response(kept.body, kept.status, headers, "application/json")
+    return _Handed(kept.body, kept.status, headers, lambda: ctx.queue.delivered(snapshot))
+
+
+class _Handed(Response):
+    """The only copy of a result. `delivered` is called if the client was there until all of it was on its way."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, body: bytes, status: int, headers: dict[str, str], delivered: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(body, status, headers)
+        self._delivered = delivered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        leaving = asyncio.create_task(disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the client to read
+            await asyncio.sleep(0)  # for `leaving` to have looked
+            left = leaving.done()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await stop(leaving)
+        if not left:
+            await self._delivered()
 
 
 async def cancel(request: Request) -> Response:
