@@ -188,7 +188,8 @@ class Deliverer:
                     await self._outbox.failed(webhook, self._now() + delay)
                 else:
                     await self._outbox.done(webhook)
-                    await self._queue.delivered(snapshot)
+                    if delivered:
+                        await self._queue.delivered(snapshot)
             except DatabaseError as error:
                 complain(LOG, "the outbox could not be written", error)
                 await asyncio.sleep(DISK_RETRY_S)

@@ -371,3 +371,20 @@ async def test_a_private_result_is_kept_until_its_webhook_is_out(tmp_path):
 
     assert json.loads(receiver.got[-1][1])["payload"] == {"seed": 42}
     assert len(receiver.got) == 3
+
+
+@pytest.mark.anyio
+async def test_a_webhook_that_is_given_up_has_delivered_nothing(tmp_path):
+    delivered = []
+
+    async def note(snapshot):
+        delivered.append(snapshot.id)
+
+    async with delivering(tmp_path, Receiver(down=[500]), scale=0.0) as queue:
+        queue.delivered = note
+        await queue.submit(new("http://down/hook", store_io=False))
+        await emptied(queue)
+        reached = await queue.submit(new("http://ok/hook", store_io=False))
+        await emptied(queue)
+
+    assert delivered == [reached.id]
