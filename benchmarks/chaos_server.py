@@ -25,7 +25,7 @@ import json
 import sys
 from pathlib import Path
 
-from server import app, cli, queue, webhooks, workers
+from server import app, claims, cli, queue, webhooks, workers
 from server.job_store import JobStore
 from server.jobs import Snapshot
 from server.routes import run
@@ -47,13 +47,13 @@ class Hasty(JobStore):
         return answer
 
 
-class LetsGo(queue.Queue):
+class LetsGo(claims.Runner):
     """Takes its own leases for lapsed, when it has only been frozen."""
 
-    async def _heartbeat(self):
+    async def heartbeat(self):
         for request_id in await self._store.release_lapsed(self._now()):
             self._board.requeued(request_id)
-        await super()._heartbeat()
+        await super().heartbeat()
 
 
 def twice(generate):
@@ -81,10 +81,10 @@ def main():
         scale=asked.get("webhook_scale", 1.0),
         timeout_s=asked.get("webhook_timeout_s", webhooks.TIMEOUT_S),
     )
-    queue.LEASE_S = asked.get("lease_s", queue.LEASE_S)
+    claims.LEASE_S = asked.get("lease_s", claims.LEASE_S)
     queue.HEARTBEAT_S = asked.get("heartbeat_s", queue.HEARTBEAT_S)
     if asked.get("lets_go_first"):
-        app.Queue = LetsGo
+        queue.Runner = LetsGo
     if asked.get("one_try"):
         workers.TRIES = 1
     if asked.get("no_retries"):

@@ -16,7 +16,8 @@ Where to read what, from the street inwards:
                      connection, responses, errors
     the use case     generate, data_uri
     the engines      workers, hands, ticket, dispatch, engine_slot, engine_process
-    the queue        queue, attempt, jobs, board, retention; job_store, attic, job_schema, database, group_commit
+    the queue        queue, claims, attempt, jobs, board, retention; job_store, attic, job_schema, database,
+                     group_commit
     webhooks         webhooks, outbox, webhook_keys
     the outside      fetch, urls, addresses, egress
     stored files     files, shelf, parts, uploads, lifecycle

@@ -11,6 +11,7 @@ import multiprocessing
 import pytest
 
 from pipelines.types import Log, Preview, Priority, Started
+from server import claims
 from server import queue as queue_module
 from server.attempt import Retry, retry
 from server.errors import InvalidInput, RequestError, invalid
@@ -464,7 +465,7 @@ async def test_a_used_up_disk_quota_answers_429(tmp_path, held):
 
 async def test_a_full_disk_refuses_submits_and_keeps_results_until_there_is_room(tmp_path, held, monkeypatch, caplog):
     caplog.set_level(logging.CRITICAL)
-    monkeypatch.setattr(queue_module, "DISK_RETRY_S", 0.01)
+    monkeypatch.setattr(claims, "DISK_RETRY_S", 0.01)
     async with serving(tmp_path, held) as queue:
         job = await queue.submit(new())
         await held.until(lambda: held.running == 1)
