@@ -52,7 +52,7 @@ class Application:
 
 def create_app(settings: Settings) -> Application:
     """The server for these settings. Raises `SettingsError` for one that can't be used."""
-    auth, metrics = Auth(settings), Metrics()
+    auth, metrics, signing_keys = Auth(settings), Metrics(), SigningKeys(settings.webhook_keys_path)
     pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
 
     async def samples() -> bool:
@@ -63,7 +63,8 @@ def create_app(settings: Settings) -> Application:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _rooms(settings, auth, metrics, pool, fetch) as app.state.ctx:
+        rooms = _rooms(settings, auth=auth, metrics=metrics, pool=pool, fetch=fetch, signing_keys=signing_keys)
+        async with rooms as app.state.ctx:
             yield
 
     app = FastAPI(
@@ -84,7 +85,9 @@ def create_app(settings: Settings) -> Application:
 
 
 @contextlib.asynccontextmanager
-async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, fetch: Fetch) -> AsyncIterator[Context]:
+async def _rooms(
+    settings: Settings, *, auth: Auth, metrics: Metrics, pool: Pool, fetch: Fetch, signing_keys: SigningKeys
+) -> AsyncIterator[Context]:
     """Everything below the routes. Whatever was started is ended, in the opposite order, also when a start fails."""
     async with contextlib.AsyncExitStack() as stack:
         await pool.start()
@@ -95,7 +98,6 @@ async def _rooms(settings: Settings, auth: Auth, metrics: Metrics, pool: Pool, f
         stack.push_async_callback(stored.close)
         store = JobStore(settings.jobs_path)
         stack.push_async_callback(store.close)
-        signing_keys = SigningKeys(settings.webhook_keys_path)
 
         resources = Resources(
             settings=settings, pool=pool, files=stored, fetch=fetch, limits=Limits(settings), metrics=metrics

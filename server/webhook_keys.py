@@ -5,15 +5,18 @@ after it has signed for the last time; a rotation takes effect by itself, nobody
 """
 
 import base64
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from server.data_dir import write_whole
+from server.data_dir import locked, write_whole
+from server.settings import SettingsError
 
 JWKS_CACHE_S = 24 * 3600.0  # how long fal lets receivers keep the document
 
@@ -21,7 +24,7 @@ JWKS_CACHE_S = 24 * 3600.0  # how long fal lets receivers keep the document
 class SigningKey(msgspec.Struct, frozen=True):
     """32 bytes of private key, and the Unix time from which it signs."""
 
-    private: bytes
+    private: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     signs_from: float
 
     @property
@@ -29,6 +32,9 @@ class SigningKey(msgspec.Struct, frozen=True):
         """The public half. `x` is padded, against RFC 7517: fal's documented Python verifier can't decode it else."""
         public = Ed25519PrivateKey.from_private_bytes(self.private).public_key().public_bytes_raw()
         return {"kty": "OKP", "crv": "Ed25519", "x": base64.urlsafe_b64encode(public).decode()}
+
+
+_DECODE = msgspec.json.Decoder(Annotated[list[SigningKey], msgspec.Meta(min_length=1)]).decode
 
 
 def signer(keys: Sequence[SigningKey], now: float) -> SigningKey:
@@ -47,15 +53,20 @@ def published(keys: Sequence[SigningKey], now: float) -> list[SigningKey]:
 
 
 class SigningKeys:
-    """The keys in one file, readable by its owner alone; made at first use, read again when the file has changed."""
+    """The keys in one file, readable by its owner alone; made at first use, read again when the file has changed.
+
+    Everything raises `SettingsError`, which says what to do, while the file is lost or damaged.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._now = clock
         self._read_at = -1
         self._keys: list[SigningKey] = []
-        if not path.exists():
-            _write(path, [_new_key(signs_from=0.0)])
+        with self._locked():
+            if not path.exists():
+                _write(path, [_new_key(signs_from=0.0)])
+        self._load()
 
     def sign(self, message: bytes) -> bytes:
         """The 64 bytes of the signature."""
@@ -74,14 +85,24 @@ class SigningKeys:
         """Publishes a new key, which signs from a day later, and returns it; drops those that nobody can need any more.
         A running server sees it at once."""
         key = _new_key(signs_from=self._now() + JWKS_CACHE_S)
-        _write(self._path, [*self.published(), key])
+        with self._locked():
+            _write(self._path, [*self.published(), key])
         return key
 
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return locked(self._path.with_name(f"{self._path.name}.lock"))
+
     def _load(self) -> list[SigningKey]:
-        changed_at = self._path.stat().st_mtime_ns
-        if changed_at != self._read_at:
-            self._keys = msgspec.json.decode(self._path.read_bytes(), type=list[SigningKey])
-            self._read_at = changed_at
+        try:
+            changed_at = self._path.stat().st_mtime_ns
+            if changed_at != self._read_at:
+                self._keys = _DECODE(self._path.read_bytes())
+                self._read_at = changed_at
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"{self._path} holds no signing keys ({error}). Mend: restore it; or remove it, start again and have"
+                " receivers of webhooks fetch the new key"
+            ) from error
         return self._keys
 
 

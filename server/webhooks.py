@@ -27,6 +27,8 @@ from server.database import DatabaseError, complain
 from server.jobs import Snapshot
 from server.outbox import Outbox, Webhook
 from server.queue import Queue
+from server.settings import SettingsError
+from server.urls import FetchError
 from server.webhook_keys import SigningKeys
 
 LOG = logging.getLogger(__name__)
@@ -153,8 +155,8 @@ class Deliverer:
                 await self._outbox.done(webhook)
                 return
             body = snapshot.webhook_body(result.body if result else None)
-            delivered = await self._attempt(webhook, snapshot, body)
-            await self._record(webhook, snapshot, delivered=delivered)
+            failure = await self._attempt(webhook, snapshot, body)
+            await self._record(webhook, snapshot, failure)
         except DatabaseError as error:
             complain(LOG, "a webhook's job could not be read", error)
             await asyncio.sleep(DISK_RETRY_S)
@@ -165,30 +167,37 @@ class Deliverer:
                 del self._origins[webhook.origin]
             self._nudge.set()
 
-    async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> bool:
-        headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
+    async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
+        """Why it failed, in words that hold nothing of URL, body or keys; "" when it did not."""
         try:
+            headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
             async with asyncio.timeout(self._timeout_s):
                 status = await self._post(webhook.url, body, headers, self._timeout_s)
+        except FetchError as error:
+            return error.message.rpartition(": ")[2]  # without “Could not download the file”
+        except SettingsError as error:  # the key file is lost or damaged
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {self._timeout_s:g} s"
         except Exception as error:  # noqa: BLE001 - whatever a receiver does is a failed attempt
-            LOG.info("webhook of job %s failed: %s", snapshot.id, type(error).__name__)
-            return False
-        if not 200 <= status < 300:
-            LOG.info("webhook of job %s failed: status %d", snapshot.id, status)
-        return 200 <= status < 300
+            return type(error).__name__
+        return "" if 200 <= status < 300 else f"status {status}"
 
-    async def _record(self, webhook: Webhook, snapshot: Snapshot, *, delivered: bool) -> None:
+    async def _record(self, webhook: Webhook, snapshot: Snapshot, failure: str) -> None:
         """Keeps at it until it is on disk: what is not recorded is sent again."""
-        delay = None if delivered else retry_delay(webhook.attempts + 1, self._scale)
-        if delay is None and not delivered:
-            LOG.warning("webhook of job %s given up after %d attempts", snapshot.id, webhook.attempts + 1)
+        attempts = webhook.attempts + 1
+        delay = retry_delay(attempts, self._scale) if failure else None
+        if delay is not None:
+            LOG.info("webhook of job %s failed, attempt %d: %s", snapshot.id, attempts, failure)
+        elif failure:
+            LOG.warning("webhook of job %s given up after %d attempts: %s", snapshot.id, attempts, failure)
         while True:
             try:
                 if delay is not None:
                     await self._outbox.failed(webhook, self._now() + delay)
                 else:
                     await self._outbox.done(webhook)
-                    if delivered:
+                    if not failure:
                         await self._queue.delivered(snapshot)
             except DatabaseError as error:
                 complain(LOG, "the outbox could not be written", error)

@@ -30,12 +30,15 @@ def test_other_machines_are_not_served_without_keys(tmp_path):
     assert "fourstep keys add" in done.stderr
 
 
-def test_a_broken_key_file_is_said_at_once(tmp_path):
-    (tmp_path / "keys.json").write_text("junk")
+@pytest.mark.parametrize(
+    ("file", "said"), [("keys.json", "is no key file"), ("webhook-keys.json", "holds no signing keys")]
+)
+def test_a_broken_key_file_is_said_at_once(tmp_path, file, said):
+    (tmp_path / file).write_text("junk")
 
     done = serve(tmp_path, "--port", "0")
 
-    assert (done.returncode, done.stderr.count("\n"), "is no key file" in done.stderr) == (1, 1, True)
+    assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (1, 1, True)
 
 
 def test_what_a_server_keeps_is_nobody_elses_also_where_its_folder_was_open(tmp_path):

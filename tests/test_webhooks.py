@@ -20,7 +20,8 @@ from server.errors import invalid
 from server.job_store import JobStore
 from server.jobs import NewJob, Result
 from server.queue import Queue
-from server.settings import Settings
+from server.settings import Settings, SettingsError
+from server.urls import failed
 from server.webhook_keys import JWKS_CACHE_S, SigningKeys
 from server.webhooks import Deliverer, retry_delay, signed_headers
 
@@ -143,6 +144,16 @@ def test_keys_are_readable_by_their_owner_alone_and_outlive_the_server(keys, tmp
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert SigningKeys(path).jwks() == keys.jwks()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk", b"[]", b'[{"private":"AAAA","signs_from":0}]', b'{"private":"AAAA","signs_from":0}']
+)
+def test_a_file_without_signing_keys_is_said_with_what_would_do(tmp_path, content):
+    (tmp_path / "webhook-keys.json").write_bytes(content)
+
+    with pytest.raises(SettingsError, match=r"webhook-keys\.json holds no signing keys .* Mend: restore it"):
+        SigningKeys(tmp_path / "webhook-keys.json")
 
 
 def test_a_rotation_is_seen_by_a_running_server(keys, tmp_path, clock):
@@ -308,6 +319,62 @@ async def test_a_failed_attempt_is_followed_by_another(tmp_path, failure):
         await emptied(queue)
 
     assert len(receiver.got) == 2
+
+
+@pytest.mark.anyio
+async def test_while_its_keys_are_lost_a_webhook_waits_as_for_a_receiver_that_fails(tmp_path, caplog):
+    caplog.set_level("INFO", "server.webhooks")
+    receiver = Receiver()
+    async with delivering(tmp_path, receiver, scale=0.0) as queue:
+        (tmp_path / "webhook-keys.json").unlink()
+        await queue.submit(new("http://ok/hook?token=canary"))
+        await emptied(queue)
+
+    assert receiver.got == []
+    assert len(caplog.records) == 11
+    assert all("webhook-keys.json holds no signing keys" in record.message for record in caplog.records)
+
+
+@pytest.mark.anyio
+async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
+    receiver, clock = Receiver(), Clock()
+    async with delivering(tmp_path, receiver, clock=clock) as queue:
+        lost = (tmp_path / "webhook-keys.json").rename(tmp_path / "lost")
+        await queue.submit(new())
+        async with asyncio.timeout(10):
+            while (await queue._store.outbox.next_due_at([], []) or 0.0) <= clock.now:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        lost.rename(tmp_path / "webhook-keys.json")
+        clock.now += HOUR
+        queue.on_webhook()
+        await emptied(queue)
+
+    assert len(receiver.got) == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (500, "status 500"),
+        (failed("its server can't be reached"), "its server can't be reached"),
+        (None, "no answer within 0.05 s"),
+        (ValueError("canary"), "ValueError"),
+    ],
+)
+async def test_why_a_webhook_failed_is_logged_each_time_and_at_the_end(tmp_path, caplog, failure, reason):
+    caplog.set_level("INFO", "server.webhooks")
+    async with delivering(tmp_path, Receiver(down=[failure]), scale=0.0, timeout_s=0.05) as queue:
+        job = await queue.submit(new("http://down/hook?token=canary", content={"prompt": "canary"}))
+        await emptied(queue)
+
+    last = caplog.records[-1]
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == [reason] * 11
+    assert (last.levelname, last.message) == (
+        "WARNING",
+        f"webhook of job {job.id} given up after 11 attempts: {reason}",
+    )
+    assert "canary" not in caplog.text
 
 
 @pytest.mark.anyio
