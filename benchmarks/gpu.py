@@ -27,11 +27,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import rig
 from benchmarks.gpu_rig import (
     TINY_VAE,
+    OutOfTime,
     Warnings,
     at_most,
     in_float32,
     make_bench,
     percentiles,
+    plain_weights,
     random_part,
     rate,
     switched,
@@ -167,10 +169,12 @@ def waits(bench, found):
 
 def compiled(bench, found):
     """Our functions compiled, and compiled and captured; then the engine with them, beside `end_to_end`."""
-    compiler = Compiler("aot_eager" if bench.dry else "inductor")
-    if bench.dry:  # a compiler lays weights out itself
-        kernels._packs = lambda weight: False
-        del bench.ours
+    with plain_weights(bench) if bench.dry else contextlib.nullcontext():
+        compile_all(bench, found, Compiler("aot_eager" if bench.dry else "inductor"))
+
+
+def compile_all(bench, found, compiler):
+    """Each function by itself, then the engine with all of them."""
     latent, many = bench.side // 8, bench.batches[-2]
     functions = (
         ("unet", bench.ours.network, bench.unet_inputs),
@@ -226,10 +230,12 @@ def compiled_diffusers(bench, found):
 def warm_up(bench, found):
     """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
     sizes = ((bench.side, bench.side),) if bench.dry else on_torch.CAPTURED_SIZES
-    model = loaded(bench, found, sizes=sizes)
+    model = on_torch.DeviceModel(bench.model)
+    bench.note_peaks()
+    model.measure(bench.side)
+    found["capture_s"] = seconds(functools.partial(bench.capture_shapes, model, sizes))
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    model.measure(bench.side)
     model.allot(on_torch.devices.free_memory(bench.device))
     found["footprint"] = str(model.footprint)
     found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
@@ -238,9 +244,8 @@ def warm_up(bench, found):
 
 def memory(bench, found):
     """What the device held at most so far."""
-    if bench.device.type == "cuda":
-        found["peak_allocated_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
-        found["peak_reserved_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
+    bench.note_peaks()
+    found["peak_allocated_gb"], found["peak_reserved_gb"] = (round(peak / 1e9, 2) for peak in bench.peaks)
 
 
 def norms(bench, found):
@@ -392,7 +397,7 @@ def attempt(section, bench, allowed):
             with at_most(min(allowed, bench.left)):
                 section(bench, found)
             ended = "done"
-        except Exception as error:  # noqa: BLE001 – the other sections are worth having all the same
+        except (Exception, OutOfTime) as error:  # noqa: BLE001 – the other sections are worth having all the same
             traceback.print_exc()
             ended = f"{type(error).__name__}: {error}"[:500]
     if warnings.lines:

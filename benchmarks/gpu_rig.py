@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import rig
-from pipelines import demo, modules, on_torch
+from pipelines import demo, kernels, modules, on_torch
 from pipelines.checkpoint import Model
 from pipelines.graphs import Cuda, Graphs
 from pipelines.on_torch import DeviceModel
@@ -26,7 +26,7 @@ TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
 
 @dataclass
 class Bench:
-    """What the sections share. `quick`: seconds that one measurement may take."""
+    """What the sections share. `quick`: seconds that one measurement may take; `peaks`: bytes, see `note_peaks`."""
 
     device: torch.device
     dtype: torch.dtype
@@ -37,6 +37,7 @@ class Bench:
     quick: float
     model: Model
     deadline: float
+    peaks: tuple[int, int] = (0, 0)
 
     @functools.cached_property
     def ours(self):
@@ -74,9 +75,18 @@ class Bench:
     def captured_model(self, model=None, *, sizes=None, rows=None, its_lanes=None, compiler=None):
         """A model of ours with its graphs; `rows`: which batches of up to 8 are captured."""
         made = DeviceModel(model or self.model, its_lanes)
+        self.capture_shapes(made, sizes, rows, compiler)
+        return made
+
+    def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
         with only(sizes or ((self.side, self.side),), rows):
             made.capture(Graphs(self.capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler)
-        return made
+
+    def note_peaks(self):
+        """Keep what was allocated and reserved at most so far: measuring a stage starts torch's count again."""
+        if self.device.type == "cuda":
+            now = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            self.peaks = tuple(map(max, self.peaks, now))
 
     def timestep(self, rows):
         return torch.full((rows,), 500, device=self.device)
@@ -201,11 +211,27 @@ def switched(**switches):
 
 
 @contextlib.contextmanager
+def plain_weights(bench):
+    """For a while no weights are in oneDNN's layout, and no functions of ours have such: a compiler lays them out."""
+    kept, kernels._packs = kernels._packs, lambda weight: False
+    vars(bench).pop("ours", None)
+    try:
+        yield
+    finally:
+        kernels._packs = kept
+        vars(bench).pop("ours", None)
+
+
+class OutOfTime(BaseException):
+    """A section's seconds are over. Whatever is caught in it, because it may fail, this is not."""
+
+
+@contextlib.contextmanager
 def at_most(seconds):
-    """Raises `TimeoutError` within when the seconds are over: a section must not eat up the others' time."""
+    """Raises `OutOfTime` within when the seconds are over: a section must not eat up the others' time."""
 
     def over(number, frame):
-        raise TimeoutError(f"stopped after {seconds:.0f} s")
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
 
     before = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
