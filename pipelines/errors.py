@@ -28,5 +28,9 @@ class NotOnDiskError(CheckpointError):
     """Weights that could perhaps be fetched, but are not here."""
 
 
+class OnlyPicklesError(CheckpointError):
+    """Weights that are there, but in a form that runs whatever code is in it when it is loaded."""
+
+
 class UnreachableError(CheckpointError):
     """The hub does not answer, or may not be asked."""

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, OnlyPicklesError
 
 INDEX = "model_index.json"
 EXTRAS = (INDEX, "feature_extractor/preprocessor_config.json")
@@ -43,7 +43,7 @@ def find_part(names: Collection[str], folder: str, *, half: bool, label: str) ->
     """The part in `folder` ("" for the top) among the file names of `label`; None if it is not there at all.
 
     With `half` the fp16 variant is preferred, else the full one; either is taken where it is alone. Raises
-    `CheckpointError` if the part is there but can't be read: pickles only, shards missing, no config.
+    `CheckpointError` if the part is there but can't be read: shards missing, no config; `OnlyPicklesError`.
     """
     prefix = f"{folder}/" if folder else ""
     inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
@@ -52,7 +52,7 @@ def find_part(names: Collection[str], folder: str, *, half: bool, label: str) ->
     weights = _choose(inside, half=half, where=where)
     if weights is None:
         if "config.json" in inside and any(name.endswith(_PICKLES) for name in inside):
-            raise CheckpointError(
+            raise OnlyPicklesError(
                 f"{where}: the weights are there only as pickles, which can run code when they are loaded.",
                 "Use a checkpoint in safetensors format, or convert it: `save_pretrained(…, safe_serialization=True)`.",
             )

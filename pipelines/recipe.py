@@ -4,6 +4,7 @@ The same decisions serve loading (repositories are looked up in the hub's cache)
 hub): the caller says how to open one.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import layout, sd15
-from pipelines.errors import CheckpointError, NotOnDiskError
+from pipelines.errors import CheckpointError, NotOnDiskError, OnlyPicklesError, UnreachableError
 from pipelines.shelf import Folder, Shelf, read_json
 from pipelines.types import EngineConfig
 
@@ -184,21 +185,33 @@ def _safety_checker(config: EngineConfig, base: Shelf | None, *, half: bool, ope
     """`auto`: the base's own; most fine-tuned checkpoints have none, and then SD 1.5's. Never silently none."""
     if config.safety_checker == "none":
         return None
-    if config.safety_checker != "auto":
-        return _alone(config.safety_checker, "safety_checker", "--safety-checker", half=half, open_repo=open_repo)
-    if base is not None and (own := _find(base, "safety_checker", half=half)):
-        return own
+    try:
+        if config.safety_checker != "auto":
+            return _alone(config.safety_checker, "safety_checker", "--safety-checker", half=half, open_repo=open_repo)
+        found = _first_checker(base, half=half, open_repo=open_repo)
+    except (NotOnDiskError, UnreachableError):
+        raise
+    except CheckpointError as error:
+        mend = f"{error.mend} `--safety-checker FOLDER` takes another one, `--safety-checker none` does without."
+        raise CheckpointError(error.reason, mend) from error
+    if found is None:
+        raise NotOnDiskError(
+            f"{config.model} comes without a safety checker in safetensors, and none is on disk.",
+            f"`{pull_command(config)}` fetches Stable Diffusion 1.5's; `--safety-checker none` does without.",
+        )
+    return found
+
+
+def _first_checker(base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+    """The base's own, else Stable Diffusion 1.5's from where it lies. One that is there as pickles only is none."""
+    with contextlib.suppress(OnlyPicklesError):
+        if base is not None and (own := _find(base, "safety_checker", half=half)):
+            return own
     for repo, folder in ((sd15.BASE, "safety_checker"), (sd15.SAFETY_CHECKER, "")):
-        try:
-            found = _find(open_repo(repo), folder, half=half)
-        except NotOnDiskError:
-            continue
-        if found:
-            return found
-    raise NotOnDiskError(
-        f"{config.model} comes without a safety checker, and none is on disk.",
-        f"`{pull_command(config)}` fetches Stable Diffusion 1.5's; `--safety-checker none` does without.",
-    )
+        with contextlib.suppress(NotOnDiskError, OnlyPicklesError):
+            if found := _find(open_repo(repo), folder, half=half):
+                return found
+    return None
 
 
 def _alone(name: str, folder: str, flag: str, *, half: bool, open_repo: OpenRepo) -> Files:

@@ -417,11 +417,21 @@ def test_safety_checker_may_come_from_elsewhere(inside: str, tmp_path: Path, fol
     assert model.safety_checker is not None
 
 
+def pickle_checker(model: Path) -> None:
+    """Leave of its safety checker what old checkpoints have: a pickle."""
+    for file in (model / "safety_checker").glob("*.safetensors"):
+        file.unlink()
+    (model / "safety_checker" / "pytorch_model.bin").touch()
+
+
+@pytest.mark.parametrize("pickled", [True, False])
 @pytest.mark.parametrize(("repo", "inside"), [(sd15.BASE, "safety_checker"), (sd15.SAFETY_CHECKER, "")])
 def test_base_without_checker_gets_one_from_the_cache(
-    repo: str, inside: str, tmp_path: Path, *, cache: Path, folder: Path, expected
+    repo: str, inside: str, tmp_path: Path, *, pickled: bool, cache: Path, folder: Path, expected
 ) -> None:
-    copy(folder, tmp_path / "model", without="safety_checker")
+    copy(folder, tmp_path / "model", without="" if pickled else "safety_checker")
+    if pickled:
+        pickle_checker(tmp_path / "model")
     shutil.copytree(folder / "safety_checker", tmp_path / "repo" / inside)
     stow(cache, repo, tmp_path / "repo")
 
@@ -437,6 +447,22 @@ def test_base_without_checker_never_runs_unchecked_by_itself(tmp_path: Path, fol
         load(tmp_path / "model")
 
     assert "fourstep pull" in caught.value.mend
+    assert "--safety-checker none" in caught.value.mend
+
+
+def damage_checker(model: Path) -> None:
+    (model / "safety_checker" / "config.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [pickle_checker, damage_checker])
+@pytest.mark.parametrize("asked", ["auto", "itself"])
+def test_checker_that_can_not_be_read_names_the_flag(damage, asked: str, tmp_path: Path, folder: Path) -> None:
+    copy(folder, tmp_path / "model")
+    damage(tmp_path / "model")
+
+    with pytest.raises(CheckpointError) as caught:
+        load(tmp_path / "model", safety_checker="auto" if asked == "auto" else tmp_path / "model")
+
     assert "--safety-checker none" in caught.value.mend
 
 
