@@ -43,9 +43,9 @@ class SafetyChecker:
         inputs = self.preprocess(pixels).to(checker.concept_embeds.dtype)
         embeddings = checker.visual_projection(checker.vision_model(inputs)[1]).float()
         special = _score(embeddings, checker.special_care_embeds, checker.special_care_embeds_weights)
-        adjustment = SPECIAL_CARE_ADJUSTMENT * (_rounded(special) > 0).any(dim=1, keepdim=True)
+        adjustment = SPECIAL_CARE_ADJUSTMENT * _above_any(special)[:, None]
         concepts = _score(embeddings, checker.concept_embeds, checker.concept_embeds_weights)
-        return (_rounded(concepts + adjustment) > 0).any(dim=1)
+        return _above_any(concepts + adjustment)
 
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
         """What `CLIPImageProcessor` makes of uint8 [N, H, W, 3]: float32 [N, 3, size, size], normalised.
@@ -72,6 +72,9 @@ def _score(embeddings: torch.Tensor, concepts: torch.Tensor, thresholds: torch.T
     return cosine - thresholds.float()
 
 
-def _rounded(scores: torch.Tensor) -> torch.Tensor:
-    """Scores in whole thousandths: diffusers decides on three decimals."""
-    return (scores * 1000).round()
+def _above_any(scores: torch.Tensor) -> torch.Tensor:
+    """Which rows of [N, concepts] are above zero anywhere, in whole thousandths: diffusers decides on three decimals.
+
+    What is not a number counts as above, unlike in diffusers: a checker that can't tell has not said that all is well.
+    """
+    return ~((scores * 1000).round() <= 0).all(dim=1)

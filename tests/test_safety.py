@@ -97,6 +97,17 @@ def test_special_care_begins_above_half_a_thousandth(margin):
     assert flags == [margin > 0.0005]
 
 
+@pytest.mark.parametrize("what", ["concept_embeds_weights", "special_care_embeds_weights", "visual_projection.weight"])
+def test_a_checker_that_can_not_tell_does_not_say_that_all_is_well(what):
+    checker, pixels = models.safety_checker(threshold=UNREACHABLE), pictures(1, 32, 32)
+    checker.concept_embeds_weights.data[7] = cosine_of_concept(checker, pixels, 7) + 0.005  # unsafe with special care
+    checker.get_parameter(what).data[...] = torch.nan
+
+    flags = SafetyChecker(checker)(pixels).tolist()
+
+    assert flags == [True]
+
+
 def cosine_of_concept(checker, pixels, number):
     return cosine(checker, pixels, checker.concept_embeds[number])
 
