@@ -32,6 +32,7 @@ def _setting(
 
 _PORT = (0, 65535)
 _AT_LEAST_ONE = (1, math.inf)
+_A_WAIT = (0.05, math.inf)  # seconds; with less no network could do it, and with 0 every call would fail
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
@@ -101,18 +102,28 @@ class Settings:
     max_connections: int = _setting(
         1024, "open connections; for one more an idle one is closed, else its request gets 429", within=_AT_LEAST_ONE
     )
-    max_header_bytes: int = _setting(32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs")
-    header_timeout: float = _setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
-    body_timeout: float = _setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
-    min_body_rate: int = _setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
-    send_timeout: float = _setting(60.0, "seconds that a client may leave an answer unread")
+    max_header_bytes: int = _setting(
+        32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs", within=(1024, math.inf)
+    )
+    header_timeout: float = _setting(
+        10.0, "seconds for a TLS handshake, and for a request's headers to arrive", within=_A_WAIT
+    )
+    body_timeout: float = _setting(
+        20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link", within=_A_WAIT
+    )
+    min_body_rate: int = _setting(
+        16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s", within=_AT_LEAST_ONE
+    )
+    send_timeout: float = _setting(60.0, "seconds that a client may leave an answer unread", within=_A_WAIT)
     keep_alive: int = _setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
     max_frame_rate: int = _setting(
         120,
         "frames a second from one websocket: twice what a screen shows, fal's clients send 16",
         within=_AT_LEAST_ONE,
     )
-    ping_interval: float = _setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
+    ping_interval: float = _setting(
+        20.0, "seconds between websocket pings; without a pong for as long it is closed", within=_A_WAIT
+    )
     drain_timeout: int = _setting(15, "seconds that running requests get to finish when the server is stopped")
 
     # limits on calls
@@ -124,7 +135,9 @@ class Settings:
         " hundred photos; the process takes up to three times as much for them",
         within=_AT_LEAST_ONE,
     )
-    session_idle_timeout: float = _setting(30.0, "seconds without an input after which a realtime socket is closed")
+    session_idle_timeout: float = _setting(
+        30.0, "seconds without an input after which a realtime socket is closed", within=_A_WAIT
+    )
     realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
     # the queue
@@ -149,8 +162,10 @@ class Settings:
         "", "networks inside that image URLs and webhooks may lead to: 192.168.1.0/24,10.0.0.7; public ones always may"
     )
     url_files: str = _setting("", "URLs that are answered from disk: URL=FILE,URL=FILE")
-    fetch_connect_timeout: float = _setting(3.0, "seconds to connect to an image's or a webhook's server")
-    fetch_timeout: float = _setting(15.0, "seconds that fetching an image may take in all")
+    fetch_connect_timeout: float = _setting(
+        3.0, "seconds to connect to an image's or a webhook's server", within=_A_WAIT
+    )
+    fetch_timeout: float = _setting(15.0, "seconds that fetching an image may take in all", within=_A_WAIT)
     fetch_redirects: int = _setting(4, "redirects followed for an image: shorteners and CDNs need two or three")
 
     # limits on one request
@@ -173,7 +188,7 @@ class Settings:
         for name, field in FIELDS.items():
             value, (low, high), one_of = getattr(self, name), field.metadata["within"], field.metadata["one_of"]
             flag = name.replace("_", "-")
-            if isinstance(value, int | float) and not low <= value <= high:
+            if isinstance(value, int | float) and (math.isinf(value) or not low <= value <= high):
                 bounds = f"at least {low}" if high == math.inf else f"{low} to {high}"
                 raise SettingsError(f"{flag}: {value} is out of bounds; {bounds}")
             if one_of and value not in one_of:
@@ -241,9 +256,6 @@ SECTIONS = {
 }
 _TYPES = typing.get_type_hints(Settings)
 
-# Variables of ours that are no settings of the server: the containers' and the tests' own.
-_NOT_SETTINGS = frozenset({"FOURSTEP_KEY"})
-
 
 def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
     """Settings from flags (those not None), else the environment, else defaults.
@@ -253,7 +265,7 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
     source = os.environ if environ is None else environ
     values: dict[str, Any] = {}
     for variable, text in source.items():
-        if not variable.startswith(PREFIX) or variable in _NOT_SETTINGS:
+        if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in FIELDS:

@@ -1,5 +1,6 @@
 """Flags, environment and defaults become settings, or a message that says what would do."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,11 @@ def test_a_flag_that_was_not_given_leaves_the_variable():
 def test_a_variable_that_names_no_setting_is_an_error():
     with pytest.raises(SettingsError, match="FOURSTEP_PROT names no setting"):
         load({}, {"FOURSTEP_PROT": "8001"})
+
+
+def test_the_singular_of_keys_is_no_way_to_start_without_any():
+    with pytest.raises(SettingsError, match="FOURSTEP_KEY names no setting"):
+        load({}, {"FOURSTEP_KEY": "id:secret"})
 
 
 @pytest.mark.parametrize(
@@ -85,6 +91,13 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
         ({"port": 70000}, "port: 70000 is out of bounds; 0 to 65535"),
         ({"max_batch": 0}, "max-batch: 0 is out of bounds; at least 1"),
         ({"start_timeout": -1.0}, "start-timeout: -1.0 is out of bounds; at least 0"),
+        ({"min_body_rate": 0}, "min-body-rate: 0 is out of bounds; at least 1"),
+        ({"max_header_bytes": 0}, "max-header-bytes: 0 is out of bounds; at least 1024"),
+        ({"header_timeout": 0.0}, "header-timeout: 0.0 is out of bounds; at least 0.05"),
+        ({"ping_interval": 0.0}, "ping-interval: 0.0 is out of bounds; at least 0.05"),
+        ({"fetch_timeout": 0.0}, "fetch-timeout: 0.0 is out of bounds; at least 0.05"),
+        ({"result_ttl": math.inf}, "result-ttl: inf is out of bounds; at least 0"),
+        ({"result_ttl": math.nan}, "result-ttl: nan is out of bounds; at least 0"),
         ({"jpeg_quality": 101}, "jpeg-quality: 101 is out of bounds; 1 to 100"),
         ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
         ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
