@@ -114,10 +114,14 @@ def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
 
 
 async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
-    """Renew a running server's certificate when its time comes. Never returns."""
+    """Renew a running server's certificate when its time comes. Never returns; what fails is tried again a day later,
+    of which a certificate near its end has sixty."""
     while True:
         await asyncio.sleep(_DAY_S)
-        load_chain(context, await asyncio.to_thread(ensure, settings))
+        try:
+            load_chain(context, await asyncio.to_thread(ensure, settings))
+        except Exception:  # noqa: BLE001 — whatever it is, a task that ends here ends unheard
+            _log.exception("the certificate could not be looked after; the next try is in a day")
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -198,6 +198,23 @@ async def test_a_running_server_renews_its_certificate(settings, files, monkeypa
         renewing.cancel()
 
 
+@pytest.mark.anyio
+async def test_a_server_whose_disk_failed_renews_its_certificate_later(settings, files, monkeypatch, caplog):
+    context = tls.server_context(files)
+    monkeypatch.setattr(tls, "_DAY_S", 0.01)
+    key = files.ca_key.read_bytes()
+    files.ca_key.write_text("nonsense")
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+        renewing = tasks.create_task(tls.keep_fresh(context, Settings(data_dir=settings.data_dir, tls_names="box.lan")))
+        while "could not be looked after" not in caplog.text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        files.ca_key.write_bytes(key)
+        while not accepts(files, context, "box.lan"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        renewing.cancel()
+
+
 def accepts(files: tls.TlsFiles, server: ssl.SSLContext, name: str) -> bool:
     """Whether a client takes what the server presents."""
     with contextlib.suppress(ssl.SSLCertVerificationError):
