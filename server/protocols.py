@@ -7,8 +7,9 @@ shape, then a moment to read it:
     body                `min_body_rate`, with `body_timeout` seconds of slack       408
     answer              unread for `send_timeout`                                   cut
     between requests    `keep_alive` (uvicorn's own)                                closed
-    all of them         `max_connections`: for one more, who has been idle or at
-                        its headers for longest goes                                closed
+    all of them         `max_connections`: for one more, whether it says anything
+                        or not, who has been idle or at its headers for longest
+                        goes                                                        closed
                         where all are being served                                  429, which every fal client retries
 """
 
@@ -54,6 +55,8 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect_headers()
+        if self._one_too_many:  # where nobody is idle it is heard, and closed for the next one or told 429
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -93,7 +96,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > self._limits.max_header_bytes:
             self._refuse_headers()
             raise _Refused
-        if len(self.connections) > self._limits.max_connections and not self._make_room():
+        if self._one_too_many and not self._make_room():
             self._refuse(overloaded("Too many open connections, try again"))
             raise _Refused
         super().on_headers_complete()
@@ -176,6 +179,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether no request is being served on this connection: none has come, or not all of its headers."""
         served = self.cycle is None or self.cycle.response_complete
         return served and (self._in_headers or not self._in_message) and not self.transport.is_closing()
+
+    @property
+    def _one_too_many(self) -> bool:
+        return len(self.connections) > self._limits.max_connections
 
     def _make_room(self) -> bool:
         """Close the connection that has been idle for longest, so that nobody is kept out by those who want nothing."""

@@ -421,6 +421,20 @@ async def test_an_idle_connection_gives_way_to_one_too_many(said, serve):
     assert status == 200
 
 
+async def test_connections_that_say_nothing_are_counted_too(serve):
+    async with serve(max_connections=2, header_timeout=60) as server, contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(server.connect()) for _ in range(6)]
+
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(client.reader.at_eof() for client in silent) < 4:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        for client in silent:
+            if not client.reader.at_eof():
+                client.send(post())
+                assert (await client.answer())[0] == 200
+
+
 async def test_who_is_refused_in_the_middle_of_an_upload_can_read_why(serve):
     async with serve(max_connections=1) as server, server.connect() as served:
         served.send(post(path="/held"))
