@@ -21,12 +21,11 @@ MAX_CHARACTERS = 50_000
 
 
 class Prompt(NamedTuple):
-    """An encoded text, on the device: `embedding` [length, width], length 77 for SD1.5, and its `context` [length, …].
+    """An encoded text: its `context` [length, …] on the device, length 77 for SD1.5.
 
     `tokens`: how many the text has, with the two that begin and end it; `used`: how many of them the model saw.
     """
 
-    embedding: torch.Tensor
     context: torch.Tensor
     tokens: int
     used: int
@@ -54,7 +53,7 @@ class PromptEncoder:
         self.embed: Callable[..., torch.Tensor] = self._embed  # what a device computes; may be captured
 
     def encode(self, text: str) -> Prompt:
-        """The text's embedding, the tokens beyond the model's length cut off (the end mark stays)."""
+        """The encoded text, the tokens beyond the model's length cut off (the end mark stays)."""
         text = text[:MAX_CHARACTERS]
         prompt = self._cache.get(text)
         if prompt is None:
@@ -70,16 +69,22 @@ class PromptEncoder:
 
     @torch.inference_mode()
     def _encode(self, text: str) -> Prompt:
-        inputs = self._tokenizer(
-            text, padding="max_length", max_length=self._length, truncation=True, return_tensors="pt"
-        )
-        read = [inputs.input_ids]
-        if getattr(self._text_encoder.config, "use_attention_mask", False):
-            read.append(inputs.attention_mask)
+        ids, mask, tokens = self._tokenize(text)
+        read = [ids, mask] if getattr(self._text_encoder.config, "use_attention_mask", False) else [ids]
         embedding = self.embed(*map(self._upload, read))[0]
-        tokens = len(self._tokenizer(text, verbose=False).input_ids)
-        context = self._project(embedding)
-        return Prompt(embedding=embedding, context=context, tokens=tokens, used=min(tokens, self._length))
+        return Prompt(context=self._project(embedding), tokens=tokens, used=min(tokens, self._length))
+
+    def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Token ids and attention mask, int64 [1, length] each, and how many tokens the text has.
+
+        Cut and padded by hand, as the tokenizer would: asked for both, it would have to read the text twice.
+        """
+        every = self._tokenizer(text, verbose=False).input_ids
+        kept = every if len(every) <= self._length else [*every[: self._length - 1], every[-1]]
+        missing = self._length - len(kept)
+        ids = torch.tensor([kept + missing * [self._tokenizer.pad_token_id]])
+        mask = torch.tensor([len(kept) * [1] + missing * [0]])
+        return ids, mask, len(every)
 
     def _embed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Token ids [rows, length], and the mask if this encoder reads one → [rows, length, width]."""

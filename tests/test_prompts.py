@@ -22,8 +22,13 @@ TEXTS = {
 texts = pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 
 
-def encoder_for(text_encoder, **options):
-    return PromptEncoder(models.tokenizer(), text_encoder, torch.neg, lambda tensor: tensor, **options)
+def same(tensor):
+    return tensor
+
+
+def encoder_for(text_encoder, project=same, tokenizer=None, **options):
+    """An encoder whose `context` is the embedding itself, unless told otherwise."""
+    return PromptEncoder(tokenizer or models.tokenizer(), text_encoder, project, same, **options)
 
 
 def diffusers_embedding(text_encoder, text):
@@ -45,20 +50,47 @@ def diffusers_embedding(text_encoder, text):
 def test_embeddings_are_those_of_diffusers(text, config):
     text_encoder = models.text_encoder(**config)
 
-    actual = encoder_for(text_encoder).encode(text).embedding
+    actual = encoder_for(text_encoder).encode(text).context
 
     torch.testing.assert_close(actual, diffusers_embedding(text_encoder, text), rtol=0, atol=0)
 
 
-def test_what_the_unet_reads_is_made_of_the_embedding():
-    prompt = encoder_for(models.text_encoder()).encode("the beach")
+@texts
+@pytest.mark.parametrize("length", [77, 5])
+def test_tokens_are_those_of_the_tokenizer_when_it_cuts_and_pads(text, length):
+    tokenizer = models.tokenizer()
+    tokenizer.model_max_length = length
 
-    assert torch.equal(prompt.context, -prompt.embedding)
+    ids, mask, _ = encoder_for(models.text_encoder(), tokenizer=tokenizer)._tokenize(text)
+
+    expected = tokenizer(text, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    assert torch.equal(ids, expected.input_ids)
+    assert torch.equal(mask, expected.attention_mask)
+
+
+def test_a_text_is_tokenized_once():
+    tokenizer, calls = models.tokenizer(), []
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return tokenizer(*args, **kwargs)
+
+    counted.model_max_length, counted.pad_token_id = tokenizer.model_max_length, tokenizer.pad_token_id
+
+    encoder_for(models.text_encoder(), tokenizer=counted).encode("the beach " * 300)
+
+    assert len(calls) == 1
+
+
+def test_what_the_unet_reads_is_made_of_the_embedding():
+    embedding = encoder_for(models.text_encoder()).encode("the beach").context
+
+    assert torch.equal(encoder_for(models.text_encoder(), torch.neg).encode("the beach").context, -embedding)
 
 
 def test_the_attention_mask_is_used_where_the_encoder_asks_for_it():
-    with_mask = encoder_for(models.text_encoder(use_attention_mask=True)).encode("the beach").embedding
-    without = encoder_for(models.text_encoder()).encode("the beach").embedding
+    with_mask = encoder_for(models.text_encoder(use_attention_mask=True)).encode("the beach").context
+    without = encoder_for(models.text_encoder()).encode("the beach").context
 
     assert not torch.allclose(with_mask, without)
 
@@ -77,9 +109,9 @@ def test_a_tokenizer_that_claims_no_limit_is_held_to_the_position_embeddings():
     tokenizer = models.tokenizer()
     tokenizer.model_max_length = int(1e30)
 
-    prompt = PromptEncoder(tokenizer, models.text_encoder(), torch.neg, lambda tensor: tensor).encode("the " * 100)
+    prompt = encoder_for(models.text_encoder(), tokenizer=tokenizer).encode("the " * 100)
 
-    assert prompt.embedding.shape == (77, models.WIDTH)
+    assert prompt.context.shape == (77, models.WIDTH)
 
 
 def test_a_prompt_of_megabytes_is_cut_before_it_is_read():
@@ -88,7 +120,7 @@ def test_a_prompt_of_megabytes_is_cut_before_it_is_read():
     prompt = encoder.encode("the " * 5_000_000)
 
     assert prompt.tokens == MAX_CHARACTERS // 4 + 2
-    assert torch.equal(prompt.embedding, encoder.encode("the " * 80).embedding)
+    assert torch.equal(prompt.context, encoder.encode("the " * 80).context)
 
 
 def test_a_long_prompt_is_cut_without_a_word_in_the_log(caplog, monkeypatch):
