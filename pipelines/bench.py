@@ -35,7 +35,7 @@ class LocalEngine:
     """
 
     def __init__(self, config: EngineConfig, load: Callable[[], Outfit]) -> None:
-        self._answers = queue.SimpleQueue[tuple[float, Generated | Failed]]()
+        self._answers = queue.SimpleQueue[tuple[float, Generated | Failed] | Exception]()
         self._count = 0
         started = Future[tuple[Engine, Outfit]]()
         self._thread = threading.Thread(target=self._run, args=(config, load, started), name="device", daemon=True)
@@ -49,13 +49,17 @@ class LocalEngine:
         return str(self._count)
 
     def answer(self) -> tuple[float, Generated]:
-        """When the next answer came (`time.perf_counter`), and the answer. Raises `RuntimeError` if it is a failure."""
-        moment, message = self._answers.get()
-        match message:
-            case Generated():
-                return moment, message
-            case Failed(message=words):
+        """When the next answer came (`time.perf_counter`), and the answer.
+
+        Raises `RuntimeError` if it is a failure, and what the engine ended with if it has.
+        """
+        match self._answers.get():
+            case moment, Generated() as answer:
+                return moment, answer
+            case _, Failed(message=words):
                 raise RuntimeError(words)
+            case error:
+                raise error
 
     def one(self, params: GenerationParams, data: bytes) -> Generated:
         """One request alone."""
@@ -87,7 +91,10 @@ class LocalEngine:
             started.set_exception(error)
             return
         started.set_result((engine, outfit))
-        engine.run()
+        try:
+            engine.run()
+        except Exception as error:  # noqa: BLE001 – it is the caller's, who waits for an answer
+            self._answers.put(error)
 
     def _hear(self, message: FromEngine) -> None:
         if isinstance(message, Generated | Failed):

@@ -1,5 +1,6 @@
 """Measuring this box."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from pipelines import bench, instant
 from pipelines.errors import CheckpointError
 from pipelines.types import EngineConfig, GenerationParams
+from tests.faulty_engine import DeviceLost, FaultyModel
 
 
 @pytest.fixture
@@ -29,6 +31,14 @@ def test_a_model_that_cannot_be_had_is_said_to_the_caller(config):
 
     with pytest.raises(CheckpointError):
         bench.LocalEngine(config, load)
+
+
+def test_an_engine_that_ends_is_said_to_who_waits_for_an_answer(config):
+    engine = bench.LocalEngine(config, lambda: dataclasses.replace(instant.load(config), model=FaultyModel()))
+
+    with pytest.raises(DeviceLost):
+        engine.one(GenerationParams(prompt="lost", seed=1), b"")
+    engine.close()
 
 
 def test_every_request_has_a_latency_of_its_own(config):
