@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from pipelines.types import Log, Preview, Started
-from server.errors import FalError, RequestError
-from server.jobs import MAX_TRIES, Job, Result, start_timed_out
+from server.errors import FalError, RequestError, start_timed_out
+from server.jobs import MAX_TRIES, Job, Result
 
 LOG = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Attempt:
 
     def _verdict(self, error: Exception) -> Result | Retry:
         if self._limit.expired():
-            return start_timed_out()
+            return Result.failure(start_timed_out())
         if isinstance(error, FalError):
             return retry(error, self.job) or Result.failure(error)
         # Type and place only: the message may have the prompt in it.

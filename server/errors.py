@@ -68,6 +68,16 @@ def overloaded(detail: str) -> RequestError:
     return RequestError("concurrent_requests_limit", detail, {"X-Fal-Needs-Retry": "1", "Retry-After": "1"})
 
 
+def start_timed_out() -> RequestError:
+    """For `X-Fal-Request-Timeout` having passed before the work began.
+
+    Which of fal's two timeout types goes with it is not documented; `startup_timeout` says what happened. The header
+    keeps both clients from trying again.
+    """
+    message = "The request did not start within its timeout"
+    return RequestError("startup_timeout", message, {"X-Fal-Request-Timeout-Type": "user"})
+
+
 class InvalidInput(FalError):
     """422 with one item per fault. `getFieldErrors(name)` of the JavaScript client reads the last element of `loc`."""
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
 from server import data_uri
-from server.errors import RequestError, invalid, overloaded
+from server.errors import RequestError, invalid, overloaded, start_timed_out
 from server.fetch import Fetch, FetchError
 from server.files import NO_SPACE, Files
 from server.jobs import Job
@@ -118,16 +118,6 @@ async def run_job(ctx: Resources, job: Job, on_event: OnEvent) -> dict[str, Any]
         lifecycle=job.call["lifecycle"],
     )
     return await generate(ctx, parse(job.input), call, on_event)
-
-
-def start_timed_out() -> RequestError:
-    """The error for `X-Fal-Request-Timeout` having passed before the work began.
-
-    Which of fal's two timeout types goes with it is not documented; `startup_timeout` says what happened. The header
-    keeps both clients from trying again.
-    """
-    message = "The request did not start within its timeout"
-    return RequestError("startup_timeout", message, {"X-Fal-Request-Timeout-Type": "user"})
 
 
 def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | None:

@@ -87,18 +87,6 @@ def cancelled() -> Result:
     return Result.failure(RequestError("client_cancelled", "The request was cancelled by the client"))
 
 
-def start_timed_out() -> Result:
-    """What becomes the result of a job that had not started when its `X-Fal-Request-Timeout` ran out.
-
-    Which of fal's two timeout types goes with it is not documented; `startup_timeout` says what happened. The header is
-    what keeps both clients from trying again.
-    """
-    error = RequestError(
-        "startup_timeout", "The request did not start within its timeout", {"X-Fal-Request-Timeout-Type": "user"}
-    )
-    return Result.failure(error)
-
-
 def new_request_id() -> str:
     """A request id in fal's form."""
     return str(uuid.uuid4())

@@ -20,9 +20,9 @@ from server.attempt import Run
 from server.board import Board
 from server.claims import DISK_RETRY_S, TICK_S, Runner, commit
 from server.database import DatabaseError, complain
-from server.errors import overloaded
+from server.errors import overloaded, start_timed_out
 from server.job_store import JobStore
-from server.jobs import NewJob, Outcome, Result, Snapshot, cancelled, start_timed_out
+from server.jobs import NewJob, Outcome, Result, Snapshot, cancelled
 from server.retention import Retention
 from server.settings import Settings
 
@@ -218,7 +218,7 @@ class Queue:
         await asyncio.gather(*map(self._give_up_waiting, self._board.overdue(self._now())))
 
     async def _give_up_waiting(self, request_id: str) -> None:
-        result = start_timed_out()
+        result = Result.failure(start_timed_out())
 
         def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
             if ended:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.errors import REQUEST_ERRORS, PlainError, RequestError, error_item, invalid
+from server.errors import REQUEST_ERRORS, PlainError, RequestError, error_item, invalid, start_timed_out
 
 
 def test_an_invalid_field_is_a_422_with_the_field_in_loc():
@@ -40,3 +40,9 @@ def test_a_plain_error_is_a_detail():
 
 def test_no_item_repeats_what_was_sent():
     assert "input" not in error_item(("body", "prompt"), "string_type", "Input should be a valid string")
+
+
+def test_a_start_timeout_is_the_callers_own():
+    error = start_timed_out()
+
+    assert (error.status, error.headers["X-Fal-Request-Timeout-Type"]) == (504, "user")

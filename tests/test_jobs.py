@@ -7,7 +7,7 @@ from fal_client.client import Completed, InProgress, Queued, _BaseRequestHandle
 
 from pipelines.types import Priority
 from server.errors import RequestError, invalid
-from server.jobs import MAX_LOGS, LogLine, Outcome, Result, Snapshot, Status, cancelled, start_timed_out
+from server.jobs import MAX_LOGS, LogLine, Outcome, Result, Snapshot, Status, cancelled
 
 BASE = "https://queue.fal.run"
 LINE = LogLine(1_700_000_000.5, "INFO", "95 tokens, 77 used")
@@ -167,9 +167,3 @@ def test_a_failure_keeps_the_errors_status_body_and_headers():
     result = Result.failure(error)
 
     assert (result.status, json.loads(result.body), result.headers) == (503, error.body, error.headers)
-
-
-def test_a_start_timeout_is_the_callers_own():
-    result = start_timed_out()
-
-    assert (result.status, result.headers["X-Fal-Request-Timeout-Type"]) == (504, "user")
