@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import ipaddress
 import json
 import os
 import sys
@@ -12,6 +11,7 @@ from server import listen, logs
 from server.app import create_app
 from server.auth import has_keys
 from server.data_dir import prepare, write_whole
+from server.doors import is_loopback
 from server.launch import RUN_FILE
 from server.listen import Listeners
 from server.settings import Settings, SettingsError
@@ -42,21 +42,12 @@ def run(settings: Settings) -> int:
 
 def _check_doors(settings: Settings) -> None:
     """Without keys only this machine is served: anybody who reaches the port could use the device."""
-    if has_keys(settings) or settings.allow_anonymous or _is_loopback(settings.host):
+    if has_keys(settings) or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "
         "Mend: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if everybody may use it"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextlib.contextmanager
