@@ -6,7 +6,6 @@ graph launches them at once, but holds for one shape only. So the stages' functi
 were captured fills only its own, and its outputs are cut back. Everything else runs as it is, slower.
 
     learning    calls made meanwhile are captured: that is how a device is warmed up
-    can_use     whether a call has a graph
     replay      inputs in, graph run, outputs out
     evict       give all of them up, where one picture alone has no room beside them
 
@@ -99,10 +98,6 @@ class Graphs:
             yield
         finally:
             self._learning = False
-
-    def can_use(self, name: str, rows: int, size: Size) -> bool:
-        """Whether the function wrapped as `name` has a graph for so many rows at this size."""
-        return self._graph(name, rows, size) is not None
 
     @property
     def nbytes(self) -> int:

@@ -108,8 +108,6 @@ class Posterior(NamedTuple):
 class Trajectory:
     """One image on its way. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""
 
-    height: int
-    width: int
     contexts: tuple[torch.Tensor, ...]  # of each row; shared with the prompts' cache
     shifts: tuple[torch.Tensor, ...]  # of each step; shared with the timesteps' cache
     table: torch.Tensor  # float32 [steps, 7]: a `Coefficients` for each step
@@ -193,7 +191,7 @@ class Lcm:
         pictures = {id(pixels): pixels for _, _, pixels, _ in items}  # images of one request share theirs
         posteriors = dict(zip(pictures, self._posteriors(np.stack(list(pictures.values()))), strict=True))
         return [
-            self._start(params, conditioning, pixels, posteriors[id(pixels)], seed)
+            self._start(params, conditioning, posteriors[id(pixels)], seed)
             for params, conditioning, pixels, seed in items
         ]
 
@@ -206,7 +204,7 @@ class Lcm:
         return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
 
     def _start(
-        self, params: GenerationParams, conditioning: Conditioning, pixels: Pixels, posterior: Posterior, seed: int
+        self, params: GenerationParams, conditioning: Conditioning, posterior: Posterior, seed: int
     ) -> Trajectory:
         """Sample the posterior, then bring the latents to their first timestep."""
         steps = self.schedule.steps(params.num_inference_steps, params.strength)
@@ -219,8 +217,6 @@ class Lcm:
             signal_level, noise_level = self.schedule.levels(steps[0].timestep)
             latents = signal_level * clean + noise_level * noise[sampled]
         return Trajectory(
-            height=pixels.shape[0],
-            width=pixels.shape[1],
             contexts=conditioning.contexts,
             shifts=tuple(self._shifts_at(step.timestep) for step in steps),
             table=self._upload(_coefficient_table(steps, params.guidance_scale)),

@@ -65,9 +65,6 @@ class Lora:
     def __init__(self, deltas: Mapping[str, Mapping[str, Delta]]) -> None:
         self._deltas = deltas
 
-    def __len__(self) -> int:
-        return sum(len(deltas) for deltas in self._deltas.values())
-
     def touches(self, owner: str) -> bool:
         """Whether any weight of that module changes."""
         return bool(self._deltas.get(owner))
