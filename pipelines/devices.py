@@ -14,7 +14,7 @@ from pipelines.errors import CheckpointError
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _KEPT_BYTES = 2**31 - 1
 
-_MEMINFO = Path("/proc/meminfo")
+MEMINFO = Path("/proc/meminfo")
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -65,10 +65,15 @@ def free_memory(device: torch.device) -> float:
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return free
-    if device.type == "cpu" and _MEMINFO.is_file():
-        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return math.inf
+    return main_memory() if device.type == "cpu" else math.inf
+
+
+def main_memory(meminfo: Path = MEMINFO) -> float:
+    """Bytes of main memory that are free or can be freed; infinitely many where nobody tells (only Linux does)."""
+    if not meminfo.is_file():
+        return math.inf
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 def keep_freed_memory() -> None:

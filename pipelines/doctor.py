@@ -8,6 +8,7 @@ import datetime
 import enum
 import http.client
 import json
+import math
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import torch
 from cryptography import x509
 
 from pipelines import checkpoint, hub, recipe
-from pipelines.devices import pick_device, pick_dtype
+from pipelines.devices import main_memory, pick_device, pick_dtype
 from pipelines.errors import CheckpointError
 from pipelines.pull import gigabytes
 from pipelines.types import EngineConfig
@@ -53,7 +54,7 @@ def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
     yield torch_build(bool(cards))
     for name in config.device.split(","):
         yield device(name.strip())
-    yield memory(Path("/proc/meminfo"), needs_gigabytes=2 if config.model == "demo" else 6)
+    yield memory(main_memory(), needs_gigabytes=2 if config.model == "demo" else 6)
     yield disk("data folder", Path(config.data_dir), needs_gigabytes=1)
     yield weights(config)
     yield listening(host, port)
@@ -155,12 +156,10 @@ def device(name: str) -> Finding:
     return Finding(Level.OK, "device", line)
 
 
-def memory(meminfo: Path, *, needs_gigabytes: float) -> Finding:
-    """Main memory that is free or can be freed."""
-    if not meminfo.is_file():
+def memory(available: float, *, needs_gigabytes: float) -> Finding:
+    """Bytes of main memory that are free or can be freed; infinitely many where the system does not tell."""
+    if math.isinf(available):
         return Finding(Level.OK, "memory", "not measured on this system")
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
     line = f"{gigabytes(available)} available"
     if available < needs_gigabytes * 1e9:
         return Finding(Level.WARN, "memory", line, f"an engine may need {needs_gigabytes} GB")
@@ -169,8 +168,7 @@ def memory(meminfo: Path, *, needs_gigabytes: float) -> Finding:
 
 def disk(subject: str, folder: Path, *, needs_gigabytes: float) -> Finding:
     """Free space where `folder` is or will be."""
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(_existing(folder)).free
     line = f"{gigabytes(free)} free for {folder}"
     if free < needs_gigabytes * 1e9:
         return Finding(Level.FAIL, subject, line, "make room, or choose another place with --data-dir")

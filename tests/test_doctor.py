@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import math
 import socket
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipelines import doctor, hub, tools
+from pipelines import devices, doctor, hub, tools
 from pipelines.doctor import Level
 from pipelines.types import EngineConfig
 
@@ -76,11 +77,16 @@ def test_device_that_is_not_there_fails() -> None:
     assert finding.mend
 
 
-@pytest.mark.parametrize(("kilobytes", "level"), [(8_000_000, Level.OK), (1_000_000, Level.WARN)])
-def test_little_memory_is_a_warning(kilobytes: int, level: Level, tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text(f"MemTotal: 9000000 kB\nMemAvailable: {kilobytes} kB\n")
+@pytest.mark.parametrize(("available", "level"), [(8e9, Level.OK), (1e9, Level.WARN), (math.inf, Level.OK)])
+def test_little_memory_is_a_warning(available: float, level: Level) -> None:
+    assert doctor.memory(available, needs_gigabytes=6).level is level
 
-    assert doctor.memory(tmp_path / "meminfo", needs_gigabytes=6).level is level
+
+def test_memory_that_can_be_freed_counts_as_available(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemFree: 1000 kB\nMemAvailable: 8000 kB\n")
+
+    assert devices.main_memory(tmp_path / "meminfo") == 8_192_000
+    assert devices.main_memory(tmp_path / "nothing") == math.inf
 
 
 @pytest.mark.parametrize(("needs", "level"), [(0.001, Level.OK), (1e9, Level.FAIL)])
