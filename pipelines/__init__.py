@@ -3,7 +3,7 @@
 Where to read what, from the words that travel to the tools:
 
     the vocabulary    types (all that `server` may import), errors
-    the algorithm     schedule, lcm; prompts, safety
+    the algorithm     lcm; schedule, trajectory; prompts, safety
     its networks      unet, vae; blocks, kernels; graphs, compiled
     pictures          images, headers/*
     the weights       checkpoint; recipe, layout, single_file, sd15, shelf, hub; weights, modules, lora; demo

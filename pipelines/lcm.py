@@ -6,7 +6,7 @@
     decode    denoised estimate → pixels                       VAE decoder
     check     pixels → unsafe or not                           safety checker
 
-One image on its way is a `Trajectory`; it carries everything that is its own: text, coefficients, noise, latents.
+One image on its way is a `Trajectory`, which carries everything that is its own: text, coefficients, noise, latents.
 A batch is therefore any list of trajectories of one size, and may be another list at every step: members stand at
 different timesteps, have different numbers of them, and go with or without guidance. Nothing that a member computes
 reads another member, so a picture does not depend on its batch-mates (but for the last bits of float arithmetic).
@@ -30,7 +30,8 @@ import torch
 from pipelines import vae
 from pipelines.prompts import Prompt, PromptEncoder
 from pipelines.safety import SafetyChecker
-from pipelines.schedule import Schedule, Step
+from pipelines.schedule import Schedule
+from pipelines.trajectory import Coefficients, Posterior, Trajectory, coefficient_table, draw_noise
 from pipelines.unet import Unet
 
 if TYPE_CHECKING:
@@ -39,13 +40,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.checkpoint import Model
-    from pipelines.stages import Mark
     from pipelines.types import GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
-
-# torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
-SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class UnetInputs(NamedTuple):
@@ -58,18 +55,6 @@ class UnetInputs(NamedTuple):
     sample: torch.Tensor
     shifts: torch.Tensor
     context: torch.Tensor
-
-
-class Coefficients(NamedTuple):
-    """A `Step` and the guidance scale for each image of a batch: float32 [images, 1, 1, 1], on the device."""
-
-    clean_sample: torch.Tensor
-    clean_output: torch.Tensor
-    out: torch.Tensor
-    skip: torch.Tensor
-    signal: torch.Tensor
-    noise: torch.Tensor
-    guidance: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -92,56 +77,6 @@ class Conditioning:
         """What the UNet reads, for each row: the prompt's, then the negative prompt's if there is guidance."""
         prompts = [self.prompt] if self.negative is None else [self.prompt, self.negative]
         return tuple(prompt.context for prompt in prompts)
-
-
-class Posterior(NamedTuple):
-    """What the VAE encoder says of one picture: float32 [channels, h, w] each, unscaled.
-
-    `deviation` is None for an `AutoencoderTiny`, whose latents are not sampled.
-    """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor | None
-
-
-@dataclass(eq=False, slots=True, kw_only=True)
-class Trajectory:
-    """One image on its way. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""
-
-    contexts: tuple[torch.Tensor, ...]  # of each row; shared with the prompts' cache
-    shifts: tuple[torch.Tensor, ...]  # of each step; shared with the timesteps' cache
-    table: torch.Tensor  # float32 [steps, 7]: a `Coefficients` for each step
-    noise: torch.Tensor  # float32 [steps, channels, h, w]: what each step adds; zero for the last
-    latents: torch.Tensor  # at the timestep of the step to come
-    denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
-    finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
-    step: int = 0
-    begun: Mark | None = None  # when the device has all of the above; None: it has
-
-    @property
-    def steps(self) -> int:
-        """UNet calls that this image takes in all."""
-        return len(self.table)
-
-    @property
-    def rows(self) -> int:
-        """UNet rows per step: 2 with guidance, else 1."""
-        return len(self.contexts)
-
-    @property
-    def finished(self) -> bool:
-        """Whether only decoding is left."""
-        return self.step >= self.steps
-
-    @property
-    def ready(self) -> bool:
-        """Whether a step would find everything there."""
-        return self.begun is None or self.begun.passed
-
-    @property
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What a step reads."""
-        return (*self.contexts, *self.shifts, self.table, self.noise, self.latents)
 
 
 class Lcm:
@@ -210,7 +145,7 @@ class Lcm:
         steps = self.schedule.steps(params.num_inference_steps, params.strength)
         mean, deviation = posterior
         sampled = 0 if deviation is None else 1
-        noise = self._upload(_draw_noise(seed, sampled + len(steps), mean.shape))
+        noise = self._upload(draw_noise(seed, sampled + len(steps), mean.shape))
         raw = mean if deviation is None else mean + deviation * noise[0]
         clean = latents = (raw - self._shift) * self._scale
         if steps:
@@ -219,7 +154,7 @@ class Lcm:
         return Trajectory(
             contexts=conditioning.contexts,
             shifts=tuple(self._shifts_at(step.timestep) for step in steps),
-            table=self._upload(_coefficient_table(steps, params.guidance_scale)),
+            table=self._upload(coefficient_table(steps, params.guidance_scale)),
             noise=noise[sampled + 1 :],
             latents=latents,
             denoised=clean,
@@ -311,19 +246,3 @@ def lcm_step(
         clean = clean.clamp(-clip, clip)
     denoised = now.out * clean + now.skip * latents
     return now.signal * denoised + now.noise * noise, denoised
-
-
-def _draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
-    """`count` draws of an image's own CPU generator in order, and a last one that is zero: float32 [count + 1, …].
-
-    On the CPU whatever the device is, so that a seed gives the same picture everywhere.
-    """
-    generator = torch.Generator().manual_seed(seed & SEED_MASK)
-    noise = torch.zeros(count + 1, *shape)
-    for draw in noise[:count]:
-        draw.normal_(generator=generator)
-    return noise
-
-
-def _coefficient_table(steps: Sequence[Step], guidance: float) -> torch.Tensor:
-    return torch.tensor([(*step[1:], guidance) for step in steps], dtype=torch.float32)

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from pipelines.checkpoint import Model
     from pipelines.lanes import Lane
-    from pipelines.lcm import Conditioning, Trajectory
+    from pipelines.lcm import Conditioning
     from pipelines.stages import Mark, Pixels
+    from pipelines.trajectory import Trajectory
     from pipelines.types import EngineConfig
 
     Progress = Callable[[float, str], None]
