@@ -1,18 +1,18 @@
-"""One SQLite file: a writer that commits in groups, readers that never wait for it, numbered schema steps, one owner.
+"""One SQLite file: a writer that commits in groups, readers that never wait for it, numbered schema steps.
 
 A write resolves after its COMMIT under `synchronous=FULL`: what resolved is on disk. The lines that are SQLite's alone
-are all in this module; PostgreSQL would bring its own `_connect`, `used_bytes` and `wipe`.
+are all in this module; PostgreSQL would bring its own `_connect`, `used_bytes` and `wipe`. `server.serve` sees to it
+that a data directory, and so its database, has one server.
 """
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -29,10 +29,6 @@ BUSY_TIMEOUT_S = 10  # a checkpoint that truncates holds the write lock for as l
 WAL_BYTES = 64 * 1024 * 1024  # the write-ahead log is cut back to this after a burst of large inputs
 
 
-class DatabaseInUse(Exception):
-    """Another server holds this database."""
-
-
 class DatabaseTooNew(Exception):
     """The database was written by a newer release."""
 
@@ -41,8 +37,6 @@ class Database:
     """Opens the file and brings its tables up to date. Blocks; the rest is for the event loop."""
 
     def __init__(self, path: Path, steps: Sequence[Step]) -> None:
-        self._path = path
-        self._lock: IO[bytes] | None = None
         self._engine = sa.create_engine(
             "sqlite+pysqlite://",
             creator=lambda: _connect(path),
@@ -74,10 +68,6 @@ class Database:
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
-    async def take_over(self) -> None:
-        """Makes this process the database's only server until it ends. Raises `DatabaseInUse` if another is alive."""
-        self._lock = await asyncio.to_thread(_lock, self._path.with_name(self._path.name + ".lock"))
-
     async def close(self) -> None:
         """Writes out what was submitted and lets go of the file."""
         await asyncio.to_thread(self._close)
@@ -87,8 +77,6 @@ class Database:
         self._readers.shutdown()
         self._connection.close()
         self._engine.dispose()
-        if self._lock is not None:
-            self._lock.close()
 
     async def used_bytes(self) -> int:
         """What the tables take on disk, without free pages."""
@@ -149,14 +137,3 @@ def _migrate(connection: sa.Connection, steps: Sequence[Step]) -> None:
     for step in steps[version:]:
         step(connection)
     connection.exec_driver_sql(f"PRAGMA user_version={len(steps)}")
-
-
-def _lock(path: Path) -> IO[bytes]:
-    """An exclusive lock that the kernel drops with the process, however that ends."""
-    file = path.open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise DatabaseInUse(f"another server is running on {path.parent}") from error
-    return file

@@ -192,10 +192,8 @@ class JobStore:
     async def recover(self) -> list[Snapshot]:
         """Takes the database over after whatever ended the last server: what was running waits again, at its old place.
 
-        Returns all unfinished jobs in the order in which they will be claimed. Raises `DatabaseInUse` while another
-        server is alive.
+        Returns all unfinished jobs in the order in which they will be claimed.
         """
-        await self._database.take_over()
         await self._database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
         return await self._database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
 

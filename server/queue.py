@@ -66,7 +66,7 @@ class Queue:
         self._chores: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Takes the database over and begins to run what is in it. Raises `DatabaseInUse`."""
+        """Takes the database over and begins to run what is in it."""
         for snapshot in await self._store.recover():
             self._board.add(snapshot)
         self._scheduler = _start("queue-scheduler", self._runner.schedule())

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from benchmarks.chaos_fence import Unfenced
 from pipelines.types import Priority
 from server import job_schema
-from server.database import Database, DatabaseInUse, DatabaseTooNew
+from server.database import Database, DatabaseTooNew
 from server.errors import RequestError
 from server.job_store import JobStore
 from server.jobs import LogLine, NewJob, Outcome, Result, Status
@@ -132,16 +132,6 @@ async def test_a_database_of_a_newer_release_is_refused(path):
 
     with pytest.raises(DatabaseTooNew):
         JobStore(path)
-
-
-@pytest.mark.anyio
-async def test_one_server_at_a_time_owns_the_database(path, store):
-    await store.recover()
-    second = JobStore(path)
-
-    with pytest.raises(DatabaseInUse):
-        await second.recover()
-    await second.close()
 
 
 # --- claiming
