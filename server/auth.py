@@ -101,6 +101,12 @@ class Auth:
             raise PlainError(401, _BAD_TOKEN)
         return self._caller(key), apps
 
+    def named(self, key_id: str) -> Caller:
+        """Who was once given something to come back with. One whose key has gone has no more than any key's share."""
+        if self.open:
+            return ANONYMOUS
+        return self._caller(self._keys.find(key_id) or Key(key_id, name="", digest="", created=""))
+
     def _by_key(self, credential: str) -> Caller:
         if ":" not in credential:
             raise PlainError(401, _BAD_FORMAT)

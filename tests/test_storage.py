@@ -1,5 +1,6 @@
 """Uploads and files over HTTP, call by call as fal's JavaScript and Python clients make them."""
 
+import asyncio
 import contextlib
 import datetime
 import json
@@ -9,7 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from server.auth import Auth
-from server.files import Files
+from server.files import SPOOL_BYTES, Files
 from server.front import front
 from server.limits import Limits
 from server.metrics import Metrics
@@ -310,6 +311,26 @@ async def test_an_upload_that_breaks_off_is_not_there(storage):
     await asgi.Exchange(storage._app, scope, incoming).task
 
     assert (await storage.call("GET", urls["file_url"])).status == 404
+
+
+async def test_uploads_by_url_take_no_more_memory_than_their_owners_share(tmp_path):
+    budget = {"body_budget_bytes": 4 * SPOOL_BYTES, "max_body_bytes": 1000}
+
+    def put(url):
+        scope = asgi.scope_of("http", "PUT", url, {}, "localhost:8000")
+        return asgi.Exchange(keyed._app, scope, [{"type": "http.request", "body": b"half", "more_body": True}])
+
+    async with serving(tmp_path, keys=KEYS, **budget) as keyed:
+        urls = [(await keyed.call("POST", INITIATE, body={}, headers=ALICE)).json()["upload_url"] for _ in range(3)]
+        another = (await keyed.call("POST", INITIATE, body={}, headers=BOB)).json()["upload_url"]
+        held = [put(url) for url in urls[:2]]
+        refused = await asyncio.wait_for(put(urls[2]).hear(), 5)
+        accepted = await keyed.call("PUT", another, body=b"whole")
+        for upload in held:
+            upload.say({"type": "http.disconnect"})
+            await upload.task
+
+    assert (refused["status"], accepted.status) == (429, 200)
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

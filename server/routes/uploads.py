@@ -33,6 +33,7 @@ from server.deps import context
 from server.errors import PlainError, RequestError
 from server.files import SPOOL_BYTES
 from server.hosts import base_url
+from server.limits import Hold
 from server.parts import MAX_PARTS
 from server.responses import json_response
 from server.uploads import Upload, permit
@@ -186,8 +187,7 @@ def _number(written: str) -> int:
 
 
 async def _complete(request: Request, upload: Upload) -> Response:
-    memory = context(request).limits.memory(request, Caller(upload.owner, ""))
-    body = schemas.parse_json(await read_body(request, _MAX_PARTS_BODY_BYTES, memory))
+    body = schemas.parse_json(await read_body(request, _MAX_PARTS_BODY_BYTES, _memory(request, upload)))
     parts = _validated(Completion, body).parts
     etags = {part.partNumber: part.etag.removeprefix("W/").strip('"') for part in parts}
     await context(request).files.complete(upload, etags)
@@ -208,7 +208,7 @@ def _announced(request: Request) -> int | None:
 
 async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises `RequestError` when the client leaves before its end, and when too many upload."""
-    context(request).limits.memory(request, Caller(upload.owner, "")).take(SPOOL_BYTES)
+    _memory(request, upload).take(SPOOL_BYTES)
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -217,6 +217,11 @@ async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
             yield chunk
         if not message.get("more_body", False):
             return
+
+
+def _memory(request: Request, upload: Upload) -> Hold:
+    ctx = context(request)
+    return ctx.limits.memory(request, ctx.auth.named(upload.owner))
 
 
 ROUTES: list[BaseRoute] = [
