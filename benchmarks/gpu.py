@@ -39,9 +39,10 @@ from benchmarks.gpu_rig import (
     switched,
     with_tiny_vae,
 )
-from pipelines import kernels, lanes, modules, on_torch, vae
+from pipelines import devices, fitting, kernels, lanes, modules, vae
 from pipelines.blocks import GroupNorm
 from pipelines.compiled import Compiler
+from pipelines.on_torch import DeviceModel
 
 
 def floors(bench, found):
@@ -229,14 +230,14 @@ def compiled_diffusers(bench, found):
 
 def warm_up(bench, found):
     """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
-    sizes = ((bench.side, bench.side),) if bench.dry else on_torch.CAPTURED_SIZES
-    model = on_torch.DeviceModel(bench.model)
+    sizes = ((bench.side, bench.side),) if bench.dry else fitting.CAPTURED_SIZES
+    model = DeviceModel(bench.model)
     bench.note_peaks()
-    model.measure(bench.side)
+    fitting.measure(model, bench.side)
     found["capture_s"] = seconds(functools.partial(bench.capture_shapes, model, sizes))
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    model.allot(on_torch.devices.free_memory(bench.device))
+    fitting.allot(model, devices.free_memory(bench.device))
     found["footprint"] = str(model.footprint)
     found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
     model.graphs.evict()

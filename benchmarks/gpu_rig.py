@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks import rig
-from pipelines import demo, kernels, modules, on_torch
+from pipelines import demo, fitting, kernels, modules
 from pipelines.checkpoint import Model
 from pipelines.graphs import Cuda, Graphs
 from pipelines.on_torch import DeviceModel
@@ -80,7 +80,9 @@ class Bench:
 
     def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
         with only(sizes or ((self.side, self.side),), rows):
-            made.capture(Graphs(self.capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler)
+            fitting.capture(
+                made, Graphs(self.capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler
+            )
 
     def note_peaks(self):
         """Keep what was allocated and reserved at most so far: measuring a stage starts torch's count again."""
@@ -187,14 +189,14 @@ def in_float32(model):
 @contextlib.contextmanager
 def only(sizes, rows=None):
     """Captures of some sizes and batches: the others cost time and tell nothing new."""
-    kept = on_torch.CAPTURED_SIZES, on_torch.batches
-    on_torch.CAPTURED_SIZES = sizes
+    kept = fitting.CAPTURED_SIZES, fitting.batches
+    fitting.CAPTURED_SIZES = sizes
     if rows:
-        on_torch.batches = lambda most: sorted(rows)
+        fitting.batches = lambda most: sorted(rows)
     try:
         yield
     finally:
-        on_torch.CAPTURED_SIZES, on_torch.batches = kept
+        fitting.CAPTURED_SIZES, fitting.batches = kept
 
 
 @contextlib.contextmanager

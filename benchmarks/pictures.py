@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import rig
 from benchmarks.gpu import fp16_accumulation
-from pipelines import images, on_torch
+from pipelines import fitting, images
 
 STRENGTHS = (0.3, 0.5, 0.8)
 
@@ -41,7 +41,7 @@ def made(options, fields):
     """The pictures of all strengths and seeds with these options."""
     names = dict(field.split("=", 1) for field in fields if "=" in field)
     config = rig.config(options.model, **({"device": options.device} | names))
-    model = on_torch.load(config, lambda fraction, what: None).model
+    model = fitting.load(config, lambda fraction, what: None).model
     pixels = images.decode(rig.picture(), config)
     with fp16_accumulation() if "fp16_accumulation" in fields else contextlib.nullcontext():
         return [

@@ -19,7 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipelines import checkpoint, images, on_torch
+from pipelines import checkpoint, fitting, images
 from pipelines.bench import LocalEngine
 from pipelines.schedule import lcm_timesteps
 from pipelines.stages import ImageCodec, Outfit
@@ -105,7 +105,7 @@ class Ours(LocalEngine):
     def __init__(self, engine_config, model=None):
         def load():
             if model is None:
-                return on_torch.load(engine_config, lambda fraction, what: None)
+                return fitting.load(engine_config, lambda fraction, what: None)
             codec = ImageCodec(engine_config)
             return Outfit(model=model, codec=codec, name="", device="", dtype="", overlaps=model.overlaps)
 

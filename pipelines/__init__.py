@@ -8,7 +8,8 @@ Where to read what, from the words that travel to the tools:
     pictures          images, headers/*
     the weights       checkpoint; recipe, layout, single_file, sd15, shelf, hub; weights, modules, lora; demo
     the loop          batching, engine, staging, requests, gallery, codec_threads, pace
-    what it drives    stages (the contract), on_torch (in earnest), instant (no model); devices, lanes, footprint
+    what it drives    stages (the contract), on_torch (in earnest), instant (no model)
+    its device        fitting; devices, lanes, footprint
     the process       worker
     the tools         tools: pull, doctor, bench
 """

@@ -181,9 +181,9 @@ def load_outfit(config: EngineConfig, progress: Callable[[float, str], None]) ->
         from pipelines import instant  # noqa: PLC0415
 
         return instant.load(config)
-    from pipelines import on_torch  # noqa: PLC0415
+    from pipelines import fitting  # noqa: PLC0415
 
-    return on_torch.load(config, progress)
+    return fitting.load(config, progress)
 
 
 def _be_owned() -> None:

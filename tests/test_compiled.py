@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import kernels
+from pipelines import fitting, kernels
 from pipelines.compiled import Compiler
 from pipelines.graphs import Graphs
 from pipelines.lcm import Lcm
@@ -17,7 +17,7 @@ from tests.test_graphs import FakeDevice, generate
 def plain_kernels(monkeypatch):
     """As on CUDA: a compiler lays weights out itself, and can't see into oneDNN's layout."""
     monkeypatch.setattr(kernels, "_packs", lambda weight: False)
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     torch.compiler.reset()
 
 
@@ -25,7 +25,7 @@ def plain_kernels(monkeypatch):
 def test_compiled_pictures_are_those_of_uncompiled_ones(vae, backend):
     compiler, device = Compiler(backend), FakeDevice()
     model = DeviceModel(models.make(vae=vae()))
-    model.capture(Graphs(device, 10**9), 1, lambda fraction, what: None, compiler)
+    fitting.capture(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler)
 
     actual = generate(model, 1)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipelines import fitting
 from pipelines.footprint import MARGIN, Footprint, peak
 from pipelines.on_torch import DeviceModel
 from pipelines.stages import Passed
@@ -70,9 +71,9 @@ def test_what_was_there_before_does_not_count_nor_what_is_written_in_place():
 
 def test_a_model_is_measured_and_its_rows_are_capped_by_size():
     model = DeviceModel(models.make(safety_checker=models.safety_checker()))
-    model.measure(64)
+    fitting.measure(model, 64)
     costs = model.footprint._costs
-    model.allot(20 * 64 * 64 * costs["decode"])
+    fitting.allot(model, 20 * 64 * 64 * costs["decode"])
 
     assert costs.keys() == {"encode", "steps", "decode"}
     assert min(costs.values()) > 8  # a picture has three bytes a pixel, twelve as floats

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_rig
-from pipelines import kernels
-from pipelines.on_torch import DeviceModel
+from pipelines import fitting, kernels
 
 
 @pytest.fixture
@@ -93,9 +92,9 @@ def test_a_warm_up_is_measured_in_the_order_of_a_start(bench, monkeypatch):
         order.append("capture")
         model.graphs = graphs
 
-    monkeypatch.setattr(DeviceModel, "measure", lambda model, side: order.append("measure"))
-    monkeypatch.setattr(DeviceModel, "capture", capture)
-    monkeypatch.setattr(DeviceModel, "allot", lambda model, free: order.append("allot"))
+    monkeypatch.setattr(fitting, "measure", lambda model, side: order.append("measure"))
+    monkeypatch.setattr(fitting, "capture", capture)
+    monkeypatch.setattr(fitting, "allot", lambda model, free: order.append("allot"))
 
     gpu.warm_up(bench, {})
 

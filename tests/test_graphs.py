@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines import fitting
 from pipelines.graphs import Graphs
 from pipelines.lcm import Lcm
 from pipelines.on_torch import DeviceModel
@@ -220,13 +221,17 @@ def generate(model, count):
 
 def capture(model, device, max_batch, compiler=None):
     told = []
-    model.capture(Graphs(device, 10**9), max_batch, lambda fraction, what: told.append((fraction, what)), compiler)
+
+    def tell(fraction, what):
+        told.append((fraction, what))
+
+    fitting.capture(model, Graphs(device, 10**9), max_batch, tell, compiler)
     return told
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, count):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     captured = DeviceModel(models.make(safety_checker=models.safety_checker()))
 
     told = capture(captured, device, 4)
@@ -243,7 +248,7 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, cou
     ("max_batch", "steps"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
 )
 def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, monkeypatch, max_batch, steps):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     model = DeviceModel(models.make())
 
     capture(model, device, max_batch)
@@ -252,7 +257,7 @@ def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, mo
 
 
 def test_batches_without_room_are_left_out_and_the_others_captured(device, monkeypatch, caplog):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     model = DeviceModel(models.make())
     decode = model.vae_decode
 
@@ -269,7 +274,7 @@ def test_batches_without_room_are_left_out_and_the_others_captured(device, monke
 
 
 def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device, monkeypatch):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     model = DeviceModel(models.make())
     capture(model, device, 1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import kernels, lanes
+from pipelines import fitting, kernels, lanes
 from pipelines.graphs import Graphs
 from pipelines.lcm import Lcm
 from pipelines.on_torch import DeviceModel
@@ -65,13 +65,13 @@ def model_under(witness, steps=None, pictures=None, capture=None):
         (witness.lane("steps", steps), witness.lane("pictures", pictures)),
     )
     if capture:
-        model.capture(Graphs(capture, 10**9), 2, lambda fraction, what: None)
+        fitting.capture(model, Graphs(capture, 10**9), 2, lambda fraction, what: None)
     return model
 
 
 @pytest.mark.parametrize("captures", [False, True], ids=["as it is", "captured"])
 def test_pictures_beside_steps_are_those_that_are_made_alone(monkeypatch, captures):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     expected = interleaved(DeviceModel(models.make(safety_checker=models.safety_checker(threshold=0.3))))
 
     with Witness() as witness:
@@ -121,7 +121,7 @@ def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
 
 
 def test_graphs_of_both_lanes_in_one_are_noticed(monkeypatch):
-    monkeypatch.setattr("pipelines.on_torch.CAPTURED_SIZES", ((64, 64),))
+    monkeypatch.setattr("pipelines.fitting.CAPTURED_SIZES", ((64, 64),))
     with Witness() as witness:
         model = model_under(witness, capture=FakeDevice())
         model.unet, latents = model.vae_decode, torch.zeros(1, 4, 8, 8)

@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import on_torch
-from pipelines.errors import NoRoomError
 from pipelines.on_torch import DeviceModel
 from pipelines.stages import Diagnosis
-from pipelines.types import EngineConfig, GenerationParams
+from pipelines.types import GenerationParams
 from tests import models
 
 
@@ -32,25 +30,6 @@ def out_of_cpu_memory():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(10**15)
     return raised.value
-
-
-@pytest.mark.parametrize(
-    "where", ["pipelines.weights.fill", "pipelines.lcm.vae.of", "pipelines.on_torch.footprint.peak"]
-)
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), out_of_cpu_memory()], ids=str)
-def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where, error, monkeypatch, tmp_path):
-    def runs_out(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(where, runs_out)
-    monkeypatch.setattr("pipelines.devices.keep_freed_memory", lambda: None)  # for good, and this process goes on
-    config = EngineConfig(model="demo", data_dir=str(tmp_path), device="cpu")
-
-    with pytest.raises(NoRoomError) as said:
-        on_torch.load(config, lambda fraction, what: None)
-
-    assert "cpu" in said.value.reason
-    assert "--vae tiny" in said.value.mend
 
 
 @pytest.mark.parametrize(
