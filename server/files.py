@@ -7,7 +7,6 @@ are acknowledged. Layout, expiry and quota are `server.shelf`'s; permission to u
 import asyncio
 import contextlib
 import errno
-import hashlib
 import logging
 import os
 import re
@@ -19,7 +18,7 @@ from urllib.parse import urlsplit
 
 from server import lifecycle as lifecycles
 from server.errors import PlainError, invalid, overloaded
-from server.parts import MAX_PARTS, MissingPart, Parts
+from server.parts import MAX_PARTS, MissingPart, Parts, new_digest
 from server.secret_file import read_secret
 from server.settings import Settings
 from server.shelf import NAME, Meta, Shelf, StorageFull, is_picture
@@ -95,7 +94,7 @@ class Files:
             draft.write_bytes(data)
             self.shelf.put(draft, name, meta, seconds=seconds, durable=durable)
         finally:
-            draft.unlink(missing_ok=True)
+            self.shelf.drop(draft)
 
     def local(self, url: str, reader: str | None = None) -> Path | None:
         """The stored file that a URL of ours means, if `reader` may have it; None for any other URL.
@@ -142,14 +141,14 @@ class Files:
             raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
         async with self._spooled(chunks, announced) as draft:
             limit = self._settings.max_upload_bytes
-            if not await asyncio.to_thread(self._parts.keep, upload.name, number, draft.digest, draft.path, limit):
+            if not await asyncio.to_thread(self._parts.keep, upload.name, number, draft.path, limit):
                 raise self._too_large()
         return draft.digest
 
     async def complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
         """Put an upload together from its parts. Doing so again changes nothing.
 
-        Raises `PlainError` 400 for a part that is not there.
+        Raises `PlainError` 400 for a part that is not there, `RequestError` 429 when there is no room for both.
         """
         with _room_or_429():
             await asyncio.to_thread(self._complete, upload, etags)
@@ -165,7 +164,7 @@ class Files:
             if not self.shelf.find(upload.name):  # else: put together before, and the answer was lost
                 raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
         finally:
-            draft.unlink(missing_ok=True)
+            self.shelf.drop(draft)
         self._parts.drop(upload.name)
 
     def _put(self, draft: Path, upload: Upload, head: bytes) -> None:
@@ -177,7 +176,10 @@ class Files:
 
     @contextlib.asynccontextmanager
     async def _spooled(self, chunks: AsyncIterator[bytes], announced: int | None) -> AsyncIterator[_Draft]:
-        """The body in a draft, which is gone afterwards unless it was renamed."""
+        """The body in a draft, which is gone afterwards unless it was renamed.
+
+        Each block is counted before it is written: nothing may have been announced, and others upload meanwhile.
+        """
         if announced is not None and announced > self._settings.max_upload_bytes:
             raise self._too_large()
         path = self.shelf.draft()
@@ -187,12 +189,13 @@ class Files:
                 with path.open("wb") as file:
                     yield await self._spool(path, file, chunks)
         finally:
-            path.unlink(missing_ok=True)
+            self.shelf.drop(path)
 
     async def _spool(self, path: Path, file: BinaryIO, chunks: AsyncIterator[bytes]) -> _Draft:
-        size, head, digest = 0, b"", hashlib.blake2b(digest_size=16)
+        size, head, digest = 0, b"", new_digest()
 
         def write(data: bytes) -> None:
+            self.shelf.take(path, len(data))
             file.write(data)
             digest.update(data)
 

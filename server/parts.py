@@ -1,19 +1,23 @@
-"""Uploads that come in parts, each kept under its number and the digest of its bytes until they are put together.
+"""Uploads that come in parts, each kept under its number until they are put together.
 
-Parts arrive in any order, several at once, and again after a lost answer; a client lists those that it means. Blocking.
+Parts arrive in any order, several at once, and again after a lost answer: the last of a number takes the place of those
+before. Its etag is the digest of its bytes; a client lists the parts, and the etags, that it means. Blocking.
 """
 
-import re
+import functools
+import hashlib
 import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.shelf import Shelf
+from server.shelf import Shelf, size_of
 
 MAX_PARTS = 10_000
 
-_ETAG = re.compile(r"[0-9a-f]{32}")
+# Makes etags.
+new_digest = functools.partial(hashlib.blake2b, digest_size=16)
+
 _COPY_BYTES = 1 << 20
 
 
@@ -31,39 +35,51 @@ class Parts:
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._folder = shelf.parts
+        self._totals: dict[str, int] = {}  # bytes, of the uploads to which parts have come since the start
         # A client that lost an answer may send a part again while its upload is being put together, and so dropped.
         self._changing = threading.Lock()
 
-    def keep(self, name: str, number: int, etag: str, draft: Path, limit: int) -> bool:
+    def keep(self, name: str, number: int, draft: Path, limit: int) -> bool:
         """Keep a part; False when all of them together would be larger than `limit`."""
         folder = self._folder / name
+        place = folder / str(number)
+        size = draft.stat().st_size
         with self._changing:
             folder.mkdir(exist_ok=True, mode=0o700)
-            others = (part for part in folder.iterdir() if part.name.partition("-")[0] != str(number))
-            size = draft.stat().st_size
-            if sum(part.stat().st_size for part in others) + size > limit:
+            if name not in self._totals:
+                self._totals[name] = size_of(folder)
+            more = size - (place.stat().st_size if place.exists() else 0)
+            if self._totals[name] + more > limit:
                 return False
-            draft.rename(folder / f"{number}-{etag}")
-        self._shelf.grow(size)
+            draft.rename(place)
+            self._totals[name] += more
+            self._shelf.settle(draft, more)
         return True
 
     def join(self, name: str, etags: Mapping[int, str], draft: Path) -> None:
-        """Write the parts, in the order of their numbers, to `draft`. Raises `MissingPart`."""
-        folder = self._folder / name
+        """Write the parts, in the order of their numbers, to `draft`. Raises `MissingPart`, `StorageFull`."""
         with draft.open("wb") as whole:
             for number, etag in sorted(etags.items()) or [(1, "")]:
-                if not _ETAG.fullmatch(etag):
-                    raise MissingPart(number)
+                digest = new_digest()
                 try:
-                    with (folder / f"{number}-{etag}").open("rb") as source:
-                        shutil.copyfileobj(source, whole, _COPY_BYTES)
+                    source = (self._folder / name / str(number)).open("rb")
                 except FileNotFoundError:
                     raise MissingPart(number) from None
+                with source:
+                    while block := source.read(_COPY_BYTES):
+                        self._shelf.take(draft, len(block))
+                        whole.write(block)
+                        digest.update(block)
+                if digest.hexdigest() != etag:
+                    raise MissingPart(number)
 
     def drop(self, name: str) -> None:
         """Drop all parts of an upload."""
+        folder = self._folder / name
         with self._changing:
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            total = self._totals.pop(name, None)
+            self._shelf.free(size_of(folder) if total is None else total)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def drop_before(self, time: float) -> None:
         """Drop the parts of uploads to which nothing has been added since."""

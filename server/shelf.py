@@ -89,6 +89,7 @@ class Shelf:
         self._now = clock
         self._lock = threading.Lock()
         self._looked_at = -_LOOK_AGAIN_S
+        self._drafts: dict[Path, int] = {}  # the bytes that are counted of each
         self.used = 0
 
     def prepare(self) -> None:
@@ -98,14 +99,38 @@ class Shelf:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def draft(self) -> Path:
-        """Where to write a file that is to be `put`."""
-        return self._incoming / secrets.token_hex(16)
+        """Where to write a file that is to be `put`; `drop` it in the end."""
+        draft = self._incoming / secrets.token_hex(16)
+        with self._lock:
+            self._drafts[draft] = 0
+        return draft
+
+    def take(self, draft: Path, size: int) -> None:
+        """Count `size` bytes more that are going to be written to a draft. Raises `StorageFull`."""
+        self.make_room(size)
+        with self._lock:
+            if draft not in self._drafts:
+                raise FileNotFoundError(draft)  # dropped by whoever no longer waits for this
+            if self.used + size > self._quota:
+                raise StorageFull
+            self.used += size
+            self._drafts[draft] += size
+
+    def settle(self, draft: Path, size: int) -> None:
+        """A draft has its place, or none: `size` bytes more are used than before it was begun."""
+        with self._lock:
+            self.used += size - self._drafts.pop(draft, 0)
+
+    def drop(self, draft: Path) -> None:
+        """Drop a draft, if it has not been renamed."""
+        draft.unlink(missing_ok=True)
+        self.settle(draft, 0)
 
     def put(self, draft: Path, name: str, meta: Meta, *, seconds: int | None = None, durable: bool) -> None:
         """Give the draft its name; a file that is there already stays. `durable`: on disk when this returns."""
         path = self._path(name)
         if path.exists():
-            draft.unlink()
+            self.drop(draft)
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)
         # Whoever reads must not find a private file before the word that it is private, nor after a power cut.
@@ -119,12 +144,12 @@ class Shelf:
         draft.rename(path)
         if durable:
             _sync(path.parent)
-        self.grow(path.stat().st_size)
+        self.settle(draft, path.stat().st_size)
 
-    def grow(self, size: int) -> None:
-        """Count `size` more bytes as used."""
+    def free(self, size: int) -> None:
+        """Count so many bytes as used no more."""
         with self._lock:
-            self.used += size
+            self.used -= size
 
     def find(self, name: str) -> Stored | None:
         """The file of this name, unless it has gone or its life has ended."""
@@ -159,7 +184,9 @@ class Shelf:
                 _drop(entry.path)
             else:
                 kept.append(entry)
-        used = sum(entry.size for entry in kept) + _size_of(self._incoming) + _size_of(self.parts)
+        with self._lock:
+            unfinished = sum(self._drafts.values())
+        used = sum(entry.size for entry in kept) + unfinished + size_of(self.parts)
         if used + size > self._quota:
             for entry in sorted(kept):
                 if used + size <= self._quota * _AFTER_MAKING_ROOM or entry.created > now - FRESH_S:
@@ -193,10 +220,11 @@ class Shelf:
             _sync(draft)
             draft.rename(_meta_path(path))
         finally:
-            draft.unlink(missing_ok=True)
+            self.drop(draft)
 
 
-def _size_of(folder: Path) -> int:
+def size_of(folder: Path) -> int:
+    """Bytes in the files of a folder, and of those in it."""
     total = 0
     for here, _, names in os.walk(folder):
         for name in names:

@@ -1,5 +1,6 @@
 """Stored files: what is kept and for how long, who may upload and read, and what a kill or a full disk leaves."""
 
+import asyncio
 import errno
 import os
 import tracemalloc
@@ -126,7 +127,7 @@ def test_fresh_files_are_not_dropped_for_new_ones(shelf):
 
 
 def test_unfinished_files_count_as_used(shelf):
-    shelf.draft().write_bytes(bytes(300))
+    shelf.take(shelf.draft(), 300)
     (shelf.parts / "x").mkdir()
     (shelf.parts / "x" / "1").write_bytes(bytes(200))
 
@@ -511,6 +512,103 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
     assert caught.value.status == 429
 
 
+async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_quota(tmp_path):
+    files = Files(settings(tmp_path, files_quota_bytes=3 << 20))
+    await files.start()
+
+    with pytest.raises(RequestError) as caught:
+        await files.receive(an_upload(), stream(*[bytes(1 << 20)] * 8), None)
+    await files.close()
+
+    assert (caught.value.status, files.shelf.used, on_disk(tmp_path)) == (429, 0, {"upload.secret"})
+
+
+async def test_uploads_at_once_share_the_quota(tmp_path):
+    files = Files(settings(tmp_path, files_quota_bytes=1000))
+    await files.start()
+    both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
+
+    ends = await asyncio.gather(*both, return_exceptions=True)
+    await files.close()
+
+    assert sum(isinstance(end, RequestError) for end in ends) >= 1
+    assert files.shelf.used <= 600
+
+
+async def test_an_upload_that_is_cancelled_counts_no_more(files):
+    written = asyncio.Event()
+
+    async def endless():
+        yield bytes(2 << 20)
+        written.set()
+        await asyncio.Event().wait()
+
+    receiving = asyncio.create_task(files.receive(an_upload(), endless(), None))
+    await written.wait()
+    counted = files.shelf.used
+    receiving.cancel()
+    await asyncio.wait({receiving})
+
+    assert (counted, files.shelf.used) == (2 << 20, 0)
+
+
+def test_nothing_is_counted_for_a_draft_that_was_dropped(shelf):
+    draft = shelf.draft()
+    shelf.drop(draft)
+
+    with pytest.raises(FileNotFoundError):
+        shelf.take(draft, 100)
+
+    assert shelf.used == 0
+
+
+@pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
+async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
+    files = Files(settings(tmp_path, files_quota_bytes=quota))
+    await files.start()
+    upload = an_upload()
+    etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
+
+    ends = await asyncio.gather(files.complete(upload, etags), return_exceptions=True)
+    await files.close()
+
+    assert isinstance(ends[0], RequestError) is not joined
+    assert (files.shelf.find(upload.name) is not None, files.shelf.used) == (joined, 600)
+
+
+async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
+    files = Files(settings(tmp_path, max_upload_bytes=500))
+    await files.start()
+    upload = an_upload()
+    for size in (300, 400, 100):
+        await files.receive_part(upload, 1, stream(bytes(size)), size)
+    await files.receive_part(upload, 2, stream(bytes(400)), 400)
+    used, kept = files.shelf.used, on_disk(tmp_path)
+
+    with pytest.raises(PlainError) as caught:
+        await files.receive_part(upload, 1, stream(bytes(200)), 200)
+    await files.close()
+
+    assert (used, kept) == (500, {"upload.secret", "1", "2"})
+    assert (caught.value.status, files.shelf.used) == (413, 500)
+
+
+async def test_the_parts_that_came_before_a_restart_count(tmp_path):
+    limits = settings(tmp_path, max_upload_bytes=500)
+    before, after = Files(limits), Files(limits)
+    await before.start()
+    upload = an_upload()
+    await before.receive_part(upload, 1, stream(bytes(300)), 300)
+    await before.close()
+    await after.start()
+
+    with pytest.raises(PlainError) as caught:
+        await after.receive_part(upload, 2, stream(bytes(300)), 300)
+    await after.close()
+
+    assert caught.value.status == 413
+
+
 async def test_parts_are_joined_by_number_in_whatever_order_they_came(files):
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(b"%d" % number), None) for number in (11, 2, 1)}
@@ -581,7 +679,7 @@ def test_parts_may_come_again_while_their_upload_is_dropped(shelf):
         for number in range(1, 300):
             draft = shelf.draft()
             draft.write_bytes(b"part")
-            kept.append(parts.keep("a.jpg", number, "0" * 32, draft, 10**6))
+            kept.append(parts.keep("a.jpg", number, draft, 10**6))
 
     with ThreadPoolExecutor(2) as threads:
         sending = threads.submit(send_again)
