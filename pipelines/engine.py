@@ -5,7 +5,7 @@ own; one UNet call takes whichever trajectories share a size one timestep furthe
 
     reader thread     submit, cancel, drain                      never waits
     codec threads     JPEG → pixels; pixels → JPEG, the answer   (`pipelines.codec_threads`)
-    device thread     run: the loop                              the only one to call the model
+    device thread     run: the loop                              the only one to call the model (`pipelines.calls`)
     gallery thread    waits for finished pictures to arrive      (`pipelines.gallery`)
 
 The device thread launches work and does not wait for pictures: while those of one batch are decoded, checked and copied
@@ -30,12 +30,11 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pipelines import batching
+from pipelines.calls import Calls
 from pipelines.codec_threads import CodecThreads
 from pipelines.errors import NoRoomError
-from pipelines.gallery import Gallery, develop
+from pipelines.gallery import Gallery
 from pipelines.requests import Image, Request
 from pipelines.stages import Diagnosis
 from pipelines.staging import Staging
@@ -45,16 +44,14 @@ from pipelines.types import (
     Cancelled,
     Failed,
     Generated,
-    GenerationParams,
     Log,
     Started,
     Work,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-    from pipelines.gallery import Develop
     from pipelines.stages import Codec, Model
     from pipelines.types import EngineConfig, FailureKind, FromEngine, Preview
 
@@ -89,6 +86,7 @@ class Engine:
         self._draining = False
         self._speaking = threading.Lock()
         self._stages = Staging(config.max_batch, model, self._beat, self._fail)
+        self._calls = Calls(model, self._stages, self._gallery, forced=config.force_safety_checks)
         self._beat_due = 0.0
         self._allowed_s = 0.0
 
@@ -119,21 +117,11 @@ class Engine:
         Raises `NoRoomError` where that has no room.
         """
         try:
-            self._warm_up(side)
+            self._calls.warm_up(side)
         except Exception as error:
             if self._model.diagnose(error) is not Diagnosis.OUT_OF_MEMORY:
                 raise
             raise NoRoomError(self._config.device) from error
-
-    def _warm_up(self, side: int) -> None:
-        work = Work(id="", params=GenerationParams(prompt="", seed=0, num_inference_steps=1), image=b"")
-        request = Request(work, time.monotonic(), pixels=np.zeros((side, side, 3), np.uint8))
-        images = request.images = [Image(request, seed=0)]
-        self._prepare(images)
-        self._encode(images)
-        self._denoise(images)
-        self._render("decode", images)()
-        self._stages.learn(request)
 
     # --- the loop, on the device thread ------------------------------------------------------------------------------
 
@@ -155,7 +143,8 @@ class Engine:
         joining = self._joining()
         for request in joining:
             self._start(request)
-        self._stages.in_batches("encode", [image for request in joining for image in request.images], self._encode)
+        images = [image for request in joining for image in request.images]
+        self._stages.in_batches("encode", images, self._calls.encode)
         return True
 
     def _step(self) -> None:
@@ -163,13 +152,13 @@ class Engine:
         running = [image for image in self._images() if not image.trajectory.finished]
         ready = [image for image in running if image.trajectory.ready] or running
         batch = batching.next_step(ready, functools.partial(self._stages.limit, "steps"), time.monotonic())
-        self._stages.attempt("steps", batch, self._denoise)
-        self._stages.in_batches("preview", [image for image in batch if image.wants_preview], self._preview)
+        self._stages.attempt("steps", batch, self._calls.denoise)
+        self._stages.in_batches("preview", [image for image in batch if image.wants_preview], self._calls.preview)
 
     def _retire(self) -> None:
         """Have pictures made of what is denoised."""
         done = [image for image in self._images() if image.trajectory.finished and not image.launched]
-        self._stages.in_batches("decode", done, self._decode)
+        self._stages.in_batches("decode", done, self._calls.decode)
 
     # --- requests come and go ----------------------------------------------------------------------------------------
 
@@ -203,7 +192,7 @@ class Engine:
         self._emit(Started(request.id))
         params = request.work.params
         request.images = [Image(request, params.seed + number) for number in range(params.num_images)]
-        self._stages.attempt("text", request.images[:1], self._prepare)
+        self._stages.attempt("text", request.images[:1], self._calls.prepare)
         if not request.ended and request.conditioning.summary:
             self._emit(Log(request.id, request.conditioning.summary))
 
@@ -249,55 +238,6 @@ class Engine:
 
     def _images(self) -> Iterable[Image]:
         return (image for request in self._active for image in request.images)
-
-    # --- stages ------------------------------------------------------------------------------------------------------
-
-    def _prepare(self, images: Sequence[Image]) -> None:
-        request = images[0].request
-        with self._stages.timed("text", images):
-            request.conditioning = self._model.prepare(request.work.params)
-
-    def _encode(self, images: Sequence[Image]) -> None:
-        items = [(i.request.work.params, i.request.conditioning, i.request.pixels, i.seed) for i in images]
-        with self._stages.timed("encode", images):
-            trajectories = self._model.encode(items)
-        for image, trajectory in zip(images, trajectories, strict=True):
-            image.trajectory = trajectory
-
-    def _denoise(self, images: Sequence[Image]) -> None:
-        with self._stages.timed("steps", images):
-            self._model.step([image.trajectory for image in images])
-
-    def _decode(self, images: Sequence[Image]) -> None:
-        pictures = self._render("decode", images)
-        for image in images:
-            image.launched = True
-        self._gallery.hang(images, pictures)
-
-    def _preview(self, images: Sequence[Image]) -> None:
-        pictures = self._render("preview", images)
-        for image in images:
-            image.request.previewing = True
-        self._gallery.show(images, pictures)
-
-    def _render(self, name: str, images: Sequence[Image]) -> Develop:
-        """What each image looks like so far, black where it is unsafe; None where it is not even numbers.
-
-        Launched here; the function returned waits for it.
-        """
-        trajectories = [image.trajectory for image in images]
-        forced = self._config.force_safety_checks
-        checked = [forced or image.request.work.params.enable_safety_checks for image in images]
-        with self._stages.timed(name, images):
-            pixels = self._model.decode(trajectories)
-            finite = self._model.finite(trajectories)
-        unsafe = finite  # flags all the same: nobody looks at those of pictures that are not to be checked
-        if any(checked):
-            with self._stages.timed("safety", images):
-                unsafe = self._model.check(pixels)
-        with self._stages.timed(name, images):
-            wait = self._model.fetch(pixels, finite, unsafe)
-        return partial(develop, wait, checked)
 
 
 def _look_up() -> None:
