@@ -187,5 +187,5 @@ def _describe(status: int | None) -> str:
     if status < 0:
         return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
     if status == EXIT_NO_ROOM:
-        return "its device has not enough memory left (its log says what helps)"
+        return "its device has not enough memory left (the log says what helps)"
     return f"it exited with status {status}"
