@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from server import settings as settings_module
 from server.settings import FIELDS, SECTIONS, Settings, SettingsError
@@ -40,9 +40,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says at a mistake where to look, and finds it in the command that it was made in."""
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
+        """As the base class, but nothing is left over for the command's parser to complain of."""
+        found, rest = super().parse_known_args(*arguments, **options)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        super().error(f"{message}. `{self.prog} --help` says what there is")
+
+
 def command_line() -> argparse.ArgumentParser:
     """Every command with its settings."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="fourstep",
         description="Self-hosted, drop-in replacement for fal.ai's fal-ai/lcm-sd15-i2i.",
         epilog=_EPILOG,
@@ -133,7 +148,7 @@ def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | N
         try:
             return settings_module.parse(name, written)
         except SettingsError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error  # argparse says the flag itself
 
     parser.add_argument(flag, type=value, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=text)
 

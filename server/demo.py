@@ -24,9 +24,8 @@ def run(settings: Settings, output: str) -> int:
     """Serve, ask, save, stop. Returns the exit code; a fault is told on stderr with its mend."""
     if importlib.util.find_spec("fal_client") is None:
         return _fail("fal's Python client is not installed. Mend: pip install 'fourstep[demo]'")
-    folder = Path(output).absolute().parent
-    if not folder.is_dir():
-        return _fail(f"--output: there is no folder {folder}")
+    if fault := _unfit(Path(output).absolute()):
+        return _fail(f"--output: {fault}")
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in _MODEL_SETTINGS]
     prepare(settings.data_dir)
     data_dir = settings.data_dir / "demo-server"
@@ -50,6 +49,13 @@ def run(settings: Settings, output: str) -> int:
         return _fail(f"the client failed:\n{error.stderr}\nThe server's log: {log_path}")
     _report(result, Path(output))
     return 0
+
+
+def _unfit(output: Path) -> str:
+    """Why no picture can be put there; "" when one can."""
+    if output.is_dir():
+        return f"{output} is a folder; name a file in it"
+    return "" if output.parent.is_dir() else f"there is no folder {output.parent}"
 
 
 def _ask(server: Server, output: str) -> dict[str, Any]:

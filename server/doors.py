@@ -14,17 +14,20 @@ from server.auth import Auth
 from server.errors import FalError, PlainError
 from server.hosts import Host, header, parse_host
 from server.responses import error_response
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 
 
 class Doors:
-    """ASGI middleware that turns away what may not call."""
+    """ASGI middleware that turns away what may not call. Raises `SettingsError` for an allowed origin that is none."""
 
     def __init__(self, app: ASGIApp, auth: Auth, settings: Settings) -> None:
         self._app = app
         self._auth = auth
         self._any_host = settings.allow_anonymous
         self._origins = frozenset(part.strip().rstrip("/") for part in settings.allow_origin.split(",") if part.strip())
+        for origin in self._origins - {"*", "null"}:
+            if "://" not in origin:
+                raise SettingsError(f"allow-origin: {origin!r} is no web origin; one looks like https://{origin}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

@@ -88,7 +88,9 @@ def _bind(host: str, port: int) -> socket.socket:
             errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
             errno.EACCES: "needs a privilege: see README, “Port 443 without root”",
         }
-        mend = mends.get(error.errno or 0, f"can't be opened: {error.strerror}")
+        mend = mends.get(
+            error.errno or 0, f"can't be opened ({error.strerror}): --host takes an address of this machine"
+        )
         raise SettingsError(f"{host} port {port} {mend}") from error
 
 

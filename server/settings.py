@@ -166,6 +166,12 @@ class Settings:
         3.0, "seconds to connect to an image's or a webhook's server", within=_A_WAIT
     )
     fetch_timeout: float = _setting(15.0, "seconds that fetching an image may take in all", within=_A_WAIT)
+    max_fetches: int = _setting(
+        32,
+        "pictures on their way at once, of one key no more than its key-share of them: several for each that an engine"
+        " can work on meanwhile. The others wait, for as long as one fetch may take, then get 429",
+        within=_AT_LEAST_ONE,
+    )
     fetch_redirects: int = _setting(4, "redirects followed for an image: shorteners and CDNs need two or three")
 
     # limits on one request
@@ -198,6 +204,8 @@ class Settings:
         for device in self.devices:
             if not _DEVICE.fullmatch(device):
                 raise SettingsError(f"device: {device!r} is none of auto, cpu, mps, cuda, cuda:N")
+        if self.public_url and not self.public_url.startswith(("http://", "https://")):
+            raise SettingsError(f"public-url: {self.public_url!r} does not begin with http:// or https://")
         if self.body_budget_bytes < self.max_body_bytes:
             raise SettingsError("body-budget-bytes: must not be less than max-body-bytes")
 

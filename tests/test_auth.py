@@ -415,6 +415,11 @@ async def test_without_keys_only_pages_of_this_machine_or_allowed_ones_may_call(
     assert (await call(app, "POST", "/", headers={"origin": origin})).status == status
 
 
+def test_an_allowed_origin_that_is_none_is_said(tmp_path):
+    with pytest.raises(SettingsError, match=r"allow-origin: 'app\.example' is no web origin"):
+        doors(tmp_path, allow_origin="https://ok.example,app.example")
+
+
 @pytest.mark.anyio
 async def test_without_keys_a_foreign_page_can_not_open_a_socket(tmp_path):
     with pytest.raises(Refused) as refused:

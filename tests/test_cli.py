@@ -39,8 +39,11 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve", "--port", "http"], "'http' is no whole number"),
-        (["serve", "--prot", "1"], "unrecognized arguments"),
+        (["serve", "--port", "http"], "argument --port: 'http' is no whole number. `fourstep serve --help` says"),
+        (["serve", "--prot", "1"], "unrecognized arguments: --prot 1. `fourstep serve --help` says what there is"),
+        (["keys", "list", "me"], "unrecognized arguments: me. `fourstep keys list --help` says what there is"),
+        (["keys"], "required: ACTION. `fourstep keys --help` says what there is"),
+        ([], "required: COMMAND. `fourstep --help` says what there is"),
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
         (["keys", "limit", "nobody", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'nobody'"),
@@ -52,6 +55,7 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
         (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
         (["demo", "--output", "/nowhere/picture.jpg"], "there is no folder /nowhere"),
+        (["demo", "--output", "/"], "/ is a folder; name a file in it"),
     ],
 )
 def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):

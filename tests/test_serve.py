@@ -60,6 +60,13 @@ def test_a_port_in_use_is_said_at_once(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_host_that_is_not_this_machines_is_said_at_once(tmp_path):
+    done = serve(tmp_path, "--host", "192.0.2.1", "--port", "0", "--keys", "me:secret")
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--host takes an address of this machine" in done.stderr
+
+
 def test_one_data_dir_has_one_server(tmp_path):
     with serving("--model", "instant", data_dir=tmp_path):
         done = serve(tmp_path, "--port", "0")

@@ -98,6 +98,7 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
         ({"fetch_timeout": 0.0}, "fetch-timeout: 0.0 is out of bounds; at least 0.05"),
         ({"result_ttl": math.inf}, "result-ttl: inf is out of bounds; at least 0"),
         ({"result_ttl": math.nan}, "result-ttl: nan is out of bounds; at least 0"),
+        ({"public_url": "box.lan"}, "public-url: 'box.lan' does not begin with http:// or https://"),
         ({"jpeg_quality": 101}, "jpeg-quality: 101 is out of bounds; 1 to 100"),
         ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
         ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
