@@ -3,21 +3,25 @@
     urls        takes the URL apart, strictly, once
     addresses   says which addresses may be reached
     egress      looks the name up, checks every address, dials one of them, speaks HTTP
-    fetch       redirects, each through the same door; time, size and number of all of it
+    fetch       redirects, each through the same door; time, size and number of all of it, shared among tenants
 
 No proxies, cookies, credentials or `.netrc`; bodies uncompressed, for a small download that unpacks to a large one is
 no picture.
 """
 
 import asyncio
+import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server import urls
 from server.addresses import Network, parse_networks
+from server.auth import ANONYMOUS
+from server.errors import overloaded
 from server.settings import Settings, SettingsError
 from server.urls import FetchError, failed
 
@@ -32,9 +36,6 @@ LOG = logging.getLogger(__name__)
 SAMPLES = {
     "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png": Path(__file__).parent / "static/beach.jpg"
 }
-
-# Pictures on their way at once; each may be as large as a picture may be. The others wait, within their own time.
-AT_ONCE = 32
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NEXT_ENTRY = re.compile(r",(?=\s*https?://)", re.IGNORECASE)
@@ -60,7 +61,7 @@ class Fetch:
         self._files = _url_files(settings)
         self._make_egress = egress
         self._opening = asyncio.Lock()
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._slots = Slots(settings)
         self._egress: Egress | None = None
 
     async def close(self) -> None:
@@ -68,8 +69,13 @@ class Fetch:
         if self._egress is not None:
             await self._egress.close()
 
-    async def get(self, url: str, max_bytes: int, count: Callable[[int], None] = lambda _: None) -> bytes:
-        """The body behind `url`. `count` hears of its bytes as they come, and may refuse. Raises `FetchError`."""
+    async def get(
+        self, url: str, max_bytes: int, count: Callable[[int], None] = lambda _: None, *, tenant: str = ANONYMOUS.id
+    ) -> bytes:
+        """The body behind `url`, for `tenant`. `count` hears of its bytes as they come, and may refuse.
+
+        Raises `FetchError`; `RequestError` 429 when others' fetches leave no room for it.
+        """
         file = self._files.get(url) or await self._sample(url)
         if file:
             LOG.info("%s is answered from %s", url, file)
@@ -79,11 +85,12 @@ class Fetch:
                 LOG.exception("%s can't be read", file)
                 raise failed("its stand-in on this server can't be read") from None
         target = urls.parse(url)
-        try:
-            async with asyncio.timeout(self._settings.fetch_timeout), self._slots:
-                return await self._follow(target, max_bytes, count)
-        except TimeoutError:
-            raise failed("its server took too long") from None
+        async with self._slots.one(tenant):
+            try:
+                async with asyncio.timeout(self._settings.fetch_timeout):
+                    return await self._follow(target, max_bytes, count)
+            except TimeoutError:
+                raise failed("its server took too long") from None
 
     async def _sample(self, url: str) -> Path | None:
         """Our own picture for the endpoint's sample, if that is what `url` is and ours is wanted."""
@@ -125,6 +132,32 @@ class Fetch:
 
         make = self._make_egress or Egress
         return make(self._allowed, connect_timeout=self._settings.fetch_connect_timeout)
+
+
+class Slots:
+    """`max_fetches` at once, and of one key no more than its share: URLs that hang leave room for another's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._patience_s = settings.fetch_timeout
+        self._share = max(1, int(settings.max_fetches * settings.key_share))
+        self._all = asyncio.Semaphore(settings.max_fetches)
+        self._of_keys: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
+
+    @contextlib.asynccontextmanager
+    async def one(self, tenant: str) -> AsyncIterator[None]:
+        """Hold one, in the tenant's turn. Raises `RequestError` 429 when that does not come in time."""
+        async with contextlib.AsyncExitStack() as held:
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    if tenant != ANONYMOUS.id:
+                        await held.enter_async_context(self._of(tenant))
+                    await held.enter_async_context(self._all)
+            except TimeoutError:
+                raise overloaded("Too many pictures are being fetched; try again") from None
+            yield
+
+    def _of(self, key: str) -> asyncio.Semaphore:
+        return self._of_keys.setdefault(key, asyncio.Semaphore(self._share))
 
 
 def _networks(settings: Settings) -> tuple[Network, ...]:

@@ -148,7 +148,7 @@ async def _resolve(ctx: Resources, url: str, call: Call, memory: Hold) -> bytes:
         if path := ctx.files.local(url, reader=call.tenant):
             memory.take(path.stat().st_size)
             return await ctx.files.read(path)
-        return await ctx.fetch.get(url, limit, memory.take)
+        return await ctx.fetch.get(url, limit, memory.take, tenant=call.tenant)
     except data_uri.TooLargeError:
         message = f"The image is larger than {limit} bytes"
         raise invalid("image_url", "file_too_large", message, {"max_size": limit}) from None

@@ -14,6 +14,7 @@ import pytest
 from server import tls
 from server.addresses import parse_networks
 from server.egress import Egress, dial
+from server.errors import RequestError
 from server.fetch import SAMPLES, Fetch, FetchError
 from server.settings import Settings, SettingsError
 from tests import hostile
@@ -353,6 +354,46 @@ async def test_nobody_there_is_an_error(net):
     net.outside.port = 1
 
     assert "can't be reached" in (await refused(net.fetch(), "http://example.com/")).message
+
+
+# --- how many at once --------------------------------------------------------------------------------------------
+
+
+async def test_one_keys_fetches_leave_room_for_anothers(net):
+    net.outside.pages["/"] = page(b"picture")
+    fetch = net.fetch(max_fetches=2, fetch_timeout=5.0)
+    fetch._slots._patience_s = 0.05
+
+    async with fetch._slots.one("alice"):
+        with pytest.raises(RequestError) as refused:
+            await fetch.get("http://example.com/", LIMIT, tenant="alice")
+        others = await fetch.get("http://example.com/", LIMIT, tenant="bob")
+    again = await fetch.get("http://example.com/", LIMIT, tenant="alice")
+
+    assert (refused.value.status, others, again) == (429, b"picture", b"picture")
+
+
+async def test_without_keys_all_fetches_are_one_callers(net):
+    net.outside.pages["/"] = page(b"picture")
+    fetch = net.fetch(max_fetches=2)
+
+    async with fetch._slots.one("anonymous"):
+        assert await fetch.get("http://example.com/", LIMIT) == b"picture"
+
+
+async def test_waiting_for_ones_turn_is_no_part_of_a_fetchs_time():
+    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05))
+    fetch._slots._patience_s = 60.0
+
+    async def follow(*_):
+        return b"picture"
+
+    fetch._follow = follow
+    async with fetch._slots.one("alice"):
+        waiting = asyncio.create_task(fetch.get("http://example.com/", LIMIT, tenant="bob"))
+        await asyncio.sleep(0.2)
+
+    assert await waiting == b"picture"
 
 
 # --- webhooks ----------------------------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Net:
     def __init__(self):
         self.pages = {}
 
-    async def get(self, url, max_bytes, count):
+    async def get(self, url, max_bytes, count, *, tenant):
         if url not in self.pages:
             raise FetchError(kind="file_download_error", message="Could not download the file")
         if len(self.pages[url]) > max_bytes:
