@@ -40,19 +40,17 @@ MAX_BUFFERING = 60
 # Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
 PATIENCE_S = 2.0
 
-# The inputs that wait on one socket hold no more memory than this, but for the newest; those of all sockets, together
-# with the bodies of requests, no more than `body_budget_bytes`.
-MAX_WAITING_BYTES = 64 * 1024 * 1024
-
 
 class Inbox:
     """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for.
 
-    `memory` is held for each frame from `put` until it is dropped, or given back by who got it.
+    All of them but the newest are no more than `max_bytes`. `memory` is held for each frame from `put` until it is
+    dropped, or given back by who got it.
     """
 
-    def __init__(self, max_buffering: int | None, memory: Hold) -> None:
+    def __init__(self, max_buffering: int | None, memory: Hold, max_bytes: int) -> None:
         self._memory = memory
+        self._max_bytes = max_bytes
         self._limit = max_buffering or MAX_BUFFERING
         self._fixed = max_buffering is not None
         self._frames: deque[Frame] = deque()
@@ -73,7 +71,7 @@ class Inbox:
         return dropped
 
     def _has_room(self, frame: Frame) -> bool:
-        fits = len(self._frames) < self._limit and self._bytes + len(frame) <= MAX_WAITING_BYTES
+        fits = len(self._frames) < self._limit and self._bytes + len(frame) <= self._max_bytes
         return fits and self._memory.has_room(len(frame))
 
     def end(self) -> None:
@@ -108,7 +106,7 @@ class Session:
         self._caller = caller
         self._cdn = base_url(socket.scope, "cdn")
         self._memory = ctx.limits.memory(socket, caller)
-        self._inbox = Inbox(max_buffering, self._memory)
+        self._inbox = Inbox(max_buffering, self._memory, ctx.settings.max_waiting_bytes)
 
     async def serve(self) -> None:
         """Answer inputs until the client leaves or stays silent for too long."""

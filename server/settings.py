@@ -93,9 +93,15 @@ class Settings:
 
     key_share: float = _setting(
         0.5,
-        "part of max-calls, max-sessions, max-queue and body-budget-bytes that one key may take, unless `fourstep keys`"
-        " gave it limits of its own: a client that runs wild leaves the rest to the others",
+        "part of max-calls, max-sessions, max-queue, max-fetches and body-budget-bytes that one key may take, unless"
+        " `fourstep keys` gave it limits of its own: a client that runs wild leaves the rest to the others",
         within=(0.001, 1),
+    )
+
+    max_token_seconds: int = _setting(
+        3600,
+        "seconds that a token for browsers lives at most: fal's clients ask for 120, and nobody can take one back",
+        within=_AT_LEAST_ONE,
     )
 
     # limits on connections
@@ -137,6 +143,11 @@ class Settings:
     )
     session_idle_timeout: float = _setting(
         30.0, "seconds without an input after which a realtime socket is closed", within=_A_WAIT
+    )
+    max_waiting_bytes: int = _setting(
+        64 * 1024**2,
+        "inputs that wait on one realtime socket; for one more the oldest go. Sixty drawings of a megabyte",
+        within=_AT_LEAST_ONE,
     )
     realtime_path: str = _setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
@@ -184,6 +195,17 @@ class Settings:
     max_image_pixels: int = _setting(
         50_000_000, "largest input picture in pixels: phones take 48 megapixels", within=_AT_LEAST_ONE
     )
+    max_side: int = _setting(
+        1024,
+        "longest side that is computed, a multiple of 8; larger pictures are brought down to it. The model was taught"
+        " at 512: at twice that it begins to repeat itself, and a step takes more than four times as long",
+        within=(64, 8192),
+    )
+    min_side: int = _setting(
+        64,
+        "shortest side that is computed: with less the model has nothing to look at; smaller is 422",
+        within=(64, 8192),
+    )
     jpeg_quality: int = _setting(95, "quality of output JPEGs, 1…100; above 95 only the files grow", within=(1, 100))
     jpeg_subsampling: str = _setting(
         "4:4:4", "chroma subsampling of output JPEGs: 4:4:4, 4:2:2 or 4:2:0", one_of=("4:4:4", "4:2:2", "4:2:0")
@@ -206,6 +228,13 @@ class Settings:
                 raise SettingsError(f"device: {device!r} is none of auto, cpu, mps, cuda, cuda:N")
         if self.public_url and not self.public_url.startswith(("http://", "https://")):
             raise SettingsError(f"public-url: {self.public_url!r} does not begin with http:// or https://")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if self.max_side % 8:
+            raise SettingsError(f"max-side: {self.max_side} is no multiple of 8")
+        if self.min_side > self.max_side:
+            raise SettingsError("min-side: must not be more than max-side")
         if self.body_budget_bytes < self.max_body_bytes:
             raise SettingsError("body-budget-bytes: must not be less than max-body-bytes")
 

@@ -12,7 +12,7 @@ from pipelines.types import Priority
 from server.auth import Caller
 from server.errors import RequestError
 from server.limits import Hold, Supply
-from server.realtime import MAX_WAITING_BYTES, Inbox
+from server.realtime import Inbox
 from tests.asgi import Closed, Refused
 from tests.test_run import OUTPUT_KEYS
 from tests.web import APP, INPUT, JPEG, RUN, serving
@@ -20,6 +20,7 @@ from tests.web import APP, INPUT, JPEG, RUN, serving
 pytestmark = pytest.mark.anyio
 
 SOCKET = f"{RUN}/realtime"
+MB = 1024 * 1024
 pack, unpack = msgspec.msgpack.encode, msgspec.msgpack.decode
 
 
@@ -312,7 +313,7 @@ def room(total=10**9):
 
 
 async def test_a_full_inbox_drops_the_oldest_and_says_how_many():
-    inbox = Inbox(2, room())
+    inbox = Inbox(2, room(), MB)
 
     dropped = [inbox.put(frame) for frame in "abcd"]
 
@@ -321,7 +322,7 @@ async def test_a_full_inbox_drops_the_oldest_and_says_how_many():
 
 
 async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound():
-    inbox = Inbox(None, room())
+    inbox = Inbox(None, room(), MB)
     inbox.pace(0.5)
 
     dropped = sum(inbox.put(frame) for frame in "abcdefgh")
@@ -331,15 +332,15 @@ async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound()
 
 
 async def test_a_named_bound_is_kept_however_slow_the_engine():
-    inbox = Inbox(8, room())
+    inbox = Inbox(8, room(), MB)
     inbox.pace(5.0)
 
     assert sum(inbox.put(frame) for frame in "abcdefgh") == 0
 
 
 async def test_waiting_inputs_are_bounded_in_bytes_but_the_newest_always_stays():
-    inbox = Inbox(60, room())
-    half = bytes(MAX_WAITING_BYTES // 2)
+    inbox = Inbox(60, room(), MB)
+    half = bytes(MB // 2)
 
     dropped = [inbox.put(half), inbox.put(half), inbox.put(half), inbox.put(half + half + b"x")]
 
@@ -348,7 +349,7 @@ async def test_waiting_inputs_are_bounded_in_bytes_but_the_newest_always_stays()
 
 async def test_where_memory_is_short_the_oldest_that_wait_make_room():
     memory = room(100)
-    inbox = Inbox(60, memory)
+    inbox = Inbox(60, memory, MB)
 
     dropped = [inbox.put("a" * 40), inbox.put("b" * 40), inbox.put("c" * 60)]
 
@@ -358,7 +359,7 @@ async def test_where_memory_is_short_the_oldest_that_wait_make_room():
 
 
 async def test_an_input_for_which_there_is_no_memory_is_refused():
-    inbox = Inbox(60, room(100))
+    inbox = Inbox(60, room(100), MB)
 
     with pytest.raises(RequestError) as refused:
         inbox.put("a" * 101)

@@ -74,6 +74,12 @@ def test_each_device_of_the_list_gets_an_engine():
     assert Settings(device="cuda:0, cuda:1").devices == ("cuda:0", "cuda:1")
 
 
+def test_an_engine_is_told_the_sides_that_it_may_compute():
+    engine = Settings(max_side=768, min_side=128).engine
+
+    assert (engine.max_side, engine.min_side) == (768, 128)
+
+
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_setting_says_why_it_is(name):
     assert len(FIELDS[name].metadata["help"]) > 10
@@ -99,6 +105,8 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
         ({"result_ttl": math.inf}, "result-ttl: inf is out of bounds; at least 0"),
         ({"result_ttl": math.nan}, "result-ttl: nan is out of bounds; at least 0"),
         ({"public_url": "box.lan"}, "public-url: 'box.lan' does not begin with http:// or https://"),
+        ({"max_side": 1020}, "max-side: 1020 is no multiple of 8"),
+        ({"max_side": 512, "min_side": 520}, "min-side: must not be more than max-side"),
         ({"jpeg_quality": 101}, "jpeg-quality: 101 is out of bounds; 1 to 100"),
         ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
         ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
