@@ -178,14 +178,14 @@ class Shelf:
     def sweep(self, size: int = 0) -> None:
         """Drop what has outlived its time; then the oldest while more is used than the quota less `size`."""
         now = self._now()
+        with self._lock:
+            before, unfinished = self.used, sum(self._drafts.values())
         kept: list[_Entry] = []
         for entry in self._entries(now):
             if entry.expires <= now:
                 _drop(entry.path)
             else:
                 kept.append(entry)
-        with self._lock:
-            unfinished = sum(self._drafts.values())
         used = sum(entry.size for entry in kept) + unfinished + size_of(self.parts)
         if used + size > self._quota:
             for entry in sorted(kept):
@@ -194,7 +194,7 @@ class Shelf:
                 _drop(entry.path)
                 used -= entry.size
         with self._lock:
-            self.used = used
+            self.used += used - before  # what came meanwhile may have been seen or not: better counted twice
             self._looked_at = time.monotonic()
 
     def _entries(self, now: float) -> Iterator[_Entry]:

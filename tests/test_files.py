@@ -136,6 +136,19 @@ def test_unfinished_files_count_as_used(shelf):
     assert shelf.used == 500
 
 
+def test_what_comes_during_a_sweep_is_counted(shelf, monkeypatch):
+    entries = shelf._entries
+
+    def meanwhile(now):
+        yield from entries(now)
+        put(shelf, data=bytes(300))
+
+    monkeypatch.setattr(shelf, "_entries", meanwhile)
+    shelf.sweep()
+
+    assert shelf.used == 300
+
+
 def test_a_name_that_is_taken_keeps_its_file(shelf):
     put(shelf, data=b"first")
     put(shelf, data=b"second")
