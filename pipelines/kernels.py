@@ -65,8 +65,9 @@ def doubling_kernel(weight: Tensor) -> Tensor:
     those with copies of one pixel share a factor, and their weights can be added beforehand. That is the 3×3 kernel
     correlated with a 2×2 box; summed in float64, so that nothing is lost but the last rounding.
     """
-    box = torch.ones(1, 1, 2, 2, dtype=torch.float64)
-    summed = F.conv2d(_exact(weight).flatten(0, 1)[:, None], box, padding=1).view(*weight.shape[:2], 4, 4)
+    padded = F.pad(_exact(weight), (1, 1, 1, 1))
+    across = padded[..., 1:] + padded[..., :-1]
+    summed = across[..., 1:, :] + across[..., :-1, :]
     return summed.flip(2, 3).transpose(0, 1).to(weight)
 
 
