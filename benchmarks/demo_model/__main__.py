@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.demo_model import autoencoder, checker, classifier, evaluate, export, sheets, text, unet
+from benchmarks.demo_model import autoencoder, checker, classifier, evaluate, export, finish, sheets, text, unet
 from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, TINY_LATENTS
 from benchmarks.demo_model.recipe import LARGE, SHEET, SHIPPED, SMALL, TEST, WORK
 from benchmarks.demo_model.training import on_all_cores
@@ -43,6 +43,7 @@ STAGES = (
     Stage("unet-256", lambda: on_all_cores(unet.MIDDLE.work), unet.MIDDLE.leaves),
     Stage("latents-512", LARGE_LATENTS.encode, LARGE_LATENTS.done),
     Stage("unet-512", lambda: on_all_cores(unet.LAST.work), unet.LAST.leaves),
+    Stage("unet-finish", lambda: on_all_cores(finish.FINISH.work), finish.FINISH.leaves),
     Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
     Stage("checker", lambda: on_all_cores(checker.work), checker.FINAL),
     Stage("export", lambda: export.export(SHIPPED), None),

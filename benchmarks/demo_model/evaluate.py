@@ -8,6 +8,7 @@ import numpy as np
 
 from benchmarks.demo_model import autoencoder, classifier, sampling
 from benchmarks.demo_model.captions import caption
+from benchmarks.demo_model.painter import paint
 from benchmarks.demo_model.recipe import TEST
 from benchmarks.demo_model.scene import Scene, draw_scene
 from pipelines.types import GenerationParams
@@ -68,24 +69,29 @@ def _params(prompt: str, seed: int, strength: float) -> GenerationParams:
 
 
 def _layout(folder: Path, chosen: list[int], seeds: int, *, side: int) -> float:
-    """How often a picture's outlines match its own input better than another layout's picture of the same place.
+    """How often a picture's outlines match its input's layout better than that of another input of the same place.
 
-    The prompt keeps the place and names another hour and weather, so colours do not give it away.
+    The prompt keeps the place and names an hour and a weather without regard to the input. Matched are the painter's
+    own pictures of that prompt in either layout, which differ in nothing else. Not the two inputs: rain in one of them
+    or fog in the other has more to say than the layout, and the painter himself would win only 86 of 100 times.
     """
-    pixels, jobs, pairs = _shrunk(side), [], []
+    pixels, jobs, rivals = _shrunk(side), [], []
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 32])
         for index in chosen:
             scene = TEST.scene(index)
             others = [i for i in chosen if TEST.scene(i).place == scene.place and TEST.scene(i).seed != scene.seed]
-            pairs.append((index, int(rng.choice(others))))
-            wanted = dataclasses.replace(draw_scene(rng, 0), place=scene.place, warning=False, style="photo")
+            other = TEST.scene(int(rng.choice(others)))
+            wanted = dataclasses.replace(
+                draw_scene(rng, 0), place=scene.place, warning=False, style="photo", palette="natural"
+            )
+            rivals.append([dataclasses.replace(wanted, seed=each.seed) for each in (scene, other)])
             jobs.append((pixels[index], _params(caption(wanted, rng, full=True), seed * 1000 + index, 0.5)))
     made = sampling.generate(folder, jobs)
-    wins = [
-        _likeness(picture, pixels[own]) > _likeness(picture, pixels[other])
-        for picture, (own, other) in zip(made, pairs, strict=True)
-    ]
+    wins = []
+    for picture, pair in zip(made, rivals, strict=True):
+        own, other = (_likeness(picture, paint(each, side, side)) for each in pair)
+        wins.append(own > other)
     return float(np.mean(wins))
 
 

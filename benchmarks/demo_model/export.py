@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.demo_model import autoencoder, checker, text, unet
+from benchmarks.demo_model import autoencoder, checker, finish, text, unet
 
 INDEX = {
     "_class_name": "StableDiffusionPipeline",
@@ -27,7 +27,7 @@ PREPROCESSOR = {
 }
 
 
-def export(target: Path, denoiser_path: Path = unet.LAST.leaves) -> None:
+def export(target: Path, denoiser_path: Path = finish.FINISH.leaves) -> None:
     """Writes the folder anew. The path may name an unfinished course, to look at on the way."""
     shutil.rmtree(target, ignore_errors=True)
     denoiser = unet.load(denoiser_path)

@@ -10,6 +10,6 @@ SHIPPED = ROOT / "pipelines" / "demo_model"
 SHEET = ROOT / "docs" / "demo-model.png"
 
 SMALL = Pictures(WORK, "train", 256, groups=2500)
-LARGE = Pictures(WORK, "train", 512, groups=400, first=500_000)
+LARGE = Pictures(WORK, "train", 512, groups=1600, first=500_000)
 CORES = 2
 TEST = Pictures(WORK, "test", 512, groups=48, first=HELD_OUT)

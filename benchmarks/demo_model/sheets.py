@@ -67,4 +67,4 @@ def write(target: Path, rows: list[list[np.ndarray]], cell: int) -> None:
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):
             sheet.paste(Image.fromarray(pixels).resize((cell, cell), Image.Resampling.LANCZOS), (x * cell, y * cell))
-    sheet.quantize(256).save(target, optimize=True)
+    sheet.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(target, optimize=True)

@@ -1,12 +1,11 @@
 """The denoiser: v-prediction at the 50 timesteps that the LCM sampler can ask for, text encoder learning along.
 
-Four things differ from SD1.5's training. The schedule is the cosine one: it ends without any signal, so that at
-strength 1.0 the input says nothing, and its four steps are of about one size. The noisy input is often *another variant
-of the same layout* – other hour, weather, place, or a crude drawing – than the picture to be made: image-to-image is
-learnt as it will be used, composition from the input and what the words name from the words. Where nothing but noise is
-given, the noise tells the layout (`layout.tell`), and where little is given the picture to be made is one that words
-and layout say all of: a denoiser answers with the mean of what could be, and four steps are too few to make a picture
-of a mean. And some steps go on from the denoiser's own first answer, as sampling does.
+Three things differ from SD1.5's training. The schedule is a linear one that leaves a fifth of the input at the last
+timestep: something of the composition stays also at strength 1.0, and the four steps are of about one size. The noisy
+input is often *another variant of the same layout* – other hour, weather, place, or a crude drawing – than the picture
+to be made: image-to-image is learnt as it will be used, composition from the input and what the words name from the
+words. And where little is given the picture to be made is one that words and layout say all of: a denoiser answers
+with the mean of what could be, and four steps are too few to make a picture of a mean.
 """
 
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ _LEVELS = Schedule.from_config(SCHEDULER)
 _FIRST = 999
 # What four steps ask for at strengths 1.0, 0.8 and 0.5, the first of each more often than it will be asked for.
 _FAVOURITES = (999, 999, 999, 999, 759, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 139)
+_FIRSTS = (999, 799)  # of strengths 1.0 and 0.8
 _FIRST_TWO = ((999, 759), (999, 759), (799, 599))
 _OFTEN, _UNTOLD, _HUBER = 0.85, 0.07, 0.2
 
@@ -94,50 +94,45 @@ class Examples:
     def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
         """From timestep 700 up a plain picture is wanted, whichever of its layout is given; the less noise, the more
         often the given one itself, or at most another hour or weather of it."""
-        if timestep > 700:
+        if plain := timestep > 700 or (timestep > 400 and rng.random() < 0.5):
             wanted = int(rng.choice(self.plain))
-            given = wanted if rng.random() < 0.35 else wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
+            own = 0.35 if timestep in _FIRSTS else 0.7
+            given = wanted if rng.random() < own else wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
         else:
             wanted = int(rng.integers(len(self.scenes)))
             given = wanted ^ int(timestep > 400 and rng.random() < 0.35)
         scene = self.scenes[wanted]
-        words = "" if rng.random() < _UNTOLD else caption(scene, rng, usual=given != wanted or timestep > 700)
+        words = "" if rng.random() < _UNTOLD else caption(scene, rng, usual=given != wanted or plain)
         return self.latents[given], self.latents[wanted], words
 
 
 class Batch:
-    """Examples of one step, each at its own timestep, and the loss of what is made of them."""
+    """Examples of one step, each at its own timestep: noise on what is given, and the loss of what is made of it."""
 
     def __init__(self, examples: Examples, words: text.Words, rng: np.random.Generator, timesteps: np.ndarray) -> None:
         given, wanted, captions = zip(*(examples.draw(rng, int(t)) for t in timesteps), strict=True)
-        self.rng, self.timesteps = rng, timesteps
-        self.given, self.wanted = (torch.from_numpy(np.stack(each)).float() for each in (given, wanted))
+        self.wanted = torch.from_numpy(np.stack(wanted)).float()
         self.ids = words.ids(list(captions))
-        self.noise = torch.from_numpy(rng.standard_normal(self.given.shape, np.float32))
+        self.go_on(rng, torch.from_numpy(np.stack(given)).float(), timesteps)
 
-    def go_on(self, model: nn.Module, timesteps: np.ndarray) -> None:
-        """Takes what `model` makes of the batch as given, and goes on at lower timesteps."""
-        with torch.no_grad():
-            noisy, signal, spread = self._noisy()
-            self.given = signal * noisy - spread * model(noisy, torch.from_numpy(self.timesteps), self.ids).float()
-        self.timesteps = timesteps
-        self.noise = torch.from_numpy(self.rng.standard_normal(self.given.shape, np.float32))
+    def go_on(self, rng: np.random.Generator, given: Tensor, timesteps: np.ndarray) -> None:
+        """Noise on `given`, the first time what the input is, later what the denoiser made of it."""
+        levels = torch.tensor([_LEVELS.levels(int(t)) for t in timesteps], dtype=torch.float32)
+        self.signal, self.spread = levels.T[:, :, None, None, None]
+        noise = torch.from_numpy(rng.standard_normal(given.shape, np.float32))
+        self.noisy = (self.signal * given + self.spread * noise).contiguous(memory_format=torch.channels_last)
+        self.timesteps = torch.from_numpy(timesteps)
 
-    def losses(self, model: nn.Module) -> dict[str, Tensor]:
+    def denoise(self, model: nn.Module) -> Tensor:
+        """The clean latents that `model` sees in the noisy ones."""
+        return self.signal * self.noisy - self.spread * model(self.noisy, self.timesteps, self.ids).float()
+
+    def losses(self, clean: Tensor) -> dict[str, Tensor]:
         """Pseudo-Huber (more of a median than a mean) of v, apart for the first step of strength 1.0."""
-        noisy, signal, spread = self._noisy()
-        error = (
-            model(noisy, torch.from_numpy(self.timesteps), self.ids).float() - (signal * noisy - self.wanted) / spread
-        )
+        error = (clean - self.wanted) / self.spread
         each = ((error.square() + _HUBER**2).sqrt() - _HUBER).mean((1, 2, 3)) / len(error)
-        first = torch.from_numpy(self.timesteps == _FIRST)
+        first = self.timesteps == _FIRST
         return {"first": each[first].sum(), "others": each[~first].sum()}
-
-    def _noisy(self) -> tuple[Tensor, Tensor, Tensor]:
-        levels = torch.tensor([_LEVELS.levels(int(t)) for t in self.timesteps], dtype=torch.float32)
-        signal, spread = levels.T[:, :, None, None, None]
-        noisy = signal * self.given + spread * self.noise
-        return noisy.contiguous(memory_format=torch.channels_last), signal, spread
 
 
 def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -187,11 +182,13 @@ class Lesson:
         def loss(rng: np.random.Generator) -> dict[str, Tensor]:
             examples = kinds[rng.integers(len(kinds))]
             if rng.random() >= self.own:
-                return Batch(examples, words, rng, draw_timesteps(rng, self.batch)).losses(model)
-            first, second = rng.choice(_FIRST_TWO, self.batch).T
-            batch = Batch(examples, words, rng, first)
-            batch.go_on(model, second)
-            return batch.losses(model)
+                batch = Batch(examples, words, rng, draw_timesteps(rng, self.batch))
+            else:
+                first, second = rng.choice(_FIRST_TWO, self.batch).T
+                batch = Batch(examples, words, rng, first)
+                with torch.no_grad():
+                    batch.go_on(rng, batch.denoise(model), second)
+            return batch.losses(batch.denoise(model))
 
         average = train(self.course, model, loss)
         if rank() == 0:
