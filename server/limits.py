@@ -98,9 +98,8 @@ class Limits:
         self._calls = Supply(settings.max_calls, "calls")
         self._sessions = Supply(settings.max_sessions, "realtime sessions")
         self._memory = Supply(settings.body_budget_bytes, "bytes")
-        self._job_memory = Supply(
-            math.inf, "bytes"
-        )  # what was accepted is not refused; the engines' capacity bounds it
+        # What was accepted is not refused; the engines' capacity bounds it.
+        self._job_memory = Supply(math.inf, "bytes")
 
     def call(self, connection: HTTPConnection, caller: Caller) -> None:
         """One run or stream. Raises `RequestError` 429."""

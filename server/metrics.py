@@ -42,6 +42,11 @@ class Metrics:
         )
         self._sessions = Gauge("fourstep_realtime_sessions", "Open realtime sockets", registry=self._registry)
         self._queue = Gauge("fourstep_queue_length", "Jobs that wait", registry=self._registry)
+        self._memory = Gauge(
+            "fourstep_body_bytes",
+            "Bytes held of the budget for bodies, messages and fetched pictures",
+            registry=self._registry,
+        )
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
         self._restarts = Gauge(
             "fourstep_engine_restarts",
@@ -79,9 +84,10 @@ class Metrics:
         """A realtime socket has ended."""
         self._sessions.dec()
 
-    def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int) -> bytes:
-        """Everything in Prometheus' text format, with the state of engines and queue as it is now."""
+    def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int, body_bytes: int) -> bytes:
+        """Everything in Prometheus' text format, with the state of engines, queue and budget as it is now."""
         self._queue.set(queue_length)
+        self._memory.set(body_bytes)
         for engine in engines:
             self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
             self._restarts.labels(engine["device"]).set(engine["restarts"])

@@ -1,7 +1,9 @@
 """Health, readiness, figures and keys of webhooks; request ids and what the log says."""
 
+import asyncio
 import base64
 import logging
+import re
 
 import pytest
 
@@ -54,6 +56,21 @@ async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     assert "fourstep_images_total 3.0" in lines
     assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
+
+
+async def test_bytes_that_are_held_are_counted(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.gate.clear()
+        call = asyncio.create_task(web.call("POST", RUN, body={**INPUT, "prompt": "p" * 9000}))
+        await web.engines.running.get()
+        during = (await web.call("GET", "/metrics")).body.decode()
+        web.engines.gate.set()
+        await call
+        after = (await web.call("GET", "/metrics")).body.decode()
+
+    held = [float(re.search(r"^fourstep_body_bytes (\S+)$", each, re.MULTILINE)[1]) for each in (during, after)]
+    assert held[0] > 9000
+    assert held[1] == 0
 
 
 async def test_open_sockets_are_counted_while_they_are_open(tmp_path):

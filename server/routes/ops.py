@@ -48,7 +48,8 @@ def _health(ctx: Context) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """The figures."""
     ctx = context(request)
-    return Response(ctx.metrics.render(ctx.pool.engines, ctx.queue.length()), media_type=CONTENT_TYPE)
+    body = ctx.metrics.render(ctx.pool.engines, ctx.queue.length(), ctx.limits.memory_used)
+    return Response(body, media_type=CONTENT_TYPE)
 
 
 async def jwks(request: Request) -> Response:
