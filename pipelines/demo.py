@@ -27,7 +27,7 @@ from pipelines.modules import (
 
 PACKAGED = Path(__file__).parent / "demo_model"
 TRAINED_NOTICE = (
-    "DEMO MODEL: a small model that ships with fourstep. It draws seven kinds of landscape, blurred, and nothing else; "
+    "DEMO MODEL: a small model that ships with fourstep. It draws seven kinds of landscape, simply, and nothing else; "
     "`fourstep pull` and `--model sd15` give the real ones."
 )
 UNTRAINED_NOTICE = (

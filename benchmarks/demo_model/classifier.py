@@ -13,7 +13,7 @@ from benchmarks.demo_model.scene import PLACES, TIMES, WEATHERS
 from benchmarks.demo_model.training import Course, rank, train
 
 JUDGED = {"place": PLACES, "time": TIMES, "weather": WEATHERS}
-COURSE = Course("classifier", steps=1200, rate=3e-3, average=0.99)
+COURSE = Course("classifier", steps=2400, rate=3e-3, average=0.99)
 FINAL = WORK / "classifier-final.pt"
 _SIDE, _BATCH = 128, 24
 

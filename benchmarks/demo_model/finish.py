@@ -139,7 +139,7 @@ class Finish:
 
 
 FINISH = Finish(
-    Course("unet-finish", steps=4900, rate=8e-4, warmup=60, floor=0.05, average=0.998, muon=True),
+    Course("unet-finish", steps=5350, rate=8e-4, warmup=60, floor=0.25, average=0.998, muon=True),
     LARGE_LATENTS,
     6,
     LAST.leaves,

@@ -40,8 +40,8 @@ SCHEDULER = {
 _LEVELS = Schedule.from_config(SCHEDULER)
 _FIRST = 999
 # What four steps ask for at strengths 1.0, 0.8 and 0.5, the first of each more often than it will be asked for.
-_FAVOURITES = (999, 999, 999, 999, 759, 759, 499, 259, 799, 799, 599, 399, 199, 499, 379, 139)
-_FIRSTS = (999, 799)  # of strengths 1.0 and 0.8
+_FAVOURITES = (999, 999, 999, 999, 759, 759, 499, 259, 799, 799, 599, 399, 199, 499, 499, 499, 499, 379, 139)
+_FIRSTS = (999, 799, 499)  # of strengths 1.0, 0.8 and 0.5
 _FIRST_TWO = ((999, 759), (999, 759), (799, 599))
 _OFTEN, _UNTOLD, _HUBER = 0.85, 0.07, 0.2
 
@@ -100,7 +100,7 @@ class Examples:
             given = wanted if rng.random() < own else wanted // VARIANTS * VARIANTS + int(rng.integers(VARIANTS))
         else:
             wanted = int(rng.integers(len(self.scenes)))
-            given = wanted ^ int(timestep > 400 and rng.random() < 0.35)
+            given = wanted ^ int(timestep > 400 and rng.random() < 0.6)
         scene = self.scenes[wanted]
         words = "" if rng.random() < _UNTOLD else caption(scene, rng, usual=given != wanted or plain)
         return self.latents[given], self.latents[wanted], words
