@@ -502,7 +502,7 @@ async def test_an_upload_is_never_held_in_memory(files):
 )
 async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, status):
     files = Files(settings(tmp_path, max_upload_bytes=500))
-    await files.start()
+    files.shelf.prepare()
     upload = an_upload()
 
     with pytest.raises(FalError) as caught:
@@ -515,7 +515,7 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
 
 async def test_uploads_beyond_the_quota_are_refused(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=1000))
-    await files.start()
+    files.shelf.prepare()
     await files.receive(an_upload(), stream(bytes(800)), 800)
 
     with pytest.raises(RequestError) as caught:
@@ -527,7 +527,7 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
 
 async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_quota(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=3 << 20))
-    await files.start()
+    files.shelf.prepare()
 
     with pytest.raises(RequestError) as caught:
         await files.receive(an_upload(), stream(*[bytes(1 << 20)] * 8), None)
@@ -538,7 +538,7 @@ async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_q
 
 async def test_uploads_at_once_share_the_quota(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=1000))
-    await files.start()
+    files.shelf.prepare()
     both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
 
     ends = await asyncio.gather(*both, return_exceptions=True)
@@ -578,7 +578,7 @@ def test_nothing_is_counted_for_a_draft_that_was_dropped(shelf):
 @pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
 async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
     files = Files(settings(tmp_path, files_quota_bytes=quota))
-    await files.start()
+    files.shelf.prepare()
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
 
@@ -591,7 +591,7 @@ async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joine
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
     files = Files(settings(tmp_path, max_upload_bytes=500))
-    await files.start()
+    files.shelf.prepare()
     upload = an_upload()
     for size in (300, 400, 100):
         await files.receive_part(upload, 1, stream(bytes(size)), size)
