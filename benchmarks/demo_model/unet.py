@@ -92,8 +92,9 @@ class Examples:
         self.plain = np.flatnonzero([is_plain(scene) and not scene.warning for scene in self.scenes])
 
     def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """From timestep 700 up a plain picture is wanted, whichever of its layout is given; the less noise, the more
-        often the given one itself, or at most another hour or weather of it."""
+        """From timestep 700 up, and half the time from 400 up, a plain picture is wanted, and any of its layout may be
+        given, most often so where sampling begins; else the wanted one itself or, from 400 up, another hour or weather
+        of it."""
         if plain := timestep > 700 or (timestep > 400 and rng.random() < 0.5):
             wanted = int(rng.choice(self.plain))
             own = 0.35 if timestep in _FIRSTS else 0.7
@@ -141,10 +142,13 @@ def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def load(path: Path) -> Denoiser:
-    """The denoiser of a checkpoint (`average` of a course, or the final state)."""
+    """The denoiser of a checkpoint: `average` of a course, with or without an adversary beside it, or final weights."""
     state = torch.load(path, weights_only=True)
+    weights = state.get("average", state)
     model = Denoiser(len(text.Words().tokenizer))
-    model.load_state_dict(state.get("average", state))
+    model.load_state_dict(
+        {name.removeprefix("denoiser."): each for name, each in weights.items() if not name.startswith("adversary.")}
+    )
     with torch.no_grad():
         for attention in model.costly():  # was left out in training
             attention.to_out[0].weight.zero_()
