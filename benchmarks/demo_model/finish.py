@@ -7,21 +7,17 @@ with latent adversarial diffusion distillation"). The adversary sees the noisy l
 was given, and it lends its features: made and wanted shall look alike to it (Wang et al. 2018, "pix2pixHD").
 """
 
-from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from benchmarks.demo_model import text
-from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS, Latents
-from benchmarks.demo_model.recipe import WORK
-from benchmarks.demo_model.training import Course, rank, train
-from benchmarks.demo_model.unet import LAST, Batch, Denoiser, Examples, draw_timesteps
+from benchmarks.demo_model.latents import LARGE_LATENTS, SMALL_LATENTS
+from benchmarks.demo_model.training import Course
+from benchmarks.demo_model.unet import LAST, Batch, Denoiser, Lesson
 
 # Lengths of the gradients beside that of the denoising error: of the adversary's verdict, and of its features.
 _VERDICT, _FEATURES = 0.7, 0.5
@@ -105,37 +101,14 @@ def _lengths(gradient: Tensor) -> Tensor:
     return gradient.square().sum((1, 2, 3), keepdim=True).sqrt()
 
 
-@dataclass(frozen=True)
-class Finish:
-    """The course, on what, pictures per step and process, whose weights it starts from, and what is not to be
-    forgotten: every fourth step is on it."""
+class Finish(Lesson):
+    """A course against an adversary."""
 
-    course: Course
-    latents: Latents
-    batch: int
-    after: Path
-    beside: Latents
+    def student(self, denoiser: Denoiser) -> nn.Module:
+        return Match(denoiser)
 
-    @property
-    def leaves(self) -> Path:
-        return WORK / f"{self.course.name}-final.pt"
-
-    def work(self) -> None:
-        """Trains, and leaves the averaged weights of the denoiser."""
-        words = text.Words()
-        denoiser = Denoiser(len(words.tokenizer))
-        denoiser.load_state_dict(torch.load(self.after, weights_only=True))
-        denoiser.hasten()
-        match = Match(denoiser)
-        kinds = [Examples(self.latents)] * 3 + [Examples(self.beside)]
-
-        def loss(rng: np.random.Generator) -> dict[str, Tensor]:
-            examples = kinds[rng.integers(len(kinds))]
-            return match.losses(Batch(examples, words, rng, draw_timesteps(rng, self.batch)))
-
-        average = train(self.course, match, loss)
-        if rank() == 0:
-            torch.save(average.denoiser.state_dict(), self.leaves)
+    def losses(self, student: Match, batch: Batch) -> dict[str, Tensor]:
+        return student.losses(batch)
 
 
 FINISH = Finish(
@@ -143,5 +116,5 @@ FINISH = Finish(
     LARGE_LATENTS,
     6,
     LAST.leaves,
-    SMALL_LATENTS,
+    beside=SMALL_LATENTS,
 )

@@ -10,6 +10,7 @@ with the mean of what could be, and four steps are too few to make a picture of 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,14 +142,17 @@ def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.where(rng.random(count) < _OFTEN, rng.choice(_FAVOURITES, count), every)
 
 
-def load(path: Path) -> Denoiser:
-    """The denoiser of a checkpoint: `average` of a course, with or without an adversary beside it, or final weights."""
+def weights(path: Path) -> dict[str, Tensor]:
+    """The denoiser's weights in a checkpoint: the average of a course, with or without an adversary beside it."""
     state = torch.load(path, weights_only=True)
-    weights = state.get("average", state)
+    kept = state.get("average", state)
+    return {name.removeprefix("denoiser."): each for name, each in kept.items() if not name.startswith("adversary.")}
+
+
+def load(path: Path) -> Denoiser:
+    """The denoiser of a checkpoint, to be used."""
     model = Denoiser(len(text.Words().tokenizer))
-    model.load_state_dict(
-        {name.removeprefix("denoiser."): each for name, each in weights.items() if not name.startswith("adversary.")}
-    )
+    model.load_state_dict(weights(path))
     with torch.no_grad():
         for attention in model.costly():  # was left out in training
             attention.to_out[0].weight.zero_()
@@ -172,15 +176,24 @@ class Lesson:
     def leaves(self) -> Path:
         return WORK / f"{self.course.name}-final.pt"
 
+    def student(self, denoiser: Denoiser) -> nn.Module:
+        """What is trained."""
+        return denoiser
+
+    def losses(self, student: Any, batch: Batch) -> dict[str, Tensor]:
+        """What it learns from."""
+        return batch.losses(batch.denoise(student))
+
     def work(self) -> None:
         """Trains, and leaves the averaged weights."""
         words = text.Words()
-        model = Denoiser(len(words.tokenizer))
+        denoiser = Denoiser(len(words.tokenizer))
         if self.after is None:
-            model.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
+            denoiser.text.load_state_dict(torch.load(text.TAUGHT, weights_only=True))
         else:
-            model.load_state_dict(torch.load(self.after, weights_only=True))
-        model.hasten()
+            denoiser.load_state_dict(weights(self.after))
+        denoiser.hasten()
+        student = self.student(denoiser)
         kinds = [Examples(self.latents)] * 3 + [Examples(self.beside or self.latents)]
 
         def loss(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -191,10 +204,10 @@ class Lesson:
                 first, second = rng.choice(_FIRST_TWO, self.batch).T
                 batch = Batch(examples, words, rng, first)
                 with torch.no_grad():
-                    batch.go_on(rng, batch.denoise(model), second)
-            return batch.losses(batch.denoise(model))
+                    batch.go_on(rng, batch.denoise(denoiser), second)
+            return self.losses(student, batch)
 
-        average = train(self.course, model, loss)
+        average = train(self.course, student, loss)
         if rank() == 0:
             torch.save(average.state_dict(), self.leaves)
 
