@@ -41,25 +41,25 @@ audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where th
 	$(BIN)/python .ci/audit.py
 
 chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (twenty minutes)
-	$(BIN)/python -m benchmarks.chaos $(FLAGS)
+	$(BIN)/python -m tests.chaos $(FLAGS)
 
 chaos-short: $(VENV)/.dev ## the same in two minutes
-	$(BIN)/python -m benchmarks.chaos --jobs 150
+	$(BIN)/python -m tests.chaos --jobs 150
 
 fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5xx, no fault, no leak (minutes)
-	$(BIN)/python -m benchmarks.fuzz $(FLAGS)
+	$(BIN)/python -m tests.fuzz $(FLAGS)
 
 fuzz-short: $(VENV)/.dev ## the same in a few seconds
-	$(BIN)/python -m benchmarks.fuzz --cases 800
+	$(BIN)/python -m tests.fuzz --cases 800
 
 slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 websocket flooders (two minutes)
-	$(BIN)/python -m benchmarks.slow_clients $(FLAGS)
+	$(BIN)/python -m tests.chaos.slow_clients $(FLAGS)
 
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
-	$(BIN)/python -m benchmarks.faults $(FLAGS)
+	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)
 
 demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
-	nice -n 19 $(BIN)/python -m benchmarks.demo_model
+	nice -n 19 $(BIN)/python -m training
 
 clean: ## remove everything that make installed or made, but for a training's state (.cache/demo_model)
 	rm -rf $(VENV) .cache/clients tests/clients/js/node_modules demo-output.jpg

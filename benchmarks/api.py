@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.http_side import APP, Client, arguments, serving
+from benchmarks.harness.http import APP, Client, arguments, serving
 
 QUEUE = f"/queue/{APP}"
 WARM_UP = 500

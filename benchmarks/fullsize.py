@@ -2,13 +2,13 @@
 
     python benchmarks/fullsize.py [--weights FOLDER] [--requests 1] [--device auto] [--dtype auto]
 
-FOLDER is what benchmarks/fake_weights.py writes; without one, random weights are made in a temporary folder (6 GB).
-Ours merges the rank-64 LCM-LoRA at load; diffusers runs the base alone, as it can't load a LoRA without PEFT (a merged
-LoRA costs nothing per step). Both make 4 UNet calls at 512×512 without guidance, encode and decode with the full VAE,
-and run the safety checker. Load time is from the start of the process until it could take a request. Memory is the
-device process's: the peak, and what it holds for itself (anonymous; mapped files can be dropped at any time). One after
-the other, never both in memory; on a machine that is busy with other things, compare processor seconds. Prints a
-table; the last line is JSON.
+FOLDER is what benchmarks/harness/fake_weights.py writes; without one, random weights are made in a temporary folder (6
+GB). Ours merges the rank-64 LCM-LoRA at load; diffusers runs the base alone, as it can't load a LoRA without PEFT (a
+merged LoRA costs nothing per step). Both make 4 UNet calls at 512×512 without guidance, encode and decode with the
+full VAE, and run the safety checker. Load time is from the start of the process until it could take a request. Memory
+is the device process's: the peak, and what it holds for itself (anonymous; mapped files can be dropped at any time).
+One after the other, never both in memory; on a machine that is busy with other things, compare processor seconds.
+Prints a table; the last line is JSON.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CALLS = 4
 
 
 def measure_ours(folder, options):
-    from server.launch import running
+    from server.cli.launcher import running
 
     with tempfile.TemporaryDirectory() as data_dir:
         flags = ["--model", folder / "sd15", "--lora", folder / "lcm-lora" / "pytorch_lora_weights.safetensors"]
@@ -102,7 +102,7 @@ def run_diffusers(folder, options):
     from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
     from PIL import Image
 
-    from pipelines.devices import pick_device, pick_dtype
+    from pipelines.device.devices import pick_device, pick_dtype
 
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)
@@ -143,7 +143,7 @@ def memory(pid):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="what benchmarks/fake_weights.py wrote")
+    parser.add_argument("--weights", type=Path, help="what benchmarks/harness/fake_weights.py wrote")
     parser.add_argument("--requests", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
@@ -155,7 +155,7 @@ def main():
     with contextlib.ExitStack() as stack:
         folder = options.weights
         if folder is None:
-            from benchmarks import fake_weights
+            from benchmarks.harness import fake_weights
 
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             fake_weights.write(folder)

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks import rig
-from benchmarks.gpu_rig import (
+from benchmarks.harness import device
+from benchmarks.harness.gpu import (
     TINY_VAE,
     OutOfTime,
     Warnings,
@@ -39,10 +39,12 @@ from benchmarks.gpu_rig import (
     switched,
     with_tiny_vae,
 )
-from pipelines import devices, fitting, kernels, lanes, modules, vae
-from pipelines.blocks import GroupNorm
-from pipelines.compiled import Compiler
-from pipelines.on_torch import DeviceModel
+from pipelines.device import devices, loader, streams
+from pipelines.device.compile import Compiler
+from pipelines.device.torch_backend import DeviceModel
+from pipelines.model import kernels, vae
+from pipelines.model.blocks import GroupNorm
+from pipelines.weights import architectures
 
 
 def floors(bench, found):
@@ -78,13 +80,13 @@ def end_to_end(bench, found, model=None, *, theirs=True):
         saturated = found["saturated"] = rate(engine, requests + requests, 24)
         found["70 % load"] = percentiles(engine.timed(requests, 0.7 * saturated["images_s"]))
         steps = random.Random(1).choices((1, 2, 4, 8), k=len(requests))
-        mixed = [(rig.request(seed, num_inference_steps=count), requests[0][1]) for seed, count in enumerate(steps)]
+        mixed = [(device.request(seed, num_inference_steps=count), requests[0][1]) for seed, count in enumerate(steps)]
         found["mixed steps, saturated"] = rate(engine, mixed, 24)
         found["stages_ms"] = {
             name: round(seconds * 1e3, 2) for name, seconds in engine.one(*requests[0]).timings.items()
         }
     if theirs:
-        pipeline = rig.Diffusers(rig.config(), model or bench.model)
+        pipeline = device.Diffusers(device.config(), model or bench.model)
         found["diffusers_ms"] = bench.ms(functools.partial(pipeline.one, *requests[0]), least=5)
         found["times_faster"] = round(found["diffusers_ms"] / found["alone"]["p50_ms"], 2)
 
@@ -96,7 +98,7 @@ def tiny_vae(bench, found):
 
 def one_lane(bench, found):
     """The saturated engine without anything beside the steps: what overlapping gains."""
-    lane = lanes.of(bench.device)[0]
+    lane = streams.of(bench.device)[0]
     device_model = loaded(bench, found, its_lanes=(lane, lane))
     with serving(bench, device_model) as engine:
         found["saturated"] = rate(engine, several(bench, 2 * bench.requests), 24)
@@ -104,7 +106,7 @@ def one_lane(bench, found):
 
 def stages(bench, found):
     """Autoencoders, text and safety checker for one row and for many; the tiny autoencoder beside the full one."""
-    small = random_part(modules.make_vae, TINY_VAE, bench.device, bench.dtype)
+    small = random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype)
     autoencoders = {"vae": (bench.model.vae, bench.ours.vae), "taesd": (small, vae.of(small))}
     for rows in (bench.batches[0], bench.batches[-2]):
         images = bench.randn(rows, 3, bench.side, bench.side).clamp(-1, 1)
@@ -124,13 +126,13 @@ def stages(bench, found):
 
 def pictures(bench, found):
     """Our picture, eager and captured, against diffusers' in the same dtype and in float32, of the same weights."""
-    data, request = rig.picture(bench.side, bench.side), rig.request(7)
-    ours, theirs = picture_of(bench, bench.ours), rig.Diffusers(rig.config(), bench.model).pixels(request, data)
+    data, request = device.picture(bench.side, bench.side), device.request(7)
+    ours, theirs = picture_of(bench, bench.ours), device.Diffusers(device.config(), bench.model).pixels(request, data)
     found["to_diffusers"] = apart(ours, theirs)
     found["captured_to_eager"] = apart(picture_of(bench, bench.captured_model(rows=(1,))), ours)
     exact = in_float32(bench.model)
     with switched(allow_tf32=False):
-        reference = rig.Diffusers(rig.config(), exact).pixels(request, data)
+        reference = device.Diffusers(device.config(), exact).pixels(request, data)
     del exact
     found["to_float32"], found["diffusers_to_float32"] = apart(ours, reference), apart(theirs, reference)
     with switched(allow_fp16_accumulation=True):
@@ -141,8 +143,8 @@ def pictures(bench, found):
 
 def waits(bench, found):
     """Which stages wait for the device though they must not: torch makes each such wait an error meanwhile."""
-    model, request = bench.captured_model(rows=(1,)), rig.request(7)
-    pixels = rig.images.decode(rig.picture(bench.side, bench.side), rig.config())
+    model, request = bench.captured_model(rows=(1,)), device.request(7)
+    pixels = device.images.decode(device.picture(bench.side, bench.side), device.config())
     state = {}
     launches = {
         "prepare, a new prompt": lambda: state.update(text=model.prepare(request)),
@@ -206,7 +208,7 @@ def compile_all(bench, found, compiler):
 
 def compiled_diffusers(bench, found):
     """diffusers with its UNet and decoder compiled, as its manual has it: the UNet alone, and the whole call."""
-    pipeline = rig.Diffusers(rig.config(), bench.model)
+    pipeline = device.Diffusers(device.config(), bench.model)
     parts = pipeline.pipeline
     parts.unet.to(memory_format=torch.channels_last)
     parts.vae.to(memory_format=torch.channels_last)
@@ -215,7 +217,7 @@ def compiled_diffusers(bench, found):
     try:
         parts.unet = torch.compile(plain, fullgraph=True, **options)
         parts.vae.decode = torch.compile(decode, fullgraph=True, **options)
-        call = functools.partial(pipeline.one, rig.request(1), rig.picture(bench.side, bench.side))
+        call = functools.partial(pipeline.one, device.request(1), device.picture(bench.side, bench.side))
         found["compile_s"] = seconds(call)
         found["one_ms"] = bench.ms(call, least=5)
         for rows in (1, 2):
@@ -230,14 +232,14 @@ def compiled_diffusers(bench, found):
 
 def warm_up(bench, found):
     """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
-    sizes = ((bench.side, bench.side),) if bench.dry else fitting.CAPTURED_SIZES
+    sizes = ((bench.side, bench.side),) if bench.dry else loader.CAPTURED_SIZES
     model = DeviceModel(bench.model)
     bench.note_peaks()
-    fitting.measure(model, bench.side)
+    loader.measure(model, bench.side)
     found["capture_s"] = seconds(functools.partial(bench.capture_shapes, model, sizes))
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    fitting.allot(model, devices.free_memory(bench.device))
+    loader.allot(model, devices.free_memory(bench.device))
     found["footprint"] = str(model.footprint)
     found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
     model.graphs.evict()
@@ -321,7 +323,7 @@ def loaded(bench, found, **options):
 @contextlib.contextmanager
 def serving(bench, device_model):
     """The engine loop around a model, warm; its graphs are given up afterwards."""
-    engine = rig.Ours(rig.config(max_batch=8), device_model)
+    engine = device.Ours(device.config(max_batch=8), device_model)
     try:
         engine.many(several(bench, 16), 8)
         yield engine
@@ -343,24 +345,24 @@ def watching(bench):
 
 def several(bench, count):
     """Requests of the usual size, each with a seed of its own."""
-    data = rig.picture(bench.side, bench.side)
-    return [(rig.request(seed), data) for seed in range(count)]
+    data = device.picture(bench.side, bench.side)
+    return [(device.request(seed), data) for seed in range(count)]
 
 
 def picture_of(bench, model, **fields):
     """One request alone through the stages."""
-    data = rig.picture(bench.side, bench.side)
-    return rig.generate(model, rig.request(7, **fields), rig.images.decode(data, rig.config()))
+    data = device.picture(bench.side, bench.side)
+    return device.generate(model, device.request(7, **fields), device.images.decode(data, device.config()))
 
 
 def apart(one, other):
-    return {"psnr_db": round(rig.psnr(one, other), 1), "levels": rig.levels_apart(one, other)}
+    return {"psnr_db": round(device.psnr(one, other), 1), "levels": device.levels_apart(one, other)}
 
 
 def seconds(run):
     begun = time.perf_counter()
     run()
-    rig.synchronize()
+    device.synchronize()
     return round(time.perf_counter() - begun, 1)
 
 
@@ -415,7 +417,7 @@ def main(arguments=None):
     parser.add_argument("--dry", action="store_true", help="on a CPU, at tiny sizes")
     parser.add_argument("--only", nargs="*", default=[], help="names of sections, done or not")
     options = parser.parse_args(arguments)
-    machine = {"dry": options.dry, **rig.machine()}
+    machine = {"dry": options.dry, **device.machine()}
     kept = json.loads(options.out.read_text()) if options.out.exists() else {}
     report = kept if {key: kept.get(key) for key in machine} == machine else machine
     print(machine, flush=True)

@@ -17,7 +17,7 @@ import time
 import msgspec
 from websockets.sync.client import connect
 
-from benchmarks.http_side import APP, PICTURE, Client, arguments, awake, serving
+from benchmarks.harness.http import APP, PICTURE, Client, arguments, awake, serving
 
 
 def measure(call, count, warm_up=5):

@@ -4,8 +4,8 @@
 
 Both take JPEG bytes to JPEG bytes, safety checker and all, each in a process of its own; ours through the engine loop.
 The ratio is the median of the
-rounds' ratios, so that a busy machine slows both. FOLDER may be benchmarks/fake_weights.py's `sd15`. Needs nothing of
-the web side. Prints a table; the last line is JSON.
+rounds' ratios, so that a busy machine slows both. FOLDER may be benchmarks/harness/fake_weights.py's `sd15`. Needs
+nothing of the web side. Prints a table; the last line is JSON.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 
 import numpy as np
 
-from benchmarks import rig
+from benchmarks.harness import device
 
 
 def main():
@@ -33,32 +33,32 @@ def main():
 
 
 def measure(options):
-    config = rig.config(
+    config = device.config(
         options.model, lora="none", device=options.device, dtype=options.dtype, max_batch=options.max_batch
     )
-    theirs = rig.Side(rig.Diffusers, config, threads=options.threads)
-    ours = rig.Side(rig.Ours, config, threads=options.threads)
-    params, data = rig.request(num_inference_steps=options.steps), rig.picture(options.side, options.side)
+    theirs = device.Side(device.Diffusers, config, threads=options.threads)
+    ours = device.Side(device.Ours, config, threads=options.threads)
+    params, data = device.request(num_inference_steps=options.steps), device.picture(options.side, options.side)
     contenders = {"diffusers": (theirs, "one", params, data), "ours": (ours, "one", params, data)}
     if options.clients:
-        crowd = [(rig.request(seed, num_inference_steps=options.steps), data) for seed in range(options.clients)]
+        crowd = [(device.request(seed, num_inference_steps=options.steps), data) for seed in range(options.clients)]
         contenders["ours, crowd"] = (ours, "many", crowd, options.clients)
-    results = rig.race(options.rounds, **contenders)
+    results = device.race(options.rounds, **contenders)
     walls, cpus = (
-        {name: [getattr(one, kind) for one in took] for name, took in results.items()} for kind in rig.Took._fields
+        {name: [getattr(one, kind) for one in took] for name, took in results.items()} for kind in device.Took._fields
     )
-    report = {**rig.machine(), "model": options.model, "side": options.side, "steps": options.steps}
+    report = {**device.machine(), "model": options.model, "side": options.side, "steps": options.steps}
     report |= {f"{name}_s": round(statistics.median(seconds), 4) for name, seconds in walls.items()}
-    report["latency_ratio"] = rig.median_ratio(walls, "ours", "diffusers")
-    report["cpu_ratio"] = rig.median_ratio(cpus, "ours", "diffusers")
+    report["latency_ratio"] = device.median_ratio(walls, "ours", "diffusers")
+    report["cpu_ratio"] = device.median_ratio(cpus, "ours", "diffusers")
     if options.clients:
         each = {**walls, "ours, each of a crowd": [wall / options.clients for wall in walls["ours, crowd"]]}
-        report["crowd_over_diffusers"] = rig.median_ratio(each, "diffusers", "ours, each of a crowd")
-        report["crowd_over_one_client"] = rig.median_ratio(each, "ours", "ours, each of a crowd")
+        report["crowd_over_diffusers"] = device.median_ratio(each, "diffusers", "ours, each of a crowd")
+        report["crowd_over_one_client"] = device.median_ratio(each, "ours", "ours, each of a crowd")
     (_, expected), (_, actual) = theirs.call("pixels", params, data), ours.call("pixels", params, data)
     report |= {
-        "levels_apart": rig.levels_apart(actual, expected),
-        "psnr_db": round(rig.psnr(actual, expected), 1),
+        "levels_apart": device.levels_apart(actual, expected),
+        "psnr_db": round(device.psnr(actual, expected), 1),
         "picture_spread": round(float(np.std(expected)), 1),
     }
     ours.close()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks import rig
+from benchmarks.harness import device
 
 # Pillow's own font knows ASCII alone. In the order in which a request goes through them, with what each is.
 STAGES = {
@@ -32,11 +32,11 @@ WIDTH, BAR, LINE, MARGIN = 1200, 90, 30, 30
 
 def measure(options):
     """Median milliseconds by stage, and of the whole."""
-    config = rig.config(options.model, lora="none", device=options.device, dtype=options.dtype)
-    engine, data = rig.Ours(config), rig.picture(options.side, options.side)
+    config = device.config(options.model, lora="none", device=options.device, dtype=options.dtype)
+    engine, data = device.Ours(config), device.picture(options.side, options.side)
     try:
-        engine.one(rig.request(), data)
-        timings = [engine.one(rig.request(seed), data).timings for seed in range(options.requests)]
+        engine.one(device.request(), data)
+        timings = [engine.one(device.request(seed), data).timings for seed in range(options.requests)]
     finally:
         engine.close()
     found = {name: statistics.median(each.get(name, 0.0) for each in timings) * 1e3 for name in STAGES}
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("stages.png"))
     options = parser.parse_args()
     found, total = measure(options)
-    machine = rig.machine()
+    machine = device.machine()
     title = (
         f"One request: {options.model}, {options.side}x{options.side}, 4 steps, {total:.0f} ms on {machine['device']}"
     )

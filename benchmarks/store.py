@@ -16,8 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from server.job_store import JobStore
-from server.jobs import LogLine, NewJob, Result
+from server.jobs.job import LogLine, NewJob, Result
+from server.jobs.store import JobStore
 
 APP = "fal-ai/lcm-sd15-i2i"
 LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "picture 512×512", "4 steps in 0.1 s"))

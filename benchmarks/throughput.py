@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 
-from benchmarks.http_side import Client, arguments, serving
+from benchmarks.harness.http import Client, arguments, serving
 
 
 class User(threading.Thread):

@@ -1,4 +1,4 @@
-"""What can go wrong before a model runs. (What can go wrong with a request is in `pipelines.types`.)"""
+"""What can go wrong before a model runs. (What can go wrong with a request is in `pipelines.messages`.)"""
 
 
 class SetupError(Exception):

@@ -26,9 +26,9 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from pipelines.engine import Engine
+from pipelines.engine.loop import Engine
 from pipelines.errors import CheckpointError, NoRoomError
-from pipelines.types import (
+from pipelines.messages import (
     EXIT_NO_ROOM,
     Cancel,
     Configure,
@@ -44,8 +44,8 @@ from pipelines.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipelines.stages import Outfit
-    from pipelines.types import EngineConfig, FromEngine, ToEngine
+    from pipelines.engine.backend import Outfit
+    from pipelines.messages import EngineConfig, FromEngine, ToEngine
 
 logger = logging.getLogger(__name__)
 
@@ -178,12 +178,12 @@ def load_outfit(config: EngineConfig, progress: Callable[[float, str], None]) ->
     """What `config` names: a model on its device, or the engine without one. Raises `SetupError`."""
     # Imported here because torch takes seconds, and one of the two does without it.
     if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:
-        from pipelines import instant  # noqa: PLC0415
+        from pipelines.engine import instant  # noqa: PLC0415
 
         return instant.load(config)
-    from pipelines import fitting  # noqa: PLC0415
+    from pipelines.device import loader  # noqa: PLC0415
 
-    return fitting.load(config, progress)
+    return loader.load(config, progress)
 
 
 def _be_owned() -> None:

@@ -1,4 +1,4 @@
-"""Web side of fourstep: fal's protocol on top of engine processes. It imports of `pipelines` only `pipelines.types`.
+"""Web side of fourstep: fal's protocol on top of engine processes. It imports of `pipelines` only `pipelines.messages`.
 
     client ─▶ routes ─▶ generate ─▶ workers ══socket══▶ pipelines.worker   (one process per device)
                 │           ▲                             engine: admit → step → retire

@@ -8,26 +8,26 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from server.auth import Auth
-from server.deps import Context
-from server.fetch import Fetch
-from server.files import Files
-from server.front import front
+from server.access.auth import Auth
+from server.access.limits import Limits
+from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
+from server.context import Context
 from server.generate import Resources, run_job
-from server.job_store import JobStore
-from server.limits import Limits
+from server.jobs.queue import Queue
+from server.jobs.store import JobStore
 from server.metrics import Metrics
-from server.queue import Queue
-from server.responses import EXCEPTION_HANDLERS
-from server.routes import files, ops, pages, proxy, queue, realtime, run, tokens, uploads, websocket_run
+from server.outbound.fetch import Fetch
 from server.settings import Settings
-from server.webhook_keys import SigningKeys
-from server.webhooks import Deliverer
-from server.workers import Pool
+from server.storage.files import Files
+from server.web.front import front
+from server.web.responses import EXCEPTION_HANDLERS
+from server.webhooks.delivery import Deliverer
+from server.webhooks.signing_keys import SigningKeys
+from server.workers.pool import Pool
 
 ROUTES = [
     *run.ROUTES,
-    *websocket_run.ROUTES,
+    *ws_run.ROUTES,
     *queue.ROUTES,
     *realtime.ROUTES,
     *tokens.ROUTES,
@@ -35,7 +35,7 @@ ROUTES = [
     *files.ROUTES,
     *proxy.ROUTES,
     *ops.ROUTES,
-    *pages.ROUTES,
+    *playground.ROUTES,
 ]
 
 # Engines go last when the server stops: the queue has given its jobs back by then.
@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> Application:
 
     app = FastAPI(
         title="fourstep",
-        openapi_url=None,  # ours is fal's document of the endpoint: see server.openapi
+        openapi_url=None,  # ours is fal's document of the endpoint: see server.fal.openapi
         redirect_slashes=False,
         routes=ROUTES,
         exception_handlers=EXCEPTION_HANDLERS,

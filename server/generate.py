@@ -10,18 +10,18 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from pipelines.types import Generated, Log, Picture, Preview, Priority, Started, Work
-from server import data_uri
-from server.errors import RequestError, invalid, overloaded, start_timed_out
-from server.fetch import Fetch, FetchError
-from server.files import NO_SPACE, Files
-from server.jobs import Job
-from server.keys import Allowance
-from server.limits import Hold, Limits
+from pipelines.messages import Generated, Log, Picture, Preview, Priority, Started, Work
+from server.access.api_keys import Allowance
+from server.access.limits import Hold, Limits
+from server.fal import data_uri
+from server.fal.errors import RequestError, invalid, overloaded, start_timed_out
+from server.fal.schemas import LcmInput, parse
+from server.jobs.job import Job
 from server.metrics import Metrics
-from server.schemas import LcmInput, parse
+from server.outbound.fetch import Fetch, FetchError
 from server.settings import Settings
-from server.workers import Pool
+from server.storage.files import NO_SPACE, Files
+from server.workers.pool import Pool
 
 LOG = logging.getLogger(__name__)
 

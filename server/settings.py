@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.types import EngineConfig
+from pipelines.messages import EngineConfig
 
 PREFIX = "FOURSTEP_"
 

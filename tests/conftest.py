@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.harness import Server, serving
+from tests.support.server_process import Server, serving
 
 # What a machine may honestly lack; any other skip fails the suite when CI=true.
 ALLOWED_SKIPS = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import clean_env
+from tests.support.server_process import clean_env
 
 AUDIT = Path(__file__).parent.parent / ".ci" / "audit.py"
 BAD = {("jinja2", "2.4.1"), ("urllib3", "1.0")}

@@ -8,12 +8,12 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from pipelines.types import Log, Preview, Priority, Started
-from server import data_uri, schemas
-from server.data_uri import DataUriError, TooLargeError
-from server.errors import InvalidInput, RequestError
+from pipelines.messages import Log, Preview, Priority, Started
+from server.fal import data_uri, schemas
+from server.fal.data_uri import DataUriError, TooLargeError
+from server.fal.errors import InvalidInput, RequestError
 from server.generate import Call, generate
-from tests.web import INPUT, JPEG, serving
+from tests.support.app_client import INPUT, JPEG, serving
 
 CALL = Call(id="1", tenant="alice", priority=Priority.RUN, cdn="https://box.lan/cdn")
 PICTURE = bytes(range(256)) * 4

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.types import (
+from pipelines.messages import (
     EXIT_NO_ROOM,
     Beat,
     Cancel,
@@ -29,11 +29,11 @@ from pipelines.types import (
     parse_from_engine,
 )
 from pipelines.worker import EXIT_DEVICE_LOST, EXIT_SETUP_FAILED
-from tests.harness import clean_env
+from tests.support.server_process import clean_env
 
 WAIT_S = 30.0
 COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
-FAULTY = (sys.executable, "-P", str(Path(__file__).with_name("faulty_engine.py")))
+FAULTY = (sys.executable, "-P", str(Path(__file__).parent / "support" / "faulty_engine.py"))
 
 
 class EngineUnderTest:
@@ -197,6 +197,6 @@ def test_with_pictures_decoded_a_bad_one_is_refused():
 
 @pytest.mark.parametrize("module", ["torch", "diffusers", "transformers"])
 def test_the_engine_without_a_model_imports_no_torch(module):
-    code = f"import sys, pipelines.worker, pipelines.instant\nsys.exit({module!r} in sys.modules)"
+    code = f"import sys, pipelines.worker, pipelines.engine.instant\nsys.exit({module!r} in sys.modules)"
 
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

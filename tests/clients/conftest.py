@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy
 import pytest
 
-from pipelines.images import encode
-from server.takeover import hosts_lines
+from pipelines.images.codec import encode
+from server.transport.takeover import hosts_lines
 from tests.clients.kit import Clients
 from tests.clients.sandbox import Sandbox, SandboxError, sandbox
-from tests.harness import Server, clean_env, serving
+from tests.support.server_process import Server, clean_env, serving
 
 KEY = "test-key:0123456789abcdef"
 # Receivers of webhooks run beside the clients.

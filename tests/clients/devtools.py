@@ -10,7 +10,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-from tests.harness import until
+from tests.support.server_process import until
 
 
 class Page:

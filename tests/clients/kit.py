@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.harness import clean_env
+from tests.support.server_process import clean_env
 
 HERE = Path(__file__).parent
 JS, PY = HERE / "js", HERE / "py"

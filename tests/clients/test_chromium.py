@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from server import tls
 from server.settings import Settings
-from tests.certificates import answering, rogue_context
+from server.transport import tls
 from tests.clients.devtools import Page, visiting
-from tests.harness import clean_env, until
+from tests.support.certificates import answering, rogue_context
+from tests.support.server_process import clean_env, until
 
 ERROR = re.compile(r"net::(ERR_\w+)")
 ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"

@@ -4,7 +4,7 @@ import pytest
 
 from tests.clients.conftest import count, taking_over
 from tests.clients.test_javascript_client import PROXY_ROUTE
-from tests.harness import serving
+from tests.support.server_process import serving
 
 # Half a second each: nothing that comes later starts within the next second and a half.
 BEHIND = 8

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from server.cli import command_line
+from server.cli.main import command_line
 from tests.clients.kit import JS, install_javascript, node
-from tests.harness import clean_env
+from tests.support.server_process import clean_env
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

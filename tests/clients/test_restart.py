@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tests.clients.conftest import by_environment, count
-from tests.harness import start_server
+from tests.support.server_process import start_server
 
 
 def free_port() -> int:

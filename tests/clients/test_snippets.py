@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from tests.clients.kit import JS, install_javascript, node
-from tests.harness import clean_env
+from tests.support.server_process import clean_env
 
 SAMPLE_INPUT = {
     "prompt": "masterpiece, colorful, photo of a beach in hawaii, sun",

@@ -6,7 +6,7 @@ The clients run in a sandbox (see `sandbox.py`): their names lead to the server,
 import numpy
 import pytest
 
-from pipelines.images import encode
+from pipelines.images.codec import encode
 from tests.clients.conftest import taking_over
 from tests.clients.kit import fal_sdk, old_python_client
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from server import tls
 from server.settings import Settings
-from tests.certificates import answering, rogue_context
+from server.transport import tls
 from tests.clients.kit import Clients
+from tests.support.certificates import answering, rogue_context
 
 
 @pytest.fixture

@@ -1,0 +1,244 @@
+"""What the benchmarks of the device side measure with: our engine, and diffusers on the same weights.
+
+Needs `pipelines`, torch and diffusers; nothing of the web side.
+"""
+
+import contextlib
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
+from diffusers.utils import logging as diffusers_logging
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from pipelines.device import loader
+from pipelines.engine.backend import ImageCodec, Outfit
+from pipelines.images import codec as images
+from pipelines.messages import EngineConfig, GenerationParams
+from pipelines.model.noise_schedule import lcm_timesteps
+from pipelines.tools.bench import LocalEngine
+from pipelines.weights import checkpoint
+
+diffusers_logging.set_verbosity_error()  # it warns at every call that timesteps were given
+
+PICTURE = Path(__file__).parents[2] / "server" / "static" / "beach.jpg"
+PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
+
+
+def config(model="demo", **options):
+    """An engine's configuration; what the demo model writes goes to a folder of this machine's."""
+    data_dir = Path(tempfile.gettempdir()) / "fourstep-benchmarks"
+    return EngineConfig(model=str(model), data_dir=str(data_dir), **options)
+
+
+def load(engine_config):
+    """A model of its own for one side: the two must not share modules."""
+    return checkpoint.load(engine_config, lambda fraction, what: None)
+
+
+def request(seed=42, **fields):
+    return GenerationParams(**({"prompt": PROMPT, "seed": seed} | fields))
+
+
+def picture(width=512, height=512):
+    """The example picture at a size: JPEG bytes."""
+    with Image.open(PICTURE) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
+    return images.encode(pixels, 95, "4:4:4")
+
+
+class Took(NamedTuple):
+    """Seconds on the clock, and of all cores together (which other programs' load changes less)."""
+
+    wall: float
+    cpu: float
+
+
+class Side:
+    """`make(*arguments)` in a process of its own, so that two sides share neither threads nor an allocator.
+
+    `call(name, *arguments)` runs a method of it there: how long it took, and what it returned.
+    """
+
+    def __init__(self, make, *arguments, threads=0):
+        context = multiprocessing.get_context("spawn")
+        self._link, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._link.recv()
+
+    def call(self, name, *arguments):
+        self._link.send((name, arguments))
+        return self._link.recv()
+
+    def close(self):
+        self._link.close()
+        self._process.join()
+
+
+def _serve(link, make, arguments, threads):
+    if threads:
+        torch.set_num_threads(threads)
+    side = make(*arguments)
+    link.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            name, given = link.recv()
+            synchronize()
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = getattr(side, name)(*given)
+            synchronize()
+            link.send((Took(time.perf_counter() - wall, time.process_time() - cpu), result))
+    side.close()
+
+
+class Ours(LocalEngine):
+    """Our engine, loaded as the engine process loads it: JPEG in, JPEG out."""
+
+    def __init__(self, engine_config, model=None):
+        def load():
+            if model is None:
+                return loader.load(engine_config, lambda fraction, what: None)
+            codec = ImageCodec(engine_config)
+            return Outfit(model=model, codec=codec, name="", device="", dtype="", overlaps=model.overlaps)
+
+        self._config = engine_config
+        super().__init__(engine_config, load)
+        self.model = self.outfit.model
+
+    def timed(self, requests, per_second, seed=0):
+        """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
+        gaps = np.random.default_rng(seed).exponential(1 / per_second, len(requests))
+        started, latencies, due = {}, [], time.perf_counter()
+        for gap, given in zip(gaps, requests, strict=True):
+            due += gap
+            time.sleep(max(0.0, due - time.perf_counter()))
+            started[self.submit(*given)] = due
+        for _ in requests:
+            moment, message = self.answer()
+            latencies.append(moment - started[message.id])
+        return latencies
+
+    def pixels(self, params, data):
+        """The request through our stages without a JPEG at the end: uint8 [images, H, W, 3]."""
+        return generate(self.model, params, images.decode(data, self._config))
+
+
+class Diffusers:
+    """`StableDiffusionImg2ImgPipeline` with `LCMScheduler`, as its manual has it: a PIL picture in, one out."""
+
+    def __init__(self, engine_config, model=None):
+        model = model or load(engine_config)
+        checker = model.safety_checker
+        processor = None
+        if checker is not None:
+            side = checker.config.vision_config.image_size
+            processor = CLIPImageProcessor(size=side, crop_size=side)
+        self.pipeline = StableDiffusionImg2ImgPipeline(
+            vae=model.vae,
+            text_encoder=model.text_encoder,
+            tokenizer=model.tokenizer,
+            unet=model.unet,
+            scheduler=LCMScheduler.from_config(model.scheduler_config),
+            safety_checker=checker,
+            feature_extractor=processor,
+            requires_safety_checker=checker is not None,
+        )
+        self.pipeline.set_progress_bar_config(disable=True)
+
+    def pixels(self, params, data):
+        """uint8 [images, H, W, 3], with as many UNet calls as ours makes."""
+        count, picture_in = params.num_images, Image.fromarray(images.decode(data, config()))
+        timesteps = list(lcm_timesteps(params.num_inference_steps, params.strength))
+        generators = [torch.Generator().manual_seed(params.seed + number) for number in range(count)]
+        made = self.pipeline(
+            prompt=params.prompt,
+            image=picture_in,
+            strength=1.0,  # the timesteps have it in them already
+            timesteps=timesteps,
+            guidance_scale=params.guidance_scale,
+            negative_prompt=params.negative_prompt if params.guidance_scale > 1 else None,
+            num_images_per_prompt=count,
+            generator=generators,
+        ).images
+        return np.stack([np.asarray(image) for image in made])
+
+    def one(self, params, data):
+        """JPEG in, JPEG out."""
+        return images.encode(self.pixels(params, data)[0], 95, "4:4:4")
+
+    def close(self):
+        """Nothing to do."""
+
+
+def generate(model, params, pixels):
+    """The request alone through our five stages, without the engine: uint8 [images, H, W, 3]."""
+    conditioning = model.prepare(params)
+    items = [(params, conditioning, pixels, params.seed + number) for number in range(params.num_images)]
+    trajectories = model.encode(items)
+    while not trajectories[0].finished:
+        model.step(trajectories)
+    drawn = model.decode(trajectories)
+    pixels, *_ = model.fetch(drawn, model.finite(trajectories), model.check(drawn))()
+    return pixels
+
+
+def race(rounds, **contenders):
+    """What each contender took in each round, one after the other in turn, after a first go that does not count.
+
+    A contender is a side and what to call there.
+    """
+    results = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, (side, *call) in contenders.items():
+            took, _ = side.call(*call)
+            print(f"round {number}  {name:<12} {took.wall:8.3f} s  {took.cpu:8.3f} s of CPU", file=sys.stderr)
+            if number:
+                results[name].append(took)
+    return results
+
+
+def synchronize():
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def median_ratio(seconds, one, other):
+    """Median over the rounds of one contender's time by another's."""
+    return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
+
+
+def machine():
+    """What was measured on."""
+    cuda = torch.cuda.is_available()
+    model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "CPU")
+    return {
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if cuda else f"{model}, {torch.get_num_threads()} threads",
+    }
+
+
+def cpu_lines():
+    with contextlib.suppress(OSError):
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    return []
+
+
+def levels_apart(one, other):
+    """The largest difference in any channel of any pixel."""
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def psnr(one, other):
+    """Peak signal-to-noise ratio in dB; infinite for equal pictures."""
+    error = np.square(one.astype(np.float64) - other).mean()
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,0 +1,89 @@
+"""How many pictures of a size a stage may take at once, from the memory that it was seen to take. Pure but for `peak`.
+
+What a stage needs grows with pixels and rows: activations are all there is (attention keeps no matrix of its scores).
+So it is measured once, and the rest is proportion. A picture alone always runs: if that takes more than there is,
+memory runs out, and what can make room does (`pipelines.engine.stage_runner`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Sizes that were not measured get other kernels with other scratch, and memory falls to pieces.
+MARGIN = 1.25
+
+
+class Footprint:
+    """What stages take of `budget` bytes."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self._costs: dict[str, float] = {}
+
+    def note(self, stage: str, pixels: int, rows: int, nbytes: int) -> None:
+        """A stage took so many bytes at most, for so many rows of `pixels` pixels each."""
+        self._costs[stage] = max(nbytes / (pixels * rows), self._costs.get(stage, 0.0))
+
+    def rows(self, stage: str, pixels: int, most: int) -> int:
+        """How many rows of so many pixels the stage may take: from one to `most`; `most` if it was not measured."""
+        cost = MARGIN * self._costs.get(stage, 0.0) * pixels
+        return max(1, int(min(most, self.budget / cost))) if cost else most
+
+    def __str__(self) -> str:
+        costs = ", ".join(f"{stage} {cost:.0f}" for stage, cost in self._costs.items())
+        return f"{self.budget / 1e9:.1f} GB for a stage; bytes a pixel: {costs}"
+
+
+def peak(device: torch.device, run: Callable[[], object]) -> int:
+    """By how many bytes a call makes the memory in use grow at most.
+
+    On CUDA the allocator counts. On a CPU the size of the process tells little (freed memory stays, shared pages come
+    and go), so what the operators return is counted as long as it lives; their own scratch is left to the margin.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    counter = _Counter()
+    with counter:
+        run()
+    return counter.most
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Counts the bytes of all storages that operators have made and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        result = func(*args, **kwargs or {})
+        for storage in _storages(result):
+            if (address := storage.data_ptr()) not in given | self._known:
+                self._known.add(address)
+                self._now += storage.nbytes()
+                weakref.finalize(storage, self._gone, address, storage.nbytes())
+        self.most = max(self.most, self._now)
+        return result
+
+    def _gone(self, address: int, nbytes: int) -> None:
+        self._known.discard(address)
+        self._now -= nbytes
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    """Of all tensors but those in a layout of oneDNN's own: weights."""
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]

@@ -1,0 +1,102 @@
+"""The thread that waits for pictures: the device thread launches them and goes on with the steps of others.
+
+Batches of pictures arrive in the order in which they were launched. What goes wrong while one is waited for went wrong
+on the device; it becomes the device thread's, which ends with it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from pipelines.engine.request import Rendered
+from pipelines.messages import Failed, Generated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeAlias
+
+    from pipelines.engine.codec_pool import CodecThreads
+    from pipelines.engine.request import Image, Request
+
+    Develop: TypeAlias = Callable[[], list[Rendered | None]]
+
+
+def develop(
+    wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
+) -> list[Rendered | None]:
+    """Wait for pictures, their numbers' finiteness and what the safety checker says (`stages.Model.fetch`).
+
+    A picture that is unsafe is black, if it was to be `checked`; one that is not even numbers is None.
+    """
+    pictures, finite, unsafe = wait()
+    nsfw = [flag and asked for flag, asked in zip(unsafe, checked, strict=True)]
+    pictures[nsfw] = 0
+    return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]
+
+
+class Gallery:
+    """`end` takes the last message of a request that can't be shown, `leave` a request that the device is done with.
+
+    `leave` is called by the device thread: `tell` takes what that is to do.
+    """
+
+    def __init__(
+        self,
+        codecs: CodecThreads,
+        end: Callable[[Request, Generated | Failed], None],
+        leave: Callable[[Request], None],
+        tell: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._codecs = codecs
+        self._end = end
+        self._leave = leave
+        self._tell = tell
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gallery")
+
+    def hang(self, images: Sequence[Image], pictures: Develop) -> None:
+        """Have the last pictures of these images waited for, and complete requests answered."""
+        self._thread.submit(self._contained, partial(self._hang, images, pictures))
+
+    def show(self, images: Sequence[Image], pictures: Develop) -> None:
+        """Have previews of these images, as they stand now, waited for and sent."""
+        steps = [image.trajectory.step for image in images]
+        self._thread.submit(self._contained, partial(self._show, images, steps, pictures))
+
+    def close(self) -> None:
+        """Return when nothing is waited for."""
+        self._thread.shutdown()
+
+    # --- on the thread -----------------------------------------------------------------------------------------------
+
+    def _hang(self, images: Sequence[Image], pictures: Develop) -> None:
+        for image, rendered in zip(images, pictures(), strict=True):
+            image.rendered, image.developed = rendered, True
+        for request in dict.fromkeys(image.request for image in images):
+            if request.ended or not all(image.developed for image in request.images):
+                continue
+            request.time()
+            if all(image.rendered is not None for image in request.images):
+                self._codecs.answer(request)
+            else:
+                words = "The model computed something that is no picture."
+                self._end(request, Failed(id=request.id, kind="bad_output", message=words))
+            self._tell(partial(self._leave, request))
+
+    def _show(self, images: Sequence[Image], steps: Sequence[int], pictures: Develop) -> None:
+        for image, step, rendered in zip(images, steps, pictures(), strict=True):
+            if rendered is None:
+                image.request.previewing = False
+            else:
+                self._codecs.preview(image.request, step, rendered)
+
+    def _contained(self, run: Callable[[], None]) -> None:
+        try:
+            run()
+        except Exception as error:  # noqa: BLE001 – it is the device thread's
+            self._tell(partial(_raise, error))
+
+
+def _raise(error: Exception) -> None:
+    raise error

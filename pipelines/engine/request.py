@@ -1,0 +1,141 @@
+"""One request in hand, and the images that it is made of, on their way through the engine loop."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from pipelines.engine.backend import Mark, Pixels
+    from pipelines.messages import Priority, Work
+
+
+class Rendered(NamedTuple):
+    """What the device made of an image: uint8 [H, W, 3] on the host, and whether it was blackened as unsafe."""
+
+    pixels: Pixels
+    nsfw: bool
+
+
+class Span(NamedTuple):
+    """A stage that a request took part in, in a batch of `images` images of `pixels` pixels each: from mark to mark."""
+
+    stage: str
+    pixels: int
+    images: int
+    begin: Mark
+    end: Mark
+
+    @property
+    def seconds(self) -> float:
+        """How long the device took. Waits for it."""
+        return self.end.since(self.begin)
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """A `Work` in hand. `arrived` and `decoded` are monotonic seconds; `timings` seconds by stage.
+
+    `cancelled`: nobody waits for it any more. `ended`: its last message is on its way.
+    """
+
+    work: Work
+    arrived: float
+    decoded: float = 0.0
+    cancelled: bool = False
+    ended: bool = False
+    pixels: Any = None  # uint8 [H, W, 3], once decoded
+    conditioning: Any = None
+    images: list[Image] = field(default_factory=list)
+    previewing: bool = False  # a preview is being made or encoded, or has failed: the last
+    preview: Future[None] | None = None  # the encoding of the last one
+    spans: list[Span] = field(default_factory=list)
+    timings: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def id(self) -> str:
+        """The work's id."""
+        return self.work.id
+
+    @property
+    def priority(self) -> Priority:
+        """The work's priority."""
+        return self.work.priority
+
+    @property
+    def tenant(self) -> str:
+        """Whom fairness counts it for."""
+        return self.work.tenant
+
+    @property
+    def rows(self) -> int:
+        """UNet rows of all its images."""
+        params = self.work.params
+        return params.num_images * (2 if params.guidance_scale > 1 else 1)
+
+    def time(self) -> None:
+        """Sum up by stage how long the device took. Waits for it."""
+        for span in self.spans:
+            self.timings[span.stage] += span.seconds
+
+    @property
+    def launched(self) -> bool:
+        """Whether all its pictures are being made: nothing is left to denoise."""
+        return bool(self.images) and all(image.launched for image in self.images)
+
+
+@dataclass(eq=False, slots=True)
+class Image:
+    """One image of a request: a trajectory while it is on the device, then `rendered`.
+
+    `launched`: the device has been told to make its picture. `developed`: that has been waited for; `rendered` is still
+    None then if it is no picture.
+    """
+
+    request: Request
+    seed: int
+    trajectory: Any = None
+    launched: bool = False
+    developed: bool = False
+    rendered: Rendered | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """The request's priority."""
+        return self.request.priority
+
+    @property
+    def tenant(self) -> str:
+        """The request's tenant."""
+        return self.request.tenant
+
+    @property
+    def arrived(self) -> float:
+        """When the request came."""
+        return self.request.arrived
+
+    @property
+    def wants_preview(self) -> bool:
+        """Whether its request is to see it as it is now: its first image, between steps, the last preview sent."""
+        request = self.request
+        return (
+            request.work.previews
+            and self is request.images[0]
+            and not self.trajectory.finished
+            and not request.previewing
+        )
+
+    @property
+    def rows(self) -> int:
+        """UNet rows that each of its steps takes."""
+        rows: int = self.trajectory.rows
+        return rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        height, width, _ = self.request.pixels.shape
+        return height, width

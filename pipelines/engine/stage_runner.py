@@ -1,0 +1,117 @@
+"""How the loop runs a stage: in batches of one size, announced and timed, and what fails again on fewer images.
+
+A batch that failed is run in halves, so that only the culprit's request fails in the end; if memory ran out, no other
+batch of that size gets larger for a while, and a picture alone is tried again once the model has made room for it.
+Where a fault has left the device unusable the exception goes on, through the loop, to the end of the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from pipelines.engine import batching
+from pipelines.engine.backend import Diagnosis
+from pipelines.engine.pace import Pace
+from pipelines.engine.request import Span
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipelines.engine.backend import Model
+    from pipelines.engine.request import Image, Request
+    from pipelines.messages import FailureKind
+
+logger = logging.getLogger(__name__)
+
+# How long a batch stays small after memory ran out: what another program took may have come back.
+SMALL_FOR_S = 60.0
+
+
+class Staging:
+    """`announce` is told of each stage and for how long it may be silent; `fail`, which request can't go through it."""
+
+    def __init__(
+        self,
+        max_batch: int,
+        model: Model,
+        announce: Callable[[str, float], None],
+        fail: Callable[[Request, str, FailureKind], None],
+    ) -> None:
+        self._max_batch = max_batch
+        self._model = model
+        self._announce = announce
+        self._fail = fail
+        self._limits: dict[tuple[str, tuple[int, int]], tuple[int, float]] = {}
+        self._pace = Pace()
+
+    def limit(self, stage: str, shape: tuple[int, int]) -> int:
+        """How many may share a call: as configured, or less where memory has no room or has run out of late."""
+        size, until = self._limits.get((stage, shape), (self._max_batch, math.inf))
+        most = size if time.monotonic() < until else self._max_batch
+        height, width = shape
+        return self._model.room(stage, height * width, most)
+
+    def in_batches(self, stage: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
+        """Run a stage on images of any sizes."""
+        for group in batching.by_shape(images):
+            for batch in batching.parts(group, self.limit(stage, group[0].shape)):
+                self.attempt(stage, batch, run)
+
+    def attempt(self, stage: str, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
+        """Run a stage on images of one size, those of ended requests left out."""
+        images = [image for image in images if not image.request.ended]
+        if not images:
+            return
+        try:
+            run(images)
+        except Exception as error:
+            log_fault(stage, len(images), error)
+            diagnosis = self._model.diagnose(error)
+            if diagnosis is Diagnosis.DEVICE_LOST:
+                raise
+        else:
+            return
+        # Out here the exception is gone, and with it whatever memory its frames held.
+        out_of_memory = diagnosis is Diagnosis.OUT_OF_MEMORY
+        if len(images) == 1 and out_of_memory and self._model.relieve():
+            self.attempt(stage, images, run)
+            return
+        if len(images) == 1:
+            kind: FailureKind = "out_of_memory" if out_of_memory else "engine_error"
+            self._fail(images[0].request, stage, kind)
+            return
+        half = -(-len(images) // 2)
+        if out_of_memory:
+            limit = min(half, self.limit(stage, images[0].shape))
+            self._limits[stage, images[0].shape] = limit, time.monotonic() + SMALL_FOR_S
+        for part in batching.parts(images, half):
+            self.attempt(stage, part, run)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str, images: Sequence[Image]) -> Iterator[None]:
+        """Announce a stage, and mark where it begins and ends on the device, for its requests."""
+        height, width = images[0].shape
+        pixels, count = height * width, len(images)
+        self._announce(stage, self._pace.allow_s(stage, pixels, count))
+        began, begin = time.monotonic(), self._model.mark(stage)
+        yield
+        span = Span(stage, pixels, count, begin, self._model.mark(stage))
+        self._pace.note(stage, pixels, count, time.monotonic() - began)
+        for request in {image.request for image in images}:
+            request.spans.append(span)
+
+    def learn(self, request: Request) -> None:
+        """Note how long the device took for the stages of a request that is done: the patience with the next one."""
+        for span in request.spans:
+            self._pace.note(span.stage, span.pixels, span.images, span.seconds)
+
+
+def log_fault(stage: str, images: int, error: Exception) -> None:
+    """Where and what, but for the exception's own words: they may quote a prompt."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.warning("stage %s failed for %d image(s): %s\n%s", stage, images, type(error).__name__, where)

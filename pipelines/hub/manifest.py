@@ -1,0 +1,251 @@
+"""Which files, from which places, a configuration is made of. Reads a few small JSON files and decides; loads nothing.
+
+The same decisions serve loading (repositories are looked up in the hub's cache) and fetching (they are looked up on the
+hub): the caller says how to open one.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import CheckpointError, NotOnDiskError, OnlyPicklesError, UnreachableError
+from pipelines.hub import layout, sd15
+from pipelines.hub.source import Folder, Shelf, read_json
+from pipelines.messages import EngineConfig
+
+OpenRepo = Callable[[str], Shelf]
+
+REAL = ("sd15", "auto")  # names of the real weights; `auto` is resolved before this module is asked
+
+_REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+_FAMILY_MEND = "Use a Stable Diffusion 1.x checkpoint, fine-tuned or not: the LCM-LoRA makes it a four-step model."
+
+
+@dataclass(frozen=True)
+class Files:
+    """Some files of one shelf. Of a module: first its config, then its weights."""
+
+    shelf: Shelf
+    names: tuple[str, ...]
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.shelf.path(name) for name in self.names]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.shelf.sizes[name] for name in self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a model is made of.
+
+    Either `unet` and `text_encoder` (and `vae`) are parts in diffusers layout, or `single_file` holds them; a `vae`
+    beside `single_file` replaces the one inside. Without `scheduler`, SD 1.5's own. `safety_checker` and `lora` are
+    None where there is to be none. `extras` is what other programs want beside these; nothing here reads it.
+    """
+
+    name: str
+    single_file: Path | None = None
+    unet: Files | None = None
+    text_encoder: Files | None = None
+    vae: Files | None = None
+    tokenizer: Files
+    scheduler: Files | None = None
+    safety_checker: Files | None = None
+    lora: Files | None = None
+    extras: Files | None = None
+
+    def files(self) -> Iterator[Files]:
+        """All that lie on shelves (so without `single_file`)."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return (value for value in values if isinstance(value, Files))
+
+
+def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
+    """The recipe for `config.model` (a hub id, a folder or a file) with its LoRA, VAE and checker.
+
+    `half`: prefer 16-bit files. Raises `NotOnDiskError` where fetching would help, `CheckpointError` elsewhere.
+    """
+    base = open_repo(sd15.BASE) if config.model in REAL else _open(config.model, open_repo, "--model")
+    if isinstance(base, Path):
+        return _from_single_file(base, config, half=half, open_repo=open_repo)
+    scheduler = _require(base, layout.SCHEDULER, "the scheduler's config")
+    unet = _part(base, "unet", half=half)
+    _check_family(read_json(base.path(unet.names[0])))
+    return Recipe(
+        name=_name(config.model),
+        unet=unet,
+        text_encoder=_part(base, "text_encoder", half=half),
+        vae=_vae(config, base, half=half, open_repo=open_repo),
+        tokenizer=_tokenizer(base),
+        scheduler=scheduler,
+        safety_checker=_safety_checker(config, base, half=half, open_repo=open_repo),
+        lora=_lora(config, scheduler, open_repo),
+        extras=Files(base, tuple(name for name in layout.EXTRAS if name in base.sizes)),
+    )
+
+
+def pull_command(config: EngineConfig) -> str:
+    """The command line that fetches what `config` needs."""
+    flags = {"--model": "sd15", "--lora": "auto", "--vae": "full", "--safety-checker": "auto", "--dtype": "auto"}
+    values = [config.model, config.lora, config.vae, config.safety_checker, config.dtype]
+    if config.model in REAL:
+        values[0] = "sd15"
+    given = [
+        f"{flag} {value}" for (flag, default), value in zip(flags.items(), values, strict=True) if value != default
+    ]
+    return " ".join(["fourstep pull", *given])
+
+
+def _name(model: str) -> str:
+    """What to call the model in public: of a path only its last part."""
+    path = Path(model).expanduser()
+    return "sd15" if model in REAL else path.absolute().name if path.exists() else model
+
+
+def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
+    """A file brings UNet, VAE and text encoder; the tokenizer lies beside it or comes from the base repository."""
+    beside = Folder(path.parent / "tokenizer", label=str(path.parent))
+    names = layout.find_tokenizer(beside.sizes, "")
+    return Recipe(
+        name=_name(config.model),
+        single_file=path,
+        vae=_vae(config, None, half=half, open_repo=open_repo),
+        tokenizer=Files(beside, names) if names else _tokenizer(open_repo(sd15.BASE)),
+        safety_checker=_safety_checker(config, None, half=half, open_repo=open_repo),
+        lora=_lora(config, None, open_repo),
+    )
+
+
+def _open(name: str, open_repo: OpenRepo, flag: str) -> Shelf | Path:
+    """What `name` means: a folder or a file on disk first (the file is returned as it is), then a hub id."""
+    path = Path(name or "(nothing)").expanduser()  # an empty path would be the current folder
+    if path.is_dir():
+        return Folder(path, label=str(path))
+    if path.suffix in _PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle: loading one runs whatever code is in it, so fourstep never does.",
+            "Use the .safetensors form of the same checkpoint.",
+        )
+    if path.is_file() and path.suffix == ".safetensors":
+        return path
+    if path.exists() or path.suffix == ".safetensors" or not _REPO.fullmatch(name):
+        what = "is neither a folder nor a .safetensors file" if path.exists() else "does not exist"
+        raise CheckpointError(f"{path} {what}.", f"Give {flag} a folder, a .safetensors file or a hub id (owner/name).")
+    return open_repo(name)
+
+
+def _part(shelf: Shelf, folder: str, *, half: bool) -> Files:
+    part = _find(shelf, folder, half=half)
+    if part is None:
+        raise NotOnDiskError(f"{shelf.label} has no weights in {folder}.", shelf.mend)
+    return part
+
+
+def _find(shelf: Shelf, folder: str, *, half: bool) -> Files | None:
+    part = layout.find_part(shelf.sizes, folder, half=half, label=shelf.label)
+    return None if part is None else Files(shelf, (part.config, *part.weights))
+
+
+def _require(shelf: Shelf, name: str, what: str) -> Files:
+    if name not in shelf.sizes:
+        raise NotOnDiskError(f"{shelf.label} lacks {what} ({name}).", shelf.mend)
+    return Files(shelf, (name,))
+
+
+def _tokenizer(shelf: Shelf) -> Files:
+    names = layout.find_tokenizer(shelf.sizes)
+    if not names:
+        raise NotOnDiskError(f"{shelf.label} has no tokenizer.", shelf.mend)
+    return Files(shelf, names)
+
+
+def _vae(config: EngineConfig, base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+    """`full`: the base's own. `tiny`: TAESD, unless the base's own is of that kind. Else a folder or a hub id."""
+    if config.vae == "full" or (config.vae == "tiny" and base is not None and _is_tiny(base, half=half)):
+        return None if base is None else _part(base, "vae", half=half)
+    if config.vae == "tiny":
+        return _part(open_repo(sd15.TINY_VAE), "", half=half)
+    return _alone(config.vae, "vae", "--vae", half=half, open_repo=open_repo)
+
+
+def _is_tiny(base: Shelf, *, half: bool) -> bool:
+    own = _find(base, "vae", half=half)
+    return own is not None and read_json(base.path(own.names[0])).get("_class_name") == "AutoencoderTiny"
+
+
+def _safety_checker(config: EngineConfig, base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+    """`auto`: the base's own; most fine-tuned checkpoints have none, and then SD 1.5's. Never silently none."""
+    if config.safety_checker == "none":
+        return None
+    try:
+        if config.safety_checker != "auto":
+            return _alone(config.safety_checker, "safety_checker", "--safety-checker", half=half, open_repo=open_repo)
+        found = _first_checker(base, half=half, open_repo=open_repo)
+    except (NotOnDiskError, UnreachableError):
+        raise
+    except CheckpointError as error:
+        mend = f"{error.mend} `--safety-checker FOLDER` takes another one, `--safety-checker none` does without."
+        raise CheckpointError(error.reason, mend) from error
+    if found is None:
+        raise NotOnDiskError(
+            f"{config.model} comes without a safety checker in safetensors, and none is on disk.",
+            f"`{pull_command(config)}` fetches Stable Diffusion 1.5's; `--safety-checker none` does without.",
+        )
+    return found
+
+
+def _first_checker(base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+    """The base's own, else Stable Diffusion 1.5's from where it lies. One that is there as pickles only is none."""
+    with contextlib.suppress(OnlyPicklesError):
+        if base is not None and (own := _find(base, "safety_checker", half=half)):
+            return own
+    for repo, folder in ((sd15.BASE, "safety_checker"), (sd15.SAFETY_CHECKER, "")):
+        with contextlib.suppress(NotOnDiskError, OnlyPicklesError):
+            if found := _find(open_repo(repo), folder, half=half):
+                return found
+    return None
+
+
+def _alone(name: str, folder: str, flag: str, *, half: bool, open_repo: OpenRepo) -> Files:
+    """A module by itself: at the top of its shelf, or in `folder` of a whole checkpoint."""
+    shelf = _open(name, open_repo, flag)
+    if isinstance(shelf, Path):
+        raise CheckpointError(f"{shelf} is a file without its config.", f"Give {flag} a folder with a config.json.")
+    return _find(shelf, folder, half=half) or _part(shelf, "", half=half)
+
+
+def _lora(config: EngineConfig, scheduler: Files | None, open_repo: OpenRepo) -> Files | None:
+    """`auto`: the LCM-LoRA, unless the base's scheduler says that the base is an LCM already."""
+    if config.lora == "none":
+        return None
+    if config.lora == "auto":
+        if scheduler is not None and read_json(scheduler.paths[0]).get("_class_name") == "LCMScheduler":
+            return None
+        shelf: Shelf | Path = open_repo(sd15.LCM_LORA)
+    else:
+        shelf = _open(config.lora, open_repo, "--lora")
+    if isinstance(shelf, Path):
+        return Files(Folder(shelf.parent, label=str(shelf.parent)), (shelf.name,))
+    return Files(shelf, (layout.find_lora(shelf.sizes, label=shelf.label),))
+
+
+def _check_family(unet: Mapping[str, Any]) -> None:
+    """Refuse, before gigabytes are fetched or read, a UNet that wants other inputs than SD 1.x's."""
+    if unet.get("time_cond_proj_dim") is not None:
+        raise CheckpointError(
+            "This UNet was distilled with the guidance scale as an input (time_cond_proj_dim), so `guidance_scale` "
+            "would not do what the API says.",
+            _FAMILY_MEND,
+        )
+    if unet.get("addition_embed_type") is not None or unet.get("class_embed_type") is not None:
+        raise CheckpointError("This UNet wants inputs beyond text, as Stable Diffusion XL's does.", _FAMILY_MEND)
+    if (channels := unet.get("in_channels", 4)) != 4:
+        raise CheckpointError(f"This UNet takes {channels} channels, not 4: inpainting, perhaps.", _FAMILY_MEND)

@@ -1,0 +1,59 @@
+"""A place that holds files by name: a folder here, or a repository on the hub (see `pipelines.hub.client`)."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.errors import CheckpointError
+
+
+class Shelf(Protocol):
+    """What a recipe is made from. `label` names it for people; `mend` says what to do when something is missing."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def mend(self) -> str: ...
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes of every file, by its name relative to the shelf, with / as separator."""
+        ...
+
+    def path(self, name: str) -> Path:
+        """The file itself, on this machine's disk."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on disk, two levels deep, which is as deep as the diffusers layout goes."""
+
+    root: Path
+    label: str
+    mend: str = "Give the whole folder, in diffusers layout."
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """See `Shelf.sizes`. Dangling links, which an interrupted download can leave, are not there."""
+        found = [path for pattern in ("*", "*/*") for path in self.root.glob(pattern)]
+        return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in found if path.is_file()}
+
+    def path(self, name: str) -> Path:
+        """See `Shelf.path`."""
+        return self.root / name
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises `CheckpointError` if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}.", "Fetch the checkpoint again, whole.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object.", "Fetch the checkpoint again, whole.")
+    return content

@@ -1,0 +1,234 @@
+"""Pictures in and out: encoded bytes ⇄ uint8 pixels, with every limit on them. The only Pillow door; no torch.
+
+Whatever comes in is judged by `headers.read` first, then decoded from a cleaned copy that holds the picture and nothing
+else, by the one Pillow decoder of its format. What goes out is encoded from bare pixels, so it can carry no metadata.
+
+Memory is bounded by the header's word before anything is allocated: a decode that would hold more than `MEMORY_BUDGET`
+is refused, large ones go one at a time, a large JPEG is decoded at a half, a quarter or an eighth of its size, and what
+a decoder leaves is brought down band by band, never copied whole.
+"""
+
+import contextlib
+import io
+import math
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from pipelines.images import png, sniff
+from pipelines.messages import EngineConfig, FailureKind
+
+# Bytes that decoding one picture may hold: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
+MEMORY_BUDGET = 256 * 1024 * 1024
+
+# Above this a decode waits for its turn, so that several at once stay within one budget.
+LARGE = 48 * 1024 * 1024
+
+# Above this a PNG's data is proved whole before memory is spent on it.
+PROVE_FIRST = 96 * 1024 * 1024
+
+# A JPEG is never reduced below this many times the size asked for, so that the last step, Lanczos, still has enough to
+# choose from; Pillow's own thumbnails do the same.
+REDUCING_GAP = 2
+
+# A picture up to WHOLE_PIXELS is flattened and resized in one go, a larger one in bands of BAND_PIXELS.
+WHOLE_PIXELS = 8_000_000
+BAND_PIXELS = 2_000_000
+
+SUPPORTED_FORMATS = ["jpeg", "png", "webp"]
+
+_DECODERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
+    "jpeg": JpegImagePlugin.JpegImageFile,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+}
+
+# What Pillow raises on a damaged file, while decoding it or when its palette is first used.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+_one_large_at_a_time = threading.Lock()
+
+
+class ImageFault(Exception):
+    """The picture can't be used. `kind` is one of fal's model error types (`types.INPUT_FAULTS`), `message` is for its
+    owner, `ctx` holds what fal's documentation promises for the kind."""
+
+    def __init__(self, kind: FailureKind, message: str, ctx: Mapping[str, int | float | str | list[str]] = {}) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
+        self.ctx = dict(ctx)
+
+
+def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
+    """The picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
+
+    The longest side comes down to `limits.max_side`; a side that would then be under `limits.min_side` is a fault.
+    Thread-safe. Raises `ImageFault`.
+    """
+    if len(data) > limits.max_image_bytes:
+        raise ImageFault(
+            "file_too_large",
+            f"The image file is larger than {limits.max_image_bytes} bytes.",
+            {"max_size": limits.max_image_bytes},
+        )
+    try:
+        header = sniff.read(data)
+    except sniff.UnknownFormat as error:
+        message = "The file is not a JPEG, PNG or WebP image."
+        raise ImageFault("unsupported_image_format", message, {"supported_formats": SUPPORTED_FORMATS}) from error
+    except sniff.Damaged as error:
+        raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
+    size = _fit(header, limits)
+    reduction = _reduction(header, size)
+    pixels = header.width * header.height
+    memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
+    if memory > MEMORY_BUDGET:
+        raise _too_large(pixels * MEMORY_BUDGET // memory)
+    with _one_large_at_a_time if memory > LARGE else contextlib.nullcontext():
+        return _decode(header, size, reduction, prove=memory > PROVE_FIRST)
+
+
+def encode(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
+    """RGB pixels [height, width, 3] as a baseline JPEG with no metadata. `subsampling`: 4:4:4, 4:2:2 or 4:2:0."""
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=subsampling)
+    return out.getvalue()
+
+
+def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
+    """The computed size: longest side down to `max_side`, then both sides to the nearest multiple of 8 (halves up)."""
+    longest = max(width, height)
+    scale = (max_side, longest) if longest > max_side else (1, 1)
+    return _nearest_8(width, *scale), _nearest_8(height, *scale)
+
+
+def _nearest_8(side: int, numerator: int, denominator: int) -> int:
+    return (side * numerator + 4 * denominator) // (8 * denominator) * 8
+
+
+def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
+    """The computed size, as stored (before it is turned upright), after the limits on size."""
+    if not header.width or not header.height:
+        raise ImageFault("image_load_error", "The image could not be read: it has no size.")
+    if header.width * header.height > limits.max_image_pixels:
+        raise _too_large(limits.max_image_pixels)
+    size = fit(header.width, header.height, limits.max_side)
+    if min(size) < limits.min_side:
+        raise ImageFault(
+            "image_too_small",
+            f"The image must have sides of at least {limits.min_side} pixels once its longest side is at most "
+            f"{limits.max_side}; it is {header.width}×{header.height}.",
+            {"min_height": limits.min_side, "min_width": limits.min_side},
+        )
+    return size
+
+
+def _too_large(pixels: int) -> ImageFault:
+    """`pixels` fit; so does every picture within the square of that many."""
+    side = math.isqrt(pixels)
+    message = f"The image is too large: at most {pixels / 1e6:.1f} megapixels of this kind can be decoded."
+    return ImageFault("image_too_large", message, {"max_height": side, "max_width": side})
+
+
+def _reduction(header: sniff.Header, size: tuple[int, int]) -> int:
+    """By how much a JPEG's sides are to be divided while decoding: 1, 2, 4 or 8."""
+    if header.format != "jpeg":
+        return 1
+    ratio = min(header.width // (REDUCING_GAP * size[0]), header.height // (REDUCING_GAP * size[1]))
+    return next(step for step in (8, 4, 2, 1) if ratio >= step or step == 1)
+
+
+def _decode(header: sniff.Header, size: tuple[int, int], reduction: int, *, prove: bool) -> NDArray[np.uint8]:
+    try:
+        if prove and header.format == "png" and not png.inflates(header):
+            raise ValueError("the PNG's data is damaged or cut off")
+        image = _resized(_load(header, reduction), size)
+    except _DECODE_ERRORS as error:
+        raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
+    if header.orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[header.orientation])
+    return np.array(image)
+
+
+def _load(header: sniff.Header, reduction: int) -> Image.Image:
+    """The decoded picture, its sides divided by `reduction`, in whatever mode it came."""
+    image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
+    if image.size != (header.width, header.height):
+        raise ValueError("its header contradicts its data")
+    if reduction > 1:
+        image.draft("RGB", (header.width // reduction, header.height // reduction))
+    image.load()
+    if header.depth != 8:
+        _widen_transparency(image, header.depth)
+    return image
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
+
+    A large one goes band by band, each with the rows around it that the filter reaches: the pixels of one whole resize
+    (to one level, Pillow's boxes being 32-bit floats) without a second copy of the picture.
+    """
+    width, height = image.size
+    if width * height <= WHOLE_PIXELS:
+        image = _flattened(image)
+        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+    scale = height / size[1]
+    reach = math.ceil(3 * max(1.0, scale)) + 1  # Lanczos-3
+    rows = max(8, int(BAND_PIXELS / width / scale))
+    out = Image.new("RGB", size)
+    for top in range(0, size[1], rows):
+        bottom = min(top + rows, size[1])
+        first, last = max(0, math.floor(top * scale) - reach), min(height, math.ceil(bottom * scale) + reach)
+        band = _flattened(image.crop((0, first, width, last)))
+        box = (0, top * scale - first, width, min(bottom * scale, height) - first)
+        out.paste(band.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box), (0, top))
+    return out
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """The picture in RGB, on white where it is transparent."""
+    if image.mode == "I;16":
+        return _flattened_grey_16(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    layer = image.convert("RGBA")
+    out = Image.new("RGB", image.size, "white")
+    out.paste(layer, mask=layer)
+    return out
+
+
+def _flattened_grey_16(image: Image.Image) -> Image.Image:
+    """16-bit grey, which Pillow would clip to 255: its high byte, as for the other 16-bit pictures."""
+    samples = np.asarray(image)
+    grey = (samples >> 8).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[samples == image.info["transparency"]] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _widen_transparency(image: Image.Image, depth: int) -> None:
+    """Brings a PNG's one transparent colour to 8 bits a sample, as its pixels now are and its file's are not."""
+    key = image.info.get("transparency")
+    if key is None or image.mode in {"1", "I;16", "P"}:
+        return
+    if isinstance(key, tuple):
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
+    else:
+        image.info["transparency"] = key * 255 // (2**depth - 1)

@@ -1,0 +1,113 @@
+"""JPEG: segments up to the first scan, and from there on where the picture comes in several. ITU-T T.81 Annex B."""
+
+import dataclasses
+import re
+import struct
+from collections.abc import Iterator
+
+from pipelines.images.exif import exif_orientation
+from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
+
+# A progressive JPEG is drawn over and over, once a scan, whatever little the scan holds. Encoders write about ten; this
+# many pixels drawn is twenty scans of 50 megapixels.
+MAX_PIXELS_SCANNED = 1_000_000_000
+
+_MARKER = re.compile(rb"\xff([^\x00\xff])")
+_MARKER_AFTER_SCAN = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
+_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE
+_SEQUENTIAL, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
+_OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {_DHT, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
+_NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_JFIF = memoryview(b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Frame:
+    """A JPEG's SOF segment: `sampling` is (horizontal, vertical) for each component."""
+
+    progressive: bool
+    width: int
+    height: int
+    sampling: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def parse(cls, marker: int, body: bytes) -> "_Frame":
+        precision, height, width, count = struct.unpack_from(">BHHB", body)
+        sampling = tuple((body[i] >> 4, body[i] & 15) for i in range(7, 7 + 3 * count, 3))
+        if precision != 8 or count not in {1, 3, 4} or not all(1 <= f <= 4 for pair in sampling for f in pair):
+            raise Damaged("a JPEG with such components is none that can be shown")
+        return cls(marker == _PROGRESSIVE, width, height, sampling)
+
+    def coefficients(self) -> int:
+        """Bytes of libjpeg's buffer for the whole picture's coefficients, which scans in parts need."""
+        across = -(-self.width // (8 * max(h for h, _ in self.sampling)))
+        down = -(-self.height // (8 * max(v for _, v in self.sampling)))
+        return across * down * sum(h * v for h, v in self.sampling) * 64 * 2
+
+
+def read(data: bytes) -> Header:
+    view = memoryview(data)
+    pieces = [view[:2]]
+    frame: _Frame | None = None
+    orientation = 1
+    for marker, start, end in _segments(data, 2, _MARKER):
+        body = data[start + 4 : end]
+        if marker in {_SEQUENTIAL, _EXTENDED, _PROGRESSIVE}:
+            if frame is not None:
+                raise Damaged("two frames in one JPEG")
+            frame = _Frame.parse(marker, body)
+            pieces.append(view[start:end])
+        elif marker in {_DHT, _DQT, _DRI}:
+            pieces.append(view[start:end])
+        elif marker == _APP0 and body.startswith(b"JFIF\0"):
+            pieces.append(_JFIF)
+        elif marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
+            pieces.append(memoryview(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + body[11:12]))
+        elif marker == _APP1 and body.startswith(b"Exif\0\0") and orientation == 1:
+            orientation = exif_orientation(body)
+        elif marker in _OTHER_FRAMES:
+            raise Damaged("this JPEG is coded in a way that browsers do not show either")
+        elif marker == _SOS:
+            pieces.append(view[start:])
+            return _header(data, frame, start, pieces, orientation)
+    raise Damaged("the JPEG ends before its picture begins")
+
+
+def _header(data: bytes, frame: _Frame | None, scan: int, pieces: list[memoryview], orientation: int) -> Header:
+    if frame is None:
+        raise Damaged("the JPEG's picture comes before its size")
+    several_scans = frame.progressive or data[scan + 4] < len(frame.sampling)
+    if several_scans:
+        segments = _segments(data, scan, _MARKER_AFTER_SCAN)
+        scans = sum(marker == _SOS for marker, _, _ in segments)
+        if scans * frame.width * frame.height > MAX_PIXELS_SCANNED:
+            raise Damaged(f"a JPEG of this size in {scans} scans is made to waste time")
+    return Header(
+        format="jpeg",
+        width=frame.width,
+        height=frame.height,
+        orientation=orientation,
+        pieces=pieces,
+        bytes_per_pixel=4,
+        fixed_memory=frame.coefficients() if several_scans else 0,
+    )
+
+
+def _segments(data: bytes, position: int, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of each segment from `position` to the end of image, junk between them skipped."""
+    for _ in range(MAX_SEGMENTS):
+        match = pattern.search(data, position)
+        if match is None:
+            raise Damaged("the JPEG is cut off")
+        marker, start = match[1][0], match.end() - 2
+        if marker == _EOI:
+            return
+        if marker in _NO_LENGTH:
+            position = start + 2
+            continue
+        (length,) = struct.unpack_from(">H", data, start + 2)
+        position = start + 2 + length
+        if length < 2 or position > len(data):
+            raise Damaged("the JPEG is cut off")
+        yield marker, start, position
+    raise Damaged("a JPEG with so many segments is made to waste time")

@@ -1,0 +1,95 @@
+"""PNG: IHDR, palette, the transparent colour and the image data. PNG, third edition, section 5.
+
+An animated PNG is its default image: frames live in chunks that are left out.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+from pipelines.images.exif import exif_orientation
+from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
+_DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def read(data: bytes) -> Header:
+    view = memoryview(data)
+    width, height, depth, colour, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, 16)
+    if data[8:16] != b"\x00\x00\x00\x0dIHDR" or depth not in _DEPTHS.get(colour, ()):
+        raise Damaged("a PNG header that no encoder writes")
+    if compression or filtering or interlace > 1 or not width or not height:
+        raise Damaged("a PNG header that no encoder writes")
+    pieces = [view[:8]]
+    orientation = 1
+    for name, start, end in _chunks(data):
+        if name in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
+            pieces.append(view[start:end])
+        elif name == b"eXIf":
+            orientation = exif_orientation(data[start + 8 : end - 4])
+    if colour == 3 and not any(bytes(piece[4:8]) == b"PLTE" for piece in pieces[:4]):
+        raise Damaged("a PNG of palette colours without a palette")
+    bits = _CHANNELS[colour] * depth
+    return Header(
+        format="png",
+        width=width,
+        height=height,
+        orientation=orientation,
+        pieces=pieces,
+        bytes_per_pixel=_bytes_per_pixel(colour, depth),
+        depth=depth,
+        inflated=_adam7_size(width, height, bits) if interlace else height * (1 + -(-width * bits // 8)),
+    )
+
+
+def _bytes_per_pixel(colour: int, depth: int) -> int:
+    """What Pillow holds: one byte for grey and palette, two for 16-bit grey, four for all colour and alpha."""
+    if colour == 3:
+        return 1
+    if colour == 0:
+        return 2 if depth == 16 else 1
+    return 4
+
+
+def _adam7_size(width: int, height: int, bits: int) -> int:
+    total = 0
+    for x, y, step_x, step_y in _ADAM7:
+        across, down = -(-(width - x) // step_x), -(-(height - y) // step_y)
+        if across > 0 and down > 0:
+            total += down * (1 + -(-across * bits // 8))
+    return total
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, start, end) of each chunk, IHDR to IEND."""
+    position = 8
+    for _ in range(MAX_SEGMENTS):
+        (length,) = struct.unpack_from(">I", data, position)
+        name, start = data[position + 4 : position + 8], position
+        position += 12 + length
+        if position > len(data):
+            raise Damaged("the PNG is cut off")
+        yield name, start, position
+        if name == b"IEND":
+            return
+    raise Damaged("a PNG with so many chunks is made to waste time")
+
+
+def inflates(header: Header) -> bool:
+    """Whether a PNG's image data is all there, found by inflating it bit by bit without keeping any."""
+    inflater, total = zlib.decompressobj(), 0
+    try:
+        for piece in header.pieces[1:]:
+            if bytes(piece[4:8]) != b"IDAT":
+                continue
+            rest: bytes | memoryview = piece[8:-4]
+            while len(rest):
+                total += len(inflater.decompress(rest, 1 << 20))
+                rest = inflater.unconsumed_tail
+                if total >= header.inflated:
+                    return True
+    except zlib.error:
+        return False
+    return False

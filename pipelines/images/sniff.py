@@ -1,0 +1,30 @@
+"""What a JPEG, PNG or WebP file says of itself, read without decoding a pixel. Pure Python, no Pillow.
+
+`read` walks the file's own structure, in time bounded by the number of segments that a real file has, and hands back a
+`Header`: size, orientation, what decoding will cost, and the pieces of the file that a decoder needs. Everything else
+(comments, profiles, thumbnails, further frames, whatever stands before, between and behind) is left out, so that the
+decoder's own parsers of metadata never run.
+
+Sources: ITU-T T.81 Annex B, PNG (third edition) 5, RFC 9649, TIFF 6.0 section 2 for the Exif directory.
+"""
+
+import struct
+
+from pipelines.images import jpeg, png, webp
+from pipelines.images.header import Damaged, Header, UnknownFormat
+
+__all__ = ["Damaged", "Header", "UnknownFormat", "read"]
+
+
+def read(data: bytes) -> Header:
+    """The header of an encoded picture. Raises `UnknownFormat` or `Damaged`."""
+    try:
+        if data.startswith(b"\xff\xd8\xff"):
+            return jpeg.read(data)
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            return png.read(data)
+        if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            return webp.read(data)
+    except (struct.error, IndexError) as error:
+        raise Damaged("the file ends within its header") from error
+    raise UnknownFormat("no JPEG, PNG or WebP")

@@ -1,0 +1,242 @@
+"""The words that travel between the server and an engine process. No torch here.
+
+An engine is one process per device, spawned by `server.workers.pool` and talking over one Unix stream socket. Both
+ways a message is a 4-byte big-endian length and that many bytes of msgpack, one tagged struct each:
+
+    server → engine    Configure, then any number of Work and Cancel, at last Drain
+    engine → server    Loading*, then Ready or SetupFailed; Beat all along;
+                       per Work: Started, Log*, Preview*, and exactly one of Generated, Failed or Cancelled
+
+What an engine says of one request comes in this order; what it says of different requests interleaves freely.
+"""
+
+import enum
+from typing import Literal, TypeAlias
+
+import msgspec
+
+# Seconds that an engine may be silent without having said so; a `Beat` can ask for more.
+PATIENCE_S = 30.0
+
+# How an engine process exits when its device's memory ran out at the start: to be tried again (<sysexits.h>, TEMPFAIL).
+EXIT_NO_ROOM = 75
+
+# Seconds of waiting that raise a request by one class: at worst LOW is as urgent as REALTIME after fifteen.
+AGEING_S = 5.0
+
+
+class Priority(enum.IntEnum):
+    """Who goes first when the device is full. Lower runs earlier; waiting raises a request, so nobody starves."""
+
+    REALTIME = 0
+    RUN = 1
+    NORMAL = 2
+    LOW = 3
+
+    def level(self, waited_s: float) -> int:
+        """The class that it counts as after waiting so long: 0 is the most urgent."""
+        return max(0, self - int(waited_s / AGEING_S))
+
+
+class GenerationParams(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request asks of the model. Image *i* of a request uses `seed + i`."""
+
+    prompt: str
+    seed: int
+    negative_prompt: str = ""
+    strength: float = 0.8
+    num_inference_steps: int = 4
+    guidance_scale: float = 1.0
+    num_images: int = 1
+    enable_safety_checks: bool = True
+
+
+class Picture(msgspec.Struct, frozen=True):
+    """One finished image: JPEG bytes, its size in pixels, and whether the safety checker blackened it."""
+
+    data: bytes
+    width: int
+    height: int
+    nsfw: bool
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine process is to be set up. The server fills it from its settings; see `fourstep serve --help`."""
+
+    model: str
+    lora: str = "auto"
+    vae: str = "full"
+    safety_checker: str = "auto"
+    force_safety_checks: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    data_dir: str
+    threads: int = 0
+    max_batch: int = 8
+    compile: bool = False
+    max_image_pixels: int = 50_000_000
+    max_image_bytes: int = 50 * 1024 * 1024
+    max_side: int = 1024
+    min_side: int = 64
+    jpeg_quality: int = 95
+    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
+
+
+# --- server → engine ---------------------------------------------------------------------------------------------
+
+
+class Configure(msgspec.Struct, frozen=True, tag=True):
+    """The first message: load this and become ready."""
+
+    config: EngineConfig
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One request. `image` is the encoded input picture as it came; `tenant` is whom fairness counts it for."""
+
+    id: str
+    params: GenerationParams
+    image: bytes
+    priority: Priority = Priority.RUN
+    tenant: str = ""
+    previews: bool = False
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Stop this request at its next step; unknown and finished ids are ignored."""
+
+    id: str
+
+
+class Drain(msgspec.Struct, frozen=True, tag=True):
+    """Finish what was submitted, then exit 0."""
+
+
+# --- engine → server ---------------------------------------------------------------------------------------------
+
+
+class Loading(msgspec.Struct, frozen=True, tag=True):
+    """How far loading is: `fraction` in 0…1 and what is being done, for people."""
+
+    fraction: float
+    what: str
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The engine takes work. `capacity`: how many requests it wants in hand at once (those on the device and the next
+    few being decoded). `notice`: what the operator must know of this model ("" for nothing)."""
+
+    model: str
+    device: str
+    dtype: str
+    capacity: int
+    notice: str = ""
+
+
+class SetupFailed(msgspec.Struct, frozen=True, tag=True):
+    """The model can't be had; starting again changes nothing until the operator does what `mend` says."""
+
+    reason: str
+    mend: str
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """Sent from the step loop before a stage (but at most four times a second, unless it asks for more time) and once a
+    second when idle: the loop is alive. `allow_s`: for how long this stage may stay silent before the engine counts as
+    hung, if that is more than `PATIENCE_S`. `running`: ids on the device."""
+
+    stage: str
+    allow_s: float
+    running: tuple[str, ...]
+
+
+class Started(msgspec.Struct, frozen=True, tag=True):
+    """The request has been admitted to the device."""
+
+    id: str
+
+
+class Log(msgspec.Struct, frozen=True, tag=True):
+    """A line for the request's owner. Counts and names of stages only; never prompt text."""
+
+    id: str
+    message: str
+    level: Literal["DEBUG", "INFO", "WARN", "ERROR"] = "INFO"
+
+
+class Preview(msgspec.Struct, frozen=True, tag=True):
+    """The request's first image after denoising step `step` of `steps`, for requests with `previews` set."""
+
+    id: str
+    step: int
+    steps: int
+    picture: Picture
+
+
+class Generated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The finished request. `timings`: seconds; `inference` is all of it, beside it one key per stage."""
+
+    id: str
+    pictures: tuple[Picture, ...]
+    timings: dict[str, float]
+
+
+FailureKind: TypeAlias = Literal[
+    # the input's fault: fal's model error types, answered 422 with loc ["body", "image_url"]
+    "image_load_error",
+    "unsupported_image_format",
+    "image_too_small",
+    "image_too_large",
+    "file_too_large",
+    # the engine's fault
+    "out_of_memory",
+    "bad_output",
+    "engine_error",
+]
+
+INPUT_FAULTS: frozenset[str] = frozenset(
+    {"image_load_error", "unsupported_image_format", "image_too_small", "image_too_large", "file_too_large"}
+)
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The request can't be done. `message` is for its owner and carries nothing of the prompt; `ctx` as in fal's errors
+    (`max_size`, `min_width`, `supported_formats`, …)."""
+
+    id: str
+    kind: FailureKind
+    message: str
+    ctx: dict[str, int | float | str | list[str]] = msgspec.field(default_factory=dict)
+
+
+class Cancelled(msgspec.Struct, frozen=True, tag=True):
+    """The request was stopped by a `Cancel`."""
+
+    id: str
+
+
+ToEngine: TypeAlias = Configure | Work | Cancel | Drain
+FromEngine: TypeAlias = Loading | Ready | SetupFailed | Beat | Started | Log | Preview | Generated | Failed | Cancelled
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)
+_FROM_ENGINE = msgspec.msgpack.Decoder(FromEngine)
+
+
+def frame(message: ToEngine | FromEngine) -> bytes:
+    """One message as it goes over the socket: length and msgpack."""
+    body = _ENCODER.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+def parse_to_engine(body: bytearray) -> ToEngine:
+    """The message in a frame's body, engine side. Raises `msgspec.MsgspecError` on anything else."""
+    message: ToEngine = _TO_ENGINE.decode(body)
+    return message
+
+
+def parse_from_engine(body: bytes | memoryview) -> FromEngine:
+    """The message in a frame's body, server side. Raises `msgspec.MsgspecError` on anything else."""
+    message: FromEngine = _FROM_ENGINE.decode(body)
+    return message

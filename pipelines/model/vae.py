@@ -1,0 +1,169 @@
+"""The autoencoders, pictures ⇄ latents: Stable Diffusion's own (`AutoencoderKL`) and the tiny one (`AutoencoderTiny`).
+
+`of(source)` makes the one that fits. Both have
+
+    encode    [N, 3, H, W] in −1…1 → mean and deviation [N, channels, H/8, W/8] (no deviation: nothing is sampled)
+    decode    [N, channels, h, w] → [N, 3, 8h, 8w], about −1…1
+
+in the weights' dtype, as diffusers' modules have them.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipelines.model import kernels
+from pipelines.model.blocks import GroupNorm, PixelAttention, Resnet, require
+from pipelines.model.unet import downsamples, upsamples
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+# diffusers' bounds on the logarithm of the posterior's variance.
+LOG_VARIANCE = (-30.0, 20.0)
+
+
+def of(source: Any) -> KlVae | TinyVae:
+    """The autoencoder of diffusers' module."""
+    return KlVae(source) if hasattr(source, "quant_conv") else TinyVae(source)
+
+
+class KlVae(nn.Module):
+    """Stable Diffusion's autoencoder."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        encoder, decoder = source.encoder, source.decoder
+        self.encoder = nn.Sequential(
+            kernels.conv(encoder.conv_in),
+            *(Blocks(block.resnets, resize=downsamples(block)) for block in encoder.down_blocks),
+            Middle(encoder.mid_block),
+            Out(encoder),
+        )
+        if source.quant_conv is not None:
+            self.encoder.append(kernels.conv(source.quant_conv))
+        self.decoder_in = nn.Sequential(kernels.conv(decoder.conv_in), Middle(decoder.mid_block))
+        if source.post_quant_conv is not None:
+            self.decoder_in.insert(0, kernels.conv(source.post_quant_conv))
+        self.decoder_up = nn.ModuleList(Blocks(block.resnets, resize=upsamples(block)) for block in decoder.up_blocks)
+        self.decoder_out = Out(decoder)
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See this module."""
+        moments: Tensor = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        mean, log_variance = moments.chunk(2, dim=1)
+        return mean, (0.5 * log_variance.clamp(*LOG_VARIANCE)).exp()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See this module."""
+        x = self.decoder_in(latents.contiguous(memory_format=torch.channels_last))
+        for blocks in self.decoder_up:
+            x = blocks(x)
+        images: Tensor = self.decoder_out(x)
+        return images
+
+
+class Blocks(nn.Module):
+    """The resnets of a level of an autoencoder, then a change of size (None: none)."""
+
+    def __init__(self, resnets: Any, resize: nn.Module | None) -> None:
+        super().__init__()
+        self.resnets = nn.Sequential(*(Resnet(resnet) for resnet in resnets))
+        self.resize = resize
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets(x)
+        if self.resize is not None:
+            x = self.resize(x)
+        return x
+
+
+class Middle(nn.Module):
+    """The `UNetMidBlock2D` of an autoencoder: a resnet, then attention and a resnet, as often as there are."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        first, *others = source.resnets
+        self.layers = nn.Sequential(Resnet(first))
+        for attention, resnet in zip(source.attentions, others, strict=True):
+            if attention is not None:
+                self.layers.append(PixelAttention(attention))
+            self.layers.append(Resnet(resnet))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+class Out(nn.Module):
+    """How encoder and decoder end: norm, SiLU, convolution."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.norm, self.conv = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(F.silu(self.norm(x)))
+        return out
+
+
+class TinyVae(nn.Module):
+    """The tiny autoencoder (TAESD), whose latents are not sampled."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(*_tiny_layers(source.encoder.layers))
+        self.decoder = nn.Sequential(*_tiny_layers(source.decoder.layers))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See this module."""
+        latents: Tensor = self.encoder(((images + 1) / 2).contiguous(memory_format=torch.channels_last))
+        return latents, None
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See this module."""
+        tamed = torch.tanh(latents / 3) * 3
+        images: Tensor = self.decoder(tamed.contiguous(memory_format=torch.channels_last))
+        return images * 2 - 1
+
+
+class TinyBlock(nn.Module):
+    """An `AutoencoderTinyBlock`: three convolutions with ReLUs, and the input added before the last."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        first, activation, second, _, third = source.conv
+        require(isinstance(activation, nn.ReLU), "a tiny autoencoder with other activations than ReLU")
+        require(isinstance(source.skip, nn.Identity), "a tiny autoencoder whose width changes")
+        self.first, self.second = kernels.conv(first, relu=True), kernels.conv(second, relu=True)
+        self.third = kernels.conv(third, relu=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.third(self.second(self.first(x)), x)
+        return out
+
+
+def _tiny_layers(source: Any) -> Iterator[nn.Module]:
+    """The layers of a tiny encoder or decoder, convolutions taken together with what comes before or after."""
+    before: Any = None
+    for layer, after in pairwise([*source, None]):
+        if isinstance(layer, nn.Conv2d):
+            doubles = isinstance(before, nn.Upsample)
+            if isinstance(after, nn.Conv2d):
+                yield kernels.conv_pair(layer, after, doubles=doubles)
+            elif not isinstance(before, nn.Conv2d):  # else it has been taken together with that
+                yield (
+                    kernels.upsampling_conv(layer) if doubles else kernels.conv(layer, relu=isinstance(after, nn.ReLU))
+                )
+        elif hasattr(layer, "fuse"):
+            yield TinyBlock(layer)
+        else:
+            require(isinstance(layer, nn.ReLU | nn.Upsample), "a tiny autoencoder with unknown layers")
+        before = layer

@@ -1,0 +1,83 @@
+"""The programs that `fourstep` starts on the device side: `python -P -m pipelines.tools TOOL --config JSON`.
+
+`JSON` is an `EngineConfig`. They talk to people: findings on stdout, progress and faults on stderr, exit status 0 if
+all is well.
+"""
+
+import argparse
+import sys
+
+import msgspec
+
+from pipelines.device.devices import pick_device, pick_dtype
+from pipelines.errors import SetupError
+from pipelines.hub import download
+from pipelines.messages import EngineConfig
+from pipelines.tools import doctor
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the tool that `arguments` name; its exit status."""
+    options = _parser().parse_args(arguments)
+    config = msgspec.json.decode(options.config, type=EngineConfig)
+    try:
+        if options.tool == "pull":
+            return run_pull(config)
+        if options.tool == "bench":
+            return run_bench(config, options.requests, options.clients)
+        return run_doctor(config, options.host, options.port)
+    except SetupError as error:
+        print(f"{error.reason}\n{error.mend}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def run_pull(config: EngineConfig) -> int:
+    """Fetch what `config` needs. Raises `CheckpointError` if it can't be had."""
+    if config.model == "demo" or config.model.startswith("instant"):
+        print(f"The {config.model} model is built in: there is nothing to fetch.")
+        return 0
+    device = pick_device(config.device.split(",")[0].strip())
+    dtype = pick_dtype(config.dtype, device)
+    print(f"Looking for what {config.model} needs as {str(dtype).removeprefix('torch.')} on {device.type}.", flush=True)
+    download.fetch(config, half=dtype.itemsize == 2, report=download.BarReport())
+    print("All is here and verified. From now on no network is needed.")
+    return 0
+
+
+def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
+    """Measure this box. Raises `SetupError` if the model can't be had or has no room."""
+    from pipelines import worker  # noqa: PLC0415 (torch: seconds)
+    from pipelines.tools import bench  # noqa: PLC0415 (torch: seconds)
+
+    def tell(fraction: float, what: str) -> None:
+        print(f"{fraction:4.0%} {what}", file=sys.stderr)
+
+    bench.run(config, lambda: worker.load_outfit(config, tell), requests, clients)
+    return 0
+
+
+def run_doctor(config: EngineConfig, host: str, port: int) -> int:
+    """Print every finding; 1 if one of them keeps a server from working."""
+    failed = False
+    for finding in doctor.examine(config, host, port):
+        print(finding, flush=True)
+        failed = failed or finding.level is doctor.Level.FAIL
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -P -m pipelines.tools")
+    parser.add_argument("tool", choices=("pull", "doctor", "bench"))
+    parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
+    parser.add_argument("--host", default="127.0.0.1", help="address that the server is to listen on (doctor)")
+    parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")
+    parser.add_argument("--requests", type=int, default=20, help="to send, alone and then together (bench)")
+    parser.add_argument("--clients", type=int, default=8, help="at once (bench)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""Who is calling: keys, and the short-lived tokens that browsers get in their place.
+
+    Authorization: Key id:secret       every call
+    Authorization: Bearer <token>      a token of ours; fal's own login tokens are refused with 401
+    ?fal_jwt_token=<token>             realtime sockets, streams, status streams
+    ?fal_key_id=…&fal_key_secret=…     realtime sockets of 2023 apps
+
+A token (JWT, HS256, one audience) is bound to apps and to the key that asked for it: it dies with that key. Within its
+life it opens any number of sockets, since clients keep one and come back with it; its end closes no socket. Without any
+key the server is open: every caller is "anonymous", whatever credentials come (fal's Python client insists on sending
+some), and `server.web.origin_guard` sees to it that only this machine calls.
+"""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import jwt
+from starlette.requests import HTTPConnection
+
+from server.access.api_keys import Allowance, Key, KeyRing, allowance
+from server.fal.endpoints import Endpoint
+from server.fal.errors import PlainError
+from server.secret_file import read_secret
+from server.settings import Settings
+
+Audience: TypeAlias = Literal["call", "cdn"]
+
+_ALGORITHM = "HS256"
+_BAD_FORMAT = "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
+_UNKNOWN_KEY = "No user found for Key ID and Secret"
+_BAD_TOKEN = "Invalid or expired token"  # noqa: S105 — a message
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Caller:
+    """Whom a call is counted for, and how much of the server is theirs. `id` is the key's."""
+
+    id: str
+    name: str
+    allowance: Allowance = dataclasses.field(default=Allowance(), compare=False)
+
+
+ANONYMOUS = Caller("anonymous", "anonymous")
+
+
+class Auth:
+    """Checks credentials and issues tokens. Its secret lies in the data dir, so tokens outlive a restart."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._keys = KeyRing(settings)
+        self._secret = read_secret(settings.data_dir / "token.secret")
+
+    @property
+    def open(self) -> bool:
+        """Whether calls need no credentials: no key was ever set. Never raises: the doors ask."""
+        return not self._keys.configured
+
+    def caller(self, connection: HTTPConnection, app: Endpoint | None = None) -> Caller:
+        """Who makes this call. Tokens count only where an `app` is given, and must be for it.
+
+        Raises `PlainError` 401 for missing and wrong credentials, 403 for a token of other apps.
+        """
+        if self.open:
+            return ANONYMOUS
+        if authorization := connection.headers.get("authorization"):
+            scheme, _, credential = authorization.partition(" ")
+            if scheme.lower() == "key":
+                return self._by_key(credential.strip())
+            if scheme.lower() == "bearer" and app:
+                return self._by_token(credential.strip(), app)
+            raise PlainError(401, "Unsupported Authorization scheme. Use 'Key <key_id>:<key_secret>'.")
+        query = connection.query_params
+        if app and (token := query.get("fal_jwt_token")):
+            return self._by_token(token, app)
+        if app and "fal_key_id" in query:
+            return self._by_key(f"{query['fal_key_id']}:{query.get('fal_key_secret', '')}")
+        what = f'application "{app.id}"' if app else "this resource"
+        raise PlainError(401, f"Cannot access {what}. Authentication is required.")
+
+    def issue(self, caller: Caller, seconds: int, apps: Sequence[str] = (), audience: Audience = "call") -> str:
+        """A token with which its bearer may call `apps` in the name of `caller`."""
+        now = int(time.time())
+        claims = {"aud": audience, "sub": caller.id, "iat": now, "exp": now + seconds, "apps": list(apps)}
+        return jwt.encode(claims, self._secret, _ALGORITHM)
+
+    def verify(self, token: str, audience: Audience) -> tuple[Caller, tuple[str, ...]]:
+        """In whose name a token speaks, and for which apps. Raises `PlainError` 401."""
+        required = ["aud", "sub", "exp"]
+        try:
+            claims = jwt.decode(token, self._secret, [_ALGORITHM], audience=audience, options={"require": required})
+        except jwt.InvalidTokenError:
+            raise PlainError(401, _BAD_TOKEN) from None
+        apps = tuple(claims.get("apps", ()))
+        if self.open:
+            return ANONYMOUS, apps
+        key = self._keys.find(claims["sub"])
+        if key is None:
+            raise PlainError(401, _BAD_TOKEN)
+        return self._caller(key), apps
+
+    def named(self, key_id: str) -> Caller:
+        """Who was once given something to come back with. One whose key has gone has no more than any key's share."""
+        if self.open:
+            return ANONYMOUS
+        return self._caller(self._keys.find(key_id) or Key(key_id, name="", digest="", created=""))
+
+    def _by_key(self, credential: str) -> Caller:
+        if ":" not in credential:
+            raise PlainError(401, _BAD_FORMAT)
+        key = self._keys.match(credential)
+        if key is None:
+            raise PlainError(401, _UNKNOWN_KEY)
+        return self._caller(key)
+
+    def _caller(self, key: Key) -> Caller:
+        return Caller(key.id, key.name, allowance(self._settings, key))
+
+    def _by_token(self, token: str, app: Endpoint) -> Caller:
+        caller, apps = self.verify(token, "call")
+        if not any(_covers(allowed, app) for allowed in apps):
+            raise PlainError(403, f'This token does not allow application "{app.id}"')
+        return caller
+
+
+def _covers(allowed: str, app: Endpoint) -> bool:
+    """Whether `allowed` names the app: its alias alone, as every client asks, or owner/alias with any sub path."""
+    first, _, rest = allowed.strip("/").partition("/")
+    if not rest:
+        return first == app.alias or first in {f"{owner}-{app.alias}" for owner in app.owners}
+    return first in app.owners and rest.partition("/")[0] == app.alias
+
+
+def has_keys(settings: Settings) -> bool:
+    """Whether any key was ever set, so that the server may be opened to other machines."""
+    return KeyRing(settings).configured

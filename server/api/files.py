@@ -1,0 +1,97 @@
+"""Stored files: uploads and results, as their URLs give them.
+
+    GET /cdn/files/{name}    the file
+
+Only pictures that are what they say are ever shown by a browser; everything else, whatever its type, is a download, and
+nothing in it can run.
+"""
+
+import re
+import time
+from email.utils import formatdate
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from server.context import context
+from server.fal.errors import PlainError
+from server.storage.disk import Stored
+from server.web.responses import forget_range
+
+# Longer numbers are no offset, and Python's `int` refuses those of more than 4300 digits.
+_ONE_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
+_A_YEAR_S = 365 * 86400
+
+
+async def file(request: Request) -> Response:
+    """A stored file, or a range of it. Public unless its owner has said otherwise."""
+    stored = context(request).files.shelf.find(request.path_params["name"])
+    if stored is None or not _may_read(request, stored):
+        raise PlainError(404, "File not found")
+    headers = _headers(stored)
+    if _unchanged(request.headers.get("if-none-match", ""), headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    status = stored.path.stat()
+    _check_range(request, {headers["ETag"], headers["Last-Modified"]}, status.st_size)
+    return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=status)
+
+
+def _may_read(request: Request, stored: Stored) -> bool:
+    """False for files that are hidden from this reader. Raises `PlainError` 403 for those that are forbidden."""
+    acl, owner = stored.meta.acl, stored.meta.owner
+    decision = acl.decide(None, owner)
+    if decision != "allow" or acl.rules:
+        decision = acl.decide(_reader(request), owner)
+    if decision == "forbid":
+        raise PlainError(403, "You may not read this file")
+    return decision == "allow"
+
+
+def _reader(request: Request) -> str | None:
+    """Whose key came with this request. Without keys nobody is anybody, so that private files stay private."""
+    auth = context(request).auth
+    if auth.open or "authorization" not in request.headers:
+        return None
+    return auth.caller(request).id
+
+
+def _headers(stored: Stored) -> dict[str, str]:
+    public = stored.meta.acl.default == "allow" and not stored.meta.acl.rules
+    left = max(0, min(int(stored.expires - time.time()), _A_YEAR_S))
+    headers = {
+        "Cache-Control": f"public, max-age={left}, immutable" if public else "private, no-store",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cross-Origin-Resource-Policy": "cross-origin",
+        "ETag": f'"{stored.name}"',
+        "Last-Modified": formatdate(stored.created, usegmt=True),
+        "X-Content-Type-Options": "nosniff",
+    }
+    if not stored.meta.inline:
+        shown = quote(stored.meta.file_name or stored.name, safe="")
+        headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{shown}"
+    return headers
+
+
+def _unchanged(if_none_match: str, etag: str) -> bool:
+    return any(part.strip().removeprefix("W/") in {etag, "*"} for part in if_none_match.split(",") if part.strip())
+
+
+def _check_range(request: Request, validators: set[str], size: int) -> None:
+    """See to it that a range which is left on the request is one that can be answered.
+
+    One that is malformed, or several, may be ignored (RFC 9110, 14.2): the answer is the whole file. Raises
+    `PlainError` 416 for one that lies beyond its end.
+    """
+    match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
+    first, last, suffix = match.groups() if match else ("", "", "")
+    backwards = bool(first and last) and int(last) < int(first)
+    stale = "if-range" in request.headers and request.headers["if-range"] not in validators
+    if not match or backwards or stale:
+        forget_range(request)
+    elif (int(first) if first else size - int(suffix)) >= size:
+        raise PlainError(416, "The range lies beyond the end of the file", {"Content-Range": f"bytes */{size}"})
+
+
+ROUTES: list[BaseRoute] = [Route("/cdn/files/{name}", file, methods=["GET"])]

@@ -1,0 +1,74 @@
+"""For operators and machines: health, readiness, figures, and the documents that clients look up.
+
+    GET /health                             always 200: state, what is being loaded or how to mend it, engines
+    GET /ready                              200 when requests are served, else 503
+    GET /metrics                            Prometheus' text format
+    GET /.well-known/jwks.json              the keys that webhooks are signed with (also under /rest)
+    GET /api/openapi/queue/openapi.json     the OpenAPI document of `?endpoint_id=`
+
+They need no key: probes have none, and nothing here tells what callers sent.
+"""
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.context import Context, context
+from server.fal import endpoints, openapi
+from server.fal.hosts import external
+from server.metrics import CONTENT_TYPE
+from server.web.responses import json_response
+
+_SERVING = {"READY", "BUSY"}
+
+
+async def health(request: Request) -> Response:
+    """How the server is."""
+    return json_response(_health(context(request)))
+
+
+async def ready(request: Request) -> Response:
+    """Whether to send requests here."""
+    body = _health(context(request))
+    return json_response(body, 200 if body["state"] in _SERVING else 503)
+
+
+def _health(ctx: Context) -> dict[str, Any]:
+    return {
+        "state": ctx.pool.state.name,
+        "detail": ctx.pool.detail,
+        "notice": ctx.pool.notice,
+        "engines": ctx.pool.engines,
+        "queue": {"waiting": ctx.queue.length(), "running": ctx.queue.in_flight},
+    }
+
+
+async def metrics(request: Request) -> Response:
+    """The figures."""
+    ctx = context(request)
+    body = ctx.metrics.render(ctx.pool.engines, ctx.queue.length(), ctx.limits.memory_used)
+    return Response(body, media_type=CONTENT_TYPE)
+
+
+async def jwks(request: Request) -> Response:
+    """The public keys of webhooks. Receivers may keep them for a day."""
+    return json_response(context(request).signing_keys.jwks())
+
+
+async def openapi_document(request: Request) -> Response:
+    """The document of one endpoint."""
+    target = endpoints.resolve(request.query_params.get("endpoint_id", endpoints.LCM_SD15_I2I.id))
+    where = external(request.scope)
+    return json_response(openapi.document(target.app, where.base("queue"), where.origin))
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/health", health, methods=["GET"]),
+    Route("/ready", ready, methods=["GET"]),
+    Route("/metrics", metrics, methods=["GET"]),
+    Route("/.well-known/jwks.json", jwks, methods=["GET"]),
+    Route("/rest/.well-known/jwks.json", jwks, methods=["GET"]),
+    Route("/api/openapi/queue/openapi.json", openapi_document, methods=["GET"]),
+]

@@ -1,0 +1,66 @@
+"""The proxy of fal's server-proxy protocol, for `proxyUrl`: any method on /api/fal/proxy with `x-fal-target-url`.
+
+The target is mapped onto the same application and served at once; nothing is ever fetched. Scheme and port of the
+target are ignored. 400: the header is missing; 412: the target is none of fal's hosts. The caller's own credentials
+count, so the proxy opens nothing that was closed. Links in the answers are of the host that the proxy was reached
+under, since the client need not be able to reach fal's names. On every other route the header is ignored (stock proxies
+forward it).
+"""
+
+from urllib.parse import SplitResult, unquote, urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.fal.errors import PlainError
+from server.fal.hosts import SPACES, canonical, parse_host
+
+_TARGET = b"x-fal-target-url"
+_METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+
+# What routing has noted about the proxy's own route.
+_ROUTING_KEYS = ("endpoint", "path_params", "route", "router")
+
+
+async def proxy(request: Request) -> Response:
+    """Serve the target in place of this request."""
+    written = request.headers.get(_TARGET.decode())
+    if not written:
+        raise PlainError(400, "Missing the x-fal-target-url header")
+    target = _split(written)
+    host = parse_host(target.netloc)
+    if host is None or not host.is_fal:
+        raise PlainError(412, "Invalid x-fal-target-url: not a host of fal's")
+    path = canonical(host.name, request.method, unquote(target.path))
+    if path[1:].partition("/")[0] not in SPACES:
+        raise PlainError(412, "Invalid x-fal-target-url: not an API path")
+    inner = {name: value for name, value in request.scope.items() if name not in _ROUTING_KEYS}
+    inner["path"], inner["raw_path"] = path, path.encode()
+    inner["query_string"] = target.query.encode()
+    inner["headers"] = [(name, value) for name, value in inner["headers"] if name != _TARGET]
+    return _Forwarded(request.app, inner)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        raise PlainError(400, "Malformed x-fal-target-url") from None
+
+
+class _Forwarded(Response):
+    """The response that the application gives to another scope."""
+
+    def __init__(self, app: ASGIApp, scope: Scope) -> None:
+        super().__init__()
+        self._app = app
+        self._scope = scope
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the application answer."""
+        await self._app(self._scope, receive, send)
+
+
+ROUTES: list[BaseRoute] = [Route("/api/fal/proxy", proxy, methods=_METHODS)]

@@ -1,0 +1,201 @@
+"""The queue: submit now, ask later.
+
+    POST /queue/{app}                                    submit: 200 with the URLs to go on with
+    GET  /queue/{app}/requests/{id}/status               202 while pending, 200 when completed
+    GET  /queue/{app}/requests/{id}/status/stream        the same as events, each log line once
+    GET  /queue/{app}/requests/{id}[/response]           the output, or the error that the request ended with
+    PUT  /queue/{app}/requests/{id}/cancel               200, 202, 400 or 404, with the word for it
+
+A sub path of the app's id may stand before `/requests/` (JavaScript clients of early 2024). A job is its owner's: to
+any other key it does not exist.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from server.context import Context, context
+from server.fal import decoding, endpoints, schemas
+from server.fal import headers as platform_headers
+from server.fal.errors import InvalidInput, PlainError, error_item
+from server.fal.hosts import base_url
+from server.jobs.job import NewJob, Outcome, Result, Snapshot
+from server.logs import request_id
+from server.outbound.urls import FetchError, parse
+from server.web.connection import disconnected, read_body, stop
+from server.web.responses import json_response
+from server.web.sse import EventStream
+
+_TRUE = {"1", "true", "yes"}
+
+
+async def submit(request: Request) -> Response:
+    """Accept a request; it is on disk when this answers. An invalid input is accepted too, and is its own result."""
+    ctx = context(request)
+    target = endpoints.resolve(request.path_params["app"])
+    caller = ctx.auth.caller(request, target.app)
+    if target.path:
+        raise endpoints.no_such_path(target)
+    webhook, max_length = _webhook(request), _max_queue_length(request)
+    memory = ctx.limits.memory(request, caller)
+    given, result = _checked(decoding.of_json(await read_body(request, ctx.settings.max_body_bytes, memory)))
+    snapshot = await ctx.queue.submit(
+        NewJob(
+            id=request_id(request.scope),
+            app=target.app.id,
+            owner=caller.id,
+            input=given,
+            call={
+                "cdn": base_url(request.scope, "cdn"),
+                "lifecycle": platform_headers.lifecycle(request.headers),
+            },
+            priority=platform_headers.priority(request.headers),
+            webhook=webhook,
+            start_timeout=platform_headers.start_timeout(request.headers),
+            no_retry=platform_headers.no_retry(request.headers),
+            store_io=platform_headers.store_io(request.headers),
+            max_queue_length=max_length,
+            max_owned=caller.allowance.queued,
+            result=result,
+        )
+    )
+    return json_response(snapshot.submit_body(base_url(request.scope, "queue")))
+
+
+def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
+    """The input as it is stored, with its seed drawn; for an invalid one the result that it already has."""
+    try:
+        return schemas.validate(given).seeded().model_dump_json().encode(), None
+    except InvalidInput as error:
+        return b"{}", Result.failure(error)
+
+
+def _webhook(request: Request) -> str | None:
+    url = request.query_params.get("fal_webhook")
+    if not url:
+        return None
+    try:
+        parse(url)
+    except FetchError as error:
+        reason = error.message.rpartition(": ")[2]  # without “Could not download the file”
+        message = f"Input should be a URL that webhooks can be sent to: {reason}"
+        raise InvalidInput([error_item(("query", "fal_webhook"), "url_parsing", message)]) from None
+    return url
+
+
+def _max_queue_length(request: Request) -> int | None:
+    written = request.query_params.get("fal_max_queue_length")
+    if written is None:
+        return None
+    if not (written.isascii() and written.isdigit() and len(written) < 10):
+        message = "Input should be a valid integer, unable to parse string as an integer"
+        raise InvalidInput([error_item(("query", "fal_max_queue_length"), "int_parsing", message)])
+    return int(written)
+
+
+async def status(request: Request) -> Response:
+    """How far a job is."""
+    snapshot = await _find(request)
+    body = snapshot.status_body(base_url(request.scope, "queue"), logs=_wants_logs(request))
+    return json_response(body, snapshot.status_code)
+
+
+async def status_stream(request: Request) -> Response:
+    """How far a job is, whenever that changes, up to its end."""
+    snapshot = await _find(request)
+    events = _statuses(context(request), snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request))
+    return EventStream(events)
+
+
+async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[dict[str, Any], None]:
+    async with aclosing(ctx.queue.watch(job_id)) as snapshots:
+        async for snapshot in snapshots:
+            yield snapshot.status_body(base, logs=logs)
+
+
+async def result(request: Request) -> Response:
+    """The bare output, or the error that the job ended with, under its own status code."""
+    ctx = context(request)
+    snapshot = await _find(request)
+    if not snapshot.completed:
+        raise PlainError(400, "Request is still in progress")
+    kept = await ctx.queue.result(snapshot.id)
+    if kept is None:
+        raise PlainError(410, "The result of this request is no longer stored")
+    headers = {**kept.headers, "x-fal-request-id": snapshot.id}
+    if snapshot.store_io or request.method == "HEAD":
+        return Response(kept.body, kept.status, headers, "application/json")
+    return _Handed(kept.body, kept.status, headers, lambda: ctx.queue.delivered(snapshot))
+
+
+class _Handed(Response):
+    """The only copy of a result. `delivered` is called if the client was there until all of it was on its way."""
+
+    media_type = "application/json"
+
+    def __init__(
+        self, body: bytes, status: int, headers: dict[str, str], delivered: Callable[[], Awaitable[None]]
+    ) -> None:
+        super().__init__(body, status, headers)
+        self._delivered = delivered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        leaving = asyncio.create_task(disconnected(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self.body, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the client to read
+            await asyncio.sleep(0)  # for `leaving` to have looked
+            left = leaving.done()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            await stop(leaving)
+        if not left:
+            await self._delivered()
+
+
+async def cancel(request: Request) -> Response:
+    """End a job."""
+    try:
+        snapshot = await _find(request)
+    except PlainError as error:
+        if error.status != 404:
+            raise
+        outcome = Outcome.NOT_FOUND
+    else:
+        outcome = await context(request).queue.cancel(snapshot.id)
+    return json_response(outcome.body, outcome.http_status)
+
+
+async def _find(request: Request) -> Snapshot:
+    """The job that the path names. Raises `PlainError` 404 for one that is unknown or another's."""
+    ctx = context(request)
+    target = endpoints.resolve(request.path_params["app"])
+    caller = ctx.auth.caller(request, target.app)
+    snapshot = await ctx.queue.get(request.path_params["request_id"])
+    if snapshot is None or snapshot.owner != caller.id:
+        raise PlainError(404, "Request not found")
+    return snapshot
+
+
+def _wants_logs(request: Request) -> bool:
+    return request.query_params.get("logs", "").lower() in _TRUE
+
+
+_JOB = "/queue/{app:path}/requests/{request_id}"
+
+ROUTES: list[BaseRoute] = [
+    Route(f"{_JOB}/status", status, methods=["GET"]),
+    Route(f"{_JOB}/status/stream", status_stream, methods=["GET"]),
+    Route(f"{_JOB}/cancel", cancel, methods=["PUT"]),
+    Route(f"{_JOB}/response", result, methods=["GET"]),
+    Route(_JOB, result, methods=["GET"]),
+    Route("/queue/{app:path}", submit, methods=["POST"]),
+]

@@ -1,0 +1,114 @@
+"""Run and stream: the answer comes on the same connection.
+
+    POST /run/{app}          the output
+    GET  /run/{app}          the same, with the input in the query string (the JavaScript client's `method: "get"`)
+    POST /run/{app}/stream   server-sent events: a preview per step, then the output
+
+Which of them is meant is told by the path alone, since fal's proxies rewrite `Accept`. fal's own endpoint has no
+`/stream`. A preview event has the output's keys, with the picture so far as a data URI, and `progress`. Errors before
+the first event are an HTTP status with JSON; one after it breaks the connection off, which both clients report.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from pipelines.messages import Preview, Priority
+from server.access.auth import Caller
+from server.context import Context, context
+from server.fal import decoding, endpoints, schemas
+from server.fal.errors import PlainError
+from server.fal.headers import lifecycle, start_timeout
+from server.fal.hosts import base_url
+from server.fal.schemas import LcmInput
+from server.generate import Call, generate, inline
+from server.logs import request_id
+from server.web.connection import read_body, stop, while_connected
+from server.web.responses import json_response
+from server.web.sse import EventStream
+
+
+async def run(request: Request) -> Response:
+    """Answer one request with its output, or with a stream of events."""
+    ctx = context(request)
+    target = endpoints.resolve(request.path_params["app"])
+    caller = ctx.auth.caller(request, target.app)
+    if target.path not in {"", "stream"}:
+        raise endpoints.no_such_path(target)
+    if request.method == "HEAD":
+        raise PlainError(405, "Method Not Allowed", {"Allow": "GET, POST"})
+    streaming = target.path == "stream"
+    ctx.limits.call(request, caller)
+    data = schemas.validate(await _fields(request, caller)).seeded()
+    call = Call(
+        id=request_id(request.scope),
+        tenant=caller.id,
+        allowance=caller.allowance,
+        priority=Priority.RUN,
+        cdn=base_url(request.scope, "cdn"),
+        start_timeout=start_timeout(request.headers),
+        lifecycle=lifecycle(request.headers),
+        previews=streaming,
+    )
+    if streaming:
+        events = _progress(ctx, data, call)
+        first = await while_connected(request.receive, _first(events))
+        return EventStream(_from(first, events))
+    return json_response(await while_connected(request.receive, generate(ctx, data, call)))
+
+
+async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
+    if request.method == "GET":
+        return dict(request.query_params)
+    ctx = context(request)
+    return decoding.of_json(await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller)))
+
+
+async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:
+    """A preview after each step but the last, then the output."""
+    coming: asyncio.Queue[Preview | None] = asyncio.Queue()  # bounded by the number of steps
+
+    def on_event(event: object) -> None:
+        if isinstance(event, Preview):
+            coming.put_nowait(event)
+
+    working = asyncio.create_task(generate(ctx, data, call, on_event))
+    working.add_done_callback(lambda _: coming.put_nowait(None))
+    try:
+        while preview := await coming.get():
+            yield _partial(data, preview)
+        yield await working
+    finally:
+        await stop(working)
+
+
+def _partial(data: LcmInput, preview: Preview) -> dict[str, Any]:
+    return {
+        "images": [inline(preview.picture)],
+        "timings": {},
+        "seed": data.seed,
+        "num_inference_steps": data.num_inference_steps,
+        "request_id": data.request_id,
+        "nsfw_content_detected": [preview.picture.nsfw],
+        "progress": {"step": preview.step, "steps": preview.steps},
+    }
+
+
+async def _first(events: AsyncGenerator[Any, None]) -> Any:
+    return await anext(events)
+
+
+async def _from(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    try:
+        yield first
+        async for event in rest:
+            yield event
+    finally:
+        await rest.aclose()
+
+
+ROUTES: list[BaseRoute] = [Route("/run/{app:path}", run, methods=["GET", "POST"])]

@@ -1,0 +1,70 @@
+"""Short-lived tokens for browsers, in the two forms that fal has.
+
+    POST /rest/tokens            {"allowed_apps": ["lcm-sd15-i2i"], "token_expiration": 120}    →  "eyJ…"
+    POST /rest/tokens/realtime   {"allowed_apps": ["fal-ai/…/realtime"], "duration": 120}       →  {"token": "eyJ…"}
+
+The first must be a bare JSON string: the JavaScript clients put whatever else they get into the socket's URL. Every
+client asks for the alias alone; back ends that follow the newer page ask for the full path, and some write `app` for
+one.
+"""
+
+from typing import Annotated
+
+import pydantic
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.context import context
+from server.fal import schemas
+from server.fal.errors import invalid
+from server.web.connection import read_body
+from server.web.responses import json_response
+
+# What fal's clients ask for; they come back before.
+DEFAULT_SECONDS = 120
+
+_MAX_BODY_BYTES = 64 * 1024
+
+App = Annotated[str, Field(max_length=200)]
+
+
+class TokenRequest(BaseModel):
+    """What a token is wanted for, and for how many seconds."""
+
+    allowed_apps: list[App] = Field(default=[], max_length=100)
+    app: App = ""
+    token_expiration: int = Field(DEFAULT_SECONDS, ge=1)
+    duration: int | None = Field(None, ge=1)
+
+
+async def token(request: Request) -> Response:
+    """A token as a bare JSON string."""
+    return json_response(await _issue(request))
+
+
+async def realtime_token(request: Request) -> Response:
+    """A token in an object."""
+    return json_response({"token": await _issue(request)})
+
+
+async def _issue(request: Request) -> str:
+    ctx = context(request)
+    caller = ctx.auth.caller(request)
+    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
+    try:
+        wanted = TokenRequest.model_validate({name: value for name, value in fields.items() if value is not None})
+    except pydantic.ValidationError as error:
+        raise schemas.invalid_input(error) from None
+    apps = wanted.allowed_apps or ([wanted.app] if wanted.app else [])
+    if not apps:
+        raise invalid("allowed_apps", "missing", "Field required")
+    seconds = min(wanted.duration or wanted.token_expiration, ctx.settings.max_token_seconds)
+    return ctx.auth.issue(caller, seconds, apps)
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/rest/tokens", token, methods=["POST"]),
+    Route("/rest/tokens/realtime", realtime_token, methods=["POST"]),
+]

@@ -1,0 +1,149 @@
+"""HTTP over a websocket (`ws.fal.run`), which only fal's SDK speaks: /ws/{app}.
+
+Each text frame is the JSON input of one run. Answers come in order, each as three messages: text `{"type": "start",
+"request_id", "status", "headers"}`, the body as one binary frame, text `{"type": "end", "request_id", "status",
+"time_to_first_byte_seconds"}`. While one input is worked on, one more is taken in, so that a client that leaves is
+noticed and its work cancelled; further ones wait in the network, not in memory. When the server drains, what was taken
+in is answered before the socket is closed.
+"""
+
+import asyncio
+import time
+import uuid
+from typing import Any, TypeAlias
+
+import msgspec
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from pipelines.messages import Priority
+from server.access.auth import Caller
+from server.context import Context, context
+from server.fal import decoding, endpoints, schemas
+from server.fal.errors import FalError, RequestError
+from server.fal.hosts import base_url
+from server.generate import Call, generate
+from server.logs import fault
+from server.web.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
+
+# What came in: an input, or the reason for which there is no room for it, or the code with which the socket has ended.
+Input: TypeAlias = bytes | FalError
+End: TypeAlias = int
+
+_IDLE: End = 0  # no code of a websocket
+
+
+async def websocket_run(socket: WebSocket) -> None:
+    """Serve one socket to its end."""
+    ctx = context(socket)
+    target = endpoints.resolve(socket.path_params["app"])
+    caller = ctx.auth.caller(socket, target.app)
+    if target.path:
+        raise endpoints.no_such_path(target)
+    ctx.limits.session(socket, caller)
+    await socket.accept()
+    try:
+        await Conversation(ctx, socket, caller).serve()
+    except WebSocketDisconnect:
+        return
+
+
+class Conversation:
+    """An accepted socket and its caller."""
+
+    def __init__(self, ctx: Context, socket: WebSocket, caller: Caller) -> None:
+        self._ctx = ctx
+        self._socket = socket
+        self._caller = caller
+        self._memory = ctx.limits.memory(socket, caller)
+        self._cdn = base_url(socket.scope, "cdn")
+
+    async def serve(self) -> None:
+        """Answer inputs until the client leaves, none comes for too long, or the server drains."""
+        coming = asyncio.create_task(self._receive())
+        try:
+            while not isinstance(given := await self._in_time(coming), End):
+                coming = asyncio.create_task(self._receive())
+                await self._answer_unless_left(given, coming)
+            if not _left(given):
+                await self._socket.close(1000)
+        finally:
+            await stop(coming)
+
+    async def _in_time(self, coming: asyncio.Task[Input | End]) -> Input | End:
+        while True:
+            due = asyncio.get_running_loop().time() + self._ctx.settings.session_idle_timeout
+            await asyncio.wait({coming}, timeout=self._ctx.settings.session_idle_timeout)
+            if coming.done() or not late(due):
+                return coming.result() if coming.done() else _IDLE
+
+    async def _receive(self) -> Input | End:
+        message = await self._socket.receive()
+        if message["type"] == "websocket.disconnect":
+            return int(message["code"])
+        text: str | None = message.get("text")
+        content: bytes = message["bytes"] if text is None else text.encode()
+        try:
+            self._memory.take(len(content))
+        except FalError as error:
+            return error
+        return content
+
+    async def _answer_unless_left(self, given: Input, coming: asyncio.Task[Input | End]) -> None:
+        working = asyncio.create_task(self._answer(given))
+        try:
+            await asyncio.wait({working, coming}, return_when=asyncio.FIRST_COMPLETED)
+            if not (coming.done() and _left(coming.result())):
+                await working
+        finally:
+            await stop(working)
+
+    async def _answer(self, given: Input) -> None:
+        started = time.perf_counter()
+        identity = str(uuid.uuid4())
+        headers = {"content-type": "application/json", "x-fal-request-id": identity}
+        try:
+            status, body = 200, await self._generate(given, identity)
+        except FalError as error:
+            status, body = error.status, error.body
+            headers |= error.headers
+        about = {"request_id": identity, "status": status}
+        first_byte = time.perf_counter() - started
+        await self._socket.send_text(_json({"type": "start", **about, "headers": headers}))
+        await self._socket.send_bytes(msgspec.json.encode(body))
+        await self._socket.send_text(_json({"type": "end", **about, "time_to_first_byte_seconds": first_byte}))
+        if status != 200:
+            await asyncio.sleep(REFUSAL_PAUSE_S)
+
+    async def _generate(self, given: Input, identity: str) -> dict[str, Any]:
+        """The output for an input. Raises `FalError`, whatever goes wrong."""
+        if isinstance(given, FalError):
+            raise given
+        call = Call(
+            id=identity,
+            tenant=self._caller.id,
+            allowance=self._caller.allowance,
+            priority=Priority.RUN,
+            cdn=self._cdn,
+        )
+        try:
+            return await generate(self._ctx, schemas.validate(decoding.of_json(given)), call)
+        except FalError:
+            raise
+        except Exception as error:  # noqa: BLE001 — one input's fault must not end the socket
+            fault(identity, error)
+            raise RequestError("internal_error", "Internal server error") from None
+        finally:
+            self._memory.give_back(len(given))
+
+
+def _left(given: Input | End) -> bool:
+    """Whether there is nobody to answer any more."""
+    return isinstance(given, End) and given not in {_IDLE, DRAINING}
+
+
+def _json(message: object) -> str:
+    return msgspec.json.encode(message).decode()
+
+
+ROUTES: list[BaseRoute] = [WebSocketRoute("/ws/{app:path}", websocket_run)]

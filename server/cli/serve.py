@@ -1,0 +1,89 @@
+"""`fourstep serve`: check the doors, bind, say where, serve until told to stop."""
+
+import contextlib
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+from server import logs
+from server.access.auth import has_keys
+from server.app import create_app
+from server.cli.launcher import RUN_FILE
+from server.data_dir import prepare, write_whole
+from server.settings import Settings, SettingsError
+from server.transport import listen
+from server.transport.listen import Listeners
+from server.web.origin_guard import is_loopback
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
+    os.umask(0o077)  # the job database and its log, too, are nobody else's
+    prepare(settings.data_dir)
+    _check_doors(settings)
+    with _sole_server(settings):
+        listeners = listen.bind(settings)
+        logs.configure()
+        run_file = settings.data_dir / RUN_FILE
+
+        def on_ready() -> None:
+            urls = _urls(settings, listeners)
+            write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
+            _say(settings, urls)
+
+        app = create_app(settings)
+        try:
+            listen.run(app.asgi, listeners, settings, on_ready=on_ready, on_drain=app.drain)
+        finally:
+            run_file.unlink(missing_ok=True)
+    return 0
+
+
+def _check_doors(settings: Settings) -> None:
+    """Without keys only this machine is served: anybody who reaches the port could use the device."""
+    if has_keys(settings) or settings.allow_anonymous or is_loopback(settings.host):
+        return
+    raise SettingsError(
+        f"--host {settings.host} opens the server to other machines, and there are no keys. "
+        "Mend: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if everybody may use it"
+    )
+
+
+@contextlib.contextmanager
+def _sole_server(settings: Settings) -> Iterator[None]:
+    """One server per data directory: two would expire each other's files. The lock goes with the process."""
+    with (settings.data_dir / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingsError(
+                f"another server runs on {settings.data_dir}. Mend: stop it, or choose another --data-dir"
+            ) from error
+        yield
+
+
+def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
+    """What clients are pointed at. https is said under a name that the certificate carries."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return {
+        "url": f"http://{host}:{listeners.http.port}",
+        "tls_url": f"https://localhost:{listeners.https.port}" if listeners.https else "",
+    }
+
+
+def _say(settings: Settings, urls: dict[str, str]) -> None:
+    lines = [f"fourstep serves on {urls['url']}", f"  data: {settings.data_dir}"]
+    if urls["tls_url"]:
+        host = urls["tls_url"].partition("://")[2]
+        lines += [
+            f"  and on {urls['tls_url']}. fal's Python client, unchanged:",
+            f"    export FAL_RUN_HOST={host}/run FAL_QUEUE_RUN_HOST={host}/queue",
+            f"    export SSL_CERT_FILE={settings.tls_dir / 'bundle.pem'} FAL_KEY=any:thing",
+        ]
+    if settings.takeover:
+        lines.append(
+            "  and on port 443 for fal's own host names; `fourstep hosts` prints the lines that send them here"
+        )
+    sys.stderr.write("\n".join(lines) + "\n")

@@ -1,0 +1,25 @@
+"""What a request handler may reach: one object, made when the server starts, at `request.app.state.ctx`."""
+
+import dataclasses
+
+from starlette.requests import HTTPConnection
+
+from server.access.auth import Auth
+from server.generate import Resources
+from server.jobs.queue import Queue
+from server.webhooks.signing_keys import SigningKeys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Context(Resources):
+    """The rooms below the routes."""
+
+    queue: Queue
+    auth: Auth
+    signing_keys: SigningKeys
+
+
+def context(connection: HTTPConnection) -> Context:
+    """The context of the app that this request or websocket belongs to."""
+    ctx: Context = connection.app.state.ctx
+    return ctx

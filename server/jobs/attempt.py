@@ -1,0 +1,107 @@
+"""One try at a queued job: runs it, times it, and says what its end means — a result, or back to the queue."""
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple, TypeAlias
+
+from pipelines.messages import Log, Preview, Started
+from server.fal.errors import FalError, RequestError, start_timed_out
+from server.jobs.job import MAX_TRIES, Job, Result
+
+LOG = logging.getLogger(__name__)
+
+Event: TypeAlias = Started | Log | Preview
+OnEvent: TypeAlias = Callable[[Event], None]
+Run: TypeAlias = Callable[[Job, OnEvent], Awaitable[dict[str, Any]]]
+
+MAX_RETRY_DELAY_S = 30.0
+
+# Faults of the way to the engine: another try may well succeed. An engine that answered with an error (500) has been
+# tried as often as makes sense by the pool itself.
+_WORTH_A_TRY = frozenset(
+    {
+        "runner_connection_timeout",
+        "runner_disconnected",
+        "runner_connection_refused",
+        "runner_connection_error",
+        "runner_incomplete_response",
+    }
+)
+# There was no engine to try: the job waits for one, however long that takes.
+_NO_ENGINE = frozenset({"runner_scheduling_failure", "startup_timeout"})
+# There was no room for the result: the disk is full, for however long that may last.
+_NO_ROOM = "concurrent_requests_limit"
+NO_ROOM_DELAY_S = 3.0  # each try is work for an engine; a freed disk is noticed within this time
+
+
+class Retry(NamedTuple):
+    """Back to the queue for `delay_s` seconds; `refund`: it did not count as a try."""
+
+    delay_s: float
+    refund: bool
+
+
+def retry(error: FalError, job: Job) -> Retry | None:
+    """Whether and when a job that ended with `error` is run again."""
+    if error.error_type in _NO_ENGINE:
+        return Retry(1.0, refund=True)
+    if error.error_type == _NO_ROOM and not job.no_retry:
+        return Retry(NO_ROOM_DELAY_S, refund=True)
+    if error.error_type not in _WORTH_A_TRY or job.no_retry or job.attempt >= MAX_TRIES:
+        return None
+    return Retry(min(2.0 ** (job.attempt - 1), MAX_RETRY_DELAY_S), refund=False)
+
+
+class Attempt:
+    """A claimed job in the engines' hands. `start_in`: seconds within which an engine must take it, None for ever."""
+
+    def __init__(self, job: Job, run: Run, *, start_in: float | None, on_log: Callable[[Log], None]) -> None:
+        self.job = job
+        self.task: asyncio.Task[None] | None = None
+        self._run = run
+        self._on_log = on_log
+        self._limit = asyncio.timeout(start_in)
+        self._began = time.perf_counter()
+
+    @property
+    def took(self) -> float:
+        """Seconds since an engine took it, or since it was claimed if none has."""
+        return round(time.perf_counter() - self._began, 6)
+
+    def cancel(self) -> None:
+        """Stops it, whatever it is doing."""
+        if self.task is not None:
+            self.task.cancel()
+
+    async def make(self) -> Result | Retry:
+        """Runs the job once."""
+        if self.job.attempt > MAX_TRIES:
+            return Result.failure(RequestError("runner_server_error", f"Gave up after {MAX_TRIES} tries"))
+        try:
+            async with self._limit:
+                output = await self._run(self.job, self._heard)
+            return Result.success(output)
+        except Exception as error:  # noqa: BLE001 - a job's failure is its own, whatever it is
+            return self._verdict(error)
+
+    def _verdict(self, error: Exception) -> Result | Retry:
+        if self._limit.expired():
+            return Result.failure(start_timed_out())
+        if isinstance(error, FalError):
+            return retry(error, self.job) or Result.failure(error)
+        # Type and place only: the message may have the prompt in it.
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        LOG.error("job %s: %s in %s:%s", self.job.id, type(error).__name__, place.filename, place.lineno)
+        reason = "The request failed for a reason of the server's own"
+        return Result.failure(RequestError("internal_error", reason))
+
+    def _heard(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._began = time.perf_counter()
+            if self._limit.when() is not None and not self._limit.expired():
+                self._limit.reschedule(None)
+        elif isinstance(event, Log):
+            self._on_log(event)

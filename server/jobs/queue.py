@@ -1,0 +1,243 @@
+"""The durable queue: accept, claim, run, heartbeat, cancel, expire.
+
+A submit is answered once the job is on disk. A `Runner` claims waiting jobs, as many as the engines have room for, and
+runs each through the `run` that it was given; what that returns or raises is the job's result. Whatever kills the
+server, `start` finds every accepted job, at its old place in the queue, and runs again what had not finished.
+
+Positions, status and log lines are answered from the `Board`, which follows each commit; the database is the truth.
+"""
+
+import asyncio
+import collections
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from server.fal.errors import overloaded, start_timed_out
+from server.jobs.attempt import Run
+from server.jobs.database import DatabaseError, complain
+from server.jobs.index import Board
+from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
+from server.jobs.retention import Retention
+from server.jobs.runner import DISK_RETRY_S, TICK_S, Runner, commit
+from server.jobs.store import JobStore
+from server.settings import Settings
+
+LOG = logging.getLogger(__name__)
+
+HEARTBEAT_S = 15.0  # four to a lease
+QUOTA_EVERY_S = 1.0
+EXPIRE_EVERY_S = 30.0
+
+
+class Queue:
+    """`capacity()` says how many jobs may be in the engines' hands at once: 0 while there is no engine."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        run: Run,
+        *,
+        capacity: Callable[[], int],
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._now = clock
+        self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
+        self._board = Board()
+        self._retention = Retention(store.attic, self._board.forget, settings, clock)
+        self._submitting: collections.Counter[str] = collections.Counter()  # by owner
+        self._runner = Runner(
+            store,
+            self._board,
+            run,
+            capacity=capacity,
+            waiting=self.length,
+            finished=self._finished,
+            key_share=settings.key_share,
+            clock=clock,
+        )
+        self._scheduler: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Takes the database over and begins to run what is in it."""
+        for snapshot in await self._store.recover():
+            self._board.add(snapshot)
+        self._scheduler = _start("queue-scheduler", self._runner.schedule())
+        for every_s, chore in (
+            (TICK_S, self._tick),
+            (HEARTBEAT_S, self._runner.heartbeat),
+            (QUOTA_EVERY_S, self._retention.keep_quota),
+            (EXPIRE_EVERY_S, self._retention.expire),
+        ):
+            self._chores.append(_start(f"queue-{chore.__name__}", self._every(every_s, chore)))
+
+    def drain(self) -> None:
+        """Takes and claims no more, and lets go of who watches; what runs goes on."""
+        self._runner.drain()
+        self._board.wake_all()
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """Drains; puts back into the queue what still runs `grace_s` after draining began."""
+        self.drain()
+        for chore in self._chores:
+            chore.cancel()
+        await asyncio.gather(*self._chores, *filter(None, [self._scheduler]), return_exceptions=True)
+        await self._runner.close(grace_s)
+
+    # --- what the routes ask
+
+    def length(self) -> int:
+        """Jobs that wait."""
+        return self._board.waiting + self._submitting.total()
+
+    def owned(self, owner: str) -> int:
+        """Those of one owner."""
+        return self._board.owned(owner) + self._submitting[owner]
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that run."""
+        return self._runner.in_flight
+
+    def wake(self) -> None:
+        """Looks for work now: the capacity has grown."""
+        self._runner.wake()
+
+    async def submit(self, new: NewJob) -> Snapshot:
+        """Accepts a job; it is on disk when this returns. Raises `RequestError` (429) if the queue is full."""
+        if new.result is None:
+            self._admit(new)
+        written = self._store.submit(new, self._now())
+        self._submitting[new.owner] += 1
+        written.add_done_callback(lambda _: self._submitted(new.owner))
+        self.wake()  # now, so that the claim shares the submit's transaction
+        try:
+            snapshot = await commit(written, self._accepted)
+        except DatabaseError as error:
+            complain(LOG, "a job could not be stored", error)
+            raise overloaded("The server can't store requests at present") from error
+        return self._board.get(new.id) or snapshot
+
+    def _admit(self, new: NewJob) -> None:
+        if self._runner.draining:
+            raise overloaded("The server is shutting down")
+        if self._retention.disk_full:
+            raise overloaded("The queue's disk quota is used up")
+        if self.length() >= self._settings.max_queue:
+            raise overloaded("The queue is full")
+        if new.max_owned is not None and self.owned(new.owner) >= new.max_owned:
+            raise overloaded("This key has too many requests in the queue")
+        if new.max_queue_length is not None and self.length() > new.max_queue_length:
+            raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
+
+    def _submitted(self, owner: str) -> None:
+        self._submitting[owner] -= 1
+        if not self._submitting[owner]:
+            del self._submitting[owner]
+
+    def _accepted(self, snapshot: Snapshot) -> None:
+        self._board.add(snapshot)
+        if snapshot.completed and snapshot.webhook is not None:
+            self.on_webhook()
+
+    async def get(self, request_id: str) -> Snapshot | None:
+        """The job as it stands; None if there is no such job."""
+        return self._board.get(request_id) or await self._store.load(request_id)
+
+    async def result(self, request_id: str) -> Result | None:
+        """The result of a completed job; None if it is not completed, or its payload is gone."""
+        return await self._store.result(request_id)
+
+    async def delivered(self, snapshot: Snapshot) -> None:
+        """The result has reached its owner: wipes it if that is what the owner asked for (`X-Fal-Store-IO: 0`)."""
+        if not snapshot.store_io:
+            await self._retention.forget(snapshot.id)
+
+    async def cancel(self, request_id: str) -> Outcome:
+        """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that. Raises `RequestError` (429)
+        when that can't be stored."""
+        known = self._board.get(request_id)
+        cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
+        try:
+            return await commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
+        except DatabaseError as error:
+            complain(LOG, "a job could not be cancelled", error)
+            raise overloaded("The server can't store a cancellation at present") from error
+
+    def _cancelled(self, request_id: str, outcome: Outcome) -> None:
+        if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
+            self._finished(request_id, cancelled())
+        if outcome is Outcome.REQUESTED:
+            self._runner.cancel(request_id)
+
+    async def watch(self, request_id: str) -> AsyncGenerator[Snapshot, None]:
+        """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
+        Ends early when the queue closes; has nothing for an unknown id. Close it (`contextlib.aclosing`) when done."""
+        changed = asyncio.Event()
+        self._board.watch(request_id, changed)
+        told, place = 0, None
+        try:
+            while (snapshot := await self.get(request_id)) is not None:
+                news = msgspec.structs.replace(snapshot, logs=snapshot.logs[told:])
+                if news.logs or _place(news) != place:
+                    yield news
+                    told, place = len(snapshot.logs), _place(news)
+                if snapshot.completed or self._runner.draining:
+                    return
+                await changed.wait()
+                changed.clear()
+        finally:
+            self._board.unwatch(request_id, changed)
+
+    def _finished(self, request_id: str, result: Result, inference_time: float = 0.0) -> None:
+        self._board.finished(request_id, result, inference_time)
+        known = self._board.get(request_id)
+        if known is not None and known.webhook is not None:
+            self.on_webhook()
+
+    # --- chores
+
+    async def _every(self, seconds: float, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            try:
+                await chore()
+            except DatabaseError as error:
+                complain(LOG, "the queue's housekeeping failed", error)
+                await asyncio.sleep(DISK_RETRY_S)
+            await asyncio.sleep(seconds)
+
+    async def _tick(self) -> None:
+        self._board.wake_waiting()
+        await asyncio.gather(*map(self._give_up_waiting, self._board.overdue(self._now())))
+
+    async def _give_up_waiting(self, request_id: str) -> None:
+        result = Result.failure(start_timed_out())
+
+        def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
+            if ended:
+                self._finished(request_id, result)
+
+        await commit(self._store.finish_waiting(request_id, result, self._now()), follow)
+
+
+def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """A task without which the queue is no queue: its death is never silent."""
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.critical("%s has died", name, exc_info=error)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task
+
+
+def _place(snapshot: Snapshot) -> tuple[str, int | None]:
+    return snapshot.status.value, snapshot.queue_position

@@ -1,0 +1,214 @@
+"""Jobs in this server's hands: claimed, as many as the engines have room for, run, and published or put back.
+
+A claim is a lease, renewed by `heartbeat`; what it is worth is decided by the job's fence when the result is published.
+"""
+
+import asyncio
+import collections
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+from pipelines.messages import Log
+from server.jobs.attempt import Attempt, Retry, Run
+from server.jobs.database import DatabaseError, complain
+from server.jobs.index import Board
+from server.jobs.job import Job, LogLine, Result
+from server.jobs.store import JobStore
+
+LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TICK_S = 0.1  # how late a start timeout, a changed queue position or a freed engine may be noticed
+LEASE_S = 60.0  # a worker that is silent for so long has lost its jobs
+DISK_RETRY_S = 1.0  # a result that can't be written is kept and tried again: a full disk loses nothing
+
+
+class Runner:
+    """Runs a queue's jobs. `capacity()` says how many may be in the engines' hands at once: 0 while there is no engine;
+    `waiting()` how many wait; `finished` is told of each that has its result on disk. `key_share`: the part of the
+    engines that one owner may have while others wait."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        board: Board,
+        run: Run,
+        *,
+        capacity: Callable[[], int],
+        waiting: Callable[[], int],
+        finished: Callable[[str, Result, float], None],
+        key_share: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._board = board
+        self._run = run
+        self._capacity = capacity
+        self._waiting = waiting
+        self._finished = finished
+        self._key_share = key_share
+        self._now = clock
+        self._worker = uuid.uuid4().hex
+        self._running: set[Attempt] = set()
+        self._nudge = asyncio.Event()
+        self._drained_at = 0.0
+        self.draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that run."""
+        return len(self._running)
+
+    def wake(self) -> None:
+        """Looks for work now: there is more of it, or more room for it."""
+        self._nudge.set()
+
+    def cancel(self, request_id: str) -> None:
+        """Stops the job, if it runs here."""
+        for attempt in self._running:
+            if attempt.job.id == request_id:
+                attempt.cancel()
+
+    def drain(self) -> None:
+        """Claims no more; what runs goes on."""
+        if not self.draining:
+            self.draining, self._drained_at = True, time.monotonic()
+            self.wake()
+
+    async def close(self, grace_s: float) -> None:
+        """Puts back into the queue what still runs `grace_s` after draining began."""
+        tasks = [attempt.task for attempt in self._running if attempt.task is not None]
+        if tasks:
+            left = max(0.0, self._drained_at + grace_s - time.monotonic())
+            _, late = await asyncio.wait(tasks, timeout=left)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def heartbeat(self) -> None:
+        """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
+        before = list(self._running)
+        held = await self._store.heartbeat(self._worker, LEASE_S, self._now())
+        for attempt in before:
+            if held.get(attempt.job.id) != attempt.job.fence:
+                attempt.cancel()
+        for request_id in await self._store.release_lapsed(self._now()):
+            self._board.requeued(request_id)
+
+    # --- claiming and running
+
+    async def schedule(self) -> None:
+        """Claims and runs jobs, until `drain`."""
+        while not self.draining:
+            free = self._capacity() - len(self._running)
+            if free <= 0 or not self._waiting():
+                await self._wait_for_work()
+                continue
+            self._nudge.clear()
+            claimed = await self._claim(free)
+            for job in claimed:
+                self._spawn(job)
+            if len(claimed) < free:
+                await self._wait_for_work()
+
+    async def _claim(self, count: int) -> list[Job]:
+        try:
+            served = self._well_served(count)
+            return await self._store.claim(self._worker, count, LEASE_S, self._now(), after_others=served)
+        except DatabaseError as error:
+            complain(LOG, "jobs could not be claimed", error)
+            return []
+
+    def _well_served(self, free: int) -> list[str]:
+        """Owners who have their share of the engines already, while others wait.
+
+        So a key with a thousand jobs in the queue does not keep out one with a single job.
+        """
+        running = collections.Counter(attempt.job.owner for attempt in self._running)
+        share = max(1, int((free + running.total()) * self._key_share))
+        served = [owner for owner, count in running.items() if count >= share]
+        return served if served and self._board.others_than(served) else []
+
+    async def _wait_for_work(self) -> None:
+        try:
+            async with asyncio.timeout(TICK_S):
+                await self._nudge.wait()
+        except TimeoutError:
+            pass
+        self._nudge.clear()
+
+    def _spawn(self, job: Job) -> None:
+        known = self._board.get(job.id)
+        if known is not None and known.completed:  # cancelled since it was claimed
+            return
+        start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
+        attempt = Attempt(job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log))
+        self._running.add(attempt)
+        self._board.started(job.id)
+        attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
+
+    def _log(self, job: Job, log: Log) -> None:
+        self._board.logged(job.id, LogLine(self._now(), log.level, log.message))
+
+    async def _execute(self, attempt: Attempt) -> None:
+        job = attempt.job
+        try:
+            end = await attempt.make()
+            if isinstance(end, Retry):
+                await self._release(job, end)
+            else:
+                await self._publish(job, end, attempt.took)
+        except asyncio.CancelledError:
+            if self.draining:
+                await self._release(job, Retry(0.0, refund=True))
+            raise
+        finally:
+            self._running.discard(attempt)
+            self.wake()
+
+    async def _publish(self, job: Job, result: Result, took: float) -> None:
+        known = self._board.get(job.id)
+        logs = known.logs if known else ()
+
+        def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
+            if mine:
+                self._finished(job.id, result, took)
+
+        await self._insist(lambda: self._store.finish(job, result, logs, took, self._now()), follow)
+
+    async def _release(self, job: Job, end: Retry) -> None:
+        def follow(mine: bool) -> None:  # noqa: FBT001 - what `release` resolves to
+            if mine:
+                self._board.requeued(job.id)
+
+        after = self._now() + end.delay_s
+        await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
+
+    async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
+        """Writes, again and again if need be: the disk may be full, and the result is still in hand."""
+        while True:
+            try:
+                await commit(write(), follow)
+            except DatabaseError as error:
+                complain(LOG, "a job's end could not be stored", error)
+                if self.draining:
+                    return
+                await asyncio.sleep(DISK_RETRY_S)
+            else:
+                return
+
+
+async def commit(written: asyncio.Future[T], follow: Callable[[T], None]) -> T:
+    """Waits for a write; `follow` brings the board up to date, in the order of commits, even if the waiter has
+    been cancelled meanwhile."""
+
+    def settled(done: asyncio.Future[T]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            follow(done.result())
+
+    written.add_done_callback(settled)
+    return await asyncio.shield(written)

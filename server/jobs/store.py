@@ -1,0 +1,256 @@
+"""Durable jobs: a small set of operations, each a transaction of its own and resolved once it is on disk.
+
+A job, its events and its webhook change together. Who may publish is decided here, by the job's fence: see
+`server.jobs.schema`. Every statement is SQLAlchemy Core and compiles for SQLite and PostgreSQL.
+"""
+
+import asyncio
+import contextlib
+import functools
+import urllib.parse
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+
+from pipelines.messages import Priority
+from server.jobs import schema as sql
+from server.jobs.attic import Attic
+from server.jobs.database import Database, wiping
+from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status, cancelled
+from server.webhooks.outbox import Outbox
+
+
+class _End(NamedTuple):
+    """A job's end: which job, as its finisher saw it, and what it ends with."""
+
+    seq: int
+    fence: int
+    seen: Status
+    result: Result
+    now: float
+    logs: Sequence[LogLine] = ()
+    inference_time: float = 0.0
+
+
+class JobStore:
+    """The jobs of one database. Opening it blocks and builds the tables; operations are for the event loop.
+
+    Writing operations return futures; one that nobody awaits any longer is carried out all the same.
+    """
+
+    finish_statement: ClassVar[sa.UpdateBase] = sql.FINISH
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path, sql.STEPS)
+        self.outbox = Outbox(self._database)
+        self.attic = Attic(self._database)
+
+    async def close(self) -> None:
+        """Writes out what was submitted and lets go of the database."""
+        await self._database.close()
+
+    # --- a job's way
+
+    def submit(self, new: NewJob, now: float) -> asyncio.Future[Snapshot]:
+        """Accepts a job; one with a result is COMPLETED from the start, its webhook due at once."""
+        return self._database.write(functools.partial(self._submit, new, now))
+
+    def _submit(self, new: NewJob, now: float, connection: sa.Connection) -> Snapshot:
+        row = {
+            "id": new.id,
+            "app": new.app,
+            "owner": new.owner,
+            "priority": int(new.priority),
+            "status": Status.IN_QUEUE.value,
+            "call": _json(new.call),
+            "webhook": new.webhook,
+            "no_retry": new.no_retry,
+            "store_io": new.store_io,
+            "submitted_at": now,
+            "start_by": new.start_by(now),
+        }
+        seq: int = connection.execute(sql.INSERT_JOB, row).scalar_one()
+        connection.execute(sql.INSERT_PAYLOAD, {"job": seq, "input": new.input})
+        snapshot = Snapshot.accepted(new, seq, now)
+        if new.result is None:
+            return snapshot
+        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))
+        return snapshot.finished(new.result)
+
+    def claim(
+        self, worker: str, count: int, lease_s: float, now: float, *, after_others: Collection[str] = ()
+    ) -> asyncio.Future[list[Job]]:
+        """Takes up to `count` waiting jobs, first come first served within a priority; those of the owners named in
+        `after_others` only when there are no others."""
+
+        def operation(connection: sa.Connection) -> list[Job]:
+            claim = {"by": worker, "until": now + lease_s, "now": now}
+            rows: list[sa.Row[*tuple[Any, ...]]] = []
+            for passed_over in [list(after_others), []] if after_others else [[]]:
+                left = {"count": count - len(rows), "passed_over": passed_over}
+                rows += connection.execute(sql.CLAIM, claim | left).all()
+            if not rows:
+                return []
+            inputs = dict(connection.execute(sql.INPUTS, {"seqs": [row.seq for row in rows]}).all())
+            jobs = [_job(row, inputs[row.seq]) for row in rows]
+            return sorted(jobs, key=lambda job: (job.priority, job.seq))
+
+        return self._database.write(operation)
+
+    def finish(
+        self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float, now: float
+    ) -> asyncio.Future[bool]:
+        """Publishes a worker's result. False if the job is no longer that worker's: then nothing was changed."""
+        end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, now, logs, inference_time)
+        return self._database.write(lambda connection: self._end(connection, end))
+
+    def finish_waiting(self, request_id: str, result: Result, now: float) -> asyncio.Future[bool]:
+        """Ends a job that nobody has started. False if somebody has, or if it is over."""
+
+        def operation(connection: sa.Connection) -> bool:
+            row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
+            if row is None or row.status != Status.IN_QUEUE.value:
+                return False
+            return self._end(connection, _End(row.seq, row.fence, Status.IN_QUEUE, result, now))
+
+        return self._database.write(operation)
+
+    def cancel(self, request_id: str, logs: Sequence[LogLine], now: float) -> asyncio.Future[Outcome]:
+        """Ends a job on its owner's word. Once this has resolved, no worker can publish for it."""
+
+        def operation(connection: sa.Connection) -> Outcome:
+            row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
+            if row is None:
+                return Outcome.NOT_FOUND
+            if row.status == Status.COMPLETED.value:
+                return Outcome.ALREADY_COMPLETED
+            seen = Status(row.status)
+            self._end(connection, _End(row.seq, row.fence, seen, cancelled(), now, logs))
+            return Outcome.REMOVED if seen is Status.IN_QUEUE else Outcome.REQUESTED
+
+        return self._database.write(operation)
+
+    def _end(self, connection: sa.Connection, end: "_End") -> bool:
+        """Ends a job if it is still as `end` has it."""
+        seq, fence, seen, result, now, logs, inference_time = end
+        values = {
+            "job": seq,
+            "held": fence,
+            "seen": seen.value,
+            "now": now,
+            "took": inference_time,
+            "code": result.status,
+            "headers": _json(result.headers),
+            "message": result.error,
+            "kind": result.error_type,
+        }
+        row = connection.execute(self.finish_statement, values).one_or_none()
+        if row is None:
+            return False
+        with contextlib.nullcontext() if row.store_io else wiping(connection):
+            connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
+        if logs:
+            lines = [
+                {"job": seq, "line": number, "at": line.at, "level": line.level, "message": line.message}
+                for number, line in enumerate(logs)
+            ]
+            connection.execute(sql.INSERT_EVENTS, lines)
+        if row.webhook is not None:
+            webhook = {"job": seq, "url": row.webhook, "origin": _origin(row.webhook), "due_at": now}
+            connection.execute(sql.INSERT_WEBHOOK, webhook)
+        return True
+
+    # --- whose it is
+
+    def release(self, job: Job, *, refund: bool, after: float) -> asyncio.Future[bool]:
+        """Puts a job back at its old place, not to be claimed before `after`. With `refund` the try does not count."""
+
+        def operation(connection: sa.Connection) -> bool:
+            held = {"job": job.seq, "held": job.fence, "refund": int(refund), "after": after}
+            return connection.execute(sql.RELEASE, held).rowcount == 1
+
+        return self._database.write(operation)
+
+    def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[dict[str, int]]:
+        """Renews the leases of all that `worker` holds; returns them, request id → fence."""
+
+        def operation(connection: sa.Connection) -> dict[str, int]:
+            connection.execute(sql.HEARTBEAT, {"by": worker, "until": now + lease_s})
+            return dict(connection.execute(sql.HELD, {"by": worker}).all())
+
+        return self._database.write(operation)
+
+    def release_lapsed(self, now: float) -> asyncio.Future[list[str]]:
+        """Puts jobs back whose worker has let its lease run out; returns their request ids."""
+        return self._database.write(
+            lambda connection: list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
+        )
+
+    async def recover(self) -> list[Snapshot]:
+        """Takes the database over after whatever ended the last server: what was running waits again, at its old place.
+
+        Returns all unfinished jobs in the order in which they will be claimed.
+        """
+        await self._database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
+        return await self._database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
+
+    # --- what is known
+
+    async def load(self, request_id: str) -> Snapshot | None:
+        """The job's snapshot with its log."""
+
+        def query(connection: sa.Connection) -> Snapshot | None:
+            row = connection.execute(sql.ONE, {"request": request_id}).one_or_none()
+            if row is None:
+                return None
+            lines = connection.execute(sql.LOGS, {"seq": row.seq})
+            return _snapshot(row, tuple(LogLine(line.at, line.level, line.message) for line in lines))
+
+        return await self._database.read(query)
+
+    async def result(self, request_id: str) -> Result | None:
+        """The result; None before the job's end, after its expiry and for unknown ids."""
+
+        def query(connection: sa.Connection) -> Result | None:
+            row = connection.execute(sql.RESULT, {"request": request_id}).one_or_none()
+            if row is None:
+                return None
+            headers = msgspec.json.decode(row.result_headers, type=dict[str, str])
+            return Result(row.result_status, row.output, headers, row.error, row.error_type)
+
+        return await self._database.read(query)
+
+
+def _job(row: sa.Row[*tuple[Any, ...]], body: bytes) -> Job:
+    return Job(
+        seq=row.seq,
+        id=row.id,
+        app=row.app,
+        owner=row.owner,
+        priority=Priority(row.priority),
+        input=body,
+        call=msgspec.json.decode(row.call),
+        attempt=row.attempts,
+        fence=row.fence,
+        no_retry=row.no_retry,
+        start_by=row.start_by,
+    )
+
+
+def _snapshot(row: sa.Row[*tuple[Any, ...]], logs: tuple[LogLine, ...] = ()) -> Snapshot:
+    columns = row._asdict()
+    columns |= {"status": Status(row.status), "priority": Priority(row.priority), "logs": logs}
+    return Snapshot(**columns)
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _origin(url: str) -> str:
+    """Scheme, host and port: what a hanging receiver holds up is its own origin's deliveries."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

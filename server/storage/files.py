@@ -1,0 +1,275 @@
+"""Stored files: what clients upload and what requests make, by name, for as long as they live.
+
+Whole uploads and parts of one are streamed to disk as they arrive, never held in memory, and are on disk before they
+are acknowledged. Layout, expiry and quota are `server.storage.disk`'s; permission to upload is
+`server.storage.upload_tokens`'.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from urllib.parse import urlsplit
+
+from server.fal import lifecycle as lifecycles
+from server.fal.errors import PlainError, invalid, overloaded
+from server.secret_file import read_secret
+from server.settings import Settings
+from server.storage.disk import NAME, Meta, Shelf, StorageFull, is_picture
+from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
+from server.storage.upload_tokens import VALID_S, Tickets, Upload, new_name
+
+LOG = logging.getLogger(__name__)
+
+# Written at once: each write is a trip to a thread.
+_WRITE_BYTES = 1 << 20
+# What one upload has in memory at most: a block, and the chunks that it is made of.
+SPOOL_BYTES = 2 * _WRITE_BYTES
+# A file that has outlived its time is refused at once; its bytes go within this many seconds.
+_SWEEP_S = 600.0
+_MAGIC_BYTES = 12
+# Read on the event loop when it lies in memory anyway: a tenth of a millisecond.
+_READ_AT_ONCE = 1 << 18
+
+# What a full disk says, or a used-up quota of its user.
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+# Not in the page cache; a file system that can't tell.
+_NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
+_OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
+
+
+class _Draft(NamedTuple):
+    path: Path
+    size: int
+    head: bytes
+    digest: str
+
+
+class Files:
+    """One folder of files. `start` before use, `close` at the end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._own = f"{settings.public_url.rstrip('/')}/cdn/files/" if settings.public_url else None
+        self.shelf = Shelf(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
+        self._parts = Parts(self.shelf)
+        self.tickets = Tickets(read_secret(settings.files_dir / "upload.secret"))
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to look after the files."""
+        await asyncio.to_thread(self.shelf.prepare)
+        self._sweeper = asyncio.create_task(self._sweep(), name="files")
+
+    async def close(self) -> None:
+        """Stop looking after them."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
+
+    async def save(
+        self, data: bytes, content_type: str, *, lifecycle: str | None = None, owner: str = "", durable: bool = False
+    ) -> str:
+        """Store a result and return its name. `lifecycle`: the caller's header; `durable`: on disk when this returns.
+
+        Raises `RequestError` 400 for a malformed lifecycle, `OSError` when the disk is full.
+        """
+        wish = lifecycles.parse(lifecycle)
+        name = new_name(content_type)
+        inline = is_picture(content_type, data[:_MAGIC_BYTES])
+        meta = Meta(content_type, inline=inline, owner=owner, acl=wish.acl)
+        await asyncio.to_thread(self._save, data, name, meta, wish.seconds, durable=durable)
+        return name
+
+    def _save(self, data: bytes, name: str, meta: Meta, seconds: int | None, *, durable: bool) -> None:
+        draft = self.shelf.draft()
+        try:
+            with contextlib.suppress(StorageFull):  # then the disk itself decides
+                self.shelf.make_room(len(data))
+            draft.write_bytes(data)
+            self.shelf.put(draft, name, meta, seconds=seconds, durable=durable)
+        finally:
+            self.shelf.drop(draft)
+
+    def local(self, url: str, reader: str | None = None) -> Path | None:
+        """The stored file that a URL of ours means, if `reader` may have it; None for any other URL.
+
+        Its name tells it, whatever the host: 128 random bits that we have on disk are ours. Raises `InvalidInput` for
+        a file that is larger than a picture may be, and for one of `public_url` that is gone, which would otherwise be
+        fetched from ourselves.
+        """
+        try:
+            match = _OWN_PATH.fullmatch(urlsplit(url).path)
+        except ValueError:
+            return None
+        stored = self.shelf.find(match[1]) if match else None
+        if stored is None or stored.meta.acl.decide(reader, stored.meta.owner) != "allow":
+            if self._own and url.startswith(self._own):
+                raise invalid("image_url", "file_download_error", "There is no such file")
+            return None
+        limit = self._settings.max_image_bytes
+        if stored.size > limit:
+            message = f"The image is larger than {limit} bytes"
+            raise invalid("image_url", "file_too_large", message, {"max_size": limit})
+        return stored.path
+
+    async def read(self, path: Path) -> bytes:
+        """A stored file's bytes. Raises `FileNotFoundError` when its life has ended meanwhile."""
+        data = _read_cached(path)
+        return await asyncio.to_thread(path.read_bytes) if data is None else data
+
+    # --- uploads ---
+
+    async def receive(self, upload: Upload, chunks: AsyncIterator[bytes], announced: int | None) -> None:
+        """Store an upload's whole body. A name that is taken keeps its file: the client has come twice.
+
+        Raises `PlainError` 413 when it is too large, `RequestError` 429 when there is no room.
+        """
+        async with self._spooled(chunks, announced) as draft:
+            await asyncio.to_thread(self._put, draft.path, upload, draft.head)
+
+    async def receive_part(
+        self, upload: Upload, number: int, chunks: AsyncIterator[bytes], announced: int | None
+    ) -> str:
+        """Keep one part of an upload and return its etag, a hex digest. Raises as `receive` does, and 400."""
+        if not 1 <= number <= MAX_PARTS:
+            raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
+        async with self._spooled(chunks, announced) as draft:
+            limit = self._settings.max_upload_bytes
+            if not await asyncio.to_thread(self._parts.keep, upload.name, number, draft.path, limit):
+                raise self._too_large()
+        return draft.digest
+
+    async def complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
+        """Put an upload together from its parts. Doing so again changes nothing.
+
+        Raises `PlainError` 400 for a part that is not there, `RequestError` 429 when there is no room for both.
+        """
+        with _room_or_429():
+            await asyncio.to_thread(self._complete, upload, etags)
+
+    def _complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
+        draft = self.shelf.draft()
+        try:
+            self._parts.join(upload.name, etags, draft)
+            with draft.open("rb") as whole:
+                head = whole.read(_MAGIC_BYTES)
+            self._put(draft, upload, head)
+        except MissingPart as error:
+            if not self.shelf.find(upload.name):  # else: put together before, and the answer was lost
+                raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
+        finally:
+            self.shelf.drop(draft)
+        self._parts.drop(upload.name)
+
+    def _put(self, draft: Path, upload: Upload, head: bytes) -> None:
+        wish = upload.lifecycle
+        inline = is_picture(upload.content_type, head)
+        file_name = "" if inline else upload.file_name
+        meta = Meta(upload.content_type, inline=inline, file_name=file_name, owner=upload.owner, acl=wish.acl)
+        self.shelf.put(draft, upload.name, meta, seconds=wish.seconds, durable=True)
+
+    @contextlib.asynccontextmanager
+    async def _spooled(self, chunks: AsyncIterator[bytes], announced: int | None) -> AsyncIterator[_Draft]:
+        """The body in a draft, which is gone afterwards unless it was renamed.
+
+        Each block is counted before it is written: nothing may have been announced, and others upload meanwhile.
+        """
+        if announced is not None and announced > self._settings.max_upload_bytes:
+            raise self._too_large()
+        path = self.shelf.draft()
+        try:
+            with _room_or_429():
+                await asyncio.to_thread(self.shelf.make_room, announced or 0)
+                with path.open("wb") as file:
+                    yield await self._spool(path, file, chunks)
+        finally:
+            self.shelf.drop(path)
+
+    async def _spool(self, path: Path, file: BinaryIO, chunks: AsyncIterator[bytes]) -> _Draft:
+        size, head, digest = 0, b"", new_digest()
+
+        def write(data: bytes) -> None:
+            self.shelf.take(path, len(data))
+            file.write(data)
+            digest.update(data)
+
+        async for block in _gathered(chunks):
+            size += len(block)
+            if size > self._settings.max_upload_bytes:
+                raise self._too_large()
+            head = head or block[:_MAGIC_BYTES]
+            await asyncio.to_thread(write, block)
+        await asyncio.to_thread(file.flush)
+        return _Draft(path, size, head, digest.hexdigest())
+
+    def _too_large(self) -> PlainError:
+        return PlainError(413, f"The file is larger than {self._settings.max_upload_bytes} bytes")
+
+    # --- looking after them ---
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
+                await asyncio.to_thread(self.shelf.sweep)
+            except OSError:
+                LOG.exception("stored files could not be looked through")
+            await asyncio.sleep(_SWEEP_S)
+
+
+def _read_cached(path: Path) -> bytes | None:
+    """A small file that lies in the system's page cache, read at once; None: the disk may be asked, so use a thread.
+
+    What was uploaded a moment ago is there, and a trip to a thread costs longer than the read.
+    """
+    nowait = getattr(os, "RWF_NOWAIT", None)  # Linux alone has it
+    if nowait is None:
+        return None
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > _READ_AT_ONCE:
+            return None
+        data = bytearray(size)
+        whole = os.preadv(descriptor, [data], 0, nowait) == size
+    except OSError as error:
+        if error.errno not in _NOT_AT_ONCE:
+            raise
+        return None
+    finally:
+        os.close(descriptor)
+    return bytes(data) if whole else None
+
+
+async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same bytes in fewer, larger blocks."""
+    gathered: list[bytes] = []
+    size = 0
+    async for chunk in chunks:
+        gathered.append(chunk)
+        size += len(chunk)
+        if size >= _WRITE_BYTES:
+            yield b"".join(gathered)
+            gathered, size = [], 0
+    if gathered:
+        yield b"".join(gathered)
+
+
+@contextlib.contextmanager
+def _room_or_429() -> Iterator[None]:
+    """Turn "no room" into the answer that clients come back after."""
+    try:
+        yield
+    except StorageFull:
+        raise overloaded("The file storage is full; try again later") from None
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        raise overloaded("The disk is full; try again later") from error

@@ -1,0 +1,88 @@
+"""Uploads that come in parts, each kept under its number until they are put together.
+
+Parts arrive in any order, several at once, and again after a lost answer: the last of a number takes the place of those
+before. Its etag is the digest of its bytes; a client lists the parts, and the etags, that it means. Blocking.
+"""
+
+import functools
+import hashlib
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from server.storage.disk import Shelf, size_of
+
+MAX_PARTS = 10_000
+
+# Makes etags.
+new_digest = functools.partial(hashlib.blake2b, digest_size=16)
+
+_COPY_BYTES = 1 << 20
+
+
+class MissingPart(Exception):
+    """A part that is listed is not here, or the list is empty (`number` 1)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Parts:
+    """The parts of uploads, by the name of the file to be. They count as used on the shelf."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._folder = shelf.parts
+        self._totals: dict[str, int] = {}  # bytes, of the uploads to which parts have come since the start
+        # A client that lost an answer may send a part again while its upload is being put together, and so dropped.
+        self._changing = threading.Lock()
+
+    def keep(self, name: str, number: int, draft: Path, limit: int) -> bool:
+        """Keep a part; False when all of them together would be larger than `limit`."""
+        folder = self._folder / name
+        place = folder / str(number)
+        size = draft.stat().st_size
+        with self._changing:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            if name not in self._totals:
+                self._totals[name] = size_of(folder)
+            more = size - (place.stat().st_size if place.exists() else 0)
+            if self._totals[name] + more > limit:
+                return False
+            draft.rename(place)
+            self._totals[name] += more
+            self._shelf.settle(draft, more)
+        return True
+
+    def join(self, name: str, etags: Mapping[int, str], draft: Path) -> None:
+        """Write the parts, in the order of their numbers, to `draft`. Raises `MissingPart`, `StorageFull`."""
+        with draft.open("wb") as whole:
+            for number, etag in sorted(etags.items()) or [(1, "")]:
+                digest = new_digest()
+                try:
+                    source = (self._folder / name / str(number)).open("rb")
+                except FileNotFoundError:
+                    raise MissingPart(number) from None
+                with source:
+                    while block := source.read(_COPY_BYTES):
+                        self._shelf.take(draft, len(block))
+                        whole.write(block)
+                        digest.update(block)
+                if digest.hexdigest() != etag:
+                    raise MissingPart(number)
+
+    def drop(self, name: str) -> None:
+        """Drop all parts of an upload."""
+        folder = self._folder / name
+        with self._changing:
+            total = self._totals.pop(name, None)
+            self._shelf.free(size_of(folder) if total is None else total)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def drop_before(self, time: float) -> None:
+        """Drop the parts of uploads to which nothing has been added since."""
+        for folder in self._folder.iterdir():
+            if folder.stat().st_mtime < time:
+                self.drop(folder.name)

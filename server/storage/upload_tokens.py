@@ -1,0 +1,102 @@
+"""Permission to upload one file, in a string: what an upload URL carries, signed, so that nothing is kept meanwhile.
+
+A ticket is `<payload>.<signature>`, both base64url: msgspec JSON of `Upload`, and its HMAC-SHA256. Whoever has it may
+store bytes under the one name in it until `until`, needs no other credentials, and can change nothing about them.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+import secrets
+import time
+
+import msgspec
+
+from server.fal.errors import PlainError
+from server.fal.lifecycle import Lifecycle
+
+# Long enough for 512 MiB over 128 kbit/s.
+VALID_S = 10 * 3600
+
+_TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(; ?[\x20-\x7e]+)?", re.IGNORECASE)
+_MAX_TYPE_CHARS = 200
+_MAX_NAME_CHARS = 200
+_ENDING = re.compile(r"\.([a-z0-9]{1,10})$")
+_IMAGE_ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
+
+
+class Upload(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file to be: where it will be, what its sender says of it, whose it is, and until when (Unix time)."""
+
+    name: str
+    content_type: str
+    file_name: str
+    owner: str
+    lifecycle: Lifecycle
+    until: int
+
+
+def permit(content_type: str, file_name: str, owner: str, lifecycle: Lifecycle) -> Upload:
+    """A new upload, under a name that can't be guessed: 128 random bits and an ending for people."""
+    content_type = clean_type(content_type)
+    file_name = clean_name(file_name)
+    name = new_name(content_type, file_name)
+    return Upload(name, content_type, file_name, owner, lifecycle, int(time.time()) + VALID_S)
+
+
+def new_name(content_type: str, file_name: str = "") -> str:
+    """A name for a new file."""
+    ending = _IMAGE_ENDINGS.get(content_type)
+    if ending is None and (match := _ENDING.search(file_name.lower())):
+        ending = match[1]
+    return secrets.token_hex(16) + (f".{ending}" if ending else "")
+
+
+def clean_type(content_type: str) -> str:
+    """The content type, or the one that says nothing when it is none."""
+    known = _TYPE.fullmatch(content_type) if len(content_type) <= _MAX_TYPE_CHARS else None
+    return content_type if known else "application/octet-stream"
+
+
+def clean_name(file_name: str) -> str:
+    """The last part of a path, printable. It is only ever shown: no file is called so on disk."""
+    last = re.split(r"[/\\]", file_name)[-1]
+    return "".join(letter for letter in last if letter.isprintable())[-_MAX_NAME_CHARS:].strip(". ")
+
+
+class Tickets:
+    """Signs and checks tickets."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+        self._decoder = msgspec.json.Decoder(Upload)
+
+    def issue(self, upload: Upload) -> str:
+        """The ticket for an upload."""
+        payload = _encode(msgspec.json.encode(upload))
+        return f"{payload}.{self._signature(payload)}"
+
+    def redeem(self, ticket: str, name: str) -> Upload:
+        """The upload that a ticket allows under `name`. Raises `PlainError` 403."""
+        payload, _, signature = ticket.partition(".")
+        if not ticket.isascii() or not hmac.compare_digest(signature, self._signature(payload)):
+            raise PlainError(403, "This upload URL is not valid")
+        upload = self._decoder.decode(_decode(payload))
+        if upload.name != name:
+            raise PlainError(403, "This upload URL is not valid")
+        if upload.until < time.time():
+            raise PlainError(403, "This upload URL has expired")
+        return upload
+
+    def _signature(self, payload: str) -> str:
+        return _encode(hmac.new(self._secret, payload.encode(), hashlib.sha256).digest())
+
+
+def _encode(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decode(text: str) -> bytes:
+    return binascii.a2b_base64(text.replace("-", "+").replace("_", "/") + "=" * (-len(text) % 4))

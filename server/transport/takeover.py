@@ -1,0 +1,53 @@
+"""Taking fal's host names over: which names, the hosts-file lines, and how each kind of client is told to trust the CA.
+
+The backup domains (`falrun.com`) are among the names on purpose: `fal_client` turns to them when `fal.run` does not
+answer, and would then send its user's pictures out of the house.
+"""
+
+import ipaddress
+from pathlib import Path
+
+from server.fal.hosts import FAL_HOSTS, FAL_SITES, GATEWAY
+
+# Every name that the certificate carries; the 2023 clients put an app's id in front of the gateway's.
+CERTIFICATE_NAMES = (*FAL_HOSTS, f"*{GATEWAY}", *sorted(FAL_SITES))
+# The domains that the CA may sign for; each stands for itself and everything below it.
+DOMAINS = ("fal.run", "fal.ai", "fal.media", "falrun.com")
+# A hosts file knows no wildcard. The model pages are left out unless asked for: people want to read fal's site.
+HOSTS_FILE_NAMES = (*FAL_HOSTS, f"110602490-lcm-sd15-i2i{GATEWAY}")
+
+
+def hosts_lines(address: str = "127.0.0.1", *, with_site: bool = False) -> str:
+    """Lines for a hosts file that send fal's names to `address`. Raises `ValueError` for anything but an IP address."""
+    target = ipaddress.ip_address(address)
+    names = (*HOSTS_FILE_NAMES, *sorted(FAL_SITES)) if with_site else HOSTS_FILE_NAMES
+    width = len(str(target))
+    return "".join(f"{target!s:{width}} {name}\n" for name in names)
+
+
+def trust_instructions(ca: Path, bundle: Path) -> str:
+    """How to make each system and runtime trust the local CA, with lines to paste."""
+    return f"""\
+The CA can sign for fal's names, localhost and what --tls-names added, and for nothing else (critical name constraints).
+The folder is closed to other users of this machine: give them copies of the files that the lines for them name.
+
+Python (SSL_CERT_FILE replaces the trust store, so it gets the bundle: the CA and the public roots)
+  export SSL_CERT_FILE={bundle}
+Node
+  export NODE_EXTRA_CA_CERTS={ca}
+curl
+  curl --cacert {ca} https://localhost:8443/health
+
+Debian, Ubuntu
+  sudo cp {ca} /usr/local/share/ca-certificates/fourstep.crt && sudo update-ca-certificates
+Fedora, RHEL, Arch
+  sudo trust anchor {ca}
+macOS (Safari, Chrome)
+  sudo security add-trusted-cert -d -r trustRoot -k /Library/Keychains/System.keychain {ca}
+Windows (Edge, Chrome), as administrator
+  certutil -addstore -f Root {ca}
+Chrome, Chromium on Linux (certutil is in libnss3-tools)
+  mkdir -p ~/.pki/nssdb && certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n fourstep -i {ca}
+Firefox
+  Settings, Privacy & Security, View Certificates, Authorities, Import: {ca}
+"""

@@ -1,0 +1,162 @@
+"""The local certificate authority and the server's certificate, under `<data-dir>/tls/`.
+
+    ca.pem       the CA's certificate: what people trust            ca-key.pem   its key, 0600
+    cert.pem     the server's certificate                           key.pem      its key, 0600
+    bundle.pem   ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
+
+Keys are made once and stay; a certificate is derived from its key, so any file but a key may be lost, cut short or out
+of date and `ensure` makes it again. What the certificates say is `server.transport.certificates`.
+"""
+
+import asyncio
+import datetime
+import logging
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import certifi
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from server.data_dir import locked, write_whole
+from server.settings import Settings, SettingsError
+from server.transport import certificates
+from server.transport.takeover import CERTIFICATE_NAMES, DOMAINS
+
+_log = logging.getLogger(__name__)
+
+# How often a running server looks whether its certificate is near its end.
+_DAY_S = 24 * 60 * 60
+
+# `queue.localhost`: Python clients before 0.11 put `queue.` in front of FAL_RUN_HOST, and can't be told otherwise.
+_LOOPBACK_NAMES = ("localhost", "queue.localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """Where the pieces lie. They exist once `ensure` has returned."""
+
+    directory: Path
+
+    @property
+    def ca(self) -> Path:
+        """The CA's certificate."""
+        return self.directory / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        """The CA's private key."""
+        return self.directory / "ca-key.pem"
+
+    @property
+    def cert(self) -> Path:
+        """The server's certificate."""
+        return self.directory / "cert.pem"
+
+    @property
+    def key(self) -> Path:
+        """The server's private key."""
+        return self.directory / "key.pem"
+
+    @property
+    def bundle(self) -> Path:
+        """The CA and the public roots."""
+        return self.directory / "bundle.pem"
+
+
+def ensure(settings: Settings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
+    """Make whatever of the files is missing, damaged, near its end or for other names; return where they lie.
+
+    Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for
+    a key that can't be read.
+    """
+    extra = [part.strip().lower() for part in settings.tls_names.split(",") if part.strip()]
+    permitted = certificates.constraints([*DOMAINS, "localhost", *extra])
+    names = certificates.subject_names([*_LOOPBACK_NAMES, *CERTIFICATE_NAMES, *extra])
+    now = clock()
+
+    files = TlsFiles(settings.tls_dir)
+    files.directory.mkdir(parents=True, exist_ok=True)
+    with locked(files.directory / ".lock"):
+        ca_key = _key(files.ca_key)
+        ca = _certificate(files.ca)
+        if ca is None or not certificates.still_good(ca, ca_key, permitted, now):
+            if ca is not None:
+                _log.warning("the local CA has been made again: machines that trust %s must be told anew", files.ca)
+            ca = certificates.sign_ca(ca_key, permitted, now)
+            _publish(files.ca, _pem(ca))
+        key = _key(files.key)
+        cert = _certificate(files.cert)
+        good = cert is not None and certificates.still_good(cert, key, names, now)
+        if cert is None or not good or not certificates.is_signed_by(cert, ca):
+            _publish(files.cert, _pem(certificates.sign_server(key, names, ca, ca_key, now)))
+        bundle = _pem(ca) + Path(certifi.where()).read_bytes()
+        if not files.bundle.is_file() or files.bundle.read_bytes() != bundle:
+            _publish(files.bundle, bundle)
+    return files
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """A server's TLS context. Loading the chain into it again takes effect for new connections."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    load_chain(context, files)
+    return context
+
+
+def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Let `context` present the certificate that lies on disk now."""
+    context.load_cert_chain(files.cert, files.key)
+
+
+async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
+    """Renew a running server's certificate when its time comes. Never returns; what fails is tried again a day later,
+    of which a certificate near its end has sixty."""
+    while True:
+        await asyncio.sleep(_DAY_S)
+        try:
+            load_chain(context, await asyncio.to_thread(ensure, settings))
+        except Exception:  # noqa: BLE001 — whatever it is, a task that ends here ends unheard
+            _log.exception("the certificate could not be looked after; the next try is in a day")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def _key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The key that lies there, else a new one (P-256: what every TLS client takes)."""
+    if not path.exists():
+        key = ec.generate_private_key(ec.SECP256R1())
+        pkcs8 = serialization.PrivateFormat.PKCS8
+        write_whole(path, key.private_bytes(serialization.Encoding.PEM, pkcs8, serialization.NoEncryption()))
+        return key
+    try:
+        loaded = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(f"{path} holds no private key; remove it and a new one is made") from error
+    if not isinstance(loaded, ec.EllipticCurvePrivateKey):
+        raise SettingsError(f"{path} holds no elliptic-curve key; remove it and a new one is made")
+    return loaded
+
+
+def _certificate(path: Path) -> x509.Certificate | None:
+    try:
+        return x509.load_pem_x509_certificate(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        _log.warning("%s holds no certificate and is made again", path)
+        return None
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _publish(path: Path, pem: bytes) -> None:
+    """Certificates are no secrets; a copy that keeps its mode is one that other users can read."""
+    write_whole(path, pem, mode=0o644)

@@ -1,0 +1,216 @@
+"""uvicorn's websocket class with what it lacks: a pace, a bound on what is kept, and politeness.
+
+    frames              `max_frame_rate` for each socket; more wait in the network        slowed down
+    unread answers      nothing is read from a client that does not read                  slowed down
+    a message           its fragments are one buffer, whatever their number               `max_body_bytes`: 1009
+    all that are coming `body_budget_bytes`, until the app takes them                     1013
+    handshake           what is wrong with it is said in JSON, as to any other request    400 …
+    bad frames          are the client's affair, and not logged                           1002, 1007
+
+A Close frame without a status is answered with 1000. An empty answer, which every ASGI server gives, is code 1005 in
+browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
+"""
+
+import asyncio
+import http
+from asyncio import TimerHandle
+from collections.abc import Callable, Generator
+from typing import Any
+
+from uvicorn import Config
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.datastructures import Headers
+from websockets.frames import Close, CloseCode, Frame, Opcode
+from websockets.http11 import Response
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
+
+from server.access.limits import Hold, Supply
+from server.fal.errors import FalError, PlainError
+from server.settings import Settings
+from server.transport.http_protocol import refusal
+
+# A socket that sends too fast is read from again after so many seconds: ten times a second, some frames at once.
+_PAUSE_S = 0.1
+
+# So many seconds' worth of frames may come at once. A hundred sockets that begin together cost everybody else that.
+_BURST_S = 0.25
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One websocket. When the server drains, the app receives a disconnect of code 1012 and may still send and close.
+
+    So a handler that gets 1012 finishes what it has accepted, sends the results and closes with 1000 itself.
+    """
+
+    def __init__(
+        self,
+        limits: Settings,
+        coming: Supply,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._reader = _PacedReader(limits.max_frame_rate, self.loop.time)
+        self.conn = _PoliteServerProtocol(self._reader, max_size=config.ws_max_size, logger=self.logger)
+        self._pause: TimerHandle | None = None
+        self._message = bytearray()
+        self._whole_bytes = 0  # of messages that the app has yet to take
+        self._memory = Hold(coming, "")
+
+    # --- what comes in ---
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_complete:
+            # uvicorn never writes the answer to a handshake that could not be parsed (a line of more than 8 KB), and
+            # for some (one with a body) the library has none.
+            answer = b"".join(self.conn.data_to_send())
+            self.transport.write(answer or self.conn.reject(400, str(self.conn.handshake_exc)).serialize())
+            self.transport.close()
+        if self._reader.held and self._pause is None:
+            self._pause = self.loop.call_later(_PAUSE_S, self._go_on)
+        self._account()
+        self._steer()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Add a fragment to its message (uvicorn keeps a list of them, which a million empty ones fill)."""
+        if not self._message:
+            self._message += self.frames[0]
+        self._message += event.data
+        if event.fin:
+            self.frames, self._message = [bytes(self._message)], bytearray()
+            self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        """Pass on a whole message (uvicorn would log a traceback for text that is no UTF-8)."""
+        if self.curr_msg_data_type == "text":
+            try:
+                str(self.frames[0], "utf-8")
+            except UnicodeDecodeError:
+                self.conn.fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
+                self.handle_parser_exception()
+                return
+        self._whole_bytes += len(self.frames[0])
+        super().send_receive_event_to_app()
+
+    async def receive(self) -> Any:
+        """The next message."""
+        message = await self.queue.get()
+        if self.queue.empty():
+            self.read_paused, self._whole_bytes = False, 0
+            self._account()
+            self._steer()
+        return message
+
+    def _account(self) -> None:
+        """Close, if what has come of messages is, on all sockets together, more than there is room for."""
+        if self.conn.state is not State.OPEN:
+            return
+        kept = len(self._reader.buffer) + len(self._message) + self._whole_bytes
+        try:
+            self._memory.resize(kept)
+        except FalError:
+            self.conn.fail(CloseCode.TRY_AGAIN_LATER, "too many messages at once")
+            self.handle_parser_exception()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._memory.close()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    # --- when to read ---
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._steer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._steer()
+
+    def _go_on(self) -> None:
+        self._pause = None
+        if not self.transport.is_closing():
+            self.data_received(b"")  # what has been read already
+
+    def _steer(self) -> None:
+        """Read, or don't: while a message waits, while this client has sent too much, while it does not read."""
+        if self.read_paused or self._pause is not None or not self.writable.is_set():
+            self.transport.pause_reading()
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    # --- what goes out ---
+
+    async def send(self, message: Any) -> None:
+        """Pass on what the app says; an answer that refuses the handshake completes it (uvicorn would log an error).
+
+        Raises `ClientDisconnected` on a socket that has ended (uvicorn: an error, if a bad frame was what ended it).
+        """
+        if self.handshake_complete and self.transport.is_closing():
+            raise ClientDisconnected
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
+    def shutdown(self) -> None:
+        """Let the app finish what it has in hand (uvicorn would cut it off); the drain's end cancels it."""
+        if not self.close_sent:
+            self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
+
+
+class _PacedReader(StreamReader):
+    """Hands the parser frames at a rate, `_BURST_S` of them at once. `held`: one waits for its turn."""
+
+    def __init__(self, rate: int, now: Callable[[], float]) -> None:
+        super().__init__()
+        self._rate = rate
+        self._now = now
+        self._most = max(1.0, rate * _BURST_S)
+        self._permits = self._most
+        self._counted = now()
+        self.held = False
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        """Whether the stream has ended: what the parser asks before each frame, and where it is made to wait."""
+        ended = yield from super().at_eof()
+        while not (ended or self._permitted()):
+            self.held = True
+            yield
+        self.held = False
+        return ended
+
+    def _permitted(self) -> bool:
+        now = self._now()
+        self._permits = min(self._most, self._permits + (now - self._counted) * self._rate)
+        self._counted = now
+        if self._permits < 1:
+            return False
+        self._permits -= 1
+        return True
+
+
+class _PoliteServerProtocol(ServerProtocol):
+    def __init__(self, reader: StreamReader, **options: Any) -> None:
+        super().__init__(**options)
+        self.reader = reader
+        self.parser = self.parse()  # the one that was made read from another reader
+        next(self.parser)
+
+    def reject(self, status: http.HTTPStatus | int, text: str) -> Response:
+        """A refused handshake in fal's shape (the library's own is plain text)."""
+        status = http.HTTPStatus(status)
+        headers, body = refusal(PlainError(status, text.strip() or status.phrase))
+        return Response(status.value, status.phrase, Headers(headers), body)
+
+    def send_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE and not frame.data:
+            frame = Frame(Opcode.CLOSE, Close(CloseCode.NORMAL_CLOSURE, "").serialize())
+        super().send_frame(frame)

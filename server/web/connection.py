@@ -1,0 +1,93 @@
+"""The client's end of a request: its body, within limits, and its leaving.
+
+Neither starlette nor FastAPI cancels a handler when the client goes away: whoever works for long has to watch for it.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.types import Receive
+
+from server.access.limits import Hold
+from server.fal.errors import PlainError, RequestError
+
+T = TypeVar("T")
+
+# How late a timer may fire before it says more about us than about the client.
+_LATE_S = 1.0
+
+
+def late(due: float) -> bool:
+    """Whether a timer that was due then (`loop.time()`) fires so late that this process must have stood still.
+
+    What clients did meanwhile is yet to be read, so they get their time again.
+    """
+    return asyncio.get_running_loop().time() - due > _LATE_S
+
+
+# The code of the disconnect by which `server.transport.websocket_protocol` says that the server drains; one may still
+# answer.
+DRAINING = 1012
+
+# After a refused input a socket's next one waits so long: nobody draws by errors, and refusing costs us more than being
+# refused costs a client.
+REFUSAL_PAUSE_S = 0.1
+
+
+async def read_body(request: Request, limit: int, memory: Hold) -> bytes | bytearray:
+    """The request's body, for which `memory` is taken: as announced, else as it comes.
+
+    Raises `PlainError` 413 as soon as it is known to be longer than `limit`, `RequestError` 429 when there is no room.
+    """
+    written = request.headers.get("content-length", "")
+    announced = int(written[:20]) if written.isdecimal() else 0
+    if announced > limit:
+        raise _too_large(limit)
+    memory.take(announced)
+    body = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("client_disconnected", "The client left before its request was complete")
+        chunk = message.get("body", b"")
+        if len(body) + len(chunk) > limit:
+            raise _too_large(limit)
+        if len(body) + len(chunk) > memory.amount:
+            memory.take(len(body) + len(chunk) - memory.amount)
+        if not body and not message.get("more_body", False):
+            return bytes(chunk)
+        body += chunk
+        if not message.get("more_body", False):
+            return body
+
+
+def _too_large(limit: int) -> PlainError:
+    return PlainError(413, f"The request body is larger than {limit} bytes")
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves: then raises `RequestError` 499, for no one."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(disconnected(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+    finally:
+        await stop(working, leaving)
+    raise RequestError("client_disconnected", "The client left before the answer")
+
+
+async def disconnected(receive: Receive) -> None:
+    """Return once the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def stop(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel these tasks and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)

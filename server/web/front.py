@@ -1,0 +1,28 @@
+"""What stands in front of the application, from the street inwards.
+
+    Access     request id, log line, figures
+    Doors      without keys: this machine only
+    Cors       preflights, and who may read answers
+    Dispatch   host names and paths to canonical paths
+    Permits    gives back what was taken for a call
+
+It lies outside the framework's own error handling, so that a crash, too, is answered with an id and can be read by a
+page.
+"""
+
+from starlette.types import ASGIApp
+
+from server.access.auth import Auth
+from server.access.limits import Permits
+from server.fal.hosts import Dispatch
+from server.logs import Access
+from server.metrics import Metrics
+from server.settings import Settings
+from server.web.cors import Cors
+from server.web.origin_guard import Doors
+
+
+def front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
+    """`app` with all of it in front."""
+    mapped = Dispatch(Permits(app), settings.public_url)
+    return Access(Doors(Cors(mapped), auth, settings), metrics)

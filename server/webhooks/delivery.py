@@ -1,0 +1,206 @@
+"""Signed webhooks, delivered at least once. This is the protocol; source: fal's "Webhooks".
+
+A job submitted with `?fal_webhook=URL` sets off one POST to that URL when it ends:
+
+    X-Fal-Webhook-Request-Id    request id
+    X-Fal-Webhook-User-Id       id of the key that submitted the job
+    X-Fal-Webhook-Timestamp     Unix time of this attempt, whole seconds
+    X-Fal-Webhook-Signature     Ed25519 in lower-case hex, over these four lines joined by LF:
+                                request id, user id, timestamp, hex SHA-256 of the body
+
+    {"request_id", "gateway_request_id", "status": "OK" | "ERROR", "payload", "error"?, "payload_error"?}
+
+Any 2xx within 15 s is success. Anything else is tried again, ten times over two hours, each time with a new timestamp
+and signature over the same bytes. The outbox is filled in the transaction that ends the job and emptied after the
+receiver's answer, so a kill in between sends one twice: receivers go by `request_id`.
+"""
+
+import asyncio
+import collections
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from server.jobs.database import DatabaseError, complain
+from server.jobs.job import Snapshot
+from server.jobs.queue import Queue
+from server.outbound.urls import FetchError
+from server.settings import SettingsError
+from server.webhooks.outbox import Outbox, Webhook
+from server.webhooks.signing_keys import SigningKeys
+
+LOG = logging.getLogger(__name__)
+
+TIMEOUT_S = 15.0
+RETRIES = 10
+SPREAD_S = 2 * 3600.0
+IN_FLIGHT = 128  # deliveries at once
+PER_ORIGIN = 16  # of those, to one receiver: one that hangs leaves room for the others
+LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
+DISK_RETRY_S = 1.0
+ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an empty header does not survive every proxy
+
+
+class Post(Protocol):
+    """`server.outbound.fetch.Fetch.post`: sends, and returns the status code; raises if there was none."""
+
+    async def __call__(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109
+        """POST `body` within `timeout` seconds."""
+
+
+def retry_delay(attempts: int, scale: float = 1.0) -> float | None:
+    """Seconds to wait after so many failed attempts (from 1), None to give up: 7, 14, 28, … 3604, two hours in all."""
+    if attempts > RETRIES:
+        return None
+    return scale * SPREAD_S * 2.0 ** (attempts - 1) / (2.0**RETRIES - 1)
+
+
+def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes, now: float) -> dict[str, str]:
+    """The headers of one attempt at `now`."""
+    timestamp = str(int(now))
+    lines = (request_id, user_id, timestamp, hashlib.sha256(body).hexdigest())
+    return {
+        "Content-Type": "application/json",
+        "X-Fal-Webhook-Request-Id": request_id,
+        "X-Fal-Webhook-User-Id": user_id,
+        "X-Fal-Webhook-Timestamp": timestamp,
+        "X-Fal-Webhook-Signature": keys.sign("\n".join(lines).encode()).hex(),
+    }
+
+
+class Deliverer:
+    """Empties the outbox. `scale` shortens the waits between attempts, for tests."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        outbox: Outbox,
+        keys: SigningKeys,
+        post: Post,
+        *,
+        scale: float = 1.0,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._queue = queue
+        self._outbox = outbox
+        self._keys = keys
+        self._post = post
+        self._scale = scale
+        self._timeout_s = timeout_s
+        self._now = clock
+        self._in_flight: dict[int, asyncio.Task[None]] = {}
+        self._origins: collections.Counter[str] = collections.Counter()
+        self._nudge = asyncio.Event()
+        self._loop: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begins with what an earlier server left over."""
+        self._queue.on_webhook = self._nudge.set
+        self._loop = asyncio.create_task(self._run(), name="webhooks")
+
+    async def close(self, grace_s: float = 5.0) -> None:
+        """Starts no more; gives those under way `grace_s`, for cutting one off may mean sending it twice."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        tasks = list(self._in_flight.values())
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._nudge.clear()
+            try:
+                pause = await self._dispatch()
+            except DatabaseError as error:
+                complain(LOG, "the outbox could not be read", error)
+                pause = DISK_RETRY_S
+            if pause > 0:
+                await self._sleep(pause)
+
+    async def _dispatch(self) -> float:
+        """Sets off what is due and there is room for; returns for how long there is nothing to do."""
+        free = IN_FLIGHT - len(self._in_flight)
+        if free <= 0:
+            return LONGEST_SLEEP_S
+        busy = [origin for origin, count in self._origins.items() if count >= PER_ORIGIN]
+        due = await self._outbox.due(self._now(), free, self._in_flight.keys(), busy)
+        for webhook in due:
+            if self._origins[webhook.origin] < PER_ORIGIN:
+                self._origins[webhook.origin] += 1
+                self._in_flight[webhook.id] = asyncio.create_task(self._deliver(webhook), name=f"webhook-{webhook.id}")
+        if due:
+            return 0.0
+        then = await self._outbox.next_due_at(self._in_flight.keys(), busy)
+        return LONGEST_SLEEP_S if then is None else min(max(then - self._now(), 0.0), LONGEST_SLEEP_S)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._nudge.wait()
+        except TimeoutError:
+            pass
+
+    async def _deliver(self, webhook: Webhook) -> None:
+        try:
+            snapshot = await self._queue.get(webhook.request_id)
+            result = await self._queue.result(webhook.request_id)
+            if snapshot is None:  # its tombstone has gone too
+                await self._outbox.done(webhook)
+                return
+            body = snapshot.webhook_body(result.body if result else None)
+            failure = await self._attempt(webhook, snapshot, body)
+            await self._record(webhook, snapshot, failure)
+        except DatabaseError as error:
+            complain(LOG, "a webhook's job could not be read", error)
+            await asyncio.sleep(DISK_RETRY_S)
+        finally:
+            del self._in_flight[webhook.id]
+            self._origins[webhook.origin] -= 1
+            if not self._origins[webhook.origin]:
+                del self._origins[webhook.origin]
+            self._nudge.set()
+
+    async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
+        """Why it failed, in words that hold nothing of URL, body or keys; "" when it did not."""
+        try:
+            headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
+            async with asyncio.timeout(self._timeout_s):
+                status = await self._post(webhook.url, body, headers, self._timeout_s)
+        except FetchError as error:
+            return error.message.rpartition(": ")[2]  # without “Could not download the file”
+        except SettingsError as error:  # the key file is lost or damaged
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {self._timeout_s:g} s"
+        except Exception as error:  # noqa: BLE001 - whatever a receiver does is a failed attempt
+            return type(error).__name__
+        return "" if 200 <= status < 300 else f"status {status}"
+
+    async def _record(self, webhook: Webhook, snapshot: Snapshot, failure: str) -> None:
+        """Keeps at it until it is on disk: what is not recorded is sent again."""
+        attempts = webhook.attempts + 1
+        delay = retry_delay(attempts, self._scale) if failure else None
+        if delay is not None:
+            LOG.info("webhook of job %s failed, attempt %d: %s", snapshot.id, attempts, failure)
+        elif failure:
+            LOG.warning("webhook of job %s given up after %d attempts: %s", snapshot.id, attempts, failure)
+        while True:
+            try:
+                if delay is not None:
+                    await self._outbox.failed(webhook, self._now() + delay)
+                else:
+                    await self._outbox.done(webhook)
+                    if not failure:
+                        await self._queue.delivered(snapshot)
+            except DatabaseError as error:
+                complain(LOG, "the outbox could not be written", error)
+                await asyncio.sleep(DISK_RETRY_S)
+            else:
+                return

@@ -1,0 +1,204 @@
+"""One engine process, from its start to its end: frames out, frames in, and a watch on its silence.
+
+The process is a child with one end of a Unix stream socket pair; nothing else ties it to us, and when our end closes,
+however we end, it ends (see `pipelines.worker`). Everything it says counts as a sign of life. When it has been silent
+for longer than it may, it is killed: SIGKILL, because a stopped or hung process heeds nothing else.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
+
+import msgspec
+
+from pipelines.messages import Beat, Configure, EngineConfig, FromEngine, Ready, ToEngine, frame, parse_from_engine
+
+logger = logging.getLogger(__name__)
+
+# Until an engine is ready it says how far it is when there is something to say: reading 4 GB from a slow disk, a large
+# file coming in from the hub, or a compilation take their time.
+LOADING_PATIENCE_S = 600.0
+
+# Enough for a request's answer of one picture in one read; grows to the largest message that comes.
+BUFFER = 512 * 1024
+# No honest message is longer: eight pictures of a megapixel are some ten megabytes.
+LONGEST_FRAME = 256 * 1024 * 1024
+
+# Bytes of a frame's length.
+HEAD = 4
+
+# A process that SIGKILL does not end by then sits in a driver, and may for ever.
+REAP_S = 10.0
+# What a process said before it ended is read at once, unless a child of its own keeps its end open.
+LAST_WORDS_S = 1.0
+
+# How late a look may come before it says more about us than about the engine.
+LATE_S = 1.0
+
+STDERR = 2
+
+
+class EngineProcess(asyncio.BufferedProtocol):
+    """A running engine. `hear` is called with each of its messages, in order, from the event loop."""
+
+    def __init__(self, hear: Callable[[FromEngine], None], patience_s: float) -> None:
+        self._hear = hear
+        self._patience_s = patience_s
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._process: Process
+        self._exited: asyncio.Task[int]
+        self._buffer = bytearray(BUFFER)
+        self._filled = 0
+        self._closed = self._loop.create_future()
+        self._allowed_s = max(patience_s, LOADING_PATIENCE_S)
+        self._heard_at = self._loop.time()
+        self._stage = "loading"
+        self._watch: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        config: EngineConfig,
+        hear: Callable[[FromEngine], None],
+        patience_s: float,
+    ) -> "EngineProcess":
+        """Start the process and tell it what to load. Raises `OSError` when there can't be one."""
+        ours, theirs = socket.socketpair()
+        engine = cls(hear, patience_s)
+        try:
+            with theirs:
+                engine._process = await asyncio.create_subprocess_exec(
+                    *command,
+                    "--fd",
+                    str(theirs.fileno()),
+                    stdin=DEVNULL,
+                    stdout=STDERR,
+                    pass_fds=(theirs.fileno(),),
+                    start_new_session=True,  # a Ctrl-C is for the server, which drains first
+                    env=environment,
+                )
+            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        engine._exited = asyncio.ensure_future(engine._process.wait())
+        engine.send(Configure(config))
+        engine._look()
+        return engine
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid
+
+    def send(self, message: ToEngine) -> None:
+        """Put a message on its way, unless the process is gone."""
+        if not self._transport.is_closing():
+            self._transport.write(frame(message))
+
+    def kill(self) -> None:
+        """End it now."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def over(self) -> None:
+        """Wait for the first sign of its end, after which nothing that is sent is read: it has exited, or hung up."""
+        await asyncio.wait({self._exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def reap(self) -> int | None:
+        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die."""
+        self.kill()
+        try:
+            await asyncio.wait({self._exited}, timeout=REAP_S)
+            await asyncio.wait({self._closed}, timeout=LAST_WORDS_S)
+        finally:
+            self._transport.abort()
+            if self._watch is not None:
+                self._watch.cancel()
+        return self._exited.result() if self._exited.done() else None
+
+    # --- what the transport calls ------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Part of `asyncio.BufferedProtocol`, as are the three below."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closed.set_result(None)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._buffer)[self._filled :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._filled += nbytes
+        self._heard_at = self._loop.time()
+        begin = 0
+        try:
+            with memoryview(self._buffer)[: self._filled] as view:
+                while (end := _frame_end(view, begin)) <= self._filled:
+                    self._take(parse_from_engine(view[begin + HEAD : end]))
+                    begin = end
+        except (msgspec.MsgspecError, OverlongFrame):
+            logger.exception("engine %d sends what is no message; killed", self.pid)
+            self._give_up()
+            return
+        self._keep_from(begin, end - begin)
+
+    def _take(self, message: FromEngine) -> None:
+        match message:
+            case Beat(stage=stage, allow_s=allow_s):
+                self._stage = stage
+                self._allowed_s = max(self._patience_s, allow_s)
+            case Ready():
+                self._allowed_s = self._patience_s
+        self._hear(message)
+
+    def _keep_from(self, begin: int, needed: int) -> None:
+        """Move the unfinished frame to the front of a buffer that will hold it."""
+        rest = self._buffer[begin : self._filled]
+        if needed > len(self._buffer):
+            self._buffer = bytearray(needed)
+        self._buffer[: len(rest)] = rest
+        self._filled = len(rest)
+
+    # --- the watch ---------------------------------------------------------------------------------------------------
+
+    def _look(self, expected: float = math.inf) -> None:
+        """Look again and again whether the process has been silent for too long, and kill it then."""
+        now = self._loop.time()
+        if now > expected + LATE_S:
+            self._heard_at = now  # we were stopped ourselves, and have not read what it said meanwhile
+        if now > self._heard_at + self._allowed_s:
+            silence = now - self._heard_at
+            logger.error("engine %d has been silent for %.0f s at the stage %r; killed", self.pid, silence, self._stage)
+            self._give_up()
+            return
+        pause = min(1.0, self._patience_s / 4)
+        self._watch = self._loop.call_later(pause, self._look, now + pause)
+
+    def _give_up(self) -> None:
+        """End it without waiting for its end, nor for what it may still say."""
+        self.kill()
+        self._transport.abort()
+
+
+class OverlongFrame(Exception):
+    """A frame that claims to be longer than any message."""
+
+
+def _frame_end(view: memoryview, begin: int) -> int:
+    """Where the frame that begins at `begin` ends, or the least that it takes to know."""
+    if len(view) < begin + HEAD:
+        return begin + HEAD
+    size = int.from_bytes(view[begin : begin + HEAD], "big")
+    if size > LONGEST_FRAME:
+        raise OverlongFrame(size)
+    return begin + HEAD + size

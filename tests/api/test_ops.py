@@ -1,0 +1,157 @@
+"""Health, readiness, figures and keys of webhooks; request ids and what the log says."""
+
+import asyncio
+import base64
+import logging
+import re
+
+import pytest
+
+from server.workers.pool import State
+from tests.support.app_client import INPUT, QUEUE, RUN, serving
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_health_says_how_the_engines_are(tmp_path):
+    async with serving(tmp_path) as web:
+        answer = await web.call("GET", "/health")
+
+    assert answer.status == 200
+    assert answer.json() == {
+        "state": "READY",
+        "detail": "",
+        "notice": "a test",
+        "engines": [{"device": "cpu", "pid": 1, "state": "READY", "restarts": 2}],
+        "queue": {"waiting": 0, "running": 0},
+    }
+
+
+@pytest.mark.parametrize("state", list(State))
+async def test_health_is_200_in_every_state_and_ready_in_those_that_serve(tmp_path, state):
+    async with serving(tmp_path) as web:
+        web.engines.state = state
+        health, ready = await web.call("GET", "/health"), await web.call("GET", "/ready")
+
+    assert (health.status, health.json()["state"]) == (200, state.value)
+    assert ready.status == (200 if state.value in {"READY", "BUSY"} else 503)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/.well-known/jwks.json"])
+async def test_probes_need_no_key(tmp_path, path):
+    async with serving(tmp_path, keys="alice:a") as web:
+        assert (await web.call("GET", path)).status == 200
+
+
+async def test_the_figures_count_answers_images_and_restarts(tmp_path):
+    async with serving(tmp_path) as web:
+        await web.call("POST", RUN, body={**INPUT, "num_images": 3})
+        await web.call("POST", RUN, body=b"")
+        answer = await web.call("GET", "/metrics")
+
+    lines = answer.body.decode().splitlines()
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'fourstep_requests_total{route="run",status="200"} 1.0' in lines
+    assert 'fourstep_requests_total{route="run",status="422"} 1.0' in lines
+    assert "fourstep_images_total 3.0" in lines
+    assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
+    assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
+
+
+async def test_bytes_that_are_held_are_counted(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.gate.clear()
+        call = asyncio.create_task(web.call("POST", RUN, body={**INPUT, "prompt": "p" * 9000}))
+        await web.engines.running.get()
+        during = (await web.call("GET", "/metrics")).body.decode()
+        web.engines.gate.set()
+        await call
+        after = (await web.call("GET", "/metrics")).body.decode()
+
+    held = [float(re.search(r"^fourstep_body_bytes (\S+)$", each, re.MULTILINE)[1]) for each in (during, after)]
+    assert held[0] > 9000
+    assert held[1] == 0
+
+
+async def test_open_sockets_are_counted_while_they_are_open(tmp_path):
+    async with serving(tmp_path) as web:
+        async with web.connect(f"{RUN}/realtime") as socket:
+            socket.send("x")
+            await socket.recv()
+            during = (await web.call("GET", "/metrics")).body
+        after = (await web.call("GET", "/metrics")).body
+
+    assert b"fourstep_realtime_sessions 1.0" in during
+    assert b"fourstep_realtime_sessions 0.0" in after
+
+
+@pytest.mark.parametrize(
+    "url", ["https://rest.fal.ai/.well-known/jwks.json", "http://localhost/rest/.well-known/jwks.json"]
+)
+async def test_the_webhooks_public_key_is_published_with_padding(tmp_path, url):
+    async with serving(tmp_path) as web:
+        answer = await web.call("GET", url)
+
+    (key,) = answer.json()["keys"]
+    assert (key["kty"], key["crv"], len(key["x"])) == ("OKP", "Ed25519", 44)
+    assert len(base64.urlsafe_b64decode(key["x"])) == 32
+
+
+async def test_every_request_has_an_id_of_its_own(tmp_path):
+    async with serving(tmp_path) as web:
+        ids = {(await web.call("GET", "/health")).headers["x-fal-request-id"] for _ in range(3)}
+
+    assert len(ids) == 3
+
+
+async def test_no_error_and_no_figure_repeats_what_was_said(tmp_path):
+    canary = "canary-5e1f"
+    async with serving(tmp_path, keys=f"alice:{canary}") as web:
+        good, wrong = {"authorization": f"Key alice:{canary}"}, {"authorization": f"Key alice:not-{canary}"}
+        body = {**INPUT, "prompt": canary, "negative_prompt": canary}
+        job = (await web.call("POST", QUEUE, body={**body, "seed": canary}, headers=good)).json()["request_id"]
+        said = [
+            await web.call("POST", RUN, body={**body, "strength": canary}, headers=good),
+            await web.call("POST", RUN, body={**body, "image_url": canary}, headers=good),
+            await web.call("POST", RUN, body=f"{{{canary}".encode(), headers=good),
+            await web.call("POST", RUN, body=body, headers=wrong),
+            await web.call("GET", f"{QUEUE}/requests/{job}", headers=good),
+            await web.call("GET", f"{QUEUE}/requests/{job}/status?logs=1", headers=good),
+            await web.call("GET", "/metrics"),
+            await web.call("GET", "/health"),
+        ]
+        async with web.connect(f"{RUN}/realtime", headers=good) as socket:
+            socket.send("{" + canary)
+            reason = await socket.recv()
+
+    assert [answer.status for answer in said] == [422, 422, 422, 401, 422, 200, 200, 200]
+    assert canary not in "".join(answer.body.decode() for answer in said) + reason
+
+
+async def test_the_log_names_the_request_and_nothing_that_was_said(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    canary = "canary-5e1f"
+    async with serving(tmp_path, keys=f"alice:{canary}") as web:
+        good = {"authorization": f"Key alice:{canary}"}
+        body = {**INPUT, "prompt": canary, "negative_prompt": canary, "request_id": canary}
+        answer = await web.call("POST", f"{RUN}?secret={canary}", body=body, headers=good)
+        await web.call("POST", RUN, body={**body, "strength": canary}, headers=good)
+        await web.call("POST", RUN, body=body, headers={"authorization": f"Key alice:not-{canary}"})
+        await web.call("GET", f"/cdn/files/{canary}.jpg")
+        token = (await web.call("POST", "/rest/tokens", body={"app": "lcm-sd15-i2i"}, headers=good)).json()
+        async with web.connect(f"{RUN}/realtime?fal_jwt_token={token}") as socket:
+            socket.send("{" + canary)
+            await socket.recv()
+
+    assert answer.headers["x-fal-request-id"] in caplog.text
+    assert canary not in caplog.text
+    assert token not in caplog.text
+
+
+async def test_a_path_can_not_forge_a_log_line(tmp_path, caplog):
+    caplog.set_level(logging.DEBUG)
+    async with serving(tmp_path) as web:
+        await web.call("POST", "/run/x%0Aall is well")
+
+    assert "x\\nall is well" in caplog.text
+    assert "x\nall is well" not in caplog.text

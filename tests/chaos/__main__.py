@@ -1,0 +1,171 @@
+"""What must hold when things are killed: each promise under its torment, and a control that must break it.
+
+    python -m tests.chaos [--jobs 2000]        (--jobs 150 is the short form)
+
+R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
+     answered before they are on disk must lose some; workers without the fence must publish some twice.
+     The same with the server frozen past every lease, ping and deadline. Control: one that renews its leases too late
+     must run jobs again.
+R2   requests that make the engine fail, hang and die, in the company of others. Control: where nothing is tried twice,
+     others must be hurt.
+R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
+     undelivered; a changed body must not pass for signed.
+R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
+     are on disk must lose some. Left out, with a word, where no mount can be made.
+R10  SIGTERM under load.
+
+Everything is on loopback and on `--model instant`. Prints a table; the last line is JSON; exits 1 if anything does not
+hold.
+"""
+
+import argparse
+import json
+import operator
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from pipelines.messages import PATIENCE_S
+from tests.chaos import engine_faults
+from tests.chaos.fencing import frozen_workers
+from tests.chaos.frozen_server import frozen
+from tests.chaos.full_disk import NoMount, full_disk
+from tests.chaos.queue_kills import besieged, drained
+from tests.chaos.webhook_delivery import delivered
+
+# Below this many jobs the few that one kill hits are too many percent: such figures are shown and not judged.
+JUDGED_FROM = 1000
+SHORT_PATIENCE_S = 3.0
+
+RELATIONS = {"=": operator.eq, "<": operator.lt, "≤": operator.le, "≥": operator.ge}
+
+NOTHING_LOST = {"lost": "= 0", "unfinished": "= 0", "changed_results": "= 0", "never_published": "= 0"}
+
+
+def parts(jobs):
+    """Each part: its name, what runs it in a folder, and what its figures must be."""
+    short = jobs < JUDGED_FROM
+    patience_s = SHORT_PATIENCE_S if short else PATIENCE_S
+    few = min(jobs, 200)
+
+    def in_full(bound):
+        return {} if short else bound
+
+    yield (
+        "R1",
+        lambda folder: besieged(folder, jobs, patience_s=patience_s),
+        NOTHING_LOST | {"published_twice": "= 0"} | in_full({"run_again_percent": "< 3"}),
+    )
+    yield (
+        "R1 control: hasty answers",
+        lambda folder: besieged(folder, 60, patience_s=patience_s, acts=["server killed"] * 2, hasty=True),
+        {"lost": "≥ 1"},
+    )
+    yield (
+        "R1 at the store",
+        lambda folder: frozen_workers(folder, few, fenced=True),
+        {"claimed_again": "≥ 1", "published_twice": "= 0", "never_published": "= 0"},
+    )
+    yield (
+        "R1 control: no fence",
+        lambda folder: frozen_workers(folder, few, fenced=False),
+        {"published_twice": "≥ 1"},
+    )
+    yield (
+        "R1 frozen server",
+        lambda folder: frozen(folder, 1 if short else 10),
+        dict.fromkeys(("sockets_lost", "calls_lost", "uploads_lost", "engines_replaced", "claimed_again"), "= 0")
+        | {"published_twice": "= 0", "never_published": "= 0", "undelivered": "= 0"},
+    )
+    if not short:
+        yield (
+            "R1 control: lets its leases go",
+            lambda folder: frozen(folder, 1, lets_go_first=True),
+            {"claimed_again": "≥ 1"},
+        )
+    yield (
+        "R2",
+        lambda folder: (
+            engine_faults.infected(folder, 5, faults=engine_faults.BRIEF)
+            if short
+            else engine_faults.infected(folder, jobs // 10)
+        ),
+        {"wrong_ends": "= 0", "neighbours_hurt": "= 0", "needless_restarts": "= 0"} | in_full({"late_returns": "= 0"}),
+    )
+    yield (
+        "R2 control: one try",
+        lambda folder: engine_faults.infected(folder, 2, faults=["crash"], one_try=True),
+        {"neighbours_hurt": "≥ 1"},
+    )
+    yield (
+        "R3",
+        lambda folder: delivered(folder, jobs, kills=max(2, jobs // 200)),
+        {"undelivered": "= 0", "bad_signatures": "= 0", "tampered_passed": "= 0"} | in_full({"twice_percent": "≤ 1"}),
+    )
+    yield (
+        "R3 control: no retries",
+        lambda folder: delivered(folder, 60, kills=1, no_retries=True),
+        {"undelivered": "≥ 1"},
+    )
+    yield (
+        "R8",
+        lambda folder: full_disk(folder, 1 if short else 10),
+        dict.fromkeys(
+            ("lost", "damaged", "corrupt", "wrong_answers", "tracebacks", "restarts", "published_twice"), "= 0"
+        )
+        | {"never_published": "= 0", "slowest_return_s": "< 10"},
+    )
+    yield (
+        "R8 control: hasty answers",
+        lambda folder: full_disk(folder, 1, hasty=True),
+        {"lost": "≥ 1"},
+    )
+    yield (
+        "R10",
+        lambda folder: drained(folder, max(3, jobs // 40)),
+        NOTHING_LOST | {"published_twice": "= 0", "slowest_stop_s": "< 20"},
+    )
+
+
+def holds(value, bound):
+    relation, limit = bound.split()
+    return RELATIONS[relation](value, float(limit))
+
+
+def main():
+    """Runs the parts, printing as they end."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--only", default="", help="parts whose names begin so")
+    asked = parser.parse_args()
+    report, broken, load = {}, [], os.getloadavg()[0]
+    for name, run, bounds in parts(asked.jobs):
+        if not name.startswith(asked.only):
+            continue
+        began = time.monotonic()
+        try:
+            with tempfile.TemporaryDirectory(prefix="fourstep-chaos-") as folder:
+                figures = run(Path(folder))
+        except NoMount as error:
+            print(f"{name} left out: {error}", flush=True)
+            report[name] = "left out"
+            continue
+        assert bounds.keys() <= figures.keys()
+        print(f"{name} ({time.monotonic() - began:.0f} s)")
+        for figure, value in figures.items():
+            bound = bounds.get(figure, "")
+            verdict = "" if not bound else "holds" if holds(value, bound) else "BROKEN"
+            print(f"    {figure:<22}{value:>10}   {bound:<6} {verdict}", flush=True)
+            broken += [f"{name}: {figure} is {value}, not {bound}"] if verdict == "BROKEN" else []
+        report[name] = figures
+    if not report:
+        parser.error(f"no part's name begins with {asked.only!r}")
+    print(*broken, sep="\n", end="\n" if broken else "")
+    print(json.dumps({"benchmark": "chaos", "load_before": round(load, 1), "held": not broken, **report}))
+    sys.exit(1 if broken else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""R1's control: workers that are frozen past their lease and come back, with the fence and without.
+
+A server is the only one on its database, so that over HTTP hardly anything ever tests the fence. Here several worker
+processes share one database, are SIGSTOPped for longer than their lease and SIGKILLed, and publish what they have when
+they wake up. The witness is a trigger of SQLite's.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import random
+import signal
+import time
+import uuid
+
+import sqlalchemy as sa
+
+from server.jobs import schema
+from server.jobs.job import NewJob, Result, Status
+from server.jobs.store import JobStore
+from tests.chaos.harness import Failed, add_witness, history
+
+LEASE_S = 0.2
+RUN_S = 0.05
+WORKERS = 3
+FORKS = multiprocessing.get_context("forkserver")
+
+
+class Unfenced(JobStore):
+    """The control: publishes without asking whose the job is, or whether it is over."""
+
+    finish_statement = (
+        sa.update(schema.jobs)
+        .where(schema.jobs.c.seq == sa.bindparam("job"))
+        .values(status=Status.COMPLETED.value, result_status=sa.bindparam("code"))
+        .returning(schema.jobs.c.webhook, schema.jobs.c.store_io)
+    )
+
+
+def frozen_workers(folder, jobs, *, fenced, seed=0):
+    """Jobs published more than once, published never, and claimed again, of so many."""
+    database = folder / "jobs.sqlite"
+    add_witness(database)
+    asyncio.run(_submit(database, jobs))
+    chance = random.Random(seed)
+    workers = [_worker(database, fenced) for _ in range(WORKERS)]
+    freezes, end = 0, time.monotonic() + 60 + jobs / 5
+    try:
+        while not all(job.status == "COMPLETED" for job in history(database)):
+            if time.monotonic() > end:
+                raise Failed("the workers get nowhere")
+            number = chance.randrange(WORKERS)
+            if chance.random() < 0.2:
+                _end(workers[number])
+                workers[number] = _worker(database, fenced)
+            else:
+                os.kill(workers[number].pid, signal.SIGSTOP)
+                time.sleep(LEASE_S * chance.uniform(1.5, 3))
+                os.kill(workers[number].pid, signal.SIGCONT)
+                freezes += 1
+            time.sleep(chance.uniform(0, 3 * RUN_S))
+        time.sleep(4 * RUN_S)  # whoever has just come back may still publish
+    finally:
+        for worker in workers:
+            _end(worker)
+    ends = history(database)
+    return {
+        "jobs": len(ends),
+        "freezes": freezes,
+        "claimed_again": sum(job.claims > 1 for job in ends),
+        "published_twice": sum(job.published > 1 for job in ends),
+        "never_published": sum(job.published == 0 for job in ends),
+    }
+
+
+async def _submit(database, jobs):
+    store = JobStore(database)
+    await asyncio.gather(*(store.submit(NewJob(app="fal-ai/x", input=b"{}"), time.time()) for _ in range(jobs)))
+    await store.close()
+
+
+def _worker(database, fenced):
+    process = FORKS.Process(target=_work, args=(database, fenced))
+    process.start()
+    return process
+
+
+def _end(worker):
+    worker.kill()
+    worker.join()
+
+
+def _work(database, fenced):
+    asyncio.run(_claim_and_publish((JobStore if fenced else Unfenced)(database)))
+
+
+async def _claim_and_publish(store):
+    me = uuid.uuid4().hex
+    while True:
+        await store.release_lapsed(time.time())
+        jobs = await store.claim(me, 2, LEASE_S, time.time())
+        await asyncio.sleep(RUN_S)
+        for job in jobs:
+            await store.finish(job, Result(200, uuid.uuid4().bytes), (), RUN_S, time.time())

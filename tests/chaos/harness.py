@@ -1,0 +1,248 @@
+"""A server that is killed and started again, the clients who go on calling it, and the witness in its database."""
+
+import collections
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+from server.jobs.store import JobStore
+from tests.support.server_process import APP, clean_env
+
+PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine looks at nothing
+POLL_S = 0.02
+PATIENCE_S = 60.0  # of the benchmark's own, on a machine that is busy with other things
+
+# Written by SQLite itself, in the transaction that publishes: nobody can publish behind its back.
+_WITNESS = """
+CREATE TABLE witness (job INTEGER NOT NULL);
+CREATE TRIGGER published AFTER UPDATE OF status ON jobs WHEN NEW.status = 'COMPLETED'
+BEGIN INSERT INTO witness VALUES (NEW.seq); END;
+"""
+# How often each job was published, claimed, and run again by the pool because its engine had ended.
+_HISTORY = """
+SELECT jobs.id, jobs.status, jobs.fence, jobs.attempts,
+       (SELECT count(*) FROM witness WHERE witness.job = jobs.seq),
+       (SELECT count(*) FROM events WHERE events.job = jobs.seq AND events.message LIKE 'The engine ended%')
+FROM jobs
+"""
+
+History = collections.namedtuple("History", "id status claims tries published reruns")
+
+
+class Failed(Exception):
+    """The benchmark itself got nowhere."""
+
+
+def add_witness(database):
+    """Makes the database, with a table that gets a row for each publication."""
+    JobStore(database)._database._close()
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.executescript(_WITNESS)
+
+
+def history(database):
+    """What became of every job."""
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        return [History(*row) for row in connection.execute(_HISTORY)]
+
+
+def until(condition, what, timeout=PATIENCE_S):
+    """Polls. Raises `Failed`."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise Failed(f"not within {timeout:.0f} s: {what}")
+        time.sleep(POLL_S)
+    return value
+
+
+class Victim:
+    """The server on `folder`, always at the same port. `differences`: see `tests.chaos.modified_server`."""
+
+    def __init__(self, folder, *flags, **differences):
+        self.folder = folder
+        self.database = folder / "jobs.sqlite"
+        self.log = folder / "log"
+        self.port = free_port()
+        self.back_s = []  # seconds from each start until it answered
+        self._command = [sys.executable, "-m", "tests.chaos.modified_server", json.dumps(differences), "serve"]
+        self._command += ["--data-dir", str(folder), "--port", str(self.port), *flags]
+        self._process = None
+        add_witness(self.database)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *exception):
+        if self._process is not None:
+            self.kill()
+
+    def start(self):
+        """Returns once it answers."""
+        began = time.monotonic()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stderr=log, env=clean_env())
+        until(lambda: self.health() or self._process.poll() is not None, "the server answers")
+        if self._process.poll() is not None:
+            raise Failed(self.log.read_text()[-2000:])
+        self.back_s.append(time.monotonic() - began)
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait()
+
+    @contextlib.contextmanager
+    def frozen(self):
+        """Within, the server stands still."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def stop(self):
+        """SIGTERM; seconds until it had ended. Raises `Failed` if it does not, or not with status 0."""
+        began = time.monotonic()
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            status = self._process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise Failed("SIGTERM does not end the server") from None
+        if status:
+            raise Failed(f"stopped with status {status}")
+        return time.monotonic() - began
+
+    def signal_engine(self, number):
+        """Sends the engine a signal; its process id, None if there was none to send it to."""
+        health = self.health()
+        pid = health and health["engines"][0]["pid"]
+        if not pid:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return pid
+
+    def wait_ready(self, but_not=None):
+        """Returns once an engine serves: another than `but_not`."""
+
+        def ready():
+            health = self.health()
+            return health and health["state"] in {"READY", "BUSY"} and health["engines"][0]["pid"] != but_not
+
+        until(ready, "an engine is ready")
+
+    def health(self):
+        """None while it does not answer."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return call(self.port, "GET", "/health")[1]
+
+
+def shares(total, count):
+    """`total` in so many parts, as equal as can be."""
+    return [total * (part + 1) // count - total * part // count for part in range(count)]
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def call(port, method, path, body=None, timeout=20):
+    """Status and JSON of one call on a connection of its own. Raises `OSError` and `HTTPException`."""
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
+        connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+class Clients:
+    """Threads that each submit a job and wait for its result, as long as there are permits: see `allow`.
+
+    `accepted`: request id → seed, of what the server said 200 to. `results`: request id → digest of the result.
+    """
+
+    def __init__(self, port, count=4, query=lambda: "", prompt=""):
+        self.accepted = {}
+        self.results = {}
+        self._port = port
+        self._query = query
+        self._prompt = prompt
+        self._permits = threading.Semaphore(0)
+        self._given = 0
+        self._done = threading.Event()
+        self._seeds = iter(range(1, 1 << 30))
+        self._threads = [threading.Thread(target=self._run) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
+
+    def allow(self, jobs):
+        """Lets them submit so many more."""
+        self._given += jobs
+        self._permits.release(jobs)
+
+    def left(self):
+        """Jobs allowed, and without a result."""
+        return self._given - len(self.results)
+
+    def join(self, timeout):
+        """Waits until all allowed jobs have their results. Raises `Failed`."""
+        try:
+            until(lambda: self.left() <= 0, "every client has its results", timeout)
+        finally:
+            self.close()
+
+    def close(self):
+        self._done.set()
+        self._permits.release(len(self._threads))
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self):
+        while self._permits.acquire() and not self._done.is_set():
+            seed = next(self._seeds)
+            body = {"prompt": self._prompt, "image_url": PICTURE, "seed": seed}
+            status, answer = self._insist("POST", f"/queue/{APP}{self._query()}", body)
+            if status != 200:
+                continue  # refused for good, or we are closing
+            request_id = answer["request_id"]
+            self.accepted[request_id] = seed
+            self._follow(request_id)
+
+    def _follow(self, request_id):
+        path = f"/queue/{APP}/requests/{request_id}"
+        while not self._done.is_set():
+            status, _ = self._insist("GET", f"{path}/status")
+            if status == 404:
+                self.results[request_id] = None  # lost: the audit will say so
+                return
+            if status == 200:
+                self.results[request_id] = digest(*self._insist("GET", path))
+                return
+            time.sleep(POLL_S)
+
+    def _insist(self, method, path, body=None):
+        """Calls until there is an answer, and one other than a refusal that passes."""
+        while not self._done.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                status, answer = call(self._port, method, path, body)
+                if status != 429:
+                    return status, answer
+            time.sleep(POLL_S)
+        return 0, None
+
+
+def digest(status, result):
+    """A result's identity: two runs differ in the names of their files. None for a call that had no answer."""
+    if not status:
+        return None
+    return hashlib.sha256(json.dumps([status, result], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,104 @@
+"""`fourstep` with shorter waits, or with one promise broken: the server that the chaos benchmarks torment.
+
+    python -m tests.chaos.modified_server '{"patience_s": 3}' serve --model instant …
+
+The first argument says what is different; all else is the server as it ships.
+
+    patience_s          seconds that an engine may be silent
+    faulty              engines that do what the prompt says: see tests/support/faulty_engine.py
+    webhook_scale       what the waits between a webhook's attempts are multiplied with
+    webhook_timeout_s   seconds that a receiver may take
+    lease_s             seconds after which a silent server has lost its jobs
+    heartbeat_s         seconds between its signs of life
+    one_try             control: what an engine ended on is not run again
+    no_retries          control: a webhook is tried once
+    lets_go_first       control: leases that have run out are given up before they are renewed
+    hasty               control: a submit is answered before the job is on disk
+    twice               control: every twentieth run is done twice
+"""
+
+import asyncio
+import dataclasses
+import functools
+import itertools
+import json
+import sys
+from pathlib import Path
+
+from server import app
+from server.api import run
+from server.cli import main as cli
+from server.jobs import queue, runner
+from server.jobs.job import Snapshot
+from server.jobs.store import JobStore
+from server.webhooks import delivery
+from server.workers import pool as workers
+
+FAULTY_ENGINE = Path(__file__).parents[1] / "support" / "faulty_engine.py"
+HASTE_S = 0.2
+
+
+class Hasty(JobStore):
+    """Says that a job is stored a moment before it is."""
+
+    _seqs = itertools.count(1)
+
+    def submit(self, new, now):
+        loop = asyncio.get_running_loop()
+        loop.call_later(HASTE_S, super().submit, new, now)
+        answer = loop.create_future()
+        answer.set_result(Snapshot.accepted(new, next(self._seqs), now))
+        return answer
+
+
+class LetsGo(runner.Runner):
+    """Takes its own leases for lapsed, when it has only been frozen."""
+
+    async def heartbeat(self):
+        for request_id in await self._store.release_lapsed(self._now()):
+            self._board.requeued(request_id)
+        await super().heartbeat()
+
+
+def twice(generate):
+    """The use case, as a server has it that loses count."""
+
+    numbers = itertools.count()
+
+    async def generate_twice(ctx, data, call, on_event=None):
+        if next(numbers) % 20 == 0:
+            await generate(ctx, data, dataclasses.replace(call, id=f"{call.id}-again"))
+        return await generate(ctx, data, call, on_event)
+
+    return generate_twice
+
+
+def main():
+    """Applies the differences, then runs the command."""
+    asked = json.loads(sys.argv[1])
+    pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
+    if asked.get("faulty"):
+        pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
+    app.Pool = functools.partial(app.Pool, **pool)
+    app.Deliverer = functools.partial(
+        app.Deliverer,
+        scale=asked.get("webhook_scale", 1.0),
+        timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
+    )
+    runner.LEASE_S = asked.get("lease_s", runner.LEASE_S)
+    queue.HEARTBEAT_S = asked.get("heartbeat_s", queue.HEARTBEAT_S)
+    if asked.get("lets_go_first"):
+        queue.Runner = LetsGo
+    if asked.get("one_try"):
+        workers.TRIES = 1
+    if asked.get("no_retries"):
+        delivery.RETRIES = 0
+    if asked.get("twice"):
+        run.generate = twice(run.generate)
+    if asked.get("hasty"):
+        app.JobStore = Hasty
+    cli.main(sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

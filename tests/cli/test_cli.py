@@ -1,0 +1,147 @@
+"""The command line as a person meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.settings import FIELDS
+from tests.support.server_process import clean_env
+
+FOURSTEP = Path(sys.executable).with_name("fourstep")
+
+
+def fourstep(*arguments, env=None):
+    """Run the command to its end."""
+    return subprocess.run(
+        [FOURSTEP, *arguments], env=clean_env(env), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_lists_the_commands():
+    done = fourstep("--help")
+
+    assert done.returncode == 0
+    assert all(
+        command in done.stdout
+        for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
+    )
+
+
+def test_serve_help_names_every_setting_with_its_default_and_its_variable():
+    text = " ".join(fourstep("serve", "--help").stdout.split())
+
+    missing = [name for name in FIELDS if f"$FOURSTEP_{name.upper()}" not in text]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--port", "http"], "argument --port: 'http' is no whole number. `fourstep serve --help` says"),
+        (["serve", "--prot", "1"], "unrecognized arguments: --prot 1. `fourstep serve --help` says what there is"),
+        (["keys", "list", "me"], "unrecognized arguments: me. `fourstep keys list --help` says what there is"),
+        (["keys"], "required: ACTION. `fourstep keys --help` says what there is"),
+        ([], "required: COMMAND. `fourstep --help` says what there is"),
+        (["bench", "--requests", "0"], "no whole number above 0"),
+        (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
+        (["keys", "limit", "nobody", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'nobody'"),
+        (["keys", "add", "me", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
+        (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
+        (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
+        (["webhook-keys", "rotate", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
+        (["nothing"], "invalid choice"),
+        (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
+        (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
+        (["demo", "--output", "/nowhere/picture.jpg"], "there is no folder /nowhere"),
+        (["demo", "--output", "/"], "/ is a folder; name a file in it"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):
+    done = fourstep(*arguments)
+
+    assert done.returncode != 0
+    assert said in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_variable_is_a_mistake():
+    done = fourstep("hosts", env={"FOURSTEP_PROT": "1"})
+
+    assert (done.returncode, "FOURSTEP_PROT names no setting" in done.stderr) == (1, True)
+
+
+def test_hosts_prints_lines_for_a_hosts_file():
+    done = fourstep("hosts", "--address", "192.168.1.5")
+
+    assert "192.168.1.5 queue.fal.run\n" in done.stdout
+    assert "192.168.1.5 fal.ai\n" not in done.stdout
+
+
+def test_hosts_takes_the_site_over_only_when_told():
+    assert "127.0.0.1 fal.ai\n" in fourstep("hosts", "--with-site").stdout
+
+
+def test_certs_makes_the_ca_and_says_where_it_is(tmp_path):
+    done = fourstep("certs", "--data-dir", str(tmp_path))
+
+    assert str(tmp_path / "tls" / "ca.pem") in done.stdout
+    assert (tmp_path / "tls" / "bundle.pem").exists()
+
+
+def test_a_key_is_shown_once_and_kept_hashed(tmp_path):
+    secret = fourstep("keys", "--data-dir", str(tmp_path), "add", "me").stdout.split()[0].partition(":")[2]
+
+    assert secret
+    assert secret not in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
+    assert secret not in (tmp_path / "keys.json").read_text()
+
+
+def test_a_keys_limits_are_shown_and_taken_back(tmp_path):
+    fourstep("keys", "--data-dir", str(tmp_path), "add", "me")
+
+    limited = fourstep("keys", "limit", "me", "--calls", "4", "--queued", "9", "--data-dir", str(tmp_path)).stdout
+    freed = fourstep("keys", "limit", "me", "--calls", "0", "--data-dir", str(tmp_path)).stdout
+
+    assert limited.endswith("me  (calls 4, queued 9)\n")
+    assert freed.endswith("me  (queued 9)\n")
+
+
+def test_the_data_dir_may_stand_behind_the_action(tmp_path):
+    fourstep("keys", "add", "me", "--data-dir", str(tmp_path))
+
+    assert "in use" in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
+
+
+def test_a_revoked_key_is_listed_as_revoked(tmp_path):
+    fourstep("keys", "--data-dir", str(tmp_path), "add", "me")
+
+    fourstep("keys", "--data-dir", str(tmp_path), "revoke", "me")
+
+    assert "revoked" in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
+
+
+def test_revoking_nobodys_key_is_a_mistake(tmp_path):
+    done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "nobody")
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fourstep: no key in use is called 'nobody'. `fourstep keys list` shows them\n",
+    )
+
+
+def test_a_rotated_webhook_key_is_published_beside_the_old_one_and_signs_later(tmp_path):
+    rotated = fourstep("webhook-keys", "rotate", "--data-dir", str(tmp_path)).stdout.strip()
+
+    [first, second] = fourstep("webhook-keys", "--data-dir", str(tmp_path), "list").stdout.splitlines()
+    assert second == rotated
+    assert first.endswith("signs from the beginning")
+    assert not rotated.endswith("signs from the beginning")
+
+
+def test_listing_the_webhook_keys_makes_none(tmp_path):
+    done = fourstep("webhook-keys", "list", "--data-dir", str(tmp_path / "data"))
+
+    assert (done.returncode, "the first `fourstep serve`" in done.stderr) == (1, True)
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,134 @@
+"""Starting and stopping a server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+from pathlib import Path
+
+import pytest
+
+from server.cli.launcher import RUN_FILE, LaunchError
+from tests.support.server_process import APP, clean_env, post, serving, start_server, submitted, until
+
+FOURSTEP = Path(sys.executable).with_name("fourstep")
+
+
+def serve(data_dir, *flags):
+    """Run `fourstep serve` where it should refuse."""
+    command = [FOURSTEP, "serve", "--model", "instant", "--data-dir", str(data_dir), *flags]
+    return subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_other_machines_are_not_served_without_keys(tmp_path):
+    done = serve(tmp_path, "--host", "0.0.0.0", "--port", "0")
+
+    assert done.returncode == 1
+    assert "there are no keys" in done.stderr
+    assert "fourstep keys add" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "said"), [("keys.json", "is no key file"), ("webhook-keys.json", "holds no signing keys")]
+)
+def test_a_broken_key_file_is_said_at_once(tmp_path, file, said):
+    (tmp_path / file).write_text("junk")
+
+    done = serve(tmp_path, "--port", "0")
+
+    assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (1, 1, True)
+
+
+def test_what_a_server_keeps_is_nobody_elses_also_where_its_folder_was_open(tmp_path):
+    (tmp_path / "data").mkdir(mode=0o755)
+    with serving("--model", "instant", data_dir=tmp_path / "data"):
+        modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "data").iterdir() if path.name != "log"}
+
+    assert (tmp_path / "data").stat().st_mode & 0o077 == 0
+    assert "jobs.sqlite" in modes
+    assert not any(modes.values()), modes
+
+
+def test_a_port_in_use_is_said_at_once(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = serve(tmp_path, "--port", str(taken.getsockname()[1]))
+
+    assert done.returncode == 1
+    assert "is in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_host_that_is_not_this_machines_is_said_at_once(tmp_path):
+    done = serve(tmp_path, "--host", "192.0.2.1", "--port", "0", "--keys", "me:secret")
+
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--host takes an address of this machine" in done.stderr
+
+
+def test_one_data_dir_has_one_server(tmp_path):
+    with serving("--model", "instant", data_dir=tmp_path):
+        done = serve(tmp_path, "--port", "0")
+
+    assert done.returncode == 1
+    assert "another server runs on" in done.stderr
+
+
+def test_the_run_file_says_where_and_goes_when_the_server_stops(tmp_path):
+    with serving("--model", "instant", "--tls-port", "0", data_dir=tmp_path) as server:
+        told = json.loads((tmp_path / RUN_FILE).read_text())
+
+    assert told == {"pid": server.pid, "url": server.url, "tls_url": server.tls_url}
+    assert not (tmp_path / RUN_FILE).exists()
+
+
+def test_a_server_whose_model_cannot_be_had_answers_and_says_how_to_mend_it(tmp_path):
+    with serving("--model", str(tmp_path / "nowhere"), data_dir=tmp_path, ready=False) as server:
+        with pytest.raises(LaunchError):
+            server.wait_ready(30)
+        health = server.get("/health")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            server.get("/ready")
+        refused.value.close()
+        with pytest.raises(urllib.error.HTTPError) as unserved:
+            post(server, f"/run/{APP}")
+        with unserved.value:
+            answer = json.load(unserved.value)
+
+    assert (unserved.value.code, answer["error_type"]) == (503, "runner_scheduling_failure")
+    assert "nowhere" in answer["detail"]
+    assert health["state"] == "SETUP_FAILED"
+    assert "nowhere" in health["detail"]
+    assert refused.value.code == 503
+
+
+def test_sigterm_ends_server_and_engines(tmp_path):
+    server = start_server("--model", "instant", data_dir=tmp_path)
+    server.wait_ready()
+    engines = [engine["pid"] for engine in server.get("/health")["engines"]]
+
+    status = server.stop()
+
+    assert status == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(engines[0], 0)
+
+
+def test_the_api_process_does_not_import_torch(instant):
+    mapped = Path(f"/proc/{instant.pid}/maps").read_text()
+
+    assert "libpython" in mapped or "python" in mapped
+    assert "libtorch" not in mapped
+
+
+def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the_job(tmp_path):
+    server = start_server("--model", "instant:10000", "--drain-timeout", "2", data_dir=tmp_path)
+    server.wait_ready()
+    path = submitted(server)
+
+    assert server.stop(timeout=15) == 0
+
+    with serving("--model", "instant:1", data_dir=tmp_path) as again:
+        until(lambda: again.get(f"{path}/status")["status"] == "COMPLETED")
+        assert again.get(path)["seed"] == 7

@@ -1,0 +1,215 @@
+"""Pictures beside the steps of others: nothing reads what is not there, and nothing that crosses over is lost."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.device import loader, streams
+from pipelines.device.cuda_graphs import Graphs
+from pipelines.device.torch_backend import DeviceModel
+from pipelines.messages import GenerationParams
+from pipelines.model import kernels
+from pipelines.model.lcm import Lcm
+from tests.device.test_cuda_graphs import FakeDevice
+from tests.support import strict_meta_device, tiny_models
+from tests.support.stream_races import HOST, Careless, Forgetful, Lane, Race, Witness
+from tests.support.strict_meta_device import NOWHERE
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
+REQUESTS = {
+    "a": GenerationParams(prompt="a beach", seed=1, num_inference_steps=3),
+    "b": GenerationParams(prompt="a city", seed=2, num_inference_steps=4, guidance_scale=2.0, negative_prompt="grey"),
+    "c": GenerationParams(prompt="a beach", seed=3, num_inference_steps=2),
+}
+
+
+@pytest.fixture(autouse=True)
+def plain_kernels(monkeypatch):
+    """oneDNN's weights are no storages that a witness could know."""
+    monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+
+
+def begin(model, name):
+    params = REQUESTS[name]
+    return model.encode([(params, model.prepare(params), PIXELS, params.seed)])[0]
+
+
+def draw(model, trajectories):
+    pixels = model.decode(trajectories)
+    return model.fetch(pixels, model.finite(trajectories), model.check(pixels))
+
+
+def interleaved(model):
+    """Three requests that join, leave and show previews while others take steps; nothing is waited for but at last."""
+    a = begin(model, "a")
+    model.step([a])
+    b = begin(model, "b")
+    model.step([a])
+    preview = draw(model, [a])
+    model.step([a, b])
+    picture_a = draw(model, [a])
+    c = begin(model, "c")
+    model.step([b, c])
+    del a
+    model.step([b, c])
+    picture_c = draw(model, [c])
+    model.step([b])
+    picture_b = draw(model, [b])
+    return [wait() for wait in (picture_b, preview, picture_c, picture_a)]
+
+
+def model_under(witness, steps=None, pictures=None, capture=None):
+    model = DeviceModel(
+        tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3)),
+        (witness.lane("steps", steps), witness.lane("pictures", pictures)),
+    )
+    if capture:
+        loader.capture(model, Graphs(capture, 10**9), 2, lambda fraction, what: None)
+    return model
+
+
+@pytest.mark.parametrize("captures", [False, True], ids=["as it is", "captured"])
+def test_pictures_beside_steps_are_those_that_are_made_alone(monkeypatch, captures):
+    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+    expected = interleaved(DeviceModel(tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3))))
+
+    with Witness() as witness:
+        actual = interleaved(model_under(witness, capture=FakeDevice() if captures else None))
+
+    for (pixels, finite, unsafe), (pixels_alone, finite_alone, unsafe_alone) in zip(actual, expected, strict=True):
+        assert np.abs(pixels.astype(int) - pixels_alone.astype(int)).max() <= (1 if captures else 0)
+        assert (finite, unsafe) == (finite_alone, unsafe_alone)
+
+
+@pytest.mark.parametrize("which", ["steps", "pictures"])
+@pytest.mark.parametrize(("kind", "words"), [(Careless, "not written yet"), (Forgetful, "give it to others")])
+def test_a_lane_that_does_not_wait_or_does_not_hold_on_is_noticed(which, kind, words):
+    with Witness() as witness:
+        model = model_under(witness, **{which: kind})
+
+        with pytest.raises(Race, match=words):
+            interleaved(model)
+
+
+def test_what_is_read_before_it_arrives_is_nonsense():
+    with Witness() as witness:
+        model = model_under(witness)
+        a = begin(model, "a")
+        wait = draw(model, [a])
+        before = [host.numpy().copy() for host, _ in model._pictures.under_way]
+        arrived, *_ = wait()
+
+    assert (before[0] == 77).all()
+    assert not (arrived == 77).all()
+
+
+def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
+    class Looks(Lcm):
+        def decode(self, trajectories):
+            pixels = super().decode(trajectories)
+            return pixels if pixels.sum().item() else None
+
+    class LooksInALane(DeviceModel, Looks):
+        pass
+
+    with Witness() as witness:
+        model = LooksInALane(tiny_models.make(), (witness.lane("steps"), witness.lane("pictures")))
+
+        with pytest.raises(Race, match="waits for the host"):
+            interleaved(model)
+
+
+def test_graphs_of_both_lanes_in_one_are_noticed(monkeypatch):
+    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+    with Witness() as witness:
+        model = model_under(witness, capture=FakeDevice())
+        model.unet, latents = model.vae_decode, torch.zeros(1, 4, 8, 8)
+        with model._pictures.running(), torch.inference_mode():
+            model.vae_decode(latents)
+
+        with pytest.raises(Race), model._steps.running(), torch.inference_mode():
+            model.unet(latents)
+
+
+def test_a_step_returns_when_the_one_before_is_done():
+    with Witness() as witness:
+        model = model_under(witness)
+        b = begin(model, "b")
+        marks = []
+        for _ in range(3):
+            model.step([b])
+            marks.append(model._ahead[-1])
+
+    assert [mark.passed for mark in marks] == [True, True, False]
+
+
+def test_a_trajectory_is_ready_once_it_is_encoded():
+    with Witness() as witness:
+        model = model_under(witness)
+        a = begin(model, "a")
+        before = a.ready
+        a.begun.wait()
+
+    assert (before, a.ready) == (False, True)
+
+
+def test_memory_that_the_host_writes_again_must_have_been_read():
+    """The witness itself: the host may not touch what a lane has not been waited for."""
+    with Witness() as witness:
+        lane = Lane(witness, "steps")
+        given = torch.ones(3)
+        with lane.running():
+            made = given * 2
+
+        with pytest.raises(Race, match="still in use"):
+            given.add_(1)
+        lane.mark().wait()
+        given.add_(1)
+
+    assert witness.now == HOST
+    assert made.tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("make_vae", [tiny_models.vae, tiny_models.tiny_vae])
+def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype, make_vae):
+    """On a device that has no numbers: so nothing waits for them, and all of it can be captured."""
+    made = tiny_models.make(vae=make_vae(), safety_checker=tiny_models.safety_checker())
+    parts = {
+        name: getattr(made, name).to(dtype).to(NOWHERE) for name in ("unet", "vae", "text_encoder", "safety_checker")
+    }
+
+    with strict_meta_device.device():
+        lcm = Lcm(replace(made, device=NOWHERE, dtype=dtype, **parts))
+        trajectories = lcm.encode([(params, lcm.prepare(params), PIXELS, params.seed) for params in REQUESTS.values()])
+        lcm.step(trajectories)
+        pixels = lcm.decode(trajectories)
+        flags = lcm.finite(trajectories), lcm.check(pixels)
+
+    held = [tensor for trajectory in trajectories for tensor in (*trajectory.tensors, trajectory.denoised)]
+    assert {tensor.device for tensor in (*held, pixels, *flags)} == {NOWHERE}
+    assert {tensor.dtype for tensor in trajectories[0].contexts + trajectories[0].shifts} == {dtype}
+
+
+def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
+    steps, pictures = streams.of(torch.device("cpu"))
+    tensor = torch.ones(3)
+
+    assert steps is pictures
+    assert steps.to_host(tensor) is tensor
+    assert steps.mark().passed
+    assert not DeviceModel(tiny_models.make()).overlaps
+
+
+@pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
+def test_a_mark_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
+    lane, _ = streams.of(torch.device(kind))
+
+    mark = lane.mark()
+
+    assert mark.passed
+    assert len(waited) == waits

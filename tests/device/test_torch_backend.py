@@ -1,0 +1,49 @@
+"""The loop's model on a device: pixels come to the host, and torch's errors are told apart."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.device.torch_backend import DeviceModel
+from pipelines.engine.backend import Diagnosis
+from pipelines.messages import GenerationParams
+from tests.support import tiny_models
+
+
+@pytest.fixture(scope="module")
+def model():
+    return DeviceModel(tiny_models.make())
+
+
+def test_pixels_come_to_the_host(model):
+    params = GenerationParams(prompt="a", seed=1)
+    trajectories = model.encode([(params, model.prepare(params), np.zeros((64, 72, 3), np.uint8), 1)])
+
+    drawn = model.decode(trajectories)
+    pixels, finite, unsafe = model.fetch(drawn, model.finite(trajectories), model.check(drawn))()
+    assert (type(pixels), pixels.shape, pixels.dtype) == (np.ndarray, (1, 64, 72, 3), np.uint8)
+    assert pixels.flags.writeable  # unsafe ones are blackened in place
+    assert (finite, unsafe) == ([True], [False])
+
+
+def out_of_cpu_memory():
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(10**15)
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    ("error", "diagnosis"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), Diagnosis.OUT_OF_MEMORY),
+        (MemoryError(), Diagnosis.OUT_OF_MEMORY),
+        (out_of_cpu_memory(), Diagnosis.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), Diagnosis.OUT_OF_MEMORY),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), Diagnosis.DEVICE_LOST),
+        (RuntimeError("CUDA error: unspecified launch failure"), Diagnosis.DEVICE_LOST),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Diagnosis.OTHER),
+        (ValueError("anything"), Diagnosis.OTHER),
+    ],
+)
+def test_errors_are_told_apart(model, error, diagnosis):
+    assert model.diagnose(error) is diagnosis

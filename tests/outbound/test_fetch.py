@@ -1,0 +1,503 @@
+"""The outbound door: what goes through, and that nothing which leads inside does.
+
+No packet leaves loopback here: names are resolved by a table, and whatever address is dialled, the connection goes to
+one of two servers of the test's own, the "outside" or the guarded "inside".
+"""
+
+import asyncio
+import contextlib
+import functools
+import ssl
+
+import pytest
+
+from server.fal.errors import RequestError
+from server.outbound.addresses import parse_networks
+from server.outbound.fetch import SAMPLES, Fetch, FetchError
+from server.outbound.guarded_http import Egress, dial
+from server.settings import Settings, SettingsError
+from server.transport import tls
+from tests.support import forbidden_urls
+
+pytestmark = pytest.mark.anyio
+
+OUTSIDE = "93.184.216.34"
+LIMIT = 1_000_000
+NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading the real roots takes a while
+
+
+class Site:
+    """A loopback HTTP server that answers each request by what `pages` says of its path, and keeps the requests."""
+
+    def __init__(self, context=None):
+        self._context = context
+        self._serving = set()
+        self.requests = []
+        self.names = []
+        self.pages = {}
+        self.port = 0
+
+    async def __aenter__(self):
+        if self._context:
+            self._context.sni_callback = lambda _, name, __: self.names.append(name)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_):
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def _serve(self, reader, writer):
+        self._serving.add(asyncio.current_task())
+        try:
+            await self._answer(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def _answer(self, reader, writer):
+        with contextlib.suppress(ConnectionError, ssl.SSLError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            line, *fields = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            self.requests.append((line, headers, body))
+            answer = self.pages.get(line.split()[1], b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\ninside")
+            if callable(answer):
+                await answer(writer)
+            else:
+                writer.write(answer)
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+
+
+class Net:
+    """Names, and where connections really go: `OUTSIDE` is the outside, every other address the inside."""
+
+    def __init__(self, outside, inside):
+        self.outside = outside
+        self.inside = inside
+        self.names = {"example.com": [OUTSIDE], "other.example": [OUTSIDE]}
+        self.lookups = []
+        self.dialled = []
+
+    async def resolve(self, host, port):
+        """What the table says; anything else is this machine, as in a resolver that means ill."""
+        self.lookups.append(host)
+        answers = self.names.get(host, ["127.0.0.1"])
+        return answers.pop(0) if answers and isinstance(answers[0], list) else answers
+
+    async def dial(self, address, port, timeout):  # noqa: ASYNC109 — httpcore's
+        self.dialled.append((address, port))
+        site = self.outside if address == OUTSIDE else self.inside
+        return await dial("127.0.0.1", site.port, timeout)
+
+    def fetch(self, *, guard=True, context=NO_TRUST, **settings):
+        """The door, with this network behind it; `guard=False` allows every address."""
+        allowed = parse_networks("0.0.0.0/0, ::/0")
+
+        def open_door(networks, **options):
+            networks = networks if guard else allowed
+            return Egress(networks, resolver=self.resolve, dialer=self.dial, context=context, **options)
+
+        return Fetch(Settings(**settings), egress=open_door)
+
+
+@pytest.fixture
+async def net():
+    """Two servers, outside and inside, and the names between."""
+    async with Site() as outside, Site() as inside:
+        yield Net(outside, inside)
+
+
+def page(body=b"", status="200 OK", **headers):
+    """An HTTP answer."""
+    fields = {"Content-Length": len(body), **{name.replace("_", "-"): value for name, value in headers.items()}}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items() if value is not None)
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("utf-8", "replace") + body
+
+
+def redirect(location, status="302 Found"):
+    return page(status=status, Location=location)
+
+
+async def refused(fetch, url, limit=LIMIT):
+    """The error that fetching this URL ends in."""
+    with pytest.raises(FetchError) as caught:
+        await fetch.get(url, limit)
+    await fetch.close()
+    return caught.value
+
+
+# --- what leads inside -------------------------------------------------------------------------------------------
+
+HOSTILE_URLS = [
+    *(f"http://{f'[{address}]' if ':' in address else address}/" for address in forbidden_urls.ADDRESSES),
+    *forbidden_urls.URLS,
+    *forbidden_urls.DISGUISED,
+]
+
+
+@pytest.mark.parametrize("url", HOSTILE_URLS)
+async def test_a_hostile_url_makes_no_connection(net, url):
+    error = await refused(net.fetch(), url)
+
+    assert (net.dialled, net.inside.requests) == ([], [])
+    assert error.kind == "file_download_error"
+
+
+@pytest.mark.parametrize("address", forbidden_urls.ADDRESSES)
+async def test_a_name_that_leads_inside_makes_no_connection(net, address):
+    net.names["hostile.example"] = [address]
+
+    await refused(net.fetch(), "http://hostile.example/")
+
+    assert (net.dialled, net.inside.requests) == ([], [])
+
+
+@pytest.mark.parametrize("address", forbidden_urls.ADDRESSES)
+async def test_without_the_guard_the_same_name_reaches_the_inside(net, address):
+    net.names["hostile.example"] = [address]
+
+    body = await net.fetch(guard=False).get("http://hostile.example/", LIMIT)
+
+    assert (body, len(net.inside.requests)) == (b"inside", 1)
+
+
+@pytest.mark.parametrize("answers", [[OUTSIDE, "127.0.0.1"], ["10.0.0.1", OUTSIDE], [OUTSIDE, "::ffff:127.0.0.1"]])
+async def test_one_address_inside_among_public_ones_is_enough_to_refuse(net, answers):
+    net.names["mixed.example"] = answers
+
+    await refused(net.fetch(), "http://mixed.example/")
+
+    assert net.dialled == []
+
+
+@pytest.mark.parametrize("answers", [[], ["nonsense"], ["127.0.0.1.example.com"]])
+async def test_a_name_without_an_address_is_refused(net, answers):
+    net.names["empty.example"] = answers
+
+    await refused(net.fetch(), "http://empty.example/")
+
+    assert net.dialled == []
+
+
+@pytest.mark.parametrize("url", [*HOSTILE_URLS[::4], "http://hostile.example/"])
+async def test_a_redirect_inside_is_not_followed(net, url):
+    net.outside.pages["/start"] = redirect(url)
+
+    with contextlib.suppress(FetchError):  # some lead nowhere but back outside
+        await net.fetch().get("http://example.com/start", LIMIT)
+
+    assert (net.inside.requests, {address for address, _ in net.dialled}) == ([], {OUTSIDE})
+
+
+async def test_a_second_answer_of_the_name_server_does_not_count(net):
+    net.names["rebinding.example"] = [[OUTSIDE], ["127.0.0.1"]]
+    net.outside.pages["/"] = page(b"outside")
+
+    body = await net.fetch().get("http://rebinding.example/", LIMIT)
+
+    assert (body, net.lookups) == (b"outside", ["rebinding.example"])
+
+
+async def test_a_redirect_to_the_same_name_is_looked_up_and_checked_again(net):
+    net.names["rebinding.example"] = [[OUTSIDE], ["127.0.0.1"]]
+    net.outside.pages["/"] = redirect("http://rebinding.example/again")
+
+    await refused(net.fetch(), "http://rebinding.example/")
+
+    assert (len(net.lookups), net.inside.requests) == (2, [])
+
+
+@pytest.mark.parametrize("url", ["http://hostile.example/", "http://[::1]/", "https://169.254.169.254/", "http://a@b/"])
+async def test_a_webhook_inside_makes_no_connection(net, url):
+    with pytest.raises(FetchError):
+        await net.fetch().post(url, b"{}", {}, 5)
+
+    assert (net.dialled, net.inside.requests) == ([], [])
+
+
+async def test_proxies_in_the_environment_are_not_used(net, monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{net.inside.port}")
+    net.outside.pages["/"] = page(b"outside")
+
+    body = await net.fetch().get("http://example.com/", LIMIT)
+
+    assert (body, net.inside.requests) == (b"outside", [])
+
+
+async def test_the_operators_network_may_be_reached(net):
+    net.names["camera.lan"] = ["192.168.1.20"]
+
+    body = await net.fetch(allow_net="192.168.1.0/24").get("http://camera.lan:8080/now.jpg", LIMIT)
+
+    assert (body, net.dialled) == (b"inside", [("192.168.1.20", 8080)])
+
+
+async def test_the_error_says_nothing_of_the_inside(net):
+    error = await refused(net.fetch(), "http://hostile.example/")
+
+    assert "127.0.0.1" not in error.message
+
+
+# --- what goes through -------------------------------------------------------------------------------------------
+
+
+async def test_a_request_says_whom_it_means_and_takes_no_encodings(net):
+    net.outside.pages["/a%20b?x=1"] = page(b"picture")
+
+    body = await net.fetch().get("http://example.com:8080/a b?x=1#top", LIMIT)
+
+    ((line, headers, _),) = net.outside.requests
+    assert (body, line, headers["host"]) == (b"picture", "GET /a%20b?x=1 HTTP/1.1", "example.com:8080")
+    assert (headers["accept-encoding"], "cookie" in headers, "authorization" in headers) == ("identity", False, False)
+
+
+async def test_the_next_address_is_dialled_when_the_first_does_not_answer(net):
+    net.names["example.com"] = ["1.1.1.1", OUTSIDE]
+    net.inside.port = 1  # where nobody listens
+    net.outside.pages["/"] = page(b"picture")
+
+    body = await net.fetch().get("http://example.com/", LIMIT)
+
+    assert (body, net.dialled) == (b"picture", [("1.1.1.1", 80), (OUTSIDE, 80)])
+
+
+@pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See Other", "307 Temporary", "308 Permanent"])
+async def test_redirects_are_followed(net, status):
+    net.outside.pages |= {"/a": redirect("b", status), "/b": page(b"picture")}
+
+    assert await net.fetch().get("http://example.com/a", LIMIT) == b"picture"
+
+
+@pytest.mark.parametrize(("hops", "reached"), [(4, True), (5, False)])
+async def test_four_redirects_are_followed_and_no_fifth(net, hops, reached):
+    net.outside.pages |= {f"/{hop}": redirect(f"/{hop + 1}") for hop in range(hops)}
+    net.outside.pages[f"/{hops}"] = page(b"picture")
+    fetch = net.fetch()
+
+    if reached:
+        assert await fetch.get("http://example.com/0", LIMIT) == b"picture"
+    else:
+        assert "redirected" in (await refused(fetch, "http://example.com/0")).message
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (page(status="404 Not Found"), "file_download_error"),
+        (page(status="500 Oops"), "file_download_error"),
+        (page(status="204 No Content"), "file_download_error"),
+        (page(status="302 Found"), "file_download_error"),
+        (page(status="304 Not Modified"), "file_download_error"),
+        (page(b"\x1f\x8b", Content_Encoding="gzip"), "file_download_error"),
+        (page(b"abc", Content_Length=10), "file_download_error"),
+        (page(b"", Content_Length=LIMIT + 1), "file_too_large"),
+        (page(bytes(LIMIT + 1)), "file_too_large"),
+        (
+            page(b"%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1), Content_Length=None, Transfer_Encoding="chunked"),
+            "file_too_large",
+        ),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "file_download_error"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000, "file_download_error"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "file_download_error"),
+        (b"", "file_download_error"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_picture_within_limits_is_an_error(net, answer, kind):
+    net.outside.pages["/"] = answer
+
+    error = await refused(net.fetch(), "http://example.com/")
+
+    assert error.kind == kind
+
+
+async def test_a_file_of_exactly_the_limit_is_taken(net):
+    net.outside.pages["/"] = page(bytes(LIMIT))
+
+    assert len(await net.fetch().get("http://example.com/", LIMIT)) == LIMIT
+
+
+async def test_a_server_that_drips_is_given_up(net):
+    async def drip(writer):
+        writer.write(page(b"", Content_Length=1000))
+        while not writer.is_closing():
+            writer.write(b".")
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    net.outside.pages["/"] = drip
+
+    error = await refused(net.fetch(fetch_timeout=0.2), "http://example.com/")
+
+    assert "too long" in error.message
+
+
+async def test_a_name_server_that_hangs_is_given_up(net):
+    async def hang(*_):
+        await asyncio.Event().wait()
+
+    net.resolve = hang
+
+    error = await refused(net.fetch(fetch_connect_timeout=0.05), "http://example.com/")
+
+    assert "too long" in error.message
+
+
+async def test_nobody_there_is_an_error(net):
+    net.outside.port = 1
+
+    assert "can't be reached" in (await refused(net.fetch(), "http://example.com/")).message
+
+
+# --- how many at once --------------------------------------------------------------------------------------------
+
+
+async def test_one_keys_fetches_leave_room_for_anothers(net):
+    net.outside.pages["/"] = page(b"picture")
+    fetch = net.fetch(max_fetches=2, fetch_timeout=5.0)
+    fetch._slots._patience_s = 0.05
+
+    async with fetch._slots.one("alice"):
+        with pytest.raises(RequestError) as refused:
+            await fetch.get("http://example.com/", LIMIT, tenant="alice")
+        others = await fetch.get("http://example.com/", LIMIT, tenant="bob")
+    again = await fetch.get("http://example.com/", LIMIT, tenant="alice")
+
+    assert (refused.value.status, others, again) == (429, b"picture", b"picture")
+
+
+async def test_without_keys_all_fetches_are_one_callers(net):
+    net.outside.pages["/"] = page(b"picture")
+    fetch = net.fetch(max_fetches=2)
+
+    async with fetch._slots.one("anonymous"):
+        assert await fetch.get("http://example.com/", LIMIT) == b"picture"
+
+
+async def test_waiting_for_ones_turn_is_no_part_of_a_fetchs_time():
+    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05))
+    fetch._slots._patience_s = 60.0
+
+    async def follow(*_):
+        return b"picture"
+
+    fetch._follow = follow
+    async with fetch._slots.one("alice"):
+        waiting = asyncio.create_task(fetch.get("http://example.com/", LIMIT, tenant="bob"))
+        await asyncio.sleep(0.2)
+
+    assert await waiting == b"picture"
+
+
+# --- webhooks ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_webhook_is_posted_as_it_is(net):
+    net.outside.pages["/hook?id=7"] = page(b"thanks", status="202 Accepted")
+
+    status = await net.fetch().post("http://example.com/hook?id=7", b'{"a": 1}', {"X-Fal-Webhook-Request-Id": "7"}, 5)
+
+    ((line, headers, body),) = net.outside.requests
+    assert (status, line, body) == (202, "POST /hook?id=7 HTTP/1.1", b'{"a": 1}')
+    assert (headers["x-fal-webhook-request-id"], headers["content-length"]) == ("7", "8")
+
+
+async def test_a_webhook_that_is_redirected_is_not_followed(net):
+    net.outside.pages["/hook"] = redirect("http://other.example/")
+
+    status = await net.fetch().post("http://example.com/hook", b"{}", {}, 5)
+
+    assert (status, len(net.outside.requests)) == (302, 1)
+
+
+async def test_a_webhook_that_hangs_is_given_up(net):
+    async def hang(_):
+        await asyncio.Event().wait()
+
+    net.outside.pages["/hook"] = hang
+
+    with pytest.raises(FetchError, match="too long"):
+        await net.fetch().post("http://example.com/hook", b"{}", {}, 0.1)
+
+
+# --- TLS ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def secure(tmp_path):
+    """An https server outside, with a certificate for fal.run, and a client that trusts who signed it."""
+    files = tls.ensure(Settings(data_dir=tmp_path))
+    async with Site(tls.server_context(files)) as outside, Site() as inside:
+        network = Net(outside, inside)
+        network.names["fal.run"] = [OUTSIDE]
+        network.fetch = functools.partial(network.fetch, context=ssl.create_default_context(cafile=files.ca))
+        yield network
+
+
+async def test_the_certificate_is_asked_for_and_checked_by_name(secure):
+    secure.outside.pages["/"] = page(b"picture")
+
+    body = await secure.fetch().get("https://fal.run/", LIMIT)
+
+    assert (body, secure.outside.names, secure.dialled) == (b"picture", ["fal.run"], [(OUTSIDE, 443)])
+
+
+async def test_a_certificate_for_another_name_is_refused(secure):
+    error = await refused(secure.fetch(), "https://example.com/")
+
+    assert (secure.outside.requests, error.kind) == ([], "file_download_error")
+
+
+# --- the operator's table ----------------------------------------------------------------------------------------
+
+
+async def test_urls_of_the_operators_table_are_answered_from_disk(net, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    (tmp_path / "b=b.png").write_bytes(b"b")
+    table = f"https://example.com/?x=1,2={tmp_path}/a.png, https://b.example/={tmp_path}/a.png"
+
+    body = await net.fetch(url_files=table).get("https://example.com/?x=1,2", LIMIT)
+
+    assert (body, net.lookups) == (b"a", [])
+
+
+async def test_a_file_of_the_table_that_has_gone_is_an_error(net, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"a")
+    fetch = net.fetch(url_files=f"https://example.com/={tmp_path}/a.png")
+    (tmp_path / "a.png").unlink()
+
+    error = await refused(fetch, "https://example.com/")
+
+    assert error.kind == "file_download_error"
+
+
+@pytest.mark.parametrize("table", ["https://example.com/", "https://example.com/=/no/such/file", "=x"])
+def test_a_table_that_names_no_file_is_refused(table):
+    with pytest.raises(SettingsError):
+        Fetch(Settings(url_files=table))
+
+
+def test_a_network_that_is_none_is_refused():
+    with pytest.raises(SettingsError):
+        Fetch(Settings(allow_net="home"))
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_the_sample_picture_is_ours_only_where_it_is_offered(net, offered):
+    (url,) = SAMPLES
+    fetch = net.fetch()
+
+    async def samples():
+        return offered
+
+    fetch._samples = samples
+
+    with contextlib.nullcontext() if offered else pytest.raises(FetchError):
+        assert (await fetch.get(url, LIMIT)).startswith(b"\xff\xd8\xff")

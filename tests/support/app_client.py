@@ -1,0 +1,172 @@
+"""The whole web side in memory: real routes, real queue, and in place of engines and network something to steer.
+
+async with serving(tmp_path) as web:
+    answer = await web.call("POST", "/run/fal-ai/lcm-sd15-i2i", body=INPUT)
+"""
+
+import asyncio
+import contextlib
+import functools
+
+from fastapi import FastAPI
+
+from pipelines.messages import Generated, Log, Picture, Preview, Started
+from server.access.auth import Auth
+from server.access.limits import Limits
+from server.app import ROUTES
+from server.context import Context
+from server.generate import Resources, run_job
+from server.jobs.queue import Queue
+from server.jobs.store import JobStore
+from server.metrics import Metrics
+from server.outbound.fetch import FetchError
+from server.settings import Settings
+from server.storage.files import Files
+from server.web.front import front
+from server.web.responses import EXCEPTION_HANDLERS
+from server.webhooks.signing_keys import SigningKeys
+from server.workers.pool import State
+from tests.support import asgi_client
+
+APP = "fal-ai/lcm-sd15-i2i"
+RUN = f"/run/{APP}"
+QUEUE = f"/queue/{APP}"
+DATA_URI = "data:image/jpeg;base64,/9j/4A=="
+INPUT = {"prompt": "a canary on a beach", "image_url": DATA_URI, "seed": 7, "sync_mode": True}
+JPEG = b"\xff\xd8 a picture \xff\xd9"
+
+
+class Engines:
+    """In place of the pool: holds work while `gate` is shut, started work while `finish` is, then answers with one JPEG
+    per image, or `failure`."""
+
+    def __init__(self):
+        self.state = State.READY
+        self.detail = ""
+        self.notice = "a test"
+        self.engines = [{"device": "cpu", "pid": 1, "state": State.READY, "restarts": 2}]
+        self.capacity = 1
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.finish = asyncio.Event()
+        self.finish.set()
+        self.failure = None
+        self.works = []
+        self.running = asyncio.Queue()
+        self.cancelled = asyncio.Queue()
+
+    def check(self):
+        """There is always hope."""
+
+    async def run(self, work, on_event=None):
+        tell = on_event or (lambda _: None)
+        self.works.append(work)
+        self.running.put_nowait(work)
+        steps = work.params.num_inference_steps
+        try:
+            await self.gate.wait()
+            tell(Started(work.id))
+            tell(Log(work.id, "9 tokens, 9 used"))
+            await self.finish.wait()
+            if self.failure:
+                raise self.failure
+            for step in range(1, steps) if work.previews else ():
+                tell(Preview(work.id, step, steps, Picture(JPEG, 512, 512, nsfw=False)))
+                await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self.cancelled.put_nowait(work.id)
+            raise
+        pictures = tuple(Picture(JPEG, 512, 504, nsfw=False) for _ in range(work.params.num_images))
+        return Generated(id=work.id, pictures=pictures, timings={"inference": 0.25, "decode": 0.05})
+
+
+class Net:
+    """In place of the network: `pages` by URL; anything else can't be had."""
+
+    def __init__(self):
+        self.pages = {}
+
+    async def get(self, url, max_bytes, count, *, tenant):
+        if url not in self.pages:
+            raise FetchError(kind="file_download_error", message="Could not download the file")
+        if len(self.pages[url]) > max_bytes:
+            raise FetchError(kind="file_too_large", message=f"The file is larger than {max_bytes} bytes")
+        count(len(self.pages[url]))
+        return self.pages[url]
+
+
+class Shelf(Files):
+    """The files, with results kept in memory."""
+
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.saved = {}
+        self.local_paths = {}
+        self.failure = None
+
+    async def save(self, data, content_type, **options):
+        if self.failure:
+            raise self.failure
+        name = f"{len(self.saved)}.jpg"
+        self.saved[name] = (data, content_type, options)
+        return name
+
+    def local(self, url, reader=None):
+        return self.local_paths.get(url)
+
+
+class Web:
+    """A running web side and what it stands on."""
+
+    def __init__(self, app, ctx):
+        self.app = app
+        self.ctx = ctx
+        self.engines = ctx.pool
+        self.net = ctx.fetch
+        self.shelf = ctx.files
+
+    def call(self, method, url, **options):
+        """One request and its whole answer."""
+        return asgi_client.call(self.app, method, url, **options)
+
+    def exchange(self, method, url, **options):
+        """One request, message by message."""
+        return asgi_client.exchange(self.app, method, url, **options)
+
+    def connect(self, url, **options):
+        """One websocket."""
+        return asgi_client.connect(self.app, url, **options)
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path, **chosen):
+    """The web side with these settings."""
+    settings = Settings(data_dir=tmp_path, **chosen)
+    engines = Engines()
+    resources = Resources(
+        settings=settings,
+        pool=engines,
+        files=Shelf(settings),
+        fetch=Net(),
+        limits=Limits(settings),
+        metrics=Metrics(),
+    )
+    store = JobStore(settings.jobs_path)
+    ctx = Context(
+        **vars(resources),
+        queue=Queue(store, functools.partial(run_job, resources), capacity=lambda: engines.capacity, settings=settings),
+        auth=Auth(settings),
+        signing_keys=SigningKeys(tmp_path / "webhook-keys.json"),
+    )
+    app = FastAPI(openapi_url=None, redirect_slashes=False, routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
+    app.state.ctx = ctx
+    await ctx.files.start()
+    await ctx.queue.start()
+    try:
+        yield Web(front(app, settings, ctx.auth, ctx.metrics), ctx)
+    finally:
+        engines.gate.set()
+        engines.finish.set()
+        await ctx.queue.close(1.0)
+        await store.close()
+        await ctx.files.close()

@@ -1,0 +1,110 @@
+"""An engine process that does what it is told: `python -P tests/support/faulty_engine.py --fd N`.
+
+The prompt says what happens in the UNet step: "crash" a segmentation fault, "hang" no return, "raise" an exception,
+"nan" a picture that is none, "hungry" out of memory unless alone, "huge" out of memory even then, "lost" a device
+error, "slow" five milliseconds, "child" a process that keeps the line open when this one has ended. The device says
+what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on the line, "loading" no end.
+Everything else is as with `--model instant`, and each request's log has the device.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines import worker
+from pipelines.engine import instant
+from pipelines.engine.backend import Diagnosis, Outfit
+from pipelines.engine.instant import Countdown, InstantModel, NoConditioning
+from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.messages import EngineConfig, GenerationParams
+
+# What an exception may quote, and no log.
+SECRET = "a prompt that is nobody's business"
+
+
+class DeviceLost(Exception):
+    """What a driver says after an illegal access."""
+
+
+@dataclass(slots=True)
+class Marked(Countdown):
+    """An image that remembers its prompt."""
+
+    prompt: str = ""
+
+
+class FaultyModel(InstantModel):
+    """A model that fails on request."""
+
+    def __init__(self, seconds: float = 0.0, device: str = "") -> None:
+        super().__init__(seconds)
+        self._device = device
+
+    def prepare(self, params: GenerationParams) -> NoConditioning:
+        del params
+        return NoConditioning(self._device)
+
+    def encode(self, items: Sequence[tuple]) -> list[Marked]:
+        return [
+            Marked(image.pixels, image.rows, image.steps, prompt=params.prompt)
+            for image, (params, *_) in zip(super().encode(items), items, strict=True)
+        ]
+
+    def step(self, trajectories: Sequence[Marked]) -> None:
+        prompts = {image.prompt for image in trajectories}
+        if "crash" in prompts:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "hang" in prompts:
+            threading.Event().wait()
+        if "child" in prompts:
+            subprocess.Popen(["sleep", "120"], pass_fds=[int(sys.argv[-1])])
+        if "slow" in prompts:
+            time.sleep(0.005)
+        if "raise" in prompts:
+            raise ValueError(SECRET)
+        if "lost" in prompts:
+            raise DeviceLost
+        if "huge" in prompts or ("hungry" in prompts and len(trajectories) > 1):
+            raise MemoryError
+        super().step(trajectories)
+
+    def finite(self, trajectories: Sequence[Marked]) -> list[bool]:
+        return [image.prompt != "nan" for image in trajectories]
+
+    def check(self, pixels) -> list[bool]:
+        """Bright pictures are unsafe."""
+        return [bool(picture.max() > 250) for picture in pixels]
+
+    def diagnose(self, error: Exception) -> Diagnosis:
+        if isinstance(error, MemoryError):
+            return Diagnosis.OUT_OF_MEMORY
+        return Diagnosis.DEVICE_LOST if isinstance(error, DeviceLost) else Diagnosis.OTHER
+
+
+def load(config: EngineConfig, progress: object) -> Outfit:
+    """`--model instant`, but faulty."""
+    del progress
+    match config.device:
+        case "dying":
+            os._exit(1)
+        case "absent":
+            raise CheckpointError("There is no model.", "Bring one.")
+        case "full":
+            raise NoRoomError(config.device)
+        case "garbled":
+            os.write(int(sys.argv[-1]), b"\0\0\0\4what")
+        case "loading":
+            threading.Event().wait()
+    outfit = instant.load(config)
+    seconds = float(config.model.partition(":")[2] or 0) / 1000
+    return dataclasses.replace(outfit, model=FaultyModel(seconds, config.device))
+
+
+if __name__ == "__main__":
+    worker.main(load)

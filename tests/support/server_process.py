@@ -1,0 +1,81 @@
+"""A real server process on loopback for tests: `with serving("--model", "instant") as server: …`."""
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from server.cli.launcher import Server, running, start
+
+__all__ = ["APP", "CALL", "Server", "clean_env", "post", "serving", "start_server", "submitted", "until"]
+
+APP = "fal-ai/lcm-sd15-i2i"
+CALL = {
+    "prompt": "a beach",
+    "image_url": "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png",
+    "seed": 7,
+    "sync_mode": True,
+}
+
+# Test machines may preset trust stores, keys and proxies: a test sets its own.
+_NOT_INHERITED = (
+    "FAL_",
+    "FOURSTEP_",
+    "SSL_CERT",
+    "NODE_",
+    "REQUESTS_CA",
+    "CURL_CA",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+)
+
+
+def clean_env(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without what would change a server's or a client's mind, and with `extra`."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(_NOT_INHERITED)}
+    return {**kept, **(extra or {})}
+
+
+@contextlib.contextmanager
+def serving(
+    *flags: str, data_dir: Path | None = None, env: Mapping[str, str] | None = None, ready: bool = True
+) -> Iterator[Server]:
+    """A server that has loaded its model (unless `ready` is false), stopped at the end; its log at `data_dir/log`."""
+    with contextlib.ExitStack() as stack:
+        where = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourstep-")))
+        log = stack.enter_context((where / "log").open("ab"))
+        yield stack.enter_context(running(where, *flags, ready=ready, env=clean_env(env), log=log))
+
+
+def start_server(*flags: str, data_dir: Path, env: Mapping[str, str] | None = None) -> Server:
+    """A server for tests that kill it: the caller ends it. Its log is appended to `data_dir/log`."""
+    with (data_dir / "log").open("ab") as log:
+        return start(data_dir, *flags, env=clean_env(env), log=log)
+
+
+def post(server: Server, path: str) -> Any:
+    """The JSON answer to one call."""
+    request = urllib.request.Request(server.url + path, json.dumps(CALL).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def until(condition: Callable[[], bool], timeout: float = 60) -> None:
+    """Poll until `condition()` is true."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it never came to pass"
+        time.sleep(0.02)
+
+
+def submitted(server: Server) -> str:
+    """The path of a job that an engine has in hand."""
+    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
+    until(lambda: server.get(f"{path}/status")["status"] == "IN_PROGRESS")
+    return path

@@ -1,0 +1,198 @@
+"""Each check sees what is wrong and names the mend; what is right is one line."""
+
+import datetime
+import http.server
+import math
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from pipelines.device import devices
+from pipelines.hub import client
+from pipelines.messages import EngineConfig
+from pipelines.tools import __main__, doctor
+from pipelines.tools.doctor import Level
+
+NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize(
+    ("cards", "hardware", "level"),
+    [
+        (["NVIDIA H100, 550.54, 81559 MiB"], True, Level.OK),
+        ([], False, Level.OK),
+        ([], True, Level.FAIL),
+    ],
+)
+def test_driver_must_answer_where_the_hardware_is(cards: list[str], *, hardware: bool, level: Level) -> None:
+    assert doctor.driver(cards, hardware).level is level
+
+
+@pytest.mark.parametrize(
+    ("vendor", "kind", "found"),
+    [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
+)
+def test_nvidia_hardware_is_seen_without_its_driver(vendor: str, kind: str, *, found: bool, tmp_path: Path) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "vendor").write_text(f"{vendor}\n")
+    (tmp_path / "0000:01:00.0" / "class").write_text(f"{kind}\n")
+
+    assert doctor.unclaimed_nvidia(tmp_path) is found
+
+
+@pytest.mark.parametrize(
+    ("kinds", "capability", "runs"),
+    [
+        (["sm_80", "sm_90"], (9, 0), True),
+        (["sm_80", "sm_90"], (8, 6), True),
+        (["sm_80", "sm_90a"], (8, 0), True),
+        (["sm_80", "sm_90"], (7, 5), False),
+        (["sm_80", "sm_90"], (12, 0), False),
+        (["sm_86"], (8, 0), False),
+        (["sm_80", "compute_90"], (12, 0), True),
+        (["sm_100", "sm_120"], (12, 0), True),
+    ],
+)
+def test_torch_build_runs_on_devices_that_it_has_code_for(
+    kinds: list[str], capability: tuple[int, int], *, runs: bool
+) -> None:
+    assert doctor.runs_on(kinds, capability) is runs
+
+
+def test_device_that_is_not_there_fails() -> None:
+    finding = doctor.device("cuda:99")
+
+    assert finding.level is Level.FAIL
+    assert finding.mend
+
+
+@pytest.mark.parametrize(("available", "level"), [(8e9, Level.OK), (1e9, Level.WARN), (math.inf, Level.OK)])
+def test_little_memory_is_a_warning(available: float, level: Level) -> None:
+    assert doctor.memory(available, needs_gigabytes=6).level is level
+
+
+def test_memory_that_can_be_freed_counts_as_available(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 9000000 kB\nMemFree: 1000 kB\nMemAvailable: 8000 kB\n")
+
+    assert devices.main_memory(tmp_path / "meminfo") == 8_192_000
+    assert devices.main_memory(tmp_path / "nothing") == math.inf
+
+
+@pytest.mark.parametrize(("needs", "level"), [(0.001, Level.OK), (1e9, Level.FAIL)])
+def test_full_disk_fails_also_where_the_folder_is_yet_to_be_made(needs: float, level: Level, tmp_path: Path) -> None:
+    assert doctor.disk("data folder", tmp_path / "not" / "yet", needs_gigabytes=needs).level is level
+
+
+@pytest.mark.parametrize(("model", "level"), [("demo", Level.OK), ("sd15", Level.FAIL), ("auto", Level.WARN)])
+def test_missing_weights_name_the_command(model: str, level: Level) -> None:
+    finding = doctor.weights(EngineConfig(model=model, data_dir="", device="cpu"))
+
+    assert finding.level is level
+    assert ("fourstep pull" in finding.mend) == (level is not Level.OK)
+
+
+def test_free_port_is_well() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    assert doctor.listening("127.0.0.1", port).level is Level.OK
+
+
+def test_port_of_a_stranger_fails() -> None:
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))  # it never listens, so nobody answers there
+
+        finding = doctor.listening("127.0.0.1", stranger.getsockname()[1])
+
+    assert finding.level is Level.FAIL
+    assert "--port" in finding.mend
+
+
+@pytest.fixture
+def running() -> Iterator[int]:
+    """A port on which something answers as a fourstep does."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"state": "READY"}')
+
+        def log_message(self, *_: object) -> None:
+            """Keep the test's output clean."""
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_port_of_a_running_fourstep_is_well(running: int) -> None:
+    finding = doctor.listening("127.0.0.1", running)
+
+    assert finding.level is Level.OK
+    assert "READY" in finding.line
+
+
+def write_certificates(folder: Path, *, until: datetime.datetime) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - datetime.timedelta(days=400), until)
+    pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    for file in ("ca.pem", "cert.pem"):
+        (folder / file).write_bytes(pem)
+    for file in ("ca-key.pem", "key.pem"):
+        (folder / file).touch(mode=0o600)
+
+
+def test_no_certificates_yet_is_well(tmp_path: Path) -> None:
+    assert doctor.certificates(tmp_path, NOW).level is Level.OK
+
+
+@pytest.mark.parametrize(("days", "level"), [(30, Level.OK), (-1, Level.FAIL)])
+def test_certificates_must_be_in_date(days: int, level: Level, tmp_path: Path) -> None:
+    write_certificates(tmp_path, until=NOW + datetime.timedelta(days=days))
+
+    assert doctor.certificates(tmp_path, NOW).level is level
+
+
+def test_key_that_others_can_read_fails(tmp_path: Path) -> None:
+    write_certificates(tmp_path, until=NOW + datetime.timedelta(days=30))
+    (tmp_path / "ca-key.pem").chmod(0o644)
+
+    finding = doctor.certificates(tmp_path, NOW)
+
+    assert finding.level is Level.FAIL
+    assert "ca-key.pem" in finding.line
+
+
+@pytest.mark.parametrize(("model", "status"), [("demo", 0), ("sd15", 1)])
+def test_command_fails_when_a_server_would(
+    model: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = EngineConfig(model=model, data_dir=str(tmp_path), device="cpu")
+
+    done = __main__.main(["doctor", "--config", msgspec.json.encode(config).decode(), "--port", "0"])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert done == status
+    assert [line.split()[1] for line in lines if line[0] != " "] == (
+        ["driver", "torch", "device", "memory", "data", "weights", "port", "clock", "certificates"]
+    )

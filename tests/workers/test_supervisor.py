@@ -1,0 +1,13 @@
+"""What a slot makes of its engine's ends."""
+
+import pytest
+
+from tests.workers.test_pool import pool_of, restarts, until
+
+
+@pytest.mark.anyio
+async def test_an_engine_without_room_is_tried_again_and_the_operator_told():
+    async with pool_of("full", ready=False) as pool:
+        await until(lambda: restarts(pool)[0] >= 2)
+
+        assert "not enough memory" in pool.detail
