@@ -8,105 +8,113 @@ had others in hand too, are run one at a time on an engine that has nothing else
 import collections
 from collections.abc import Sequence
 
-from server.workers.fair_queue import Line
-from server.workers.supervisor import Slot, State
-from server.workers.ticket import Ticket
+from server.workers.fair_queue import FairQueue
+from server.workers.supervisor import State, Supervisor
+from server.workers.ticket import PendingRequest
 
 
-class Hands:
+class Dispatcher:
     """The requests of a pool with these engines. Whatever changes calls for a `dispatch`."""
 
-    def __init__(self, slots: Sequence[Slot]) -> None:
-        self._hands: dict[Slot, dict[str, Ticket]] = {slot: {} for slot in slots}
-        self._line = Line[Ticket]()
-        self._suspects = Line[Ticket]()
-        self._ward: Slot | None = None  # the engine that is kept for suspects
+    def __init__(self, supervisors: Sequence[Supervisor]) -> None:
+        self._assigned: dict[Supervisor, dict[str, PendingRequest]] = {supervisor: {} for supervisor in supervisors}
+        self._line = FairQueue[PendingRequest]()
+        self._suspects = FairQueue[PendingRequest]()
+        self._quarantine: Supervisor | None = None  # the engine that is kept for suspects
 
     @property
-    def waiting(self) -> list[Ticket]:
+    def waiting(self) -> list[PendingRequest]:
         """Those that no engine has."""
         return [*self._line, *self._suspects]
 
     @property
-    def held(self) -> list[Ticket]:
+    def held(self) -> list[PendingRequest]:
         """Those that one has."""
-        return [ticket for hand in self._hands.values() for ticket in hand.values()]
+        return [pending for assigned in self._assigned.values() for pending in assigned.values()]
 
-    def count(self, slot: Slot) -> int:
+    def count(self, supervisor: Supervisor) -> int:
         """How many an engine has."""
-        return len(self._hands[slot])
+        return len(self._assigned[supervisor])
 
-    def get(self, slot: Slot, request_id: str) -> Ticket | None:
+    def get(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
         """What an engine has under this id."""
-        return self._hands[slot].get(request_id)
+        return self._assigned[supervisor].get(request_id)
 
-    def pop(self, slot: Slot, request_id: str) -> Ticket | None:
+    def pop(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
         """The same, which the engine has no longer."""
-        ticket = self._hands[slot].pop(request_id, None)
-        if ticket is not None:
-            ticket.slot = None
-        return ticket
+        pending = self._assigned[supervisor].pop(request_id, None)
+        if pending is not None:
+            pending.supervisor = None
+        return pending
 
-    def empty(self, slot: Slot) -> list[Ticket]:
+    def empty(self, supervisor: Supervisor) -> list[PendingRequest]:
         """All that an engine had in hand, for it is no more."""
-        tickets, self._hands[slot] = list(self._hands[slot].values()), {}
-        if self._ward is slot:
-            self._ward = None
-        for ticket in tickets:
-            ticket.slot = None
-        return tickets
+        requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
+        if self._quarantine is supervisor:
+            self._quarantine = None
+        for pending in requests:
+            pending.supervisor = None
+        return requests
 
-    def queue(self, ticket: Ticket, *, suspect: bool = False) -> None:
+    def queue(self, pending: PendingRequest, *, suspect: bool = False) -> None:
         """Let it wait."""
-        ticket.line = self._suspects if suspect else self._line
-        ticket.line.add(ticket)
+        pending.line = self._suspects if suspect else self._line
+        pending.line.add(pending)
 
     def dispatch(self, now: float) -> None:
         """Send what waits to engines that have room for it."""
         self._send_suspect(now)
-        while any(self._sent(ticket, now) for ticket in self._line.heads(now)):
+        while any(self._sent(pending, now) for pending in self._line.heads(now)):
             pass
 
-    def _sent(self, ticket: Ticket, now: float) -> bool:
+    def _sent(self, pending: PendingRequest, now: float) -> bool:
         """Send it where there is room. If there is none for the first in line, another may be below its share."""
-        level = ticket.priority.level(now - ticket.arrived)
-        slot = self._freest(level, ticket.tenant)
-        if slot is None:
+        level = pending.priority.level(now - pending.arrived)
+        supervisor = self._freest(level, pending.tenant)
+        if supervisor is None:
             return False
-        self._send(self._line, ticket, slot, level)
+        self._send(self._line, pending, supervisor, level)
         return True
 
     def _send_suspect(self, now: float) -> None:
         """Run suspects one at a time on an engine that gets nothing else meanwhile: the first to be free of others."""
-        ready = [slot for slot in self._hands if slot.state is State.READY]
-        if self._suspects and self._ward not in ready:
-            self._ward = min(ready, key=self.count, default=None)
-        if self._ward is None or self._hands[self._ward]:
+        ready = [supervisor for supervisor in self._assigned if supervisor.state is State.READY]
+        if self._suspects and self._quarantine not in ready:
+            self._quarantine = min(ready, key=self.count, default=None)
+        if self._quarantine is None or self._assigned[self._quarantine]:
             return
         if self._suspects:
-            self._send(self._suspects, self._suspects.first(now), self._ward, level=0)
+            self._send(self._suspects, self._suspects.first(now), self._quarantine, level=0)
         else:
-            self._ward = None
+            self._quarantine = None
 
-    def _freest(self, level: int, tenant: str) -> Slot | None:
+    def _freest(self, level: int, tenant: str) -> Supervisor | None:
         """The least loaded engine with room for a request of this class and tenant."""
         free = [
-            slot
-            for slot in self._hands
-            if slot.state is State.READY and slot is not self._ward and self._has_room(slot, level, tenant)
+            supervisor
+            for supervisor in self._assigned
+            if supervisor.state is State.READY
+            and supervisor is not self._quarantine
+            and self._has_room(supervisor, level, tenant)
         ]
-        return min(free, key=lambda slot: sum(ticket.cost for ticket in self._hands[slot].values()), default=None)
+        return min(
+            free,
+            key=lambda supervisor: sum(pending.cost for pending in self._assigned[supervisor].values()),
+            default=None,
+        )
 
-    def _has_room(self, slot: Slot, level: int, tenant: str) -> bool:
+    def _has_room(self, supervisor: Supervisor, level: int, tenant: str) -> bool:
         """Those less urgent don't count; one of a tenant that has less than an equal share goes on top."""
-        hand = self._hands[slot].values()
-        share = collections.Counter(ticket.tenant for ticket in hand)
-        part = slot.capacity // len({*share, tenant})
-        allowed = 2 * slot.capacity if share[tenant] < part else slot.capacity
-        return sum(ticket.level <= level for ticket in hand) < allowed
+        assigned = self._assigned[supervisor].values()
+        share = collections.Counter(pending.tenant for pending in assigned)
+        part = supervisor.capacity // len({*share, tenant})
+        allowed = 2 * supervisor.capacity if share[tenant] < part else supervisor.capacity
+        return sum(pending.level <= level for pending in assigned) < allowed
 
-    def _send(self, line: Line[Ticket], ticket: Ticket, slot: Slot, level: int) -> None:
-        line.take(ticket)
-        ticket.line, ticket.slot, ticket.level = None, slot, level
-        self._hands[slot][ticket.work.id] = ticket
-        slot.send(ticket.work)
+    def _send(
+        self, line: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int
+    ) -> None:
+        line.take(pending)
+        pending.line, pending.supervisor, pending.level = None, supervisor, level
+        self._assigned[supervisor][pending.work.id] = pending
+        supervisor.send(pending.work)

@@ -32,7 +32,7 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
-class Line(Generic[T]):
+class FairQueue(Generic[T]):
     """Requests that wait. Costs nothing per request that waits, only per tenant and class."""
 
     def __init__(self) -> None:

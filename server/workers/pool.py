@@ -33,9 +33,9 @@ from pipelines.messages import (
 )
 from server.fal.errors import RequestError
 from server.settings import child_environment
-from server.workers.dispatcher import Hands
-from server.workers.supervisor import Launch, Slot, State
-from server.workers.ticket import Event, Ticket, verdict
+from server.workers.dispatcher import Dispatcher
+from server.workers.supervisor import Launch, State, Supervisor
+from server.workers.ticket import Event, PendingRequest, verdict
 
 __all__ = ["Pool", "State"]
 
@@ -51,7 +51,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # one short prompt at a time: its threads would only be in torch's way
 }
 
-STRIKES = 3
+MAX_SOLO_FAILURES = 3
 TRIES = 10
 
 # For an orderly exit after the last answer: there is nothing left to do by then.
@@ -77,8 +77,10 @@ class Pool:
         compiled = str(Path(config.data_dir) / "compiled")  # what torch.compile makes, for the next start
         environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
         launch = Launch(command=command, environment=environment, patience_s=patience_s)
-        self._slots = [Slot(msgspec.structs.replace(config, device=device), launch, self) for device in devices]
-        self._hands = Hands(self._slots)
+        self._supervisors = [
+            Supervisor(msgspec.structs.replace(config, device=device), launch, self) for device in devices
+        ]
+        self._dispatcher = Dispatcher(self._supervisors)
         self._ids: set[str] = set()
         self._start_timeout_s = start_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
@@ -90,39 +92,48 @@ class Pool:
     @property
     def state(self) -> State:
         """The best of the engines' states."""
-        return min(map(self._state_of, self._slots), key=_BEST_FIRST.index)
+        return min(map(self._state_of, self._supervisors), key=_BEST_FIRST.index)
 
     @property
     def detail(self) -> str:
         """How far loading is, or what is to be done; "" when all is well. For people."""
-        return next((slot.detail for slot in self._slots if self._state_of(slot) is self.state), "")
+        return next(
+            (supervisor.detail for supervisor in self._supervisors if self._state_of(supervisor) is self.state), ""
+        )
 
     @property
     def model(self) -> str:
         """What is loaded: "demo", a hub id, a file's name; "" before the first engine is ready."""
-        return next((slot.model for slot in self._slots if slot.model), "")
+        return next((supervisor.model for supervisor in self._supervisors if supervisor.model), "")
 
     @property
     def notice(self) -> str:
         """What the operator must know of the model that is loaded."""
-        return next((slot.notice for slot in self._slots if slot.notice), "")
+        return next((supervisor.notice for supervisor in self._supervisors if supervisor.notice), "")
 
     @property
     def engines(self) -> list[dict[str, str | int | None]]:
         """Each engine's `device`, `pid`, `state` and `restarts`."""
         return [
-            {"device": slot.device, "pid": slot.pid, "state": self._state_of(slot), "restarts": slot.restarts}
-            for slot in self._slots
+            {
+                "device": supervisor.device,
+                "pid": supervisor.pid,
+                "state": self._state_of(supervisor),
+                "restarts": supervisor.restarts,
+            }
+            for supervisor in self._supervisors
         ]
 
     @property
     def capacity(self) -> int:
         """How many requests the engines that are up want in hand, all together."""
-        return sum(slot.capacity for slot in self._slots if slot.state is State.READY)
+        return sum(supervisor.capacity for supervisor in self._supervisors if supervisor.state is State.READY)
 
     async def start(self) -> None:
         """Start the engines; returns at once, they load meanwhile."""
-        self._tasks = [asyncio.create_task(slot.keep_running(), name=slot.device) for slot in self._slots]
+        self._tasks = [
+            asyncio.create_task(supervisor.keep_running(), name=supervisor.device) for supervisor in self._supervisors
+        ]
         for task in self._tasks:
             task.add_done_callback(_report)
 
@@ -155,14 +166,14 @@ class Pool:
             await self._next_move()
         self._ids.add(work.id)
         loop = asyncio.get_running_loop()
-        ticket = Ticket(work, on_event, loop.create_future(), loop.time())
-        self._hands.queue(ticket)
-        self._set_timer(ticket)
+        pending = PendingRequest(work, on_event, loop.create_future(), loop.time())
+        self._dispatcher.queue(pending)
+        self._set_timer(pending)
         self._dispatch()
         try:
-            return await ticket.answer
+            return await pending.answer
         finally:
-            self._leave(ticket)
+            self._leave(pending)
 
     async def close(self, grace_s: float) -> None:
         """Take nothing new, give what is here `grace_s` seconds to finish, then end the engines."""
@@ -171,11 +182,11 @@ class Pool:
             async with asyncio.timeout(grace_s):
                 while self._ids:
                     await self._next_move()
-        for ticket in [*self._hands.waiting, *self._hands.held]:
-            ticket.settle(RequestError("runner_disconnected", "The server is stopping."))
-        for slot, task in zip(self._slots, self._tasks, strict=True):
-            if slot.state is State.READY and not self._hands.count(slot):
-                slot.drain()
+        for pending in [*self._dispatcher.waiting, *self._dispatcher.held]:
+            pending.settle(RequestError("runner_disconnected", "The server is stopping."))
+        for supervisor, task in zip(self._supervisors, self._tasks, strict=True):
+            if supervisor.state is State.READY and not self._dispatcher.count(supervisor):
+                supervisor.drain()
             else:
                 task.cancel()
         if self._tasks:
@@ -186,99 +197,99 @@ class Pool:
 
     # --- what a slot says (its Owner) --------------------------------------------------------------------------------
 
-    def heard(self, slot: Slot, message: FromEngine) -> None:
+    def heard(self, supervisor: Supervisor, message: FromEngine) -> None:
         """Pass a message on to whose request it is about."""
         match message:
             case Started(id=request_id) | Log(id=request_id) | Preview(id=request_id):
-                ticket = self._hands.get(slot, request_id)
-                if ticket is not None:
-                    ticket.tell(message)
+                pending = self._dispatcher.get(supervisor, request_id)
+                if pending is not None:
+                    pending.tell(message)
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
-                ticket = self._hands.pop(slot, request_id)
-                slot.finished_one()
-                if ticket is not None:
-                    self._settle(ticket, message)
+                pending = self._dispatcher.pop(supervisor, request_id)
+                supervisor.finished_one()
+                if pending is not None:
+                    self._settle(pending, message)
                 self._dispatch()
 
     def changed(self) -> None:
         """A slot is in another state: what waits may go, may wait only so long, or waits in vain."""
         if self.state in _HOPELESS:
-            for ticket in self._hands.waiting:
-                ticket.settle(RequestError("runner_scheduling_failure", self.detail))
-        for ticket in self._hands.waiting:
-            self._set_timer(ticket)
+            for pending in self._dispatcher.waiting:
+                pending.settle(RequestError("runner_scheduling_failure", self.detail))
+        for pending in self._dispatcher.waiting:
+            self._set_timer(pending)
         self._moved.set()
         self._dispatch()
 
-    def lost(self, slot: Slot) -> None:
+    def lost(self, supervisor: Supervisor) -> None:
         """Have what the engine had in hand run again, by itself; or not, if it has been the end of too many."""
-        tickets = self._hands.empty(slot)
-        for ticket in tickets:
-            ticket.tries += 1
-            ticket.strikes += len(tickets) == 1
-            if ticket.answer.done():
-                self._forget(ticket)
-            elif ticket.strikes >= STRIKES or ticket.tries >= TRIES:
-                ticket.settle(RequestError("runner_server_error", f"The engine ended {ticket.tries} times on this."))
+        requests = self._dispatcher.empty(supervisor)
+        for pending in requests:
+            pending.tries += 1
+            pending.solo_failures += len(requests) == 1
+            if pending.answer.done():
+                self._forget(pending)
+            elif pending.solo_failures >= MAX_SOLO_FAILURES or pending.tries >= TRIES:
+                pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
             else:
-                ticket.tell(Log(ticket.work.id, "The engine ended; the request is run again.", "WARN"))
-                self._hands.queue(ticket, suspect=True)
-                self._set_timer(ticket)
+                pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
+                self._dispatcher.queue(pending, suspect=True)
+                self._set_timer(pending)
         self.changed()
 
     # --- how a request waits -----------------------------------------------------------------------------------------
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, pending: PendingRequest) -> None:
         """The caller has its answer or has gone away."""
-        if ticket.timer is not None:
-            ticket.timer.cancel()
-        if ticket.line is not None:
-            ticket.line.remove(ticket)
-            ticket.line = None
-        if ticket.slot is not None:
-            ticket.slot.send(Cancel(ticket.work.id))  # it stays in hand until the engine says that it is out
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if pending.line is not None:
+            pending.line.remove(pending)
+            pending.line = None
+        if pending.supervisor is not None:
+            pending.supervisor.send(Cancel(pending.work.id))  # it stays in hand until the engine says that it is out
         else:
-            self._forget(ticket)
+            self._forget(pending)
 
-    def _forget(self, ticket: Ticket) -> None:
-        self._ids.discard(ticket.work.id)
+    def _forget(self, pending: PendingRequest) -> None:
+        self._ids.discard(pending.work.id)
         self._moved.set()
 
-    def _settle(self, ticket: Ticket, message: Generated | Failed | Cancelled) -> None:
+    def _settle(self, pending: PendingRequest, message: Generated | Failed | Cancelled) -> None:
         """Answer with an engine's last word on a request."""
-        if ticket.answer.done():
-            self._forget(ticket)  # the caller is gone
+        if pending.answer.done():
+            self._forget(pending)  # the caller is gone
         else:
-            ticket.settle(verdict(message))
+            pending.settle(verdict(message))
 
     def _dispatch(self) -> None:
-        self._hands.dispatch(asyncio.get_running_loop().time())
+        self._dispatcher.dispatch(asyncio.get_running_loop().time())
 
     async def _next_move(self) -> None:
         """Return when a state has changed or a request has gone."""
         self._moved.clear()
         await self._moved.wait()
 
-    def _set_timer(self, ticket: Ticket) -> None:
+    def _set_timer(self, pending: PendingRequest) -> None:
         """A waiting request's time runs while no engine is up."""
-        up = any(slot.state is State.READY for slot in self._slots)
-        if up and ticket.timer is not None:
-            ticket.timer.cancel()
-            ticket.timer = None
-        if not up and ticket.timer is None:
+        up = any(supervisor.state is State.READY for supervisor in self._supervisors)
+        if up and pending.timer is not None:
+            pending.timer.cancel()
+            pending.timer = None
+        if not up and pending.timer is None:
             loop = asyncio.get_running_loop()
-            ticket.timer = loop.call_later(self._start_timeout_s, self._expire, ticket)
+            pending.timer = loop.call_later(self._start_timeout_s, self._expire, pending)
 
-    def _expire(self, ticket: Ticket) -> None:
-        ticket.settle(self._late())
+    def _expire(self, pending: PendingRequest) -> None:
+        pending.settle(self._late())
 
     def _late(self) -> RequestError:
         return RequestError("startup_timeout", f"No engine was ready in time. {self.detail}")
 
-    def _state_of(self, slot: Slot) -> State:
-        if slot.state is State.READY and self._hands.count(slot) >= slot.capacity:
+    def _state_of(self, supervisor: Supervisor) -> State:
+        if supervisor.state is State.READY and self._dispatcher.count(supervisor) >= supervisor.capacity:
             return State.BUSY
-        return slot.state
+        return supervisor.state
 
 
 def _report(task: asyncio.Task[None]) -> None:

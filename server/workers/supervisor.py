@@ -53,13 +53,13 @@ class State(enum.StrEnum):
 class Owner(Protocol):
     """Who is told what happens to a slot."""
 
-    def heard(self, slot: "Slot", message: FromEngine) -> None:
+    def heard(self, supervisor: "Supervisor", message: FromEngine) -> None:
         """The engine said something of a request."""
 
     def changed(self) -> None:
         """A slot's state is another one."""
 
-    def lost(self, slot: "Slot") -> None:
+    def lost(self, supervisor: "Supervisor") -> None:
         """The engine has ended; what it had in hand is as good as never sent."""
 
 
@@ -72,7 +72,7 @@ class Launch:
     patience_s: float
 
 
-class Slot:
+class Supervisor:
     """One device, and what its engine said of itself. `detail` is for people: how far loading is, or what to do."""
 
     def __init__(self, config: EngineConfig, launch: Launch, owner: Owner) -> None:

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from pipelines.messages import INPUT_FAULTS, Cancelled, Failed, Generated, Log, Preview, Priority, Started, Work
 from server.fal.errors import FalError, RequestError, invalid
-from server.workers.supervisor import Slot
+from server.workers.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from server.workers.fair_queue import Line
+    from server.workers.fair_queue import FairQueue
 
 Event: TypeAlias = Started | Log | Preview
 
 
 @dataclasses.dataclass(eq=False, slots=True)
-class Ticket:
-    """A request in the pool: either it waits in `line`, or `slot` has it in hand.
+class PendingRequest:
+    """A request in the pool: either it waits in `line`, or `supervisor` has it in hand.
 
-    `level`: the class that it counted as when it was sent. `tries` and `strikes`: engines that ended with it in hand,
+    `level`: the class that it counted as when it was sent. `tries` and `solo_failures`: engines that ended with it,
     and those of them that had nothing else.
     """
 
@@ -27,10 +27,10 @@ class Ticket:
     on_event: Callable[[Event], None] | None
     answer: asyncio.Future[Generated]
     arrived: float
-    line: "Line[Ticket] | None" = None
-    slot: Slot | None = None
+    line: "FairQueue[PendingRequest] | None" = None
+    supervisor: Supervisor | None = None
     level: int = 0
-    strikes: int = 0
+    solo_failures: int = 0
     tries: int = 0
     timer: asyncio.TimerHandle | None = None
 

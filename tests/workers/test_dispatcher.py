@@ -1,9 +1,9 @@
 """Who goes to which engine, with engines that only note what they are sent."""
 
 from pipelines.messages import GenerationParams, Priority, Work
-from server.workers.dispatcher import Hands
+from server.workers.dispatcher import Dispatcher
 from server.workers.supervisor import State
-from server.workers.ticket import Ticket
+from server.workers.ticket import PendingRequest
 
 
 class Device:
@@ -21,20 +21,20 @@ class Device:
 def ticket(name):
     params = GenerationParams(prompt="", seed=1)
     work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant="", previews=False)
-    return Ticket(work, None, None, 0.0)
+    return PendingRequest(work, None, None, 0.0)
 
 
 def test_suspects_go_one_at_a_time():
     device = Device(State.READY)
-    hands = Hands([device])
+    dispatcher = Dispatcher([device])
     for name in "ab":
-        hands.queue(ticket(name), suspect=True)
-    hands.queue(ticket("c"))
+        dispatcher.queue(ticket(name), suspect=True)
+    dispatcher.queue(ticket("c"))
     seen = []
     for last in (None, "a", "b"):
         if last:
-            hands.pop(device, last)
-        hands.dispatch(0.0)
+            dispatcher.pop(device, last)
+        dispatcher.dispatch(0.0)
         seen.append(list(device.sent))
 
     assert seen == [["a"], ["a", "b"], ["a", "b", "c"]]
@@ -42,12 +42,12 @@ def test_suspects_go_one_at_a_time():
 
 def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     one, two = Device(State.STARTING), Device(State.READY)
-    hands = Hands([one, two])
+    dispatcher = Dispatcher([one, two])
     for name in "ab":
-        hands.queue(ticket(name), suspect=True)
-    hands.dispatch(0.0)
+        dispatcher.queue(ticket(name), suspect=True)
+    dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
-    hands.pop(two, "a")  # its last word
-    hands.dispatch(0.0)
+    dispatcher.pop(two, "a")  # its last word
+    dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])

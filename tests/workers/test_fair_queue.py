@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.messages import AGEING_S, Priority
-from server.workers.fair_queue import Line
+from server.workers.fair_queue import FairQueue
 
 NOW = 100.0
 
@@ -21,7 +21,7 @@ class Item:
 
 
 def line_of(items):
-    line = Line()
+    line = FairQueue()
     for item in items:
         line.add(item)
     return line
