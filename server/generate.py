@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from pipelines.messages import Generated, Log, Picture, Preview, Priority, Started, Work
 from server.access.api_keys import Allowance
-from server.access.limits import Hold, Limits
+from server.access.limits import Limits, Reservation
 from server.fal import data_uri
 from server.fal.errors import RequestError, invalid, overloaded, start_timed_out
 from server.fal.schemas import LcmInput, parse
@@ -134,7 +134,7 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
     return watch
 
 
-async def _resolve(ctx: Resources, url: str, call: Call, memory: Hold) -> bytes:
+async def _resolve(ctx: Resources, url: str, call: Call, memory: Reservation) -> bytes:
     """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch.
 
     For the latter two `memory` is taken; a data URI's is held already, with the body that it came in.

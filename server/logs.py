@@ -38,12 +38,12 @@ def fault(where: str, error: BaseException) -> None:
 
 
 def request_id(scope: Scope) -> str:
-    """The id of this request, as `Access` gave it."""
+    """The id of this request, as `AccessLog` gave it."""
     found: str = scope["fourstep.request_id"]
     return found
 
 
-class Access:
+class AccessLog:
     """ASGI middleware, the outermost: gives an id, counts, times and logs."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

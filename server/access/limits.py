@@ -3,8 +3,8 @@
 429 is the one answer to overload that fal's Python and JavaScript clients both try again (a 503 fails in Python).
 
 A permit is taken as soon as it is known who calls, before anything of the call is read, and given back by whatever ends
-the exchange: `Permits` stands around the application for that. How many jobs may wait is the queue's own affair, which
-counts what is on disk; all else that is bounded by number is counted here.
+the exchange: `ReleaseReservations` stands around the application for that. How many jobs may wait is the queue's own
+affair, which counts what is on disk; all else that is bounded by number is counted here.
 """
 
 import collections
@@ -22,7 +22,7 @@ from server.settings import Settings
 _PERMITS = "fourstep.permits"
 
 
-class Supply:
+class Quota:
     """So much of something, and who has how much of it. `what` it is, for those who are refused."""
 
     def __init__(self, total: float, what: str) -> None:
@@ -53,13 +53,13 @@ class Supply:
             del self._taken[owner]
 
 
-class Hold:
+class Reservation:
     """What somebody has of a supply, to be taken and given back as it comes and goes. Close it at the end.
 
     `share`: the most that the owner may have, over all holds.
     """
 
-    def __init__(self, supply: Supply, owner: str, share: int | None = None) -> None:
+    def __init__(self, supply: Quota, owner: str, share: int | None = None) -> None:
         self._supply = supply
         self._owner = owner
         self._share = share
@@ -95,41 +95,41 @@ class Limits:
     """The server's supplies. Permits end with the exchange or the socket that they were taken for."""
 
     def __init__(self, settings: Settings) -> None:
-        self._calls = Supply(settings.max_calls, "calls")
-        self._sessions = Supply(settings.max_sessions, "realtime sessions")
-        self._memory = Supply(settings.body_budget_bytes, "bytes")
+        self._calls = Quota(settings.max_calls, "calls")
+        self._sessions = Quota(settings.max_sessions, "realtime sessions")
+        self._memory = Quota(settings.body_budget_bytes, "bytes")
         # What was accepted is not refused; the engines' capacity bounds it.
-        self._job_memory = Supply(math.inf, "bytes")
+        self._job_memory = Quota(math.inf, "bytes")
 
     def call(self, connection: HTTPConnection, caller: Caller) -> None:
         """One run or stream. Raises `RequestError` 429."""
-        self._hold(connection, Hold(self._calls, caller.id, caller.allowance.calls)).take()
+        self._hold(connection, Reservation(self._calls, caller.id, caller.allowance.calls)).take()
 
     def session(self, connection: HTTPConnection, caller: Caller) -> None:
         """One realtime socket. Raises `RequestError` 429."""
-        self._hold(connection, Hold(self._sessions, caller.id, caller.allowance.sessions)).take()
+        self._hold(connection, Reservation(self._sessions, caller.id, caller.allowance.sessions)).take()
 
-    def memory(self, connection: HTTPConnection, caller: Caller) -> Hold:
+    def memory(self, connection: HTTPConnection, caller: Caller) -> Reservation:
         """For the bytes that are kept for a caller: bodies, frames, fetched pictures."""
-        return self._hold(connection, Hold(self._memory, caller.id, caller.allowance.memory))
+        return self._hold(connection, Reservation(self._memory, caller.id, caller.allowance.memory))
 
-    def pictures(self, owner: str, allowance: Allowance | None) -> Hold:
+    def pictures(self, owner: str, allowance: Allowance | None) -> Reservation:
         """For the picture that a request has us fetch; to be closed. No `allowance`: that of an accepted job."""
         if allowance is None:
-            return Hold(self._job_memory, owner)
-        return Hold(self._memory, owner, allowance.memory)
+            return Reservation(self._job_memory, owner)
+        return Reservation(self._memory, owner, allowance.memory)
 
     @property
     def memory_used(self) -> int:
         """Bytes that are held."""
         return self._memory.used
 
-    def _hold(self, connection: HTTPConnection, hold: Hold) -> Hold:
+    def _hold(self, connection: HTTPConnection, hold: Reservation) -> Reservation:
         permits: contextlib.ExitStack = connection.scope[_PERMITS]
         return permits.enter_context(contextlib.closing(hold))
 
 
-class Permits:
+class ReleaseReservations:
     """ASGI middleware: gives back, when an exchange or a socket ends, what was taken for it."""
 
     def __init__(self, app: ASGIApp) -> None:

@@ -27,7 +27,7 @@ _A_YEAR_S = 365 * 86400
 
 async def file(request: Request) -> Response:
     """A stored file, or a range of it. Public unless its owner has said otherwise."""
-    stored = context(request).files.shelf.find(request.path_params["name"])
+    stored = context(request).files.disk.find(request.path_params["name"])
     if stored is None or not _may_read(request, stored):
         raise PlainError(404, "File not found")
     headers = _headers(stored)

@@ -23,7 +23,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipelines.messages import Priority
 from server.access.auth import Caller
-from server.access.limits import Hold
+from server.access.limits import Reservation
 from server.context import Context
 from server.fal import decoding, schemas
 from server.fal.errors import FalError, RequestError
@@ -48,7 +48,7 @@ class Inbox:
     dropped, or given back by who got it.
     """
 
-    def __init__(self, max_buffering: int | None, memory: Hold, max_bytes: int) -> None:
+    def __init__(self, max_buffering: int | None, memory: Reservation, max_bytes: int) -> None:
         self._memory = memory
         self._max_bytes = max_bytes
         self._limit = max_buffering or MAX_BUFFERING

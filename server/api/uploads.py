@@ -27,7 +27,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.access.auth import Caller
-from server.access.limits import Hold
+from server.access.limits import Reservation
 from server.context import context
 from server.fal import lifecycle, schemas
 from server.fal.errors import PlainError, RequestError
@@ -80,8 +80,8 @@ async def initiate(request: Request) -> Response:
     wanted = _validated(Wanted, {name: value for name, value in fields.items() if value is not None})
     upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.of_upload(request.headers))
     base = base_url(request.scope, "cdn")
-    ticket = ctx.files.tickets.issue(upload)
-    urls = {"upload_url": f"{base}/upload/{upload.name}?ticket={ticket}", "file_url": f"{base}/files/{upload.name}"}
+    token = ctx.files.upload_tokens.issue(upload)
+    urls = {"upload_url": f"{base}/upload/{upload.name}?ticket={token}", "file_url": f"{base}/files/{upload.name}"}
     return json_response(urls)
 
 
@@ -109,8 +109,8 @@ def _uploader(request: Request) -> Caller:
     return auth.caller(request)
 
 
-def _permitted(request: Request, ticket: str) -> Upload:
-    return context(request).files.tickets.redeem(ticket, request.path_params["name"])
+def _permitted(request: Request, token: str) -> Upload:
+    return context(request).files.upload_tokens.redeem(token, request.path_params["name"])
 
 
 # --- bytes -------------------------------------------------------------------------------------------------------
@@ -143,8 +143,8 @@ async def cdn_upload(request: Request) -> Response:
 async def cdn_begin(request: Request) -> Response:
     """The beginning of an upload in parts, with a token."""
     upload = _new_upload(request)
-    ticket = context(request).files.tickets.issue(upload)
-    return json_response({"access_url": _access_url(request, upload), "uploadId": ticket})
+    token = context(request).files.upload_tokens.issue(upload)
+    return json_response({"access_url": _access_url(request, upload), "uploadId": token})
 
 
 async def cdn_part(request: Request) -> Response:
@@ -219,7 +219,7 @@ async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
             return
 
 
-def _memory(request: Request, upload: Upload) -> Hold:
+def _memory(request: Request, upload: Upload) -> Reservation:
     ctx = context(request)
     return ctx.limits.memory(request, ctx.auth.named(upload.owner))
 

@@ -22,7 +22,7 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
     os.umask(0o077)  # the job database and its log, too, are nobody else's
     prepare(settings.data_dir)
-    _check_doors(settings)
+    _check_open(settings)
     with _sole_server(settings):
         listeners = listen.bind(settings)
         logs.configure()
@@ -41,7 +41,7 @@ def run(settings: Settings) -> int:
     return 0
 
 
-def _check_doors(settings: Settings) -> None:
+def _check_open(settings: Settings) -> None:
     """Without keys only this machine is served: anybody who reaches the port could use the device."""
     if has_keys(settings) or settings.allow_anonymous or is_loopback(settings.host):
         return

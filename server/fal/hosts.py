@@ -141,7 +141,7 @@ class External:
 
 
 def external(scope: Scope) -> External:
-    """How the client of this request or websocket reached us. `Dispatch` has put it there."""
+    """How the client of this request or websocket reached us. `CanonicalPath` has put it there."""
     found: External = scope["fourstep.external"]
     return found
 
@@ -151,7 +151,7 @@ def base_url(scope: Scope, space: str) -> str:
     return external(scope).base(space)
 
 
-class Dispatch:
+class CanonicalPath:
     """ASGI middleware that replaces every path by its canonical one and notes how the client reached us.
 
     The scheme is the connection's; a proxy in front that terminates TLS is believed where uvicorn's list of trusted

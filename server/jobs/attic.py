@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from server.jobs import schema as sql
-from server.jobs.database import Database, wiping
+from server.jobs.database import Database, secure_delete
 
 EXPIRE_AT_ONCE = 200  # jobs expired in one transaction, so that submits wait milliseconds for it, not seconds
 FREE_PAGES_AT_ONCE = 2048  # 8 MiB given back to the disk in one transaction, for the same reason
@@ -25,7 +25,7 @@ class Attic:
 
         def operation(connection: sa.Connection) -> list[str]:
             rows = connection.execute(sql.OLD_RESULTS, {"before": before, "count": EXPIRE_AT_ONCE}).all()
-            return _bury(connection, rows)
+            return _leave_tombstones(connection, rows)
 
         return self._database.write(operation)
 
@@ -36,8 +36,8 @@ class Attic:
             rows = connection.execute(sql.PRIVATE_RESULT, {"request": request_id}).all()
             if not rows:
                 return []
-            with wiping(connection):
-                return _bury(connection, rows)
+            with secure_delete(connection):
+                return _leave_tombstones(connection, rows)
 
         return self._database.write(operation)
 
@@ -62,7 +62,7 @@ class Attic:
             await self._database.empty_log()
 
 
-def _bury(connection: sa.Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> list[str]:
+def _leave_tombstones(connection: sa.Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> list[str]:
     """Deletes all but the tombstones of these jobs (rows of seq and id)."""
     which = {"seqs": [row.seq for row in rows]}
     for statement in (sql.DELETE_PAYLOADS, sql.DELETE_EVENTS, sql.BURY):

@@ -105,7 +105,7 @@ class Database:
 
 
 @contextlib.contextmanager
-def wiping(connection: sa.Connection) -> Iterator[None]:
+def secure_delete(connection: sa.Connection) -> Iterator[None]:
     """Within, deletes overwrite with zeros; elsewhere they only free the pages, which is half the writing."""
     connection.exec_driver_sql("PRAGMA secure_delete=ON").all()
     try:
@@ -114,7 +114,7 @@ def wiping(connection: sa.Connection) -> Iterator[None]:
         connection.exec_driver_sql("PRAGMA secure_delete=OFF").all()
 
 
-def complain(log: logging.Logger, what: str, error: DatabaseError) -> None:
+def log_database_error(log: logging.Logger, what: str, error: DatabaseError) -> None:
     """One line: a full disk fails every second, and a traceback would say no more."""
     log.error("%s: %s", what, error.orig)
 
@@ -125,7 +125,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA secure_delete=OFF")  # some builds have it on; see `wiping`
+    connection.execute("PRAGMA secure_delete=OFF")  # some builds have it on; see `secure_delete`
     connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
     return connection
 

@@ -18,7 +18,7 @@ from server.jobs.job import LogLine, Result, Snapshot, Status
 FINISHED = 4096  # snapshots of finished jobs kept at hand, a kilobyte or so each
 
 
-class Board:
+class JobIndex:
     """Unfinished jobs and the last `keep` finished ones. Lives on the event loop; never waits."""
 
     def __init__(self, keep: int = FINISHED) -> None:

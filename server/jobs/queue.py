@@ -4,7 +4,7 @@ A submit is answered once the job is on disk. A `Runner` claims waiting jobs, as
 runs each through the `run` that it was given; what that returns or raises is the job's result. Whatever kills the
 server, `start` finds every accepted job, at its old place in the queue, and runs again what had not finished.
 
-Positions, status and log lines are answered from the `Board`, which follows each commit; the database is the truth.
+Positions, status and log lines are answered from the `JobIndex`, which follows each commit; the database is the truth.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ import msgspec
 
 from server.fal.errors import overloaded, start_timed_out
 from server.jobs.attempt import Run
-from server.jobs.database import DatabaseError, complain
-from server.jobs.index import Board
+from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
 from server.jobs.runner import DISK_RETRY_S, TICK_S, Runner, commit
@@ -49,12 +49,12 @@ class Queue:
         self._settings = settings
         self._now = clock
         self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
-        self._board = Board()
-        self._retention = Retention(store.attic, self._board.forget, settings, clock)
+        self._index = JobIndex()
+        self._retention = Retention(store.attic, self._index.forget, settings, clock)
         self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._runner = Runner(
             store,
-            self._board,
+            self._index,
             run,
             capacity=capacity,
             waiting=self.length,
@@ -68,7 +68,7 @@ class Queue:
     async def start(self) -> None:
         """Takes the database over and begins to run what is in it."""
         for snapshot in await self._store.recover():
-            self._board.add(snapshot)
+            self._index.add(snapshot)
         self._scheduler = _start("queue-scheduler", self._runner.schedule())
         for every_s, chore in (
             (TICK_S, self._tick),
@@ -81,7 +81,7 @@ class Queue:
     def drain(self) -> None:
         """Takes and claims no more, and lets go of who watches; what runs goes on."""
         self._runner.drain()
-        self._board.wake_all()
+        self._index.wake_all()
 
     async def close(self, grace_s: float = 10.0) -> None:
         """Drains; puts back into the queue what still runs `grace_s` after draining began."""
@@ -95,11 +95,11 @@ class Queue:
 
     def length(self) -> int:
         """Jobs that wait."""
-        return self._board.waiting + self._submitting.total()
+        return self._index.waiting + self._submitting.total()
 
     def owned(self, owner: str) -> int:
         """Those of one owner."""
-        return self._board.owned(owner) + self._submitting[owner]
+        return self._index.owned(owner) + self._submitting[owner]
 
     @property
     def in_flight(self) -> int:
@@ -121,9 +121,9 @@ class Queue:
         try:
             snapshot = await commit(written, self._accepted)
         except DatabaseError as error:
-            complain(LOG, "a job could not be stored", error)
+            log_database_error(LOG, "a job could not be stored", error)
             raise overloaded("The server can't store requests at present") from error
-        return self._board.get(new.id) or snapshot
+        return self._index.get(new.id) or snapshot
 
     def _admit(self, new: NewJob) -> None:
         if self._runner.draining:
@@ -143,13 +143,13 @@ class Queue:
             del self._submitting[owner]
 
     def _accepted(self, snapshot: Snapshot) -> None:
-        self._board.add(snapshot)
+        self._index.add(snapshot)
         if snapshot.completed and snapshot.webhook is not None:
             self.on_webhook()
 
     async def get(self, request_id: str) -> Snapshot | None:
         """The job as it stands; None if there is no such job."""
-        return self._board.get(request_id) or await self._store.load(request_id)
+        return self._index.get(request_id) or await self._store.load(request_id)
 
     async def result(self, request_id: str) -> Result | None:
         """The result of a completed job; None if it is not completed, or its payload is gone."""
@@ -163,12 +163,12 @@ class Queue:
     async def cancel(self, request_id: str) -> Outcome:
         """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that. Raises `RequestError` (429)
         when that can't be stored."""
-        known = self._board.get(request_id)
+        known = self._index.get(request_id)
         cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
         try:
             return await commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
         except DatabaseError as error:
-            complain(LOG, "a job could not be cancelled", error)
+            log_database_error(LOG, "a job could not be cancelled", error)
             raise overloaded("The server can't store a cancellation at present") from error
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
@@ -181,7 +181,7 @@ class Queue:
         """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
         Ends early when the queue closes; has nothing for an unknown id. Close it (`contextlib.aclosing`) when done."""
         changed = asyncio.Event()
-        self._board.watch(request_id, changed)
+        self._index.watch(request_id, changed)
         told, place = 0, None
         try:
             while (snapshot := await self.get(request_id)) is not None:
@@ -194,11 +194,11 @@ class Queue:
                 await changed.wait()
                 changed.clear()
         finally:
-            self._board.unwatch(request_id, changed)
+            self._index.unwatch(request_id, changed)
 
     def _finished(self, request_id: str, result: Result, inference_time: float = 0.0) -> None:
-        self._board.finished(request_id, result, inference_time)
-        known = self._board.get(request_id)
+        self._index.finished(request_id, result, inference_time)
+        known = self._index.get(request_id)
         if known is not None and known.webhook is not None:
             self.on_webhook()
 
@@ -209,13 +209,13 @@ class Queue:
             try:
                 await chore()
             except DatabaseError as error:
-                complain(LOG, "the queue's housekeeping failed", error)
+                log_database_error(LOG, "the queue's housekeeping failed", error)
                 await asyncio.sleep(DISK_RETRY_S)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        self._board.wake_waiting()
-        await asyncio.gather(*map(self._give_up_waiting, self._board.overdue(self._now())))
+        self._index.wake_waiting()
+        await asyncio.gather(*map(self._give_up_waiting, self._index.overdue(self._now())))
 
     async def _give_up_waiting(self, request_id: str) -> None:
         result = Result.failure(start_timed_out())

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from server.jobs.attic import EXPIRE_AT_ONCE, Attic
-from server.jobs.database import DatabaseError, complain
+from server.jobs.database import DatabaseError, log_database_error
 from server.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Retention:
         try:
             wiped = await self._attic.forget(request_id)
         except DatabaseError as error:  # wiping writes, too: tried again until there is room
-            complain(LOG, "a delivered job could not be wiped", error)
+            log_database_error(LOG, "a delivered job could not be wiped", error)
             return
         self._to_forget.discard(request_id)
         self._forgotten(wiped)

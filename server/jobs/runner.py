@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from pipelines.messages import Log
 from server.jobs.attempt import Attempt, Retry, Run
-from server.jobs.database import DatabaseError, complain
-from server.jobs.index import Board
+from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
 
@@ -35,7 +35,7 @@ class Runner:
     def __init__(
         self,
         store: JobStore,
-        board: Board,
+        index: JobIndex,
         run: Run,
         *,
         capacity: Callable[[], int],
@@ -45,7 +45,7 @@ class Runner:
         clock: Callable[[], float],
     ) -> None:
         self._store = store
-        self._board = board
+        self._index = index
         self._run = run
         self._capacity = capacity
         self._waiting = waiting
@@ -97,7 +97,7 @@ class Runner:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
         for request_id in await self._store.release_lapsed(self._now()):
-            self._board.requeued(request_id)
+            self._index.requeued(request_id)
 
     # --- claiming and running
 
@@ -120,7 +120,7 @@ class Runner:
             served = self._well_served(count)
             return await self._store.claim(self._worker, count, LEASE_S, self._now(), after_others=served)
         except DatabaseError as error:
-            complain(LOG, "jobs could not be claimed", error)
+            log_database_error(LOG, "jobs could not be claimed", error)
             return []
 
     def _well_served(self, free: int) -> list[str]:
@@ -131,7 +131,7 @@ class Runner:
         running = collections.Counter(attempt.job.owner for attempt in self._running)
         share = max(1, int((free + running.total()) * self._key_share))
         served = [owner for owner, count in running.items() if count >= share]
-        return served if served and self._board.others_than(served) else []
+        return served if served and self._index.others_than(served) else []
 
     async def _wait_for_work(self) -> None:
         try:
@@ -142,17 +142,17 @@ class Runner:
         self._nudge.clear()
 
     def _spawn(self, job: Job) -> None:
-        known = self._board.get(job.id)
+        known = self._index.get(job.id)
         if known is not None and known.completed:  # cancelled since it was claimed
             return
         start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
         attempt = Attempt(job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log))
         self._running.add(attempt)
-        self._board.started(job.id)
+        self._index.started(job.id)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
 
     def _log(self, job: Job, log: Log) -> None:
-        self._board.logged(job.id, LogLine(self._now(), log.level, log.message))
+        self._index.logged(job.id, LogLine(self._now(), log.level, log.message))
 
     async def _execute(self, attempt: Attempt) -> None:
         job = attempt.job
@@ -171,7 +171,7 @@ class Runner:
             self.wake()
 
     async def _publish(self, job: Job, result: Result, took: float) -> None:
-        known = self._board.get(job.id)
+        known = self._index.get(job.id)
         logs = known.logs if known else ()
 
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
@@ -183,7 +183,7 @@ class Runner:
     async def _release(self, job: Job, end: Retry) -> None:
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `release` resolves to
             if mine:
-                self._board.requeued(job.id)
+                self._index.requeued(job.id)
 
         after = self._now() + end.delay_s
         await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
@@ -194,7 +194,7 @@ class Runner:
             try:
                 await commit(write(), follow)
             except DatabaseError as error:
-                complain(LOG, "a job's end could not be stored", error)
+                log_database_error(LOG, "a job's end could not be stored", error)
                 if self.draining:
                     return
                 await asyncio.sleep(DISK_RETRY_S)

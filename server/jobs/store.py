@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from pipelines.messages import Priority
 from server.jobs import schema as sql
 from server.jobs.attic import Attic
-from server.jobs.database import Database, wiping
+from server.jobs.database import Database, secure_delete
 from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status, cancelled
 from server.webhooks.outbox import Outbox
 
@@ -150,7 +150,7 @@ class JobStore:
         row = connection.execute(self.finish_statement, values).one_or_none()
         if row is None:
             return False
-        with contextlib.nullcontext() if row.store_io else wiping(connection):
+        with contextlib.nullcontext() if row.store_io else secure_delete(connection):
             connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
         if logs:
             lines = [

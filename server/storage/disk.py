@@ -77,7 +77,7 @@ def is_picture(content_type: str, head: bytes) -> bool:
     }.get(content_type, False)
 
 
-class Shelf:
+class DiskStore:
     """`ttl_s`: how long files live that say nothing of it. `used`: bytes on disk, as far as is known."""
 
     def __init__(self, root: Path, *, ttl_s: float, quota_bytes: int, clock: Callable[[], float] = time.time) -> None:
@@ -198,8 +198,8 @@ class Shelf:
             self._looked_at = time.monotonic()
 
     def _entries(self, now: float) -> Iterator[_Entry]:
-        for shelf in self._stored.iterdir():
-            names = {found.name: found for found in os.scandir(shelf)}
+        for disk in self._stored.iterdir():
+            names = {found.name: found for found in os.scandir(disk)}
             for name, found in names.items():
                 try:
                     status = found.stat()

@@ -21,9 +21,9 @@ from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid, overloaded
 from server.secret_file import read_secret
 from server.settings import Settings
-from server.storage.disk import NAME, Meta, Shelf, StorageFull, is_picture
+from server.storage.disk import NAME, DiskStore, Meta, StorageFull, is_picture
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
-from server.storage.upload_tokens import VALID_S, Tickets, Upload, new_name
+from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, new_name
 
 LOG = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ class Files:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._own = f"{settings.public_url.rstrip('/')}/cdn/files/" if settings.public_url else None
-        self.shelf = Shelf(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
-        self._parts = Parts(self.shelf)
-        self.tickets = Tickets(read_secret(settings.files_dir / "upload.secret"))
+        self.disk = DiskStore(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
+        self._parts = Parts(self.disk)
+        self.upload_tokens = UploadTokens(read_secret(settings.files_dir / "upload.secret"))
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin to look after the files."""
-        await asyncio.to_thread(self.shelf.prepare)
+        await asyncio.to_thread(self.disk.prepare)
         self._sweeper = asyncio.create_task(self._sweep(), name="files")
 
     async def close(self) -> None:
@@ -88,14 +88,14 @@ class Files:
         return name
 
     def _save(self, data: bytes, name: str, meta: Meta, seconds: int | None, *, durable: bool) -> None:
-        draft = self.shelf.draft()
+        draft = self.disk.draft()
         try:
             with contextlib.suppress(StorageFull):  # then the disk itself decides
-                self.shelf.make_room(len(data))
+                self.disk.make_room(len(data))
             draft.write_bytes(data)
-            self.shelf.put(draft, name, meta, seconds=seconds, durable=durable)
+            self.disk.put(draft, name, meta, seconds=seconds, durable=durable)
         finally:
-            self.shelf.drop(draft)
+            self.disk.drop(draft)
 
     def local(self, url: str, reader: str | None = None) -> Path | None:
         """The stored file that a URL of ours means, if `reader` may have it; None for any other URL.
@@ -108,7 +108,7 @@ class Files:
             match = _OWN_PATH.fullmatch(urlsplit(url).path)
         except ValueError:
             return None
-        stored = self.shelf.find(match[1]) if match else None
+        stored = self.disk.find(match[1]) if match else None
         if stored is None or stored.meta.acl.decide(reader, stored.meta.owner) != "allow":
             if self._own and url.startswith(self._own):
                 raise invalid("image_url", "file_download_error", "There is no such file")
@@ -155,17 +155,17 @@ class Files:
             await asyncio.to_thread(self._complete, upload, etags)
 
     def _complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
-        draft = self.shelf.draft()
+        draft = self.disk.draft()
         try:
             self._parts.join(upload.name, etags, draft)
             with draft.open("rb") as whole:
                 head = whole.read(_MAGIC_BYTES)
             self._put(draft, upload, head)
         except MissingPart as error:
-            if not self.shelf.find(upload.name):  # else: put together before, and the answer was lost
+            if not self.disk.find(upload.name):  # else: put together before, and the answer was lost
                 raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
         finally:
-            self.shelf.drop(draft)
+            self.disk.drop(draft)
         self._parts.drop(upload.name)
 
     def _put(self, draft: Path, upload: Upload, head: bytes) -> None:
@@ -173,7 +173,7 @@ class Files:
         inline = is_picture(upload.content_type, head)
         file_name = "" if inline else upload.file_name
         meta = Meta(upload.content_type, inline=inline, file_name=file_name, owner=upload.owner, acl=wish.acl)
-        self.shelf.put(draft, upload.name, meta, seconds=wish.seconds, durable=True)
+        self.disk.put(draft, upload.name, meta, seconds=wish.seconds, durable=True)
 
     @contextlib.asynccontextmanager
     async def _spooled(self, chunks: AsyncIterator[bytes], announced: int | None) -> AsyncIterator[_Draft]:
@@ -183,20 +183,20 @@ class Files:
         """
         if announced is not None and announced > self._settings.max_upload_bytes:
             raise self._too_large()
-        path = self.shelf.draft()
+        path = self.disk.draft()
         try:
             with _room_or_429():
-                await asyncio.to_thread(self.shelf.make_room, announced or 0)
+                await asyncio.to_thread(self.disk.make_room, announced or 0)
                 with path.open("wb") as file:
                     yield await self._spool(path, file, chunks)
         finally:
-            self.shelf.drop(path)
+            self.disk.drop(path)
 
     async def _spool(self, path: Path, file: BinaryIO, chunks: AsyncIterator[bytes]) -> _Draft:
         size, head, digest = 0, b"", new_digest()
 
         def write(data: bytes) -> None:
-            self.shelf.take(path, len(data))
+            self.disk.take(path, len(data))
             file.write(data)
             digest.update(data)
 
@@ -218,7 +218,7 @@ class Files:
         while True:
             try:
                 await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
-                await asyncio.to_thread(self.shelf.sweep)
+                await asyncio.to_thread(self.disk.sweep)
             except OSError:
                 LOG.exception("stored files could not be looked through")
             await asyncio.sleep(_SWEEP_S)

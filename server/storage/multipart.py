@@ -11,7 +11,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.storage.disk import Shelf, size_of
+from server.storage.disk import DiskStore, size_of
 
 MAX_PARTS = 10_000
 
@@ -32,9 +32,9 @@ class MissingPart(Exception):
 class Parts:
     """The parts of uploads, by the name of the file to be. They count as used on the shelf."""
 
-    def __init__(self, shelf: Shelf) -> None:
-        self._shelf = shelf
-        self._folder = shelf.parts
+    def __init__(self, disk: DiskStore) -> None:
+        self._disk = disk
+        self._folder = disk.parts
         self._totals: dict[str, int] = {}  # bytes, of the uploads to which parts have come since the start
         # A client that lost an answer may send a part again while its upload is being put together, and so dropped.
         self._changing = threading.Lock()
@@ -53,7 +53,7 @@ class Parts:
                 return False
             draft.rename(place)
             self._totals[name] += more
-            self._shelf.settle(draft, more)
+            self._disk.settle(draft, more)
         return True
 
     def join(self, name: str, etags: Mapping[int, str], draft: Path) -> None:
@@ -67,7 +67,7 @@ class Parts:
                     raise MissingPart(number) from None
                 with source:
                     while block := source.read(_COPY_BYTES):
-                        self._shelf.take(draft, len(block))
+                        self._disk.take(draft, len(block))
                         whole.write(block)
                         digest.update(block)
                 if digest.hexdigest() != etag:
@@ -78,7 +78,7 @@ class Parts:
         folder = self._folder / name
         with self._changing:
             total = self._totals.pop(name, None)
-            self._shelf.free(size_of(folder) if total is None else total)
+            self._disk.free(size_of(folder) if total is None else total)
             shutil.rmtree(folder, ignore_errors=True)
 
     def drop_before(self, time: float) -> None:

@@ -66,7 +66,7 @@ def clean_name(file_name: str) -> str:
     return "".join(letter for letter in last if letter.isprintable())[-_MAX_NAME_CHARS:].strip(". ")
 
 
-class Tickets:
+class UploadTokens:
     """Signs and checks tickets."""
 
     def __init__(self, secret: bytes) -> None:
@@ -78,10 +78,10 @@ class Tickets:
         payload = _encode(msgspec.json.encode(upload))
         return f"{payload}.{self._signature(payload)}"
 
-    def redeem(self, ticket: str, name: str) -> Upload:
+    def redeem(self, token: str, name: str) -> Upload:
         """The upload that a ticket allows under `name`. Raises `PlainError` 403."""
-        payload, _, signature = ticket.partition(".")
-        if not ticket.isascii() or not hmac.compare_digest(signature, self._signature(payload)):
+        payload, _, signature = token.partition(".")
+        if not token.isascii() or not hmac.compare_digest(signature, self._signature(payload)):
             raise PlainError(403, "This upload URL is not valid")
         upload = self._decoder.decode(_decode(payload))
         if upload.name != name:

@@ -23,7 +23,7 @@ import uvloop
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from server.access.limits import Supply
+from server.access.limits import Quota
 from server.settings import Settings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
@@ -84,14 +84,14 @@ def _bind(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        mends = {
+        hints = {
             errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
             errno.EACCES: "needs a privilege: see README, “Port 443 without root”",
         }
-        mend = mends.get(
+        hint = hints.get(
             error.errno or 0, f"can't be opened ({error.strerror}): --host takes an address of this machine"
         )
-        raise SettingsError(f"{host} port {port} {mend}") from error
+        raise SettingsError(f"{host} port {port} {hint}") from error
 
 
 def run(app: ASGIApp, listeners: Listeners, settings: Settings, **callbacks: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ async def serve(
 
 
 def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
-    coming = Supply(settings.body_budget_bytes, "bytes")
+    coming = Quota(settings.body_budget_bytes, "bytes")
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,

@@ -28,7 +28,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 
-from server.access.limits import Hold, Supply
+from server.access.limits import Quota, Reservation
 from server.fal.errors import FalError, PlainError
 from server.settings import Settings
 from server.transport.http_protocol import refusal
@@ -49,7 +49,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def __init__(
         self,
         limits: Settings,
-        coming: Supply,
+        coming: Quota,
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
@@ -61,7 +61,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._pause: TimerHandle | None = None
         self._message = bytearray()
         self._whole_bytes = 0  # of messages that the app has yet to take
-        self._memory = Hold(coming, "")
+        self._memory = Reservation(coming, "")
 
     # --- what comes in ---
 

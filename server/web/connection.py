@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.types import Receive
 
-from server.access.limits import Hold
+from server.access.limits import Reservation
 from server.fal.errors import PlainError, RequestError
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ DRAINING = 1012
 REFUSAL_PAUSE_S = 0.1
 
 
-async def read_body(request: Request, limit: int, memory: Hold) -> bytes | bytearray:
+async def read_body(request: Request, limit: int, memory: Reservation) -> bytes | bytearray:
     """The request's body, for which `memory` is taken: as announced, else as it comes.
 
     Raises `PlainError` 413 as soon as it is known to be longer than `limit`, `RequestError` 429 when there is no room.

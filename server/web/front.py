@@ -13,16 +13,16 @@ page.
 from starlette.types import ASGIApp
 
 from server.access.auth import Auth
-from server.access.limits import Permits
-from server.fal.hosts import Dispatch
-from server.logs import Access
+from server.access.limits import ReleaseReservations
+from server.fal.hosts import CanonicalPath
+from server.logs import AccessLog
 from server.metrics import Metrics
 from server.settings import Settings
 from server.web.cors import Cors
-from server.web.origin_guard import Doors
+from server.web.origin_guard import OriginGuard
 
 
 def front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
     """`app` with all of it in front."""
-    mapped = Dispatch(Permits(app), settings.public_url)
-    return Access(Doors(Cors(mapped), auth, settings), metrics)
+    mapped = CanonicalPath(ReleaseReservations(app), settings.public_url)
+    return AccessLog(OriginGuard(Cors(mapped), auth, settings), metrics)

@@ -17,7 +17,7 @@ from server.settings import Settings, SettingsError
 from server.web.responses import error_response
 
 
-class Doors:
+class OriginGuard:
     """ASGI middleware that turns away what may not call. Raises `SettingsError` for an allowed origin that is none."""
 
     def __init__(self, app: ASGIApp, auth: Auth, settings: Settings) -> None:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from server.jobs.database import DatabaseError, complain
+from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.outbound.urls import FetchError
@@ -119,7 +119,7 @@ class Deliverer:
             try:
                 pause = await self._dispatch()
             except DatabaseError as error:
-                complain(LOG, "the outbox could not be read", error)
+                log_database_error(LOG, "the outbox could not be read", error)
                 pause = DISK_RETRY_S
             if pause > 0:
                 await self._sleep(pause)
@@ -158,7 +158,7 @@ class Deliverer:
             failure = await self._attempt(webhook, snapshot, body)
             await self._record(webhook, snapshot, failure)
         except DatabaseError as error:
-            complain(LOG, "a webhook's job could not be read", error)
+            log_database_error(LOG, "a webhook's job could not be read", error)
             await asyncio.sleep(DISK_RETRY_S)
         finally:
             del self._in_flight[webhook.id]
@@ -200,7 +200,7 @@ class Deliverer:
                     if not failure:
                         await self._queue.delivered(snapshot)
             except DatabaseError as error:
-                complain(LOG, "the outbox could not be written", error)
+                log_database_error(LOG, "the outbox could not be written", error)
                 await asyncio.sleep(DISK_RETRY_S)
             else:
                 return

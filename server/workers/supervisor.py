@@ -157,8 +157,8 @@ class Supervisor:
                 if notice:
                     logger.warning("%s", notice)
                 self._become(State.READY, "")
-            case SetupFailed(reason, mend):
-                detail = f"{reason} {mend} Then start the server again."
+            case SetupFailed(reason, hint):
+                detail = f"{reason} {hint} Then start the server again."
                 logger.error("the model can't be had: %s", detail)
                 self._become(State.SETUP_FAILED, detail)
             case _:

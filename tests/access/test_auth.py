@@ -16,7 +16,7 @@ from server.fal.endpoints import LCM_SD15_I2I, Endpoint
 from server.fal.errors import PlainError
 from server.settings import Settings, SettingsError
 from server.web.cors import Cors
-from server.web.origin_guard import Doors
+from server.web.origin_guard import OriginGuard
 from server.web.responses import json_response
 from tests.support.asgi_client import Refused, call, connect, scope_of
 
@@ -351,7 +351,7 @@ async def _hello(scope, receive, send):
 
 def doors(tmp_path, **settings):
     chosen = Settings(data_dir=tmp_path, **settings)
-    return Doors(Cors(_hello), Auth(chosen), chosen)
+    return OriginGuard(Cors(_hello), Auth(chosen), chosen)
 
 
 @pytest.mark.anyio

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from server.access import api_keys
-from server.access.limits import Hold, Supply
+from server.access.limits import Quota, Reservation
 from server.fal.errors import RequestError
 from server.settings import Settings, SettingsError
 from tests.support.app_client import INPUT, QUEUE, RUN, serving
@@ -45,8 +45,8 @@ async def running(web, count, headers, path=RUN):
 
 
 def test_a_hold_takes_no_more_than_its_owners_share():
-    supply = Supply(10, "things")
-    first, second = Hold(supply, "alice", 4), Hold(supply, "alice", 4)
+    supply = Quota(10, "things")
+    first, second = Reservation(supply, "alice", 4), Reservation(supply, "alice", 4)
     first.take(3)
 
     with pytest.raises(RequestError, match="This key"):
@@ -56,24 +56,24 @@ def test_a_hold_takes_no_more_than_its_owners_share():
 
 
 def test_all_together_take_no_more_than_there_is():
-    supply = Supply(10, "things")
-    Hold(supply, "alice", 8).take(8)
+    supply = Quota(10, "things")
+    Reservation(supply, "alice", 8).take(8)
 
     with pytest.raises(RequestError, match="Too many"):
-        Hold(supply, "bob", 8).take(3)
+        Reservation(supply, "bob", 8).take(3)
     assert supply.used == 8
 
 
 def test_a_closed_hold_has_given_all_back():
-    supply = Supply(10, "things")
-    hold = Hold(supply, "alice", 10)
+    supply = Quota(10, "things")
+    hold = Reservation(supply, "alice", 10)
     hold.take(7)
     hold.give_back(2)
 
     hold.close()
 
     assert (supply.used, len(supply._taken)) == (0, 0)
-    Hold(supply, "alice", 10).take(10)
+    Reservation(supply, "alice", 10).take(10)
 
 
 # --- calls
@@ -193,7 +193,7 @@ async def test_a_job_that_is_taken_up_ended_or_put_back_is_counted_right(tmp_pat
         await submit(web, ALICE)
         work = await web.engines.running.get()
         taken_up = web.ctx.queue.owned("alice")
-        web.ctx.queue._board.requeued(work.id.partition(".")[0])
+        web.ctx.queue._index.requeued(work.id.partition(".")[0])
         put_back = web.ctx.queue.owned("alice")
         web.engines.finish.set()
         await web.call("PUT", f"{QUEUE}/requests/{work.id.partition('.')[0]}/cancel", headers=ALICE)

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.messages import Priority
 from server.access.auth import Caller
-from server.access.limits import Hold, Supply
+from server.access.limits import Quota, Reservation
 from server.api.realtime_session import Inbox
 from server.fal.errors import RequestError
 from tests.api.test_run import OUTPUT_KEYS
@@ -309,7 +309,7 @@ async def taken(inbox, count):
 
 
 def room(total=10**9):
-    return Hold(Supply(total, "bytes"), "me")
+    return Reservation(Quota(total, "bytes"), "me")
 
 
 async def test_a_full_inbox_drops_the_oldest_and_says_how_many():

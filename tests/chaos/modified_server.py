@@ -56,7 +56,7 @@ class LetsGo(runner.Runner):
 
     async def heartbeat(self):
         for request_id in await self._store.release_lapsed(self._now()):
-            self._board.requeued(request_id)
+            self._index.requeued(request_id)
         await super().heartbeat()
 
 

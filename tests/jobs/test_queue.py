@@ -419,7 +419,7 @@ async def test_nothing_is_kept_of_the_start_timeouts_of_jobs_that_have_ended(tmp
         jobs = [await queue.submit(new(start_timeout=3600.0)) for _ in range(5)]
         await asyncio.gather(*(ended(queue, job.id) for job in jobs))
 
-        assert queue._board._deadlines == []
+        assert queue._index._deadlines == []
 
 
 # --- admission
@@ -640,7 +640,7 @@ async def test_a_caller_who_leaves_during_submit_leaves_a_job_that_is_known(tmp_
 
         with pytest.raises(asyncio.CancelledError):
             await leaving
-        await eventually(lambda: queue._board.get(wish.id) is not None)
+        await eventually(lambda: queue._index.get(wish.id) is not None)
         assert (await ended(queue, wish.id)).result_status == 200
 
 
@@ -681,7 +681,7 @@ async def test_results_expire_while_the_server_runs(tmp_path, engines, monkeypat
         job = await queue.submit(new())
         await ended(queue, job.id)
         clock.now += 6.0
-        await eventually(lambda: queue._board.get(job.id) is None)
+        await eventually(lambda: queue._index.get(job.id) is None)
         assert (await queue.get(job.id)).expired
         clock.now += 50.0
         async with asyncio.timeout(10):

@@ -14,10 +14,10 @@ from server.fal.errors import FalError, InvalidInput, PlainError, RequestError
 from server.fal.lifecycle import Acl, Lifecycle, Rule
 from server.settings import Settings
 from server.storage import upload_tokens
-from server.storage.disk import FRESH_S, Meta, Shelf, StorageFull
+from server.storage.disk import FRESH_S, DiskStore, Meta, StorageFull
 from server.storage.files import Files
 from server.storage.multipart import Parts
-from server.storage.upload_tokens import Tickets, Upload
+from server.storage.upload_tokens import Upload, UploadTokens
 
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 NAME = "0123456789abcdef0123456789abcdef.jpg"
@@ -43,22 +43,22 @@ def clock():
 
 
 @pytest.fixture
-def shelf(tmp_path, clock):
+def disk(tmp_path, clock):
     return shelf_at(tmp_path, clock)
 
 
 def shelf_at(folder, clock, quota=1000):
     """A shelf in this folder, as a server makes one at its start."""
-    shelf = Shelf(folder, ttl_s=DAY_S, quota_bytes=quota, clock=clock)
-    shelf.prepare()
-    return shelf
+    disk = DiskStore(folder, ttl_s=DAY_S, quota_bytes=quota, clock=clock)
+    disk.prepare()
+    return disk
 
 
-def put(shelf, name=NAME, data=JPEG, meta=None, seconds=None):
+def put(disk, name=NAME, data=JPEG, meta=None, seconds=None):
     """Store a file: a public picture if nothing is said."""
-    draft = shelf.draft()
+    draft = disk.draft()
     draft.write_bytes(data)
-    shelf.put(draft, name, meta or Meta("image/jpeg", inline=True), seconds=seconds, durable=False)
+    disk.put(draft, name, meta or Meta("image/jpeg", inline=True), seconds=seconds, durable=False)
 
 
 def on_disk(folder: Path) -> set[str]:
@@ -68,116 +68,116 @@ def on_disk(folder: Path) -> set[str]:
 # --- the shelf ---------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_found_again_after_a_restart(tmp_path, clock, shelf):
+def test_a_file_is_found_again_after_a_restart(tmp_path, clock, disk):
     meta = Meta("text/plain", file_name="hello.txt", owner="alice", acl=Acl("hide", (Rule("bob", "allow"),)))
-    put(shelf, meta=meta)
+    put(disk, meta=meta)
 
     found = shelf_at(tmp_path, clock).find(NAME)
 
     assert (found.path.read_bytes(), found.size, found.meta) == (JPEG, len(JPEG), meta)
 
 
-def test_a_public_picture_is_one_file_on_disk(tmp_path, shelf):
-    put(shelf)
+def test_a_public_picture_is_one_file_on_disk(tmp_path, disk):
+    put(disk)
 
     assert on_disk(tmp_path) == {NAME}
-    assert shelf.find(NAME).meta == Meta("image/jpeg", inline=True)
+    assert disk.find(NAME).meta == Meta("image/jpeg", inline=True)
 
 
 @pytest.mark.parametrize(("seconds", "life"), [(None, DAY_S), (60, 60), (40 * 365 * 86400, 40 * 365 * 86400)])
-def test_a_file_lives_as_long_as_was_asked_and_not_a_second_longer(tmp_path, clock, shelf, seconds, life):
-    put(shelf, seconds=seconds)
+def test_a_file_lives_as_long_as_was_asked_and_not_a_second_longer(tmp_path, clock, disk, seconds, life):
+    put(disk, seconds=seconds)
 
     clock.ahead = life - 1
-    before = shelf.find(NAME)
+    before = disk.find(NAME)
     clock.ahead = life + 1
-    after = shelf.find(NAME)
+    after = disk.find(NAME)
 
     assert (before is None, after is None) == (False, True)
 
 
-def test_what_has_outlived_its_time_is_swept_with_what_was_said_of_it(tmp_path, clock, shelf):
-    put(shelf, meta=Meta("text/plain"), seconds=60)
+def test_what_has_outlived_its_time_is_swept_with_what_was_said_of_it(tmp_path, clock, disk):
+    put(disk, meta=Meta("text/plain"), seconds=60)
     other = NAME.replace("0", "f")
-    put(shelf, other)
+    put(disk, other)
 
     clock.ahead = 61
-    shelf.sweep()
+    disk.sweep()
 
     assert on_disk(tmp_path) == {other}
 
 
-def test_beyond_the_quota_the_oldest_go(tmp_path, clock, shelf):
+def test_beyond_the_quota_the_oldest_go(tmp_path, clock, disk):
     for digit in "abc":
-        put(shelf, digit * 32, bytes(400), Meta("application/octet-stream"))
+        put(disk, digit * 32, bytes(400), Meta("application/octet-stream"))
 
     clock.ahead = FRESH_S + 1
-    shelf.make_room(0)
+    disk.make_room(0)
 
-    assert [shelf.find(digit * 32) is not None for digit in "abc"] == [False, True, True]
-    assert shelf.used == 800
+    assert [disk.find(digit * 32) is not None for digit in "abc"] == [False, True, True]
+    assert disk.used == 800
 
 
-def test_fresh_files_are_not_dropped_for_new_ones(shelf):
-    put(shelf, data=bytes(900))
+def test_fresh_files_are_not_dropped_for_new_ones(disk):
+    put(disk, data=bytes(900))
 
     with pytest.raises(StorageFull):
-        shelf.make_room(200)
+        disk.make_room(200)
 
-    assert shelf.find(NAME)
-
-
-def test_unfinished_files_count_as_used(shelf):
-    shelf.take(shelf.draft(), 300)
-    (shelf.parts / "x").mkdir()
-    (shelf.parts / "x" / "1").write_bytes(bytes(200))
-
-    shelf.sweep()
-
-    assert shelf.used == 500
+    assert disk.find(NAME)
 
 
-def test_what_comes_during_a_sweep_is_counted(shelf, monkeypatch):
-    entries = shelf._entries
+def test_unfinished_files_count_as_used(disk):
+    disk.take(disk.draft(), 300)
+    (disk.parts / "x").mkdir()
+    (disk.parts / "x" / "1").write_bytes(bytes(200))
+
+    disk.sweep()
+
+    assert disk.used == 500
+
+
+def test_what_comes_during_a_sweep_is_counted(disk, monkeypatch):
+    entries = disk._entries
 
     def meanwhile(now):
         yield from entries(now)
-        put(shelf, data=bytes(300))
+        put(disk, data=bytes(300))
 
-    monkeypatch.setattr(shelf, "_entries", meanwhile)
-    shelf.sweep()
+    monkeypatch.setattr(disk, "_entries", meanwhile)
+    disk.sweep()
 
-    assert shelf.used == 300
-
-
-def test_a_name_that_is_taken_keeps_its_file(shelf):
-    put(shelf, data=b"first")
-    put(shelf, data=b"second")
-
-    assert shelf.find(NAME).path.read_bytes() == b"first"
+    assert disk.used == 300
 
 
-def test_what_was_half_written_is_gone_after_a_restart(tmp_path, clock, shelf):
-    shelf.draft().write_bytes(b"half")
+def test_a_name_that_is_taken_keeps_its_file(disk):
+    put(disk, data=b"first")
+    put(disk, data=b"second")
+
+    assert disk.find(NAME).path.read_bytes() == b"first"
+
+
+def test_what_was_half_written_is_gone_after_a_restart(tmp_path, clock, disk):
+    disk.draft().write_bytes(b"half")
 
     shelf_at(tmp_path, clock)
 
     assert on_disk(tmp_path) == set()
 
 
-def test_the_word_on_a_file_that_never_came_is_swept(tmp_path, clock, shelf):
-    put(shelf, meta=Meta("text/plain"))
-    shelf.find(NAME).path.unlink()
+def test_the_word_on_a_file_that_never_came_is_swept(tmp_path, clock, disk):
+    put(disk, meta=Meta("text/plain"))
+    disk.find(NAME).path.unlink()
 
-    shelf.sweep()
+    disk.sweep()
     fresh = on_disk(tmp_path)
     clock.ahead = FRESH_S + 1
-    shelf.sweep()
+    disk.sweep()
 
     assert (fresh, on_disk(tmp_path)) == ({f"{NAME}.meta.json"}, set())
 
 
-def test_a_private_file_is_never_there_without_the_word_that_it_is(tmp_path, shelf, monkeypatch):
+def test_a_private_file_is_never_there_without_the_word_that_it_is(tmp_path, disk, monkeypatch):
     def killed(_, target):
         if not target.name.endswith(".meta.json"):
             raise KeyboardInterrupt
@@ -185,9 +185,9 @@ def test_a_private_file_is_never_there_without_the_word_that_it_is(tmp_path, she
     monkeypatch.setattr(Path, "rename", killed)
 
     with pytest.raises(KeyboardInterrupt):
-        put(shelf, meta=Meta("image/jpeg", inline=True, acl=Acl("hide")))
+        put(disk, meta=Meta("image/jpeg", inline=True, acl=Acl("hide")))
 
-    assert shelf.find(NAME) is None
+    assert disk.find(NAME) is None
 
 
 @pytest.mark.parametrize(
@@ -205,47 +205,47 @@ def test_a_private_file_is_never_there_without_the_word_that_it_is(tmp_path, she
         "a" * 33,
     ],
 )
-def test_what_is_no_name_of_ours_is_not_looked_for(shelf, name):
-    put(shelf, meta=Meta("text/plain"))
+def test_what_is_no_name_of_ours_is_not_looked_for(disk, name):
+    put(disk, meta=Meta("text/plain"))
 
-    assert shelf.find(name) is None
+    assert disk.find(name) is None
 
 
 # --- permission to upload ----------------------------------------------------------------------------------------
 
 
-def test_a_ticket_says_all_there_is_to_know_of_an_upload():
+def test_a_token_says_all_there_is_to_know_of_an_upload():
     upload = upload_tokens.permit("image/png", "a.png", "alice", Lifecycle(60, Acl("forbid", (Rule("bob", "allow"),))))
-    tickets = Tickets(b"secret")
+    tokens = UploadTokens(b"secret")
 
-    assert tickets.redeem(tickets.issue(upload), upload.name) == upload
+    assert tokens.redeem(tokens.issue(upload), upload.name) == upload
 
 
 @pytest.mark.parametrize(
     "change", [lambda t: t[:-1], lambda t: "x" + t, lambda t: "", lambda t: "ä.b", lambda t: t + "."]
 )
-def test_a_changed_ticket_is_refused(change):
+def test_a_changed_token_is_refused(change):
     upload = upload_tokens.permit("image/png", "", "alice", Lifecycle())
-    tickets = Tickets(b"secret")
+    tokens = UploadTokens(b"secret")
 
     with pytest.raises(PlainError) as caught:
-        tickets.redeem(change(tickets.issue(upload)), upload.name)
+        tokens.redeem(change(tokens.issue(upload)), upload.name)
 
     assert caught.value.status == 403
 
 
-def test_a_ticket_is_for_one_name_one_secret_and_some_time():
+def test_a_token_is_for_one_name_one_secret_and_some_time():
     upload = upload_tokens.permit("image/png", "", "alice", Lifecycle())
     late = Upload(upload.name, "image/png", "", "alice", Lifecycle(), until=1)
-    tickets = Tickets(b"secret")
+    tokens = UploadTokens(b"secret")
 
-    for ticket, name in [
-        (tickets.issue(upload), NAME),
-        (Tickets(b"other").issue(upload), upload.name),
-        (tickets.issue(late), late.name),
+    for token, name in [
+        (tokens.issue(upload), NAME),
+        (UploadTokens(b"other").issue(upload), upload.name),
+        (tokens.issue(late), late.name),
     ]:
         with pytest.raises(PlainError):
-            tickets.redeem(ticket, name)
+            tokens.redeem(token, name)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ async def test_a_result_is_stored_for_as_long_as_its_caller_wished(files, durabl
 
     name = await files.save(JPEG, "image/jpeg", lifecycle=header, durable=durable)
 
-    stored = files.shelf.find(name)
+    stored = files.disk.find(name)
     assert stored.path.read_bytes() == JPEG
     assert stored.expires - stored.created == pytest.approx(60, abs=1)
 
@@ -488,7 +488,7 @@ async def test_an_upload_is_never_held_in_memory(files):
 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert files.shelf.find(upload.name).size == 20 * 1024 * 1024
+    assert files.disk.find(upload.name).size == 20 * 1024 * 1024
     assert peak < 6 * 1024 * 1024
 
 
@@ -503,7 +503,7 @@ async def test_an_upload_is_never_held_in_memory(files):
 )
 async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, status):
     files = Files(settings(tmp_path, max_upload_bytes=500))
-    files.shelf.prepare()
+    files.disk.prepare()
     upload = an_upload()
 
     with pytest.raises(FalError) as caught:
@@ -511,12 +511,12 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
     await files.close()
 
     assert caught.value.status == status
-    assert (files.shelf.find(upload.name), on_disk(tmp_path)) == (None, {"upload.secret"})
+    assert (files.disk.find(upload.name), on_disk(tmp_path)) == (None, {"upload.secret"})
 
 
 async def test_uploads_beyond_the_quota_are_refused(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=1000))
-    files.shelf.prepare()
+    files.disk.prepare()
     await files.receive(an_upload(), stream(bytes(800)), 800)
 
     with pytest.raises(RequestError) as caught:
@@ -528,25 +528,25 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
 
 async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_quota(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=3 << 20))
-    files.shelf.prepare()
+    files.disk.prepare()
 
     with pytest.raises(RequestError) as caught:
         await files.receive(an_upload(), stream(*[bytes(1 << 20)] * 8), None)
     await files.close()
 
-    assert (caught.value.status, files.shelf.used, on_disk(tmp_path)) == (429, 0, {"upload.secret"})
+    assert (caught.value.status, files.disk.used, on_disk(tmp_path)) == (429, 0, {"upload.secret"})
 
 
 async def test_uploads_at_once_share_the_quota(tmp_path):
     files = Files(settings(tmp_path, files_quota_bytes=1000))
-    files.shelf.prepare()
+    files.disk.prepare()
     both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
 
     ends = await asyncio.gather(*both, return_exceptions=True)
     await files.close()
 
     assert sum(isinstance(end, RequestError) for end in ends) >= 1
-    assert files.shelf.used <= 600
+    assert files.disk.used <= 600
 
 
 async def test_an_upload_that_is_cancelled_counts_no_more(files):
@@ -559,27 +559,27 @@ async def test_an_upload_that_is_cancelled_counts_no_more(files):
 
     receiving = asyncio.create_task(files.receive(an_upload(), endless(), None))
     await written.wait()
-    counted = files.shelf.used
+    counted = files.disk.used
     receiving.cancel()
     await asyncio.wait({receiving})
 
-    assert (counted, files.shelf.used) == (2 << 20, 0)
+    assert (counted, files.disk.used) == (2 << 20, 0)
 
 
-def test_nothing_is_counted_for_a_draft_that_was_dropped(shelf):
-    draft = shelf.draft()
-    shelf.drop(draft)
+def test_nothing_is_counted_for_a_draft_that_was_dropped(disk):
+    draft = disk.draft()
+    disk.drop(draft)
 
     with pytest.raises(FileNotFoundError):
-        shelf.take(draft, 100)
+        disk.take(draft, 100)
 
-    assert shelf.used == 0
+    assert disk.used == 0
 
 
 @pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
 async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
     files = Files(settings(tmp_path, files_quota_bytes=quota))
-    files.shelf.prepare()
+    files.disk.prepare()
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
 
@@ -587,24 +587,24 @@ async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joine
     await files.close()
 
     assert isinstance(ends[0], RequestError) is not joined
-    assert (files.shelf.find(upload.name) is not None, files.shelf.used) == (joined, 600)
+    assert (files.disk.find(upload.name) is not None, files.disk.used) == (joined, 600)
 
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
     files = Files(settings(tmp_path, max_upload_bytes=500))
-    files.shelf.prepare()
+    files.disk.prepare()
     upload = an_upload()
     for size in (300, 400, 100):
         await files.receive_part(upload, 1, stream(bytes(size)), size)
     await files.receive_part(upload, 2, stream(bytes(400)), 400)
-    used, kept = files.shelf.used, on_disk(tmp_path)
+    used, kept = files.disk.used, on_disk(tmp_path)
 
     with pytest.raises(PlainError) as caught:
         await files.receive_part(upload, 1, stream(bytes(200)), 200)
     await files.close()
 
     assert (used, kept) == (500, {"upload.secret", "1", "2"})
-    assert (caught.value.status, files.shelf.used) == (413, 500)
+    assert (caught.value.status, files.disk.used) == (413, 500)
 
 
 async def test_the_parts_that_came_before_a_restart_count(tmp_path):
@@ -629,7 +629,7 @@ async def test_parts_are_joined_by_number_in_whatever_order_they_came(files):
 
     await files.complete(upload, etags)
 
-    assert files.shelf.find(upload.name).path.read_bytes() == b"1211"
+    assert files.disk.find(upload.name).path.read_bytes() == b"1211"
 
 
 async def test_of_a_part_that_came_twice_the_one_listed_counts(files):
@@ -639,7 +639,7 @@ async def test_of_a_part_that_came_twice_the_one_listed_counts(files):
 
     await files.complete(upload, {1: etag})
 
-    assert files.shelf.find(upload.name).path.read_bytes() == b"whole"
+    assert files.disk.find(upload.name).path.read_bytes() == b"whole"
 
 
 async def test_completing_again_changes_nothing(files):
@@ -649,7 +649,7 @@ async def test_completing_again_changes_nothing(files):
     await files.complete(upload, etags)
     await files.complete(upload, etags)
 
-    assert files.shelf.find(upload.name).path.read_bytes() == b"whole"
+    assert files.disk.find(upload.name).path.read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize(
@@ -662,7 +662,7 @@ async def test_parts_that_are_not_here_are_an_error(files, etags):
     with pytest.raises(PlainError) as caught:
         await files.complete(upload, etags)
 
-    assert (caught.value.status, files.shelf.find(upload.name)) == (400, None)
+    assert (caught.value.status, files.disk.find(upload.name)) == (400, None)
 
 
 async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path):
@@ -685,13 +685,13 @@ async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, files):
     assert on_disk(tmp_path) == {"upload.secret", upload.name, f"{upload.name}.meta.json"}
 
 
-def test_parts_may_come_again_while_their_upload_is_dropped(shelf):
-    parts = Parts(shelf)
+def test_parts_may_come_again_while_their_upload_is_dropped(disk):
+    parts = Parts(disk)
     kept = []
 
     def send_again():
         for number in range(1, 300):
-            draft = shelf.draft()
+            draft = disk.draft()
             draft.write_bytes(b"part")
             kept.append(parts.keep("a.jpg", number, draft, 10**6))
 

@@ -257,7 +257,7 @@ async def test_a_stopped_engine_is_noticed_and_replaced(busy):
 
 @pytest.mark.anyio
 async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever(monkeypatch):
-    monkeypatch.setattr(workers, "STRIKES", 1)
+    monkeypatch.setattr(workers, "MAX_SOLO_FAILURES", 1)
     async with pool_of(patience_s=1.5) as pool:
         with pytest.raises(RequestError) as failed:
             await pool.run(work("a", prompt="hang"))
