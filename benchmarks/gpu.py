@@ -41,7 +41,7 @@ from benchmarks.harness.gpu import (
 )
 from pipelines.device import devices, loader, streams
 from pipelines.device.compile import Compiler
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.model import kernels, vae
 from pipelines.model.blocks import GroupNorm
 from pipelines.weights import architectures
@@ -74,8 +74,8 @@ def unet(bench, found):
 
 def end_to_end(bench, found, model=None, *, theirs=True):
     """JPEG to JPEG through the engine loop: alone, saturated, mixed, at 70 % load; diffusers' call beside it."""
-    device_model, requests = loaded(bench, found, model=model), several(bench, bench.requests)
-    with serving(bench, device_model) as engine:
+    backend, requests = loaded(bench, found, model=model), several(bench, bench.requests)
+    with serving(bench, backend) as engine:
         found["alone"] = percentiles(engine.many(requests, 1)[1])
         saturated = found["saturated"] = rate(engine, requests + requests, 24)
         found["70 % load"] = percentiles(engine.timed(requests, 0.7 * saturated["images_s"]))
@@ -98,16 +98,16 @@ def tiny_vae(bench, found):
 
 def one_lane(bench, found):
     """The saturated engine without anything beside the steps: what overlapping gains."""
-    lane = streams.of(bench.device)[0]
-    device_model = loaded(bench, found, its_lanes=(lane, lane))
-    with serving(bench, device_model) as engine:
+    stream = streams.streams_for(bench.device)[0]
+    backend = loaded(bench, found, its_streams=(stream, stream))
+    with serving(bench, backend) as engine:
         found["saturated"] = rate(engine, several(bench, 2 * bench.requests), 24)
 
 
 def stages(bench, found):
     """Autoencoders, text and safety checker for one row and for many; the tiny autoencoder beside the full one."""
     small = random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype)
-    autoencoders = {"vae": (bench.model.vae, bench.ours.vae), "taesd": (small, vae.of(small))}
+    autoencoders = {"vae": (bench.model.vae, bench.ours.vae), "taesd": (small, vae.make_vae(small))}
     for rows in (bench.batches[0], bench.batches[-2]):
         images = bench.randn(rows, 3, bench.side, bench.side).clamp(-1, 1)
         latents = bench.randn(rows, 4, bench.side // 8, bench.side // 8)
@@ -196,8 +196,8 @@ def compile_all(bench, found, compiler):
             row["captured_ms"] = bench.ms(replay)
             destroy()
         whole = found[f"end to end, captured for {' and '.join(map(str, rows))}"] = {}
-        device_model, requests = loaded(bench, whole, rows=rows, compiler=compiler), several(bench, bench.requests)
-        with serving(bench, device_model) as engine:
+        backend, requests = loaded(bench, whole, rows=rows, compiler=compiler), several(bench, bench.requests)
+        with serving(bench, backend) as engine:
             whole["alone"] = percentiles(engine.many(requests, 1)[1])
             if many in rows:
                 whole["saturated"] = rate(engine, requests + requests, 24)
@@ -233,14 +233,14 @@ def compiled_diffusers(bench, found):
 def warm_up(bench, found):
     """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
     sizes = ((bench.side, bench.side),) if bench.dry else loader.CAPTURED_SIZES
-    model = DeviceModel(bench.model)
+    model = TorchBackend(bench.model)
     bench.note_peaks()
-    loader.measure(model, bench.side)
+    loader.profile_memory(model, bench.side)
     found["capture_s"] = seconds(functools.partial(bench.capture_shapes, model, sizes))
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    loader.allot(model, devices.free_memory(bench.device))
-    found["footprint"] = str(model.footprint)
+    loader.set_memory_budget(model, devices.free_memory(bench.device))
+    found["footprint"] = str(model.memory_budget)
     found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
     model.graphs.evict()
 
@@ -321,15 +321,15 @@ def loaded(bench, found, **options):
 
 
 @contextlib.contextmanager
-def serving(bench, device_model):
+def serving(bench, backend):
     """The engine loop around a model, warm; its graphs are given up afterwards."""
-    engine = device.Ours(device.config(max_batch=8), device_model)
+    engine = device.Ours(device.config(max_batch=8), backend)
     try:
         engine.many(several(bench, 16), 8)
         yield engine
     finally:
         engine.close()
-        device_model.graphs.evict()
+        backend.graphs.evict()
 
 
 @contextlib.contextmanager

@@ -2,12 +2,12 @@
 
 
 class SetupError(Exception):
-    """The model does not run. `reason` and `mend` are whole sentences for the operator."""
+    """The model does not run. `reason` and `hint` are whole sentences for the operator."""
 
-    def __init__(self, reason: str, mend: str) -> None:
-        super().__init__(f"{reason} {mend}")
+    def __init__(self, reason: str, hint: str) -> None:
+        super().__init__(f"{reason} {hint}")
         self.reason = reason
-        self.mend = mend
+        self.hint = hint
 
 
 class NoRoomError(SetupError):
@@ -21,7 +21,7 @@ class NoRoomError(SetupError):
 
 
 class CheckpointError(SetupError):
-    """The model can't be had; trying again changes nothing until somebody does what `mend` says."""
+    """The model can't be had; trying again changes nothing until somebody does what `hint` says."""
 
 
 class NotOnDiskError(CheckpointError):

@@ -134,10 +134,10 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SetupFailed(msgspec.Struct, frozen=True, tag=True):
-    """The model can't be had; starting again changes nothing until the operator does what `mend` says."""
+    """The model can't be had; starting again changes nothing until the operator does what `hint` says."""
 
     reason: str
-    mend: str
+    hint: str
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):

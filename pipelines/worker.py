@@ -44,7 +44,7 @@ from pipelines.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipelines.engine.backend import Outfit
+    from pipelines.engine.backend import LoadedBackend
     from pipelines.messages import EngineConfig, FromEngine, ToEngine
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Link:
                 os._exit(0)
 
 
-def main(load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit] | None = None) -> None:
+def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend] | None = None) -> None:
     """Be an engine process. `load` makes the model; tests bring their own."""
     parser = argparse.ArgumentParser(prog="pipelines.worker")
     parser.add_argument("--fd", type=int, required=True)
@@ -118,38 +118,38 @@ def main(load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit] | 
     sock.set_inheritable(False)  # a compiler that torch starts must not hold the server's line
     _be_owned()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(_serve(Link(sock), load or load_outfit))
+    sys.exit(_serve(Link(sock), load or load_backend))
 
 
-def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None]], Outfit]) -> int:
+def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend]) -> int:
     first = link.receive()
     if not isinstance(first, Configure):
         return 0
     config = first.config
-    loaded = Future[Engine]()
-    threading.Thread(target=_read, args=(link, loaded), name="reader", daemon=True).start()
+    running = Future[Engine]()
+    threading.Thread(target=_read, args=(link, running), name="reader", daemon=True).start()
     try:
-        outfit = load(config, lambda fraction, what: link.send(Loading(fraction, what)))
-        engine = Engine(config, outfit.model, outfit.codec, link.send, overlaps=outfit.overlaps)
-        if outfit.warm_up_side:
+        loaded = load(config, lambda fraction, what: link.send(Loading(fraction, what)))
+        engine = Engine(config, loaded.model, loaded.codec, link.send, overlaps=loaded.overlaps)
+        if loaded.warm_up_side:
             link.send(Loading(1.0, "warming up"))
-            engine.warm_up(outfit.warm_up_side)
+            engine.warm_up(loaded.warm_up_side)
     except CheckpointError as error:
-        link.send(SetupFailed(error.reason, error.mend))
+        link.send(SetupFailed(error.reason, error.hint))
         link.close()
         return EXIT_SETUP_FAILED
     except NoRoomError as error:
-        logger.error("%s %s", error.reason, error.mend)  # noqa: TRY400 (where it ran out says nothing)
+        logger.error("%s %s", error.reason, error.hint)  # noqa: TRY400 (where it ran out says nothing)
         link.close()
         return EXIT_NO_ROOM
-    loaded.set_result(engine)
+    running.set_result(engine)
     link.send(
         Ready(
-            model=outfit.name,
-            device=outfit.device,
-            dtype=outfit.dtype,
+            model=loaded.name,
+            device=loaded.device,
+            dtype=loaded.dtype,
             capacity=engine.capacity,
-            notice=outfit.notice,
+            notice=loaded.notice,
         )
     )
     try:
@@ -174,7 +174,7 @@ def _read(link: Link, loaded: Future[Engine]) -> None:
     os._exit(0)  # not sys.exit: the main thread may be stuck in the device
 
 
-def load_outfit(config: EngineConfig, progress: Callable[[float, str], None]) -> Outfit:
+def load_backend(config: EngineConfig, progress: Callable[[float, str], None]) -> LoadedBackend:
     """What `config` names: a model on its device, or the engine without one. Raises `SetupError`."""
     # Imported here because torch takes seconds, and one of the two does without it.
     if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:

@@ -157,7 +157,7 @@ def test_a_model_that_can_not_be_had_is_said_with_the_mend():
     with EngineUnderTest(model="instant:soon") as engine:
         said = engine.until(SetupFailed)
 
-        assert ("soon" in said.reason, "instant:5" in said.mend) == (True, True)
+        assert ("soon" in said.reason, "instant:5" in said.hint) == (True, True)
         assert engine.exit_status() == EXIT_SETUP_FAILED
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from pipelines.device import loader
-from pipelines.engine.backend import ImageCodec, Outfit
+from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.images import codec as images
 from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.noise_schedule import lcm_timesteps
@@ -109,11 +109,11 @@ class Ours(LocalEngine):
             if model is None:
                 return loader.load(engine_config, lambda fraction, what: None)
             codec = ImageCodec(engine_config)
-            return Outfit(model=model, codec=codec, name="", device="", dtype="", overlaps=model.overlaps)
+            return LoadedBackend(model=model, codec=codec, name="", device="", dtype="", overlaps=model.overlaps)
 
         self._config = engine_config
         super().__init__(engine_config, load)
-        self.model = self.outfit.model
+        self.model = self.loaded.model
 
     def timed(self, requests, per_second, seed=0):
         """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""

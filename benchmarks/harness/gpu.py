@@ -17,10 +17,10 @@ import torch
 from benchmarks.harness import device as rig
 from pipelines.device import loader
 from pipelines.device.cuda_graphs import Cuda, Graphs
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.model import kernels
 from pipelines.weights import architectures, demo
-from pipelines.weights.checkpoint import Model
+from pipelines.weights.checkpoint import LoadedCheckpoint
 from tests.support.published_configs import FULL, SCHEDULER, TINY
 
 TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
@@ -37,13 +37,13 @@ class Bench:
     batches: tuple[int, ...]
     requests: int
     quick: float
-    model: Model
+    model: LoadedCheckpoint
     deadline: float
     peaks: tuple[int, int] = (0, 0)
 
     @functools.cached_property
     def ours(self):
-        return DeviceModel(self.model)
+        return TorchBackend(self.model)
 
     @property
     def left(self):
@@ -65,25 +65,25 @@ class Bench:
     def randn(self, *shape):
         return torch.randn(*shape, device=self.device, dtype=self.dtype)
 
-    def capture(self):
+    def capture_graphs(self):
         return Pretend() if self.dry else Cuda()
 
     def captured(self, run, inputs):
         """`run` as a captured call, and how it is given up."""
-        device = self.capture()
-        graph = device.capture(run, inputs, device.pool())
+        device = self.capture_graphs()
+        graph = device.capture_graphs(run, inputs, device.pool())
         return functools.partial(graph.replay, inputs), graph.destroy
 
-    def captured_model(self, model=None, *, sizes=None, rows=None, its_lanes=None, compiler=None):
+    def captured_model(self, model=None, *, sizes=None, rows=None, its_streams=None, compiler=None):
         """A model of ours with its graphs; `rows`: which batches of up to 8 are captured."""
-        made = DeviceModel(model or self.model, its_lanes)
+        made = TorchBackend(model or self.model, its_streams)
         self.capture_shapes(made, sizes, rows, compiler)
         return made
 
     def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
         with only(sizes or ((self.side, self.side),), rows):
-            loader.capture(
-                made, Graphs(self.capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler
+            loader.capture_graphs(
+                made, Graphs(self.capture_graphs(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler
             )
 
     def note_peaks(self):
@@ -115,7 +115,7 @@ class Pretend:
     def pool(self):
         return None
 
-    def capture(self, run, inputs, pool):
+    def capture_graphs(self, run, inputs, pool):
         run(*inputs)
         graph = Pretend()
         graph.replay = lambda given: run(*given)
@@ -162,7 +162,7 @@ def random_model(configs, device, dtype):
     checker = random_part(architectures.make_safety_checker, configs["safety_checker"], device, dtype)
     for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
         thresholds.fill_(2)  # nothing reaches it: random weights must not blacken pictures
-    return Model(
+    return LoadedCheckpoint(
         unet=random_part(architectures.make_unet, configs["unet"], device, dtype),
         vae=random_part(architectures.make_vae, configs["vae"], device, dtype),
         text_encoder=random_part(architectures.make_text_encoder, configs["text_encoder"], device, dtype),

@@ -73,18 +73,18 @@ class Graphs:
         self._held: dict[tuple[str, Size], dict[int, Graph]] = {}  # by rows
 
     def wrap(
-        self, name: str, run: Run, size: Callable[[Tensor], Size], *, lane: str = "", form: Run | None = None
+        self, name: str, run: Run, size: Callable[[Tensor], Size], *, stream: str = "", form: Run | None = None
     ) -> Run:
         """`run` with its shapes captured: a function of tensors [rows, …] that returns one such, or a tuple of them.
 
-        `size` tells from the first of them how large the pictures are, `lane` whose calls it never runs beside. `form`
-        is captured in its place: the same function, compiled.
+        `size` tells from the first of them how large the pictures are, `stream` whose calls it never runs beside.
+        `form` is captured in its place: the same function, compiled.
         """
 
         def call(*inputs: Tensor) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
             if self._learning and rows not in self._held.get((name, wanted), {}):
-                self._learn(name, wanted, form or run, inputs, lane)
+                self._learn(name, wanted, form or run, inputs, stream)
             graph = self._graph(name, rows, wanted)
             return run(*inputs) if graph is None else cut(graph.replay(inputs), rows)
 
@@ -119,13 +119,13 @@ class Graphs:
         fitting = [captured for captured in held if captured >= rows]
         return held[min(fitting)] if fitting else None
 
-    def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, lane: str) -> None:
+    def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, stream: str) -> None:
         """Capture a shape. What has no room or can't be captured runs as it is."""
         what = f"{name} for {len(inputs[0])} rows of {size[0]}×{size[1]}"
-        if lane not in self._pools:
-            self._pools[lane] = self._device.pool()
+        if stream not in self._pools:
+            self._pools[stream] = self._device.pool()
         try:
-            graph = self._device.capture(run, inputs, self._pools[lane])
+            graph = self._device.capture(run, inputs, self._pools[stream])
         except torch.OutOfMemoryError:
             logger.warning("no room to capture %s", what)
             return

@@ -11,8 +11,8 @@ import torch
 from pipelines.device import devices, memory
 from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Cuda, Graphs
-from pipelines.device.torch_backend import DeviceModel, is_out_of_memory
-from pipelines.engine.backend import ImageCodec, Outfit
+from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
+from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.errors import NoRoomError
 from pipelines.messages import GenerationParams
 from pipelines.weights import checkpoint
@@ -43,7 +43,7 @@ _GRAPHS_SHARE = 0.5
 _STAGES_SHARE = 0.8
 
 
-def load(config: EngineConfig, progress: Progress) -> Outfit:
+def load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     """The model that `config` names, on its device. Raises `CheckpointError`; `NoRoomError` if its memory runs out."""
     try:
         return _load(config, progress)
@@ -53,34 +53,34 @@ def load(config: EngineConfig, progress: Progress) -> Outfit:
         raise NoRoomError(config.device) from error
 
 
-def _load(config: EngineConfig, progress: Progress) -> Outfit:
+def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     if config.threads:
         torch.set_num_threads(config.threads)
     devices.prepare(config.device, exact=config.max_batch == 1)
     model = checkpoint.load(config, progress)
-    device_model = DeviceModel(model)
-    device_model.release()
+    backend = TorchBackend(model)
+    backend.release()
     cpu = model.device.type == "cpu"
     if cpu:
         devices.keep_freed_memory()
-    measure(device_model, WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE)
+    profile_memory(backend, WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE)
     if model.device.type == "cuda":
         graphs = Graphs(Cuda(exact=config.max_batch == 1), int(devices.free_memory(model.device) * _GRAPHS_SHARE))
-        capture(device_model, graphs, config.max_batch, progress, Compiler() if config.compile else None)
-    allot(device_model, devices.free_memory(model.device))
-    return Outfit(
-        model=device_model,
+        capture_graphs(backend, graphs, config.max_batch, progress, Compiler() if config.compile else None)
+    set_memory_budget(backend, devices.free_memory(model.device))
+    return LoadedBackend(
+        model=backend,
         codec=ImageCodec(config),
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         notice=model.notice,
         warm_up_side=WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE,
-        overlaps=device_model.overlaps,
+        overlaps=backend.overlaps,
     )
 
 
-def measure(model: DeviceModel, side: int) -> None:
+def profile_memory(model: TorchBackend, side: int) -> None:
     """Run a black picture through every stage as it is, and note the memory that each takes."""
     device, pixels = model.model.device, side * side
     (item,) = _black(model, side, side, 1)
@@ -93,41 +93,41 @@ def measure(model: DeviceModel, side: int) -> None:
         ("decode", lambda: model.check(model.decode(trajectories))),
     ):
         model.settle()
-        model.footprint.note(stage, pixels, 1, memory.peak(device, run))
+        model.memory_budget.note(stage, pixels, 1, memory.peak(device, run))
     model.settle()
 
 
-def allot(model: DeviceModel, free: float) -> None:
+def set_memory_budget(model: TorchBackend, free: float) -> None:
     """Let the stages share the memory that is left, as many at a time as there are lanes."""
-    model.footprint.budget = free * _STAGES_SHARE / (1 + model.overlaps)
-    logger.info("memory: %s", model.footprint)
+    model.memory_budget.budget = free * _STAGES_SHARE / (1 + model.overlaps)
+    logger.info("memory: %s", model.memory_budget)
 
 
-def capture(
-    model: DeviceModel, graphs: Graphs, max_batch: int, progress: Progress, compiler: Compiler | None = None
+def capture_graphs(
+    model: TorchBackend, graphs: Graphs, max_batch: int, progress: Progress, compiler: Compiler | None = None
 ) -> None:
     """Run black pictures of the usual sizes and batches through every stage, and keep what that captures."""
     model.graphs = graphs
     form = compiler or (lambda run: run)
-    model.unet = graphs.wrap("unet", model.unet, _latent_size, lane="steps", form=form(model.unet))
-    model.vae_encode = graphs.wrap("encode", model.vae_encode, _size, lane="pictures", form=form(model.vae_encode))
+    model.unet = graphs.wrap("unet", model.unet, _latent_size, stream="steps", form=form(model.unet))
+    model.vae_encode = graphs.wrap("encode", model.vae_encode, _size, stream="pictures", form=form(model.vae_encode))
     model.vae_decode = graphs.wrap(
-        "decode", model.vae_decode, _latent_size, lane="pictures", form=form(model.vae_decode)
+        "decode", model.vae_decode, _latent_size, stream="pictures", form=form(model.vae_decode)
     )
-    model.prompts.embed = graphs.wrap("text", model.prompts.embed, _text_size, lane="pictures")
+    model.prompts.embed = graphs.wrap("text", model.prompts.embed, _text_size, stream="pictures")
     if model.checker is not None:
-        model.checker.flags = graphs.wrap("safety", model.checker.flags, _pixels_size, lane="pictures")
+        model.checker.flags = graphs.wrap("safety", model.checker.flags, _pixels_size, stream="pictures")
     # The largest batch first: the pool has grown to what the others need.
     shapes = [(size, rows) for size in CAPTURED_SIZES for rows in reversed(batches(max_batch))]
     model.prompts.clear()  # so that a text is read meanwhile
     with graphs.learning():
         for number, ((height, width), rows) in enumerate(shapes):
             progress(number / len(shapes), f"preparing for {rows} pictures of {height}×{width}")
-            _rehearse(model, height, width, rows, guided=rows == 1 == max_batch)
+            _capture_size(model, height, width, rows, guided=rows == 1 == max_batch)
     model.settle()
 
 
-def _rehearse(model: DeviceModel, height: int, width: int, rows: int, *, guided: bool) -> None:
+def _capture_size(model: TorchBackend, height: int, width: int, rows: int, *, guided: bool) -> None:
     """Every stage once, and a step with guidance where no batch has its two rows. Without room: nothing."""
     try:
         trajectories = model.encode(_black(model, height, width, rows))
@@ -140,7 +140,7 @@ def _rehearse(model: DeviceModel, height: int, width: int, rows: int, *, guided:
 
 
 def _black(
-    model: DeviceModel, height: int, width: int, rows: int, guidance: float = 1.0
+    model: TorchBackend, height: int, width: int, rows: int, guidance: float = 1.0
 ) -> list[tuple[GenerationParams, Conditioning, Pixels, int]]:
     params = GenerationParams(prompt="", seed=0, num_inference_steps=1, guidance_scale=guidance)
     conditioning = model.prepare(params)

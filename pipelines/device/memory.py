@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MARGIN = 1.25
 
 
-class Footprint:
+class MemoryBudget:
     """What stages take of `budget` bytes."""
 
     def __init__(self, budget: float) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from pipelines.engine.backend import Passed
+from pipelines.engine.backend import HostEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipelines.engine.backend import Mark
+    from pipelines.engine.backend import Event
 
 
-class Lane(Protocol):
+class Stream(Protocol):
     """See this module. Used from the device's thread; marks from any."""
 
-    def running(self) -> AbstractContextManager[Any]:
+    def use(self) -> AbstractContextManager[Any]:
         """What is launched within is launched in this lane."""
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         """The point up to which work has been launched in this lane."""
 
-    def follow(self, mark: Any, *tensors: Tensor) -> None:
+    def wait_event(self, event: Any, *tensors: Tensor) -> None:
         """Wait, on the device, for another lane's mark; `tensors` of that lane will be used here."""
 
     def to_host(self, tensor: Tensor) -> Tensor:
@@ -52,25 +52,25 @@ class Direct:
     def __init__(self, settle: Callable[[], object]) -> None:
         self._settle = settle
 
-    def running(self) -> AbstractContextManager[None]:
-        """See `Lane`."""
+    def use(self) -> AbstractContextManager[None]:
+        """See `Stream`."""
         return contextlib.nullcontext()
 
-    def mark(self) -> Passed:
-        """See `Lane`. Has passed: a device without events can't be asked for it later."""
+    def record_event(self) -> HostEvent:
+        """See `Stream`. Has passed: a device without events can't be asked for it later."""
         self._settle()
-        return Passed(time.monotonic())
+        return HostEvent(time.monotonic())
 
-    def follow(self, mark: Any, *tensors: Tensor) -> None:
-        """See `Lane`."""
+    def wait_event(self, event: Any, *tensors: Tensor) -> None:
+        """See `Stream`."""
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """See `Lane`."""
+        """See `Stream`."""
         return tensor.cpu()
 
 
-class CudaMark:
-    """A `Mark`: an event of a stream."""
+class CudaEvent:
+    """An `Event`: an event of a stream."""
 
     def __init__(self, stream: Any) -> None:
         # Blocking: a thread that waits sleeps, where it would spin on a core that the codec could use.
@@ -79,55 +79,55 @@ class CudaMark:
 
     @property
     def passed(self) -> bool:
-        """See `Mark`."""
+        """See `Event`."""
         passed: bool = self.event.query()
         return passed
 
     def wait(self) -> None:
-        """See `Mark`."""
+        """See `Event`."""
         self.event.synchronize()
 
-    def since(self, earlier: CudaMark) -> float:
-        """See `Mark`."""
+    def since(self, earlier: CudaEvent) -> float:
+        """See `Event`."""
         self.wait()
         milliseconds: float = earlier.event.elapsed_time(self.event)
         return milliseconds / 1e3
 
 
-class CudaLane:
+class CudaStream:
     """A lane that is a CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
-    def running(self) -> AbstractContextManager[Any]:
-        """See `Lane`."""
-        running: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
-        return running
+    def use(self) -> AbstractContextManager[Any]:
+        """See `Stream`."""
+        use: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
+        return use
 
-    def mark(self) -> CudaMark:
-        """See `Lane`."""
-        return CudaMark(self._stream)
+    def record_event(self) -> CudaEvent:
+        """See `Stream`."""
+        return CudaEvent(self._stream)
 
-    def follow(self, mark: Any, *tensors: Tensor) -> None:
-        """See `Lane`."""
-        self._stream.wait_event(mark.event)
+    def wait_event(self, event: Any, *tensors: Tensor) -> None:
+        """See `Stream`."""
+        self._stream.wait_event(event.event)
         for tensor in tensors:
             tensor.record_stream(self._stream)
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """See `Lane`. torch keeps pinned buffers for the next copy, and waits for the last one before it reuses one."""
+        """See `Stream`. Torch keeps pinned buffers for the next copy, and waits for the last one before reuse."""
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
 
-def of(device: torch.device) -> tuple[Lane, Lane]:
+def streams_for(device: torch.device) -> tuple[Stream, Stream]:
     """A device's lanes: for the denoising steps, and for all that is done to pictures."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights are made in no lane
-        return CudaLane(device), CudaLane(device)
-    lane = Direct(torch.mps.synchronize if device.type == "mps" else _nothing)
-    return lane, lane
+        return CudaStream(device), CudaStream(device)
+    stream = Direct(torch.mps.synchronize if device.type == "mps" else _nothing)
+    return stream, stream
 
 
 def _nothing() -> None:

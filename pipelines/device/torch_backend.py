@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipelines.device import streams
-from pipelines.device.memory import Footprint
-from pipelines.engine.backend import Diagnosis
+from pipelines.device.memory import MemoryBudget
+from pipelines.engine.backend import FaultKind
 from pipelines.model.lcm import Lcm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pipelines.device.cuda_graphs import Graphs
-    from pipelines.device.streams import Lane
-    from pipelines.engine.backend import Mark, Pixels
+    from pipelines.device.streams import Stream
+    from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import GenerationParams
     from pipelines.model.lcm import Conditioning
     from pipelines.model.trajectory import Trajectory
-    from pipelines.weights.checkpoint import Model
+    from pipelines.weights.checkpoint import LoadedCheckpoint
 
     Pictures = tuple[Pixels, list[bool], list[bool]]
 
@@ -43,19 +43,19 @@ _OUT_OF_MEMORY = (
 )
 
 
-class DeviceModel(Lcm):
-    """A `stages.Model`. Steps go in one lane of the device; everything else, which makes or reads pictures, in another.
+class TorchBackend(Lcm):
+    """A `Backend` for torch devices. Steps go in one stream of the device; all that makes or reads pictures in another.
 
     What crosses over: a trajectory's tensors, made beside the steps and then read by them (`begun`), and the latents
     that a step leaves, which decoding reads. Everything else stays in its lane.
     """
 
-    def __init__(self, model: Model, its_lanes: tuple[Lane, Lane] | None = None) -> None:
+    def __init__(self, model: LoadedCheckpoint, its_streams: tuple[Stream, Stream] | None = None) -> None:
         super().__init__(model)
         self.graphs: Graphs | None = None
-        self.footprint = Footprint(math.inf)
-        self._steps, self._pictures = its_lanes or streams.of(model.device)
-        self._ahead: deque[Mark] = deque()
+        self.memory_budget = MemoryBudget(math.inf)
+        self._steps, self._pictures = its_streams or streams.streams_for(model.device)
+        self._ahead: deque[Event] = deque()
 
     @property
     def overlaps(self) -> bool:
@@ -64,61 +64,61 @@ class DeviceModel(Lcm):
 
     def settle(self) -> None:
         """Return when the device has nothing left to do."""
-        for lane in (self._steps, self._pictures):
-            lane.mark().wait()
+        for stream in (self._steps, self._pictures):
+            stream.record_event().wait()
 
     # --- stages, each in its lane ------------------------------------------------------------------------------------
 
     def prepare(self, params: GenerationParams) -> Conditioning:
         """See `Lcm`."""
-        with self._pictures.running():
+        with self._pictures.use():
             return super().prepare(params)
 
     def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
         """See `Lcm`."""
-        with self._pictures.running():
+        with self._pictures.use():
             trajectories = super().encode(items)
-        begun = self._pictures.mark()
+        begun = self._pictures.record_event()
         for trajectory in trajectories:
             trajectory.begun = begun
         return trajectories
 
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        """See `Lcm`, and `stages.Model` for what is waited for."""
+        """See `Lcm`, and `Backend` for what is waited for."""
         for trajectory in trajectories:
             if trajectory.begun is not None:
-                self._steps.follow(trajectory.begun, *trajectory.tensors)
-        with self._steps.running():
+                self._steps.wait_event(trajectory.begun, *trajectory.tensors)
+        with self._steps.use():
             super().step(trajectories)
         for trajectory in trajectories:
             trajectory.begun = None
-        self._ahead.append(self._steps.mark())
+        self._ahead.append(self._steps.record_event())
         if len(self._ahead) > _STEPS_AHEAD:
             self._ahead.popleft().wait()
 
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """See `Lcm`."""
-        self._pictures.follow(self._steps.mark(), *(trajectory.denoised for trajectory in trajectories))
-        with self._pictures.running():
+        self._pictures.wait_event(self._steps.record_event(), *(trajectory.denoised for trajectory in trajectories))
+        with self._pictures.use():
             return super().decode(trajectories)
 
     def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """See `Lcm`."""
-        with self._pictures.running():
+        with self._pictures.use():
             return super().finite(trajectories)
 
     def check(self, pixels: torch.Tensor) -> torch.Tensor:
         """See `Lcm`."""
-        with self._pictures.running():
+        with self._pictures.use():
             return super().check(pixels)
 
     # --- what the loop must know -------------------------------------------------------------------------------------
 
     def fetch(self, pixels: torch.Tensor, finite: torch.Tensor, unsafe: torch.Tensor) -> Callable[[], Pictures]:
-        """See `stages.Model`."""
-        with self._pictures.running():
+        """See `Backend`."""
+        with self._pictures.use():
             copies = [self._pictures.to_host(tensor) for tensor in (pixels, finite, unsafe)]
-        arrived = self._pictures.mark()
+        arrived = self._pictures.record_event()
 
         def wait() -> Pictures:
             arrived.wait()
@@ -127,24 +127,24 @@ class DeviceModel(Lcm):
 
         return wait
 
-    def mark(self, stage: str) -> Mark:
-        """See `stages.Model`."""
-        return (self._steps if stage == "steps" else self._pictures).mark()
+    def record_event(self, stage: str) -> Event:
+        """See `Backend`."""
+        return (self._steps if stage == "steps" else self._pictures).record_event()
 
     def room(self, stage: str, pixels: int, most: int) -> int:
-        """See `stages.Model`."""
-        return self.footprint.rows("decode" if stage == "preview" else stage, pixels, most)
+        """See `Backend`."""
+        return self.memory_budget.rows("decode" if stage == "preview" else stage, pixels, most)
 
-    def diagnose(self, error: Exception) -> Diagnosis:
+    def diagnose(self, error: Exception) -> FaultKind:
         """Out of memory is torch's own error or an allocator's; any other error of the device outlives its call."""
         if is_out_of_memory(error):
-            return Diagnosis.OUT_OF_MEMORY
+            return FaultKind.OUT_OF_MEMORY
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
-            return Diagnosis.DEVICE_LOST
-        return Diagnosis.OTHER
+            return FaultKind.DEVICE_LOST
+        return FaultKind.OTHER
 
     def relieve(self) -> bool:
-        """See `stages.Model`: what is captured."""
+        """See `Backend`: what is captured."""
         relieved = self.graphs is not None and self.graphs.evict()
         if relieved:
             logger.warning("gave up all captured shapes for their memory: they run slower until a restart")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
-class Diagnosis(enum.Enum):
+class FaultKind(enum.Enum):
     """What an exception from the model means: a smaller batch may do, the process is done for, or neither."""
 
     OUT_OF_MEMORY = enum.auto()
@@ -32,7 +32,7 @@ class Diagnosis(enum.Enum):
     OTHER = enum.auto()
 
 
-class Mark(Protocol):
+class Event(Protocol):
     """A point in what a device has been told to do (`pipelines.device.streams`). Any thread may ask."""
 
     @property
@@ -47,17 +47,17 @@ class Mark(Protocol):
 
 
 @dataclass(frozen=True)
-class Passed:
-    """A `Mark` of a device that has done everything by the time a call returns. `moment`: monotonic seconds."""
+class HostEvent:
+    """A `Event` of a device that has done everything by the time a call returns. `moment`: monotonic seconds."""
 
     moment: float
     passed: bool = True
 
     def wait(self) -> None:
-        """See `Mark`."""
+        """See `Event`."""
 
-    def since(self, earlier: Passed) -> float:
-        """See `Mark`."""
+    def since(self, earlier: HostEvent) -> float:
+        """See `Event`."""
         return self.moment - earlier.moment
 
 
@@ -83,7 +83,7 @@ class Trajectory(Protocol):
     def ready(self) -> bool: ...
 
 
-class Model(Protocol):
+class Backend(Protocol):
     """The stages, as `pipelines.model.lcm.Lcm` has them; all images of a call have one size. Called from one thread.
 
     A stage may return before the device has done it; only what `fetch` returns waits for that. Lest the loop decide
@@ -107,13 +107,13 @@ class Model(Protocol):
         to be written to, and a flag of each kind per picture.
         """
 
-    def mark(self, stage: str) -> Mark:
+    def record_event(self, stage: str) -> Event:
         """The point up to which the device has been told what to do at this stage."""
 
     def room(self, stage: str, pixels: int, most: int) -> int:
         """For how many rows of so many pixels a call of this stage has memory: from one to `most`."""
 
-    def diagnose(self, error: Exception) -> Diagnosis:
+    def diagnose(self, error: Exception) -> FaultKind:
         """What an exception of the other methods means."""
 
     def relieve(self) -> bool:
@@ -121,24 +121,24 @@ class Model(Protocol):
 
 
 class OnHost:
-    """What a `Model` does that computes on the host and is done when a call returns."""
+    """What a `Backend` does that computes on the host and is done when a call returns."""
 
     def fetch(self, pixels: Pixels, finite: Any, unsafe: Any) -> Callable[[], tuple[Pixels, Any, Any]]:
-        """See `Model`."""
+        """See `Backend`."""
         return lambda: (pixels, finite, unsafe)
 
-    def mark(self, stage: str) -> Passed:
-        """See `Model`."""
+    def record_event(self, stage: str) -> HostEvent:
+        """See `Backend`."""
         del stage
-        return Passed(time.monotonic())
+        return HostEvent(time.monotonic())
 
     def room(self, stage: str, pixels: int, most: int) -> int:
-        """See `Model`: not measured."""
+        """See `Backend`: not measured."""
         del stage, pixels
         return most
 
     def relieve(self) -> bool:
-        """See `Model`."""
+        """See `Backend`."""
         return False
 
 
@@ -168,14 +168,14 @@ class ImageCodec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outfit:
+class LoadedBackend:
     """A loaded model, its codec, and what the server and its operator are told of them.
 
     `warm_up_side`: sides of a picture to run before the first request; 0 for none. `overlaps`: whether the model makes
     pictures beside its steps.
     """
 
-    model: Model
+    model: Backend
     codec: Codec
     name: str
     device: str

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.engine.request import Rendered, Request
 
 
-class CodecThreads:
+class CodecPool:
     """`tell` takes previews, `end` the last message of a request: both unless it has had that."""
 
     def __init__(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.engine.backend import Diagnosis, ImageCodec, OnHost, Outfit
+from pipelines.engine.backend import FaultKind, ImageCodec, LoadedBackend, OnHost
 from pipelines.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ JPEG = base64.b64decode(
 )
 
 
-def load(config: EngineConfig) -> Outfit:
+def load(config: EngineConfig) -> LoadedBackend:
     """The engine that `config.model` names. Raises `CheckpointError` if the time is no number."""
     name, _, written = config.model.partition(":")
     try:
@@ -42,7 +42,7 @@ def load(config: EngineConfig) -> Outfit:
     except ValueError as error:
         raise CheckpointError(f"{written!r} is no number of milliseconds.", "Write instant:5, for instance.") from error
     codec: Codec = ImageCodec(config) if name == "instant+jpeg" else FixedCodec()
-    return Outfit(
+    return LoadedBackend(
         model=InstantModel(seconds),
         codec=codec,
         name=config.model,
@@ -128,7 +128,7 @@ class InstantModel(OnHost):
         """Never unsafe."""
         return [False] * len(pixels)
 
-    def diagnose(self, error: Exception) -> Diagnosis:
+    def diagnose(self, error: Exception) -> FaultKind:
         """Nothing here runs out of anything."""
         del error
-        return Diagnosis.OTHER
+        return FaultKind.OTHER

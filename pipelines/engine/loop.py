@@ -31,19 +31,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.engine import batching
-from pipelines.engine.backend import Diagnosis
-from pipelines.engine.codec_pool import CodecThreads
-from pipelines.engine.readback import Gallery
+from pipelines.engine.backend import FaultKind
+from pipelines.engine.codec_pool import CodecPool
+from pipelines.engine.readback import Readback
 from pipelines.engine.request import Image, Request
-from pipelines.engine.stage_runner import Staging
-from pipelines.engine.stages import Calls
+from pipelines.engine.stage_runner import StageRunner
+from pipelines.engine.stages import Stages
 from pipelines.errors import NoRoomError
 from pipelines.messages import PATIENCE_S, Beat, Cancelled, Failed, Generated, Log, Started, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pipelines.engine.backend import Codec, Model
+    from pipelines.engine.backend import Backend, Codec
     from pipelines.messages import EngineConfig, FailureKind, FromEngine, Preview
 
 IDLE_BEAT_S = 1.0
@@ -57,7 +57,7 @@ class Engine:
     def __init__(
         self,
         config: EngineConfig,
-        model: Model,
+        model: Backend,
         codec: Codec,
         emit: Callable[[FromEngine], None],
         *,
@@ -68,16 +68,16 @@ class Engine:
         self._emit = emit
         # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
         self.capacity = (3 if overlaps else 2) * config.max_batch
-        self._codecs = CodecThreads(codec, self._say, self._say_last)
+        self._codecs = CodecPool(codec, self._say, self._say_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._gallery = Gallery(self._codecs, self._say_last, self._leave, self._inbox.put)
+        self._readback = Readback(self._codecs, self._say_last, self._leave, self._inbox.put)
         self._in_hand: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self._draining = False
         self._speaking = threading.Lock()
-        self._stages = Staging(config.max_batch, model, self._beat, self._fail)
-        self._calls = Calls(model, self._stages, self._gallery, forced=config.force_safety_checks)
+        self._runner = StageRunner(config.max_batch, model, self._beat, self._fail)
+        self._stages = Stages(model, self._runner, self._readback, forced=config.force_safety_checks)
         self._beat_due = 0.0
         self._allowed_s = 0.0
 
@@ -108,9 +108,9 @@ class Engine:
         Raises `NoRoomError` where that has no room.
         """
         try:
-            self._calls.warm_up(side)
+            self._stages.warm_up(side)
         except Exception as error:
-            if self._model.diagnose(error) is not Diagnosis.OUT_OF_MEMORY:
+            if self._model.diagnose(error) is not FaultKind.OUT_OF_MEMORY:
                 raise
             raise NoRoomError(self._config.device) from error
 
@@ -121,7 +121,7 @@ class Engine:
         while self._admit():
             self._step()
             self._retire()
-        self._gallery.close()
+        self._readback.close()
         self._codecs.close()
 
     def _admit(self) -> bool:
@@ -135,28 +135,28 @@ class Engine:
         for request in joining:
             self._start(request)
         images = [image for request in joining for image in request.images]
-        self._stages.in_batches("encode", images, self._calls.encode)
+        self._runner.in_batches("encode", images, self._stages.encode)
         return True
 
     def _step(self) -> None:
         """One UNet call, and the previews that it gave. What is still being encoded joins when others need not wait."""
         running = [image for image in self._images() if not image.trajectory.finished]
         ready = [image for image in running if image.trajectory.ready] or running
-        batch = batching.next_step(ready, functools.partial(self._stages.limit, "steps"), time.monotonic())
-        self._stages.attempt("steps", batch, self._calls.denoise)
-        self._stages.in_batches("preview", [image for image in batch if image.wants_preview], self._calls.preview)
+        batch = batching.next_step(ready, functools.partial(self._runner.limit, "steps"), time.monotonic())
+        self._runner.attempt("steps", batch, self._stages.denoise)
+        self._runner.in_batches("preview", [image for image in batch if image.wants_preview], self._stages.preview)
 
     def _retire(self) -> None:
         """Have pictures made of what is denoised."""
-        done = [image for image in self._images() if image.trajectory.finished and not image.launched]
-        self._stages.in_batches("decode", done, self._calls.decode)
+        done = [image for image in self._images() if image.trajectory.finished and not image.submitted]
+        self._runner.in_batches("decode", done, self._stages.decode)
 
     # --- requests come and go ----------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
         """Do what is in the inbox; with nothing else to do, wait for it. False once drained."""
         while not self._draining or self._in_hand:
-            idle = not self._joining() and all(request.launched for request in self._active)
+            idle = not self._joining() and all(request.submitted for request in self._active)
             if not self._active and not self._waiting:
                 self._beat("idle", 0.0)
             try:
@@ -170,9 +170,9 @@ class Engine:
 
     def _joining(self) -> list[Request]:
         """Who joins now. A full step is in the way of others, and so is a batch of pictures that are yet to be made."""
-        launched = [request for request in self._active if request.launched]
-        full = sum(len(request.images) for request in launched) >= self._config.max_batch
-        aboard = self._active if full else [request for request in self._active if not request.launched]
+        submitted = [request for request in self._active if request.submitted]
+        full = sum(len(request.images) for request in submitted) >= self._config.max_batch
+        aboard = self._active if full else [request for request in self._active if not request.submitted]
         return batching.admissible(self._waiting, aboard, self._config.max_batch, time.monotonic())
 
     def _start(self, request: Request) -> None:
@@ -183,7 +183,7 @@ class Engine:
         self._emit(Started(request.id))
         params = request.work.params
         request.images = [Image(request, params.seed + number) for number in range(params.num_images)]
-        self._stages.attempt("text", request.images[:1], self._calls.prepare)
+        self._runner.attempt("text", request.images[:1], self._stages.prepare)
         if not request.ended and request.conditioning.summary:
             self._emit(Log(request.id, request.conditioning.summary))
 
@@ -202,7 +202,7 @@ class Engine:
 
     def _leave(self, request: Request) -> None:
         """Its pictures are there: the device is done with it."""
-        self._stages.learn(request)
+        self._runner.learn(request)
         if request in self._active:  # else it has been cancelled meanwhile
             self._active.remove(request)
 

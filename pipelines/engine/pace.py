@@ -8,7 +8,7 @@ MARGIN = 5.0
 FIRST_S = 300.0
 
 
-class Pace:
+class SilenceBudget:
     """Remembers the worst seconds per pixel of each stage, by size of picture and in all."""
 
     def __init__(self) -> None:

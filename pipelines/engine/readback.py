@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
-    from pipelines.engine.codec_pool import CodecThreads
+    from pipelines.engine.codec_pool import CodecPool
     from pipelines.engine.request import Image, Request
 
-    Develop: TypeAlias = Callable[[], list[Rendered | None]]
+    PendingPictures: TypeAlias = Callable[[], list[Rendered | None]]
 
 
-def develop(
+def resolve_pictures(
     wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
 ) -> list[Rendered | None]:
     """Wait for pictures, their numbers' finiteness and what the safety checker says (`stages.Model.fetch`).
@@ -36,7 +36,7 @@ def develop(
     return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]
 
 
-class Gallery:
+class Readback:
     """`end` takes the last message of a request that can't be shown, `leave` a request that the device is done with.
 
     `leave` is called by the device thread: `tell` takes what that is to do.
@@ -44,7 +44,7 @@ class Gallery:
 
     def __init__(
         self,
-        codecs: CodecThreads,
+        codecs: CodecPool,
         end: Callable[[Request, Generated | Failed], None],
         leave: Callable[[Request], None],
         tell: Callable[[Callable[[], None]], None],
@@ -55,14 +55,14 @@ class Gallery:
         self._tell = tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gallery")
 
-    def hang(self, images: Sequence[Image], pictures: Develop) -> None:
+    def finish(self, images: Sequence[Image], pictures: PendingPictures) -> None:
         """Have the last pictures of these images waited for, and complete requests answered."""
-        self._thread.submit(self._contained, partial(self._hang, images, pictures))
+        self._thread.submit(self._contained, partial(self._finish, images, pictures))
 
-    def show(self, images: Sequence[Image], pictures: Develop) -> None:
+    def preview(self, images: Sequence[Image], pictures: PendingPictures) -> None:
         """Have previews of these images, as they stand now, waited for and sent."""
         steps = [image.trajectory.step for image in images]
-        self._thread.submit(self._contained, partial(self._show, images, steps, pictures))
+        self._thread.submit(self._contained, partial(self._preview, images, steps, pictures))
 
     def close(self) -> None:
         """Return when nothing is waited for."""
@@ -70,11 +70,11 @@ class Gallery:
 
     # --- on the thread -----------------------------------------------------------------------------------------------
 
-    def _hang(self, images: Sequence[Image], pictures: Develop) -> None:
+    def _finish(self, images: Sequence[Image], pictures: PendingPictures) -> None:
         for image, rendered in zip(images, pictures(), strict=True):
-            image.rendered, image.developed = rendered, True
+            image.rendered, image.resolved = rendered, True
         for request in dict.fromkeys(image.request for image in images):
-            if request.ended or not all(image.developed for image in request.images):
+            if request.ended or not all(image.resolved for image in request.images):
                 continue
             request.time()
             if all(image.rendered is not None for image in request.images):
@@ -84,7 +84,7 @@ class Gallery:
                 self._end(request, Failed(id=request.id, kind="bad_output", message=words))
             self._tell(partial(self._leave, request))
 
-    def _show(self, images: Sequence[Image], steps: Sequence[int], pictures: Develop) -> None:
+    def _preview(self, images: Sequence[Image], steps: Sequence[int], pictures: PendingPictures) -> None:
         for image, step, rendered in zip(images, steps, pictures(), strict=True):
             if rendered is None:
                 image.request.previewing = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from pipelines.engine.backend import Mark, Pixels
+    from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import Priority, Work
 
 
@@ -26,8 +26,8 @@ class Span(NamedTuple):
     stage: str
     pixels: int
     images: int
-    begin: Mark
-    end: Mark
+    begin: Event
+    end: Event
 
     @property
     def seconds(self) -> float:
@@ -82,24 +82,24 @@ class Request:
             self.timings[span.stage] += span.seconds
 
     @property
-    def launched(self) -> bool:
+    def submitted(self) -> bool:
         """Whether all its pictures are being made: nothing is left to denoise."""
-        return bool(self.images) and all(image.launched for image in self.images)
+        return bool(self.images) and all(image.submitted for image in self.images)
 
 
 @dataclass(eq=False, slots=True)
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `launched`: the device has been told to make its picture. `developed`: that has been waited for; `rendered` is still
+    `submitted`: the device has been told to make its picture. `resolved`: that has been waited for; `rendered` is still
     None then if it is no picture.
     """
 
     request: Request
     seed: int
     trajectory: Any = None
-    launched: bool = False
-    developed: bool = False
+    submitted: bool = False
+    resolved: bool = False
     rendered: Rendered | None = None
 
     @property

@@ -15,14 +15,14 @@ import traceback
 from typing import TYPE_CHECKING
 
 from pipelines.engine import batching
-from pipelines.engine.backend import Diagnosis
-from pipelines.engine.pace import Pace
+from pipelines.engine.backend import FaultKind
+from pipelines.engine.pace import SilenceBudget
 from pipelines.engine.request import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipelines.engine.backend import Model
+    from pipelines.engine.backend import Backend
     from pipelines.engine.request import Image, Request
     from pipelines.messages import FailureKind
 
@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 SMALL_FOR_S = 60.0
 
 
-class Staging:
+class StageRunner:
     """`announce` is told of each stage and for how long it may be silent; `fail`, which request can't go through it."""
 
     def __init__(
         self,
         max_batch: int,
-        model: Model,
+        model: Backend,
         announce: Callable[[str, float], None],
         fail: Callable[[Request, str, FailureKind], None],
     ) -> None:
@@ -47,7 +47,7 @@ class Staging:
         self._announce = announce
         self._fail = fail
         self._limits: dict[tuple[str, tuple[int, int]], tuple[int, float]] = {}
-        self._pace = Pace()
+        self._silence = SilenceBudget()
 
     def limit(self, stage: str, shape: tuple[int, int]) -> int:
         """How many may share a call: as configured, or less where memory has no room or has run out of late."""
@@ -72,12 +72,12 @@ class Staging:
         except Exception as error:
             log_fault(stage, len(images), error)
             diagnosis = self._model.diagnose(error)
-            if diagnosis is Diagnosis.DEVICE_LOST:
+            if diagnosis is FaultKind.DEVICE_LOST:
                 raise
         else:
             return
         # Out here the exception is gone, and with it whatever memory its frames held.
-        out_of_memory = diagnosis is Diagnosis.OUT_OF_MEMORY
+        out_of_memory = diagnosis is FaultKind.OUT_OF_MEMORY
         if len(images) == 1 and out_of_memory and self._model.relieve():
             self.attempt(stage, images, run)
             return
@@ -97,18 +97,18 @@ class Staging:
         """Announce a stage, and mark where it begins and ends on the device, for its requests."""
         height, width = images[0].shape
         pixels, count = height * width, len(images)
-        self._announce(stage, self._pace.allow_s(stage, pixels, count))
-        began, begin = time.monotonic(), self._model.mark(stage)
+        self._announce(stage, self._silence.allow_s(stage, pixels, count))
+        began, begin = time.monotonic(), self._model.record_event(stage)
         yield
-        span = Span(stage, pixels, count, begin, self._model.mark(stage))
-        self._pace.note(stage, pixels, count, time.monotonic() - began)
+        span = Span(stage, pixels, count, begin, self._model.record_event(stage))
+        self._silence.note(stage, pixels, count, time.monotonic() - began)
         for request in {image.request for image in images}:
             request.spans.append(span)
 
     def learn(self, request: Request) -> None:
         """Note how long the device took for the stages of a request that is done: the patience with the next one."""
         for span in request.spans:
-            self._pace.note(span.stage, span.pixels, span.images, span.seconds)
+            self._silence.note(span.stage, span.pixels, span.images, span.seconds)
 
 
 def log_fault(stage: str, images: int, error: Exception) -> None:

@@ -8,25 +8,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.engine.readback import develop
+from pipelines.engine.readback import resolve_pictures
 from pipelines.engine.request import Image, Request
 from pipelines.messages import GenerationParams, Work
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.engine.backend import Model
-    from pipelines.engine.readback import Develop, Gallery
-    from pipelines.engine.stage_runner import Staging
+    from pipelines.engine.backend import Backend
+    from pipelines.engine.readback import PendingPictures, Readback
+    from pipelines.engine.stage_runner import StageRunner
 
 
-class Calls:
-    """All images of a call have one size. Pictures go to the `gallery`; with `forced`, none of them unchecked."""
+class Stages:
+    """All images of a call have one size. Pictures go to the `readback`; with `forced`, none of them unchecked."""
 
-    def __init__(self, model: Model, stages: Staging, gallery: Gallery, *, forced: bool) -> None:
+    def __init__(self, model: Backend, runner: StageRunner, readback: Readback, *, forced: bool) -> None:
         self._model = model
-        self._stages = stages
-        self._gallery = gallery
+        self._runner = runner
+        self._readback = readback
         self._forced = forced
 
     def warm_up(self, side: int) -> None:
@@ -38,55 +38,55 @@ class Calls:
         self.encode(images)
         self.denoise(images)
         self._render("decode", images)()
-        self._stages.learn(request)
+        self._runner.learn(request)
 
     def prepare(self, images: Sequence[Image]) -> None:
         """Encode the prompts of the request whose images they are."""
         request = images[0].request
-        with self._stages.timed("text", images):
+        with self._runner.timed("text", images):
             request.conditioning = self._model.prepare(request.work.params)
 
     def encode(self, images: Sequence[Image]) -> None:
         """Start each image's trajectory."""
         items = [(i.request.work.params, i.request.conditioning, i.request.pixels, i.seed) for i in images]
-        with self._stages.timed("encode", images):
+        with self._runner.timed("encode", images):
             trajectories = self._model.encode(items)
         for image, trajectory in zip(images, trajectories, strict=True):
             image.trajectory = trajectory
 
     def denoise(self, images: Sequence[Image]) -> None:
         """Take each one timestep further."""
-        with self._stages.timed("steps", images):
+        with self._runner.timed("steps", images):
             self._model.step([image.trajectory for image in images])
 
     def decode(self, images: Sequence[Image]) -> None:
         """Have the last pictures made."""
         pictures = self._render("decode", images)
         for image in images:
-            image.launched = True
-        self._gallery.hang(images, pictures)
+            image.submitted = True
+        self._readback.finish(images, pictures)
 
     def preview(self, images: Sequence[Image]) -> None:
         """Have pictures made of what they are so far."""
         pictures = self._render("preview", images)
         for image in images:
             image.request.previewing = True
-        self._gallery.show(images, pictures)
+        self._readback.preview(images, pictures)
 
-    def _render(self, name: str, images: Sequence[Image]) -> Develop:
+    def _render(self, name: str, images: Sequence[Image]) -> PendingPictures:
         """What each image looks like so far, black where it is unsafe; None where it is not even numbers.
 
         Launched here; the function returned waits for it.
         """
         trajectories = [image.trajectory for image in images]
         checked = [self._forced or image.request.work.params.enable_safety_checks for image in images]
-        with self._stages.timed(name, images):
+        with self._runner.timed(name, images):
             pixels = self._model.decode(trajectories)
             finite = self._model.finite(trajectories)
         unsafe = finite  # flags all the same: nobody looks at those of pictures that are not to be checked
         if any(checked):
-            with self._stages.timed("safety", images):
+            with self._runner.timed("safety", images):
                 unsafe = self._model.check(pixels)
-        with self._stages.timed(name, images):
+        with self._runner.timed(name, images):
             wait = self._model.fetch(pixels, finite, unsafe)
-        return partial(develop, wait, checked)
+        return partial(resolve_pictures, wait, checked)

@@ -38,14 +38,14 @@ _PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that bri
 _TIMEOUT = 20.0  # seconds without a byte
 
 
-def cached(repo: str, *, mend: str) -> Folder:
-    """The snapshot of `repo` on this machine's disk. Raises `NotOnDiskError` with `mend` if there is none."""
+def cached(repo: str, *, hint: str) -> Folder:
+    """The snapshot of `repo` on this machine's disk. Raises `NotOnDiskError` with `hint` if there is none."""
     storage = _storage(repo)
     ref = storage / "refs" / _REVISION
     root = storage / "snapshots" / (ref.read_text(encoding="utf-8").strip() if ref.is_file() else "-")
     if not root.is_dir():
-        raise NotOnDiskError(f"The weights of {repo} are not on this machine.", mend)
-    return Folder(root, label=repo, mend=mend)
+        raise NotOnDiskError(f"The weights of {repo} are not on this machine.", hint)
+    return Folder(root, label=repo, hint=hint)
 
 
 def cache_folder() -> Path:
@@ -56,7 +56,7 @@ def cache_folder() -> Path:
 class Remote:
     """A repository on the hub at its newest commit: what it holds, and the means to fetch it."""
 
-    mend = "Use a complete repository in diffusers layout."
+    hint = "Use a complete repository in diffusers layout."
 
     def __init__(self, repo: str) -> None:
         """Ask the hub. Raises `UnreachableError`; `CheckpointError` if there is no such repository for this user."""

@@ -42,7 +42,10 @@ def fetch(config: EngineConfig, *, half: bool, report: Report) -> None:
 
     plan = manifest.compose(config, half=half, open_repo=open_repo)
     wanted = [
-        (files.shelf, name) for files in plan.files() if isinstance(files.shelf, client.Remote) for name in files.names
+        (files.source, name)
+        for files in plan.files()
+        if isinstance(files.source, client.Remote)
+        for name in files.names
     ]
     wanted = list(dict.fromkeys(wanted))
     total = sum(remote.sizes[name] for remote, name in wanted)

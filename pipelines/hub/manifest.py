@@ -13,37 +13,37 @@ from typing import Any
 
 from pipelines.errors import CheckpointError, NotOnDiskError, OnlyPicklesError, UnreachableError
 from pipelines.hub import layout, sd15
-from pipelines.hub.source import Folder, Shelf, read_json
+from pipelines.hub.source import FileSource, Folder, read_json
 from pipelines.messages import EngineConfig
 
-OpenRepo = Callable[[str], Shelf]
+OpenRepo = Callable[[str], FileSource]
 
 REAL = ("sd15", "auto")  # names of the real weights; `auto` is resolved before this module is asked
 
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
-_FAMILY_MEND = "Use a Stable Diffusion 1.x checkpoint, fine-tuned or not: the LCM-LoRA makes it a four-step model."
+_FAMILY_HINT = "Use a Stable Diffusion 1.x checkpoint, fine-tuned or not: the LCM-LoRA makes it a four-step model."
 
 
 @dataclass(frozen=True)
 class Files:
     """Some files of one shelf. Of a module: first its config, then its weights."""
 
-    shelf: Shelf
+    source: FileSource
     names: tuple[str, ...]
 
     @property
     def paths(self) -> list[Path]:
-        return [self.shelf.path(name) for name in self.names]
+        return [self.source.path(name) for name in self.names]
 
     @property
     def size(self) -> int:
         """Bytes of all of them."""
-        return sum(self.shelf.sizes[name] for name in self.names)
+        return sum(self.source.sizes[name] for name in self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Manifest:
     """Everything that a model is made of.
 
     Either `unet` and `text_encoder` (and `vae`) are parts in diffusers layout, or `single_file` holds them; a `vae`
@@ -68,7 +68,7 @@ class Recipe:
         return (value for value in values if isinstance(value, Files))
 
 
-def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
+def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Manifest:
     """The recipe for `config.model` (a hub id, a folder or a file) with its LoRA, VAE and checker.
 
     `half`: prefer 16-bit files. Raises `NotOnDiskError` where fetching would help, `CheckpointError` elsewhere.
@@ -79,7 +79,7 @@ def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
     scheduler = _require(base, layout.SCHEDULER, "the scheduler's config")
     unet = _part(base, "unet", half=half)
     _check_family(read_json(base.path(unet.names[0])))
-    return Recipe(
+    return Manifest(
         name=_name(config.model),
         unet=unet,
         text_encoder=_part(base, "text_encoder", half=half),
@@ -110,11 +110,11 @@ def _name(model: str) -> str:
     return "sd15" if model in REAL else path.absolute().name if path.exists() else model
 
 
-def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Recipe:
+def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Manifest:
     """A file brings UNet, VAE and text encoder; the tokenizer lies beside it or comes from the base repository."""
     beside = Folder(path.parent / "tokenizer", label=str(path.parent))
     names = layout.find_tokenizer(beside.sizes, "")
-    return Recipe(
+    return Manifest(
         name=_name(config.model),
         single_file=path,
         vae=_vae(config, None, half=half, open_repo=open_repo),
@@ -124,7 +124,7 @@ def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo
     )
 
 
-def _open(name: str, open_repo: OpenRepo, flag: str) -> Shelf | Path:
+def _open(name: str, open_repo: OpenRepo, flag: str) -> FileSource | Path:
     """What `name` means: a folder or a file on disk first (the file is returned as it is), then a hub id."""
     path = Path(name or "(nothing)").expanduser()  # an empty path would be the current folder
     if path.is_dir():
@@ -142,32 +142,32 @@ def _open(name: str, open_repo: OpenRepo, flag: str) -> Shelf | Path:
     return open_repo(name)
 
 
-def _part(shelf: Shelf, folder: str, *, half: bool) -> Files:
-    part = _find(shelf, folder, half=half)
+def _part(source: FileSource, folder: str, *, half: bool) -> Files:
+    part = _find(source, folder, half=half)
     if part is None:
-        raise NotOnDiskError(f"{shelf.label} has no weights in {folder}.", shelf.mend)
+        raise NotOnDiskError(f"{source.label} has no weights in {folder}.", source.hint)
     return part
 
 
-def _find(shelf: Shelf, folder: str, *, half: bool) -> Files | None:
-    part = layout.find_part(shelf.sizes, folder, half=half, label=shelf.label)
-    return None if part is None else Files(shelf, (part.config, *part.weights))
+def _find(source: FileSource, folder: str, *, half: bool) -> Files | None:
+    part = layout.find_part(source.sizes, folder, half=half, label=source.label)
+    return None if part is None else Files(source, (part.config, *part.weights))
 
 
-def _require(shelf: Shelf, name: str, what: str) -> Files:
-    if name not in shelf.sizes:
-        raise NotOnDiskError(f"{shelf.label} lacks {what} ({name}).", shelf.mend)
-    return Files(shelf, (name,))
+def _require(source: FileSource, name: str, what: str) -> Files:
+    if name not in source.sizes:
+        raise NotOnDiskError(f"{source.label} lacks {what} ({name}).", source.hint)
+    return Files(source, (name,))
 
 
-def _tokenizer(shelf: Shelf) -> Files:
-    names = layout.find_tokenizer(shelf.sizes)
+def _tokenizer(source: FileSource) -> Files:
+    names = layout.find_tokenizer(source.sizes)
     if not names:
-        raise NotOnDiskError(f"{shelf.label} has no tokenizer.", shelf.mend)
-    return Files(shelf, names)
+        raise NotOnDiskError(f"{source.label} has no tokenizer.", source.hint)
+    return Files(source, names)
 
 
-def _vae(config: EngineConfig, base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+def _vae(config: EngineConfig, base: FileSource | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
     """`full`: the base's own. `tiny`: TAESD, unless the base's own is of that kind. Else a folder or a hub id."""
     if config.vae == "full" or (config.vae == "tiny" and base is not None and _is_tiny(base, half=half)):
         return None if base is None else _part(base, "vae", half=half)
@@ -176,12 +176,12 @@ def _vae(config: EngineConfig, base: Shelf | None, *, half: bool, open_repo: Ope
     return _alone(config.vae, "vae", "--vae", half=half, open_repo=open_repo)
 
 
-def _is_tiny(base: Shelf, *, half: bool) -> bool:
+def _is_tiny(base: FileSource, *, half: bool) -> bool:
     own = _find(base, "vae", half=half)
     return own is not None and read_json(base.path(own.names[0])).get("_class_name") == "AutoencoderTiny"
 
 
-def _safety_checker(config: EngineConfig, base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+def _safety_checker(config: EngineConfig, base: FileSource | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
     """`auto`: the base's own; most fine-tuned checkpoints have none, and then SD 1.5's. Never silently none."""
     if config.safety_checker == "none":
         return None
@@ -192,8 +192,8 @@ def _safety_checker(config: EngineConfig, base: Shelf | None, *, half: bool, ope
     except (NotOnDiskError, UnreachableError):
         raise
     except CheckpointError as error:
-        mend = f"{error.mend} `--safety-checker FOLDER` takes another one, `--safety-checker none` does without."
-        raise CheckpointError(error.reason, mend) from error
+        hint = f"{error.hint} `--safety-checker FOLDER` takes another one, `--safety-checker none` does without."
+        raise CheckpointError(error.reason, hint) from error
     if found is None:
         raise NotOnDiskError(
             f"{config.model} comes without a safety checker in safetensors, and none is on disk.",
@@ -202,7 +202,7 @@ def _safety_checker(config: EngineConfig, base: Shelf | None, *, half: bool, ope
     return found
 
 
-def _first_checker(base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
+def _first_checker(base: FileSource | None, *, half: bool, open_repo: OpenRepo) -> Files | None:
     """The base's own, else Stable Diffusion 1.5's from where it lies. One that is there as pickles only is none."""
     with contextlib.suppress(OnlyPicklesError):
         if base is not None and (own := _find(base, "safety_checker", half=half)):
@@ -216,10 +216,10 @@ def _first_checker(base: Shelf | None, *, half: bool, open_repo: OpenRepo) -> Fi
 
 def _alone(name: str, folder: str, flag: str, *, half: bool, open_repo: OpenRepo) -> Files:
     """A module by itself: at the top of its shelf, or in `folder` of a whole checkpoint."""
-    shelf = _open(name, open_repo, flag)
-    if isinstance(shelf, Path):
-        raise CheckpointError(f"{shelf} is a file without its config.", f"Give {flag} a folder with a config.json.")
-    return _find(shelf, folder, half=half) or _part(shelf, "", half=half)
+    source = _open(name, open_repo, flag)
+    if isinstance(source, Path):
+        raise CheckpointError(f"{source} is a file without its config.", f"Give {flag} a folder with a config.json.")
+    return _find(source, folder, half=half) or _part(source, "", half=half)
 
 
 def _lora(config: EngineConfig, scheduler: Files | None, open_repo: OpenRepo) -> Files | None:
@@ -229,12 +229,12 @@ def _lora(config: EngineConfig, scheduler: Files | None, open_repo: OpenRepo) ->
     if config.lora == "auto":
         if scheduler is not None and read_json(scheduler.paths[0]).get("_class_name") == "LCMScheduler":
             return None
-        shelf: Shelf | Path = open_repo(sd15.LCM_LORA)
+        source: FileSource | Path = open_repo(sd15.LCM_LORA)
     else:
-        shelf = _open(config.lora, open_repo, "--lora")
-    if isinstance(shelf, Path):
-        return Files(Folder(shelf.parent, label=str(shelf.parent)), (shelf.name,))
-    return Files(shelf, (layout.find_lora(shelf.sizes, label=shelf.label),))
+        source = _open(config.lora, open_repo, "--lora")
+    if isinstance(source, Path):
+        return Files(Folder(source.parent, label=str(source.parent)), (source.name,))
+    return Files(source, (layout.find_lora(source.sizes, label=source.label),))
 
 
 def _check_family(unet: Mapping[str, Any]) -> None:
@@ -243,9 +243,9 @@ def _check_family(unet: Mapping[str, Any]) -> None:
         raise CheckpointError(
             "This UNet was distilled with the guidance scale as an input (time_cond_proj_dim), so `guidance_scale` "
             "would not do what the API says.",
-            _FAMILY_MEND,
+            _FAMILY_HINT,
         )
     if unet.get("addition_embed_type") is not None or unet.get("class_embed_type") is not None:
-        raise CheckpointError("This UNet wants inputs beyond text, as Stable Diffusion XL's does.", _FAMILY_MEND)
+        raise CheckpointError("This UNet wants inputs beyond text, as Stable Diffusion XL's does.", _FAMILY_HINT)
     if (channels := unet.get("in_channels", 4)) != 4:
-        raise CheckpointError(f"This UNet takes {channels} channels, not 4: inpainting, perhaps.", _FAMILY_MEND)
+        raise CheckpointError(f"This UNet takes {channels} channels, not 4: inpainting, perhaps.", _FAMILY_HINT)

@@ -10,14 +10,14 @@ from typing import Any, Protocol
 from pipelines.errors import CheckpointError
 
 
-class Shelf(Protocol):
-    """What a recipe is made from. `label` names it for people; `mend` says what to do when something is missing."""
+class FileSource(Protocol):
+    """What a recipe is made from. `label` names it for people; `hint` says what to do when something is missing."""
 
     @property
     def label(self) -> str: ...
 
     @property
-    def mend(self) -> str: ...
+    def hint(self) -> str: ...
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -35,16 +35,16 @@ class Folder:
 
     root: Path
     label: str
-    mend: str = "Give the whole folder, in diffusers layout."
+    hint: str = "Give the whole folder, in diffusers layout."
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """See `Shelf.sizes`. Dangling links, which an interrupted download can leave, are not there."""
+        """See `FileSource.sizes`. Dangling links, which an interrupted download can leave, are not there."""
         found = [path for pattern in ("*", "*/*") for path in self.root.glob(pattern)]
         return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
     def path(self, name: str) -> Path:
-        """See `Shelf.path`."""
+        """See `FileSource.path`."""
         return self.root / name
 
 

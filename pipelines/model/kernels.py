@@ -51,11 +51,13 @@ def conv_pair(first: Any, second: Any, *, doubles: bool) -> nn.Module:
     bias = bias.to(second.weight)
     if doubles:
         kernel = F.conv2d(doubling_kernel(inner), outer, padding=2).to(second.weight)
-        return Pair(_transposed(kernel, bias, padding=2), nn.Sequential(upsampling_conv(first), conv(second)), depth=2)
+        return FusedPair(
+            _transposed(kernel, bias, padding=2), nn.Sequential(upsampling_conv(first), conv(second)), depth=2
+        )
     weight = F.conv2d(inner.transpose(0, 1), outer.flip(2, 3), padding=2).transpose(0, 1).to(second.weight)
     together = nn.Conv2d(weight.shape[1], len(weight), 5, stride=second.stride, padding=2, device="meta")
     together.weight, together.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
-    return Pair(conv(together), nn.Sequential(conv(first), conv(second)), depth=3)
+    return FusedPair(conv(together), nn.Sequential(conv(first), conv(second)), depth=3)
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
@@ -157,7 +159,7 @@ class PackedConv(nn.Module):
         return out
 
 
-class Pair(nn.Module):
+class FusedPair(nn.Module):
     """See `conv_pair`. `depth`: how many rows of the picture its outermost row of results depends on."""
 
     def __init__(self, together: nn.Module, apart: nn.Module, depth: int) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.messages import GenerationParams
-    from pipelines.weights.checkpoint import Model
+    from pipelines.weights.checkpoint import LoadedCheckpoint
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
 
@@ -83,11 +83,11 @@ class Conditioning:
 class Lcm:
     """A loaded model and the five stages. Used from one thread, the one that feeds the device."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: LoadedCheckpoint) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.scheduler_config)
         self.network = Unet(model.unet)
-        self.vae = vae.of(model.vae)
+        self.vae = vae.make_vae(model.vae)
         self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self.network.context, self._upload)
         self.checker = None if model.safety_checker is None else SafetyChecker(model.safety_checker)
         self.unet: Callable[..., torch.Tensor] = self.network  # of `UnetInputs`

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 
-_MEND = "Choose a checkpoint of the Stable Diffusion 1.5 family."
+_HINT = "Choose a checkpoint of the Stable Diffusion 1.5 family."
 
 # σ_data of the boundary condition, a constant in diffusers and in the distillation scripts.
 SIGMA_DATA = 0.5
@@ -94,12 +94,12 @@ class Schedule:
         prediction_type = given.get("prediction_type", "epsilon")
         if prediction_type not in {"epsilon", "v_prediction", "sample"}:
             reason = f"The scheduler's prediction_type is {prediction_type!r}, not epsilon, v_prediction or sample."
-            raise CheckpointError(reason, _MEND)
+            raise CheckpointError(reason, _HINT)
         if given.get("thresholding"):
-            raise CheckpointError("The scheduler asks for thresholding, which is for models on pixels.", _MEND)
+            raise CheckpointError("The scheduler asks for thresholding, which is for models on pixels.", _HINT)
         alphas_cumprod = _alphas_cumprod(given)
         if prediction_type == "epsilon" and alphas_cumprod[-1] == 0.0:
-            raise CheckpointError("With zero terminal SNR a UNet can't predict noise at the last timestep.", _MEND)
+            raise CheckpointError("With zero terminal SNR a UNet can't predict noise at the last timestep.", _HINT)
         return cls(
             alphas_cumprod=alphas_cumprod,
             prediction_type=prediction_type,
@@ -173,7 +173,7 @@ def _betas(config: Mapping[str, Any]) -> Floats:
     if kind == "squaredcos_cap_v2":
         return _cosine_betas(count)
     reason = f"The scheduler's beta_schedule is {kind!r}, not linear, scaled_linear or squaredcos_cap_v2."
-    raise CheckpointError(reason, _MEND)
+    raise CheckpointError(reason, _HINT)
 
 
 def _cosine_betas(count: int) -> Floats:

@@ -10,7 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.engine.backend import Mark
+    from pipelines.engine.backend import Event
     from pipelines.model.noise_schedule import Step
 
 # torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
@@ -39,7 +39,7 @@ class Trajectory:
     denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
     finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
     step: int = 0
-    begun: Mark | None = None  # when the device has all of the above; None: it has
+    begun: Event | None = None  # when the device has all of the above; None: it has
 
     @property
     def steps(self) -> int:

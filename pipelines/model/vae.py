@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 LOG_VARIANCE = (-30.0, 20.0)
 
 
-def of(source: Any) -> KlVae | TinyVae:
+def make_vae(source: Any) -> KlVae | TinyVae:
     """The autoencoder of diffusers' module."""
     return KlVae(source) if hasattr(source, "quant_conv") else TinyVae(source)
 
@@ -45,7 +45,7 @@ class KlVae(nn.Module):
             kernels.conv(encoder.conv_in),
             *(Blocks(block.resnets, resize=downsamples(block)) for block in encoder.down_blocks),
             Middle(encoder.mid_block),
-            Out(encoder),
+            OutBlock(encoder),
         )
         if source.quant_conv is not None:
             self.encoder.append(kernels.conv(source.quant_conv))
@@ -53,7 +53,7 @@ class KlVae(nn.Module):
         if source.post_quant_conv is not None:
             self.decoder_in.insert(0, kernels.conv(source.post_quant_conv))
         self.decoder_up = nn.ModuleList(Blocks(block.resnets, resize=upsamples(block)) for block in decoder.up_blocks)
-        self.decoder_out = Out(decoder)
+        self.decoder_out = OutBlock(decoder)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """See this module."""
@@ -102,7 +102,7 @@ class Middle(nn.Module):
         return out
 
 
-class Out(nn.Module):
+class OutBlock(nn.Module):
     """How encoder and decoder end: norm, SiLU, convolution."""
 
     def __init__(self, source: Any) -> None:

@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run_bench(config, options.requests, options.clients)
         return run_doctor(config, options.host, options.port)
     except SetupError as error:
-        print(f"{error.reason}\n{error.mend}", file=sys.stderr)
+        print(f"{error.reason}\n{error.hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
@@ -55,7 +55,7 @@ def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
     def tell(fraction: float, what: str) -> None:
         print(f"{fraction:4.0%} {what}", file=sys.stderr)
 
-    bench.run(config, lambda: worker.load_outfit(config, tell), requests, clients)
+    bench.run(config, lambda: worker.load_backend(config, tell), requests, clients)
     return 0
 
 

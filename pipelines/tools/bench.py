@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.engine.backend import Outfit
+from pipelines.engine.backend import LoadedBackend
 from pipelines.engine.loop import Engine
 from pipelines.images import codec
 from pipelines.messages import Failed, Generated, GenerationParams, Work
@@ -34,13 +34,13 @@ class LocalEngine:
     ever did, and lets all of them sleep between operators once they outnumber the cores. On two cores that costs half.
     """
 
-    def __init__(self, config: EngineConfig, load: Callable[[], Outfit]) -> None:
+    def __init__(self, config: EngineConfig, load: Callable[[], LoadedBackend]) -> None:
         self._answers = queue.SimpleQueue[tuple[float, Generated | Failed] | Exception]()
         self._count = 0
-        started = Future[tuple[Engine, Outfit]]()
+        started = Future[tuple[Engine, LoadedBackend]]()
         self._thread = threading.Thread(target=self._run, args=(config, load, started), name="device", daemon=True)
         self._thread.start()
-        self.engine, self.outfit = started.result()
+        self.engine, self.loaded = started.result()
 
     def submit(self, params: GenerationParams, data: bytes) -> str:
         """Put a request on its way; its id."""
@@ -83,14 +83,16 @@ class LocalEngine:
         self.engine.drain()
         self._thread.join()
 
-    def _run(self, config: EngineConfig, load: Callable[[], Outfit], started: Future[tuple[Engine, Outfit]]) -> None:
+    def _run(
+        self, config: EngineConfig, load: Callable[[], LoadedBackend], started: Future[tuple[Engine, LoadedBackend]]
+    ) -> None:
         try:
-            outfit = load()
-            engine = Engine(config, outfit.model, outfit.codec, self._hear, overlaps=outfit.overlaps)
+            loaded = load()
+            engine = Engine(config, loaded.model, loaded.codec, self._hear, overlaps=loaded.overlaps)
         except Exception as error:  # noqa: BLE001 – it is the caller's
             started.set_exception(error)
             return
-        started.set_result((engine, outfit))
+        started.set_result((engine, loaded))
         try:
             engine.run()
         except Exception as error:  # noqa: BLE001 – it is the caller's, who waits for an answer
@@ -101,14 +103,14 @@ class LocalEngine:
             self._answers.put((time.perf_counter(), message))
 
 
-def run(config: EngineConfig, load: Callable[[], Outfit], requests: int, clients: int) -> dict[str, Any]:
+def run(config: EngineConfig, load: Callable[[], LoadedBackend], requests: int, clients: int) -> dict[str, Any]:
     """Measure and print; what was found. `requests` are sent alone and then once more by `clients` at a time."""
     ramp = np.arange(SIDE, dtype=np.uint16) * 255 // SIDE
     pixels = np.stack([np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE))] * 2, axis=2)
     picture = codec.encode(np.ascontiguousarray(pixels[:, :, :3], dtype=np.uint8), 95, "4:4:4")
     todo = [(GenerationParams(prompt="a photo of a beach", seed=seed), picture) for seed in range(requests)]
     engine = LocalEngine(config, load)
-    outfit = engine.outfit
+    loaded = engine.loaded
     try:
         engine.many(todo[:clients], clients)  # warm
         timings = engine.one(*todo[0]).timings
@@ -116,9 +118,9 @@ def run(config: EngineConfig, load: Callable[[], Outfit], requests: int, clients
     finally:
         engine.close()
     found = {
-        "model": outfit.name,
-        "device": outfit.device,
-        "dtype": outfit.dtype,
+        "model": loaded.name,
+        "device": loaded.device,
+        "dtype": loaded.dtype,
         "requests": requests,
         "clients": {
             str(number): {"images_s": round(requests / wall, 3), **percentiles(latencies)}

@@ -41,11 +41,11 @@ class Finding(NamedTuple):
     level: Level
     subject: str
     line: str
-    mend: str = ""
+    hint: str = ""
 
     def __str__(self) -> str:
         line = f"{self.level.value:<5} {self.subject:<13} {self.line}"
-        return f"{line}\n{'':<19} → {self.mend}" if self.mend else line
+        return f"{line}\n{'':<19} → {self.hint}" if self.hint else line
 
 
 def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
@@ -147,7 +147,7 @@ def device(name: str) -> Finding:
     try:
         found = pick_device(name)
     except CheckpointError as error:
-        return Finding(Level.FAIL, "device", error.reason, error.mend)
+        return Finding(Level.FAIL, "device", error.reason, error.hint)
     if found.type != "cuda":
         return Finding(Level.OK, "device", str(found))
     free, total = torch.cuda.mem_get_info(found)
@@ -187,7 +187,7 @@ def weights(config: EngineConfig) -> Finding:
     except CheckpointError as error:
         free = gigabytes(shutil.disk_usage(_existing(client.cache_folder())).free)
         level = Level.WARN if config.model == "auto" else Level.FAIL
-        return Finding(level, "weights", error.reason, f"{error.mend} ({free} free in {client.cache_folder()})")
+        return Finding(level, "weights", error.reason, f"{error.hint} ({free} free in {client.cache_folder()})")
     size = sum(files.size for files in plan.files()) + (plan.single_file.stat().st_size if plan.single_file else 0)
     return Finding(Level.OK, "weights", f"{plan.name}, {gigabytes(size)}{_omissions(plan)}")
 
@@ -245,7 +245,7 @@ def _existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.parents) if parent.exists())
 
 
-def _omissions(plan: manifest.Recipe) -> str:
+def _omissions(plan: manifest.Manifest) -> str:
     left_out = [name for name in ("lora", "safety_checker") if getattr(plan, name) is None]
     return f" (without {', '.join(left_out).replace('_', ' ')})" if left_out else ""
 

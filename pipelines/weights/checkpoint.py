@@ -25,7 +25,7 @@ from pipelines.messages import EngineConfig
 from pipelines.weights import lora
 from pipelines.weights import tensors as weights
 
-__all__ = ["CheckpointError", "Model", "Progress", "load"]
+__all__ = ["CheckpointError", "LoadedCheckpoint", "Progress", "load"]
 
 Progress = Callable[[float, str], None]
 
@@ -33,7 +33,7 @@ _TELL_S = 0.2  # between two words of progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class LoadedCheckpoint:
     """A loaded SD1.5-shaped model: modules in eval mode on `device` in `dtype`, gradients off, LoRA merged in.
 
     `vae` is an `AutoencoderKL` or an `AutoencoderTiny`; `safety_checker` a `StableDiffusionSafetyChecker` or None;
@@ -53,7 +53,7 @@ class Model:
     dtype: torch.dtype
 
 
-def load(config: EngineConfig, progress: Progress) -> Model:
+def load(config: EngineConfig, progress: Progress) -> LoadedCheckpoint:
     """The model that `config` names, ready to run; `progress` gets a fraction in 0…1 and what is being done.
 
     Raises `CheckpointError` when the weights can't be had.
@@ -69,7 +69,7 @@ def load(config: EngineConfig, progress: Progress) -> Model:
 
 def _find(
     config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Progress
-) -> tuple[manifest.Recipe, str]:
+) -> tuple[manifest.Manifest, str]:
     """The recipe, all of it on disk, and what to tell the operator."""
     half = dtype.itemsize == 2
     if config.model == "demo":
@@ -89,13 +89,13 @@ def _find(
     return on_disk(config, half=half), ""
 
 
-def on_disk(config: EngineConfig, *, half: bool) -> manifest.Recipe:
+def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
     """The recipe for `config`, all of it on this machine. Raises `NotOnDiskError` with the command that fetches."""
-    mend = f"`{manifest.pull_command(config)}` fetches what is missing."
-    return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, mend=mend))
+    hint = f"`{manifest.pull_command(config)}` fetches what is missing."
+    return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
 
 
-def _demo(config: EngineConfig, progress: Progress) -> tuple[manifest.Recipe, str]:
+def _demo(config: EngineConfig, progress: Progress) -> tuple[manifest.Manifest, str]:
     progress(0.02, "importing diffusers")
     from pipelines.weights import demo  # noqa: PLC0415 (it brings diffusers along: seconds)
 
@@ -104,14 +104,16 @@ def _demo(config: EngineConfig, progress: Progress) -> tuple[manifest.Recipe, st
     return dataclasses.replace(plan, name="demo"), notice
 
 
-def _stand_in(config: EngineConfig, why: str, progress: Progress) -> tuple[manifest.Recipe, str]:
+def _stand_in(config: EngineConfig, why: str, progress: Progress) -> tuple[manifest.Manifest, str]:
     """The demo model where `auto` found nothing better; what was asked for the real weights does not apply to it."""
     checker = "none" if config.safety_checker == "none" else "auto"
     plan, notice = _demo(msgspec.structs.replace(config, lora="auto", vae="full", safety_checker=checker), progress)
     return plan, f"{why} {notice}"
 
 
-def _build(plan: manifest.Recipe, notice: str, device: torch.device, dtype: torch.dtype, progress: Progress) -> Model:
+def _build(
+    plan: manifest.Manifest, notice: str, device: torch.device, dtype: torch.dtype, progress: Progress
+) -> LoadedCheckpoint:
     progress(0.02, "importing diffusers")
     from pipelines.weights import architectures  # noqa: PLC0415 (seconds, so after the first word of progress)
 
@@ -131,7 +133,7 @@ def _build(plan: manifest.Recipe, notice: str, device: torch.device, dtype: torc
         patch = functools.partial(_patch, meter, deltas, part)
         weights.fill(module, tensors.pop(part), device=device, dtype=dtype, what=f"{plan.name}, {part}", patch=patch)
     progress(1.0, "loaded")
-    return Model(
+    return LoadedCheckpoint(
         unet=parts["unet"],
         vae=parts["vae"],
         text_encoder=parts["text_encoder"],
@@ -145,7 +147,7 @@ def _build(plan: manifest.Recipe, notice: str, device: torch.device, dtype: torc
     )
 
 
-def _read(plan: manifest.Recipe) -> dict[str, dict[str, torch.Tensor]]:
+def _read(plan: manifest.Manifest) -> dict[str, dict[str, torch.Tensor]]:
     """The weights of each part, mapped from disk."""
     found: dict[str, dict[str, torch.Tensor]] = {}
     if plan.single_file:

@@ -29,7 +29,7 @@ _FOREIGN = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
     "control_model.": "a ControlNet",
 }
-_MEND = "Use a whole Stable Diffusion 1.x checkpoint, or a folder in diffusers layout."
+_HINT = "Use a whole Stable Diffusion 1.x checkpoint, or a folder in diffusers layout."
 
 
 def split(
@@ -42,9 +42,9 @@ def split(
     """
     for prefix, family in _FOREIGN.items():
         if any(name.startswith(prefix) for name in tensors):
-            raise CheckpointError(f"{label} is a checkpoint of {family}.", _MEND)
+            raise CheckpointError(f"{label} is a checkpoint of {family}.", _HINT)
     if not any(name.startswith(_UNET) for name in tensors):
-        raise CheckpointError(f"{label} has no UNet in it ({_UNET}…): perhaps a LoRA or a VAE alone.", _MEND)
+        raise CheckpointError(f"{label} has no UNet in it ({_UNET}…): perhaps a LoRA or a VAE alone.", _HINT)
     return {
         "unet": _converted(_part(tensors, _UNET), convert_ldm_unet_checkpoint, unet, label),
         "vae": _converted(_part(tensors, _VAE), convert_ldm_vae_checkpoint, vae, label),
@@ -62,5 +62,5 @@ def _converted(
     """`part` in diffusers' names. diffusers' converters pass over what they do not know: that must be nothing."""
     converted: dict[str, torch.Tensor] = convert(part, config) if part else {}
     if len(converted) != len(part):
-        raise CheckpointError(f"{label}: {abs(len(part) - len(converted))} weights have no place in the model.", _MEND)
+        raise CheckpointError(f"{label}: {abs(len(part) - len(converted))} weights have no place in the model.", _HINT)
     return converted

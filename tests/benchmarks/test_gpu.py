@@ -90,12 +90,12 @@ def bench():
 def test_a_warm_up_is_measured_in_the_order_of_a_start(bench, monkeypatch):
     order = []
 
-    def capture(model, graphs, *others):
+    def capture_graphs(model, graphs, *others):
         order.append("capture")
         model.graphs = graphs
 
     monkeypatch.setattr(loader, "measure", lambda model, side: order.append("measure"))
-    monkeypatch.setattr(loader, "capture", capture)
+    monkeypatch.setattr(loader, "capture", capture_graphs)
     monkeypatch.setattr(loader, "allot", lambda model, free: order.append("allot"))
 
     gpu.warm_up(bench, {})

@@ -7,7 +7,7 @@ import torch
 from pipelines.device import loader
 from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Graphs
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.model import kernels
 from pipelines.model.lcm import Lcm
 from tests.device.test_cuda_graphs import FakeDevice, generate
@@ -25,8 +25,8 @@ def plain_kernels(monkeypatch):
 @pytest.mark.parametrize(("vae", "backend"), [(tiny_models.vae, "eager"), (tiny_models.tiny_vae, "aot_eager")])
 def test_compiled_pictures_are_those_of_uncompiled_ones(vae, backend):
     compiler, device = Compiler(backend), FakeDevice()
-    model = DeviceModel(tiny_models.make(vae=vae()))
-    loader.capture(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler)
+    model = TorchBackend(tiny_models.make(vae=vae()))
+    loader.capture_graphs(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler)
 
     actual = generate(model, 1)
 

@@ -6,7 +6,7 @@ import torch
 
 from pipelines.device import loader
 from pipelines.device.cuda_graphs import Graphs
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.messages import GenerationParams
 from pipelines.model.lcm import Lcm
 from tests.support import tiny_models
@@ -143,7 +143,7 @@ def test_what_is_captured_is_captured_once(device):
 
 def test_graphs_share_memory_within_a_lane_and_never_between_two(device):
     graphs = Graphs(device, 10**9)
-    calls = [graphs.wrap(name, double, size_of, lane=lane) for name, lane in (("a", "x"), ("b", "y"), ("c", "y"))]
+    calls = [graphs.wrap(name, double, size_of, stream=stream) for name, stream in (("a", "x"), ("b", "y"), ("c", "y"))]
     with graphs.learning():
         for call in calls:
             call(rows(2))
@@ -225,14 +225,14 @@ def capture(model, device, max_batch, compiler=None):
     def tell(fraction, what):
         told.append((fraction, what))
 
-    loader.capture(model, Graphs(device, 10**9), max_batch, tell, compiler)
+    loader.capture_graphs(model, Graphs(device, 10**9), max_batch, tell, compiler)
     return told
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, count):
     monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
-    captured = DeviceModel(tiny_models.make(safety_checker=tiny_models.safety_checker()))
+    captured = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker()))
 
     told = capture(captured, device, 4)
     learning_replays = sum(graph.replays for graph in device.graphs)
@@ -249,7 +249,7 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, cou
 )
 def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, monkeypatch, max_batch, steps):
     monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
-    model = DeviceModel(tiny_models.make())
+    model = TorchBackend(tiny_models.make())
 
     capture(model, device, max_batch)
 
@@ -258,7 +258,7 @@ def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, mo
 
 def test_batches_without_room_are_left_out_and_the_others_captured(device, monkeypatch, caplog):
     monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
-    model = DeviceModel(tiny_models.make())
+    model = TorchBackend(tiny_models.make())
     decode = model.vae_decode
 
     def small(latents):
@@ -275,7 +275,7 @@ def test_batches_without_room_are_left_out_and_the_others_captured(device, monke
 
 def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device, monkeypatch):
     monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
-    model = DeviceModel(tiny_models.make())
+    model = TorchBackend(tiny_models.make())
     capture(model, device, 1)
 
     assert [model.relieve(), model.relieve()] == [True, False]

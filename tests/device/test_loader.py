@@ -10,7 +10,7 @@ from tests.device.test_torch_backend import out_of_cpu_memory
 
 
 @pytest.mark.parametrize(
-    "where", ["pipelines.weights.tensors.fill", "pipelines.model.vae.of", "pipelines.device.memory.peak"]
+    "where", ["pipelines.weights.tensors.fill", "pipelines.model.vae.make_vae", "pipelines.device.memory.peak"]
 )
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), out_of_cpu_memory()], ids=["torch's", "an allocator's"])
 def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where, error, monkeypatch, tmp_path):
@@ -27,4 +27,4 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
         loader.load(config, lambda fraction, what: None)
 
     assert "cpu" in said.value.reason
-    assert "--vae tiny" in said.value.mend
+    assert "--vae tiny" in said.value.hint

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipelines.device import loader
-from pipelines.device.memory import MARGIN, Footprint, peak
-from pipelines.device.torch_backend import DeviceModel
-from pipelines.engine.backend import Passed
+from pipelines.device.memory import MARGIN, MemoryBudget, peak
+from pipelines.device.torch_backend import TorchBackend
+from pipelines.engine.backend import HostEvent
 from tests.support import tiny_models
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def measured(budget, **costs):
     """A footprint that has seen each stage take so many bytes a pixel."""
-    seen = Footprint(budget)
+    seen = MemoryBudget(budget)
     for stage, cost in costs.items():
         seen.note(stage, 100, 2, int(cost * 200))
     return seen
@@ -24,9 +24,9 @@ def measured(budget, **costs):
 
 @pytest.mark.parametrize(("pixels", "rows"), [(100, 8), (200, 8), (400, 4), (1600, 1), (10**9, 1)])
 def test_larger_pictures_share_a_call_with_fewer_and_one_alone_always_goes(pixels, rows):
-    footprint = measured(1600 * 10 * MARGIN, decode=10)
+    memory_budget = measured(1600 * 10 * MARGIN, decode=10)
 
-    assert footprint.rows("decode", pixels, 8) == rows
+    assert memory_budget.rows("decode", pixels, 8) == rows
 
 
 def test_no_more_rows_than_allowed():
@@ -34,16 +34,16 @@ def test_no_more_rows_than_allowed():
 
 
 def test_each_stage_goes_by_its_own_need_and_an_unmeasured_one_by_none():
-    footprint = measured(1000 * MARGIN, decode=5, steps=1)
+    memory_budget = measured(1000 * MARGIN, decode=5, steps=1)
 
-    assert [footprint.rows(stage, 100, 8) for stage in ("decode", "steps", "encode")] == [2, 8, 8]
+    assert [memory_budget.rows(stage, 100, 8) for stage in ("decode", "steps", "encode")] == [2, 8, 8]
 
 
 def test_the_worst_that_was_seen_counts():
-    footprint = measured(1000 * MARGIN, decode=5)
-    footprint.note("decode", 100, 1, 100)
+    memory_budget = measured(1000 * MARGIN, decode=5)
+    memory_budget.note("decode", 100, 1, 100)
 
-    assert footprint.rows("decode", 100, 8) == 2
+    assert memory_budget.rows("decode", 100, 8) == 2
 
 
 def test_without_a_budget_nothing_is_capped():
@@ -70,21 +70,21 @@ def test_what_was_there_before_does_not_count_nor_what_is_written_in_place():
 
 
 def test_a_model_is_measured_and_its_rows_are_capped_by_size():
-    model = DeviceModel(tiny_models.make(safety_checker=tiny_models.safety_checker()))
-    loader.measure(model, 64)
-    costs = model.footprint._costs
-    loader.allot(model, 20 * 64 * 64 * costs["decode"])
+    model = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker()))
+    loader.profile_memory(model, 64)
+    costs = model.memory_budget._costs
+    loader.set_memory_budget(model, 20 * 64 * 64 * costs["decode"])
 
     assert costs.keys() == {"encode", "steps", "decode"}
     assert min(costs.values()) > 8  # a picture has three bytes a pixel, twelve as floats
     assert model.room("decode", 64 * 64, 32) == model.room("preview", 64 * 64, 32) == int(20 * 0.8 / MARGIN)
     assert model.room("decode", 1024 * 1024, 32) == 1
-    assert isinstance(model.mark("steps"), Passed)
+    assert isinstance(model.record_event("steps"), HostEvent)
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_what_a_stage_takes_grows_with_the_rows(count):
-    model = DeviceModel(tiny_models.make())
+    model = TorchBackend(tiny_models.make())
     latents = torch.zeros(count, 4, 8, 8)
 
     taken = peak(CPU, lambda: model.vae_decode(latents))

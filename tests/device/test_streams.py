@@ -8,13 +8,13 @@ import torch
 
 from pipelines.device import loader, streams
 from pipelines.device.cuda_graphs import Graphs
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.messages import GenerationParams
 from pipelines.model import kernels
 from pipelines.model.lcm import Lcm
 from tests.device.test_cuda_graphs import FakeDevice
 from tests.support import strict_meta_device, tiny_models
-from tests.support.stream_races import HOST, Careless, Forgetful, Lane, Race, Witness
+from tests.support.stream_races import HOST, Careless, Forgetful, Race, Stream, Witness
 from tests.support.strict_meta_device import NOWHERE
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (64, 64, 3), np.uint8)
@@ -61,19 +61,19 @@ def interleaved(model):
 
 
 def model_under(witness, steps=None, pictures=None, capture=None):
-    model = DeviceModel(
+    model = TorchBackend(
         tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3)),
-        (witness.lane("steps", steps), witness.lane("pictures", pictures)),
+        (witness.stream("steps", steps), witness.stream("pictures", pictures)),
     )
     if capture:
-        loader.capture(model, Graphs(capture, 10**9), 2, lambda fraction, what: None)
+        loader.capture_graphs(model, Graphs(capture, 10**9), 2, lambda fraction, what: None)
     return model
 
 
 @pytest.mark.parametrize("captures", [False, True], ids=["as it is", "captured"])
 def test_pictures_beside_steps_are_those_that_are_made_alone(monkeypatch, captures):
     monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
-    expected = interleaved(DeviceModel(tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3))))
+    expected = interleaved(TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3))))
 
     with Witness() as witness:
         actual = interleaved(model_under(witness, capture=FakeDevice() if captures else None))
@@ -111,11 +111,11 @@ def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
             pixels = super().decode(trajectories)
             return pixels if pixels.sum().item() else None
 
-    class LooksInALane(DeviceModel, Looks):
+    class LooksInALane(TorchBackend, Looks):
         pass
 
     with Witness() as witness:
-        model = LooksInALane(tiny_models.make(), (witness.lane("steps"), witness.lane("pictures")))
+        model = LooksInALane(tiny_models.make(), (witness.stream("steps"), witness.stream("pictures")))
 
         with pytest.raises(Race, match="waits for the host"):
             interleaved(model)
@@ -126,10 +126,10 @@ def test_graphs_of_both_lanes_in_one_are_noticed(monkeypatch):
     with Witness() as witness:
         model = model_under(witness, capture=FakeDevice())
         model.unet, latents = model.vae_decode, torch.zeros(1, 4, 8, 8)
-        with model._pictures.running(), torch.inference_mode():
+        with model._pictures.use(), torch.inference_mode():
             model.vae_decode(latents)
 
-        with pytest.raises(Race), model._steps.running(), torch.inference_mode():
+        with pytest.raises(Race), model._steps.use(), torch.inference_mode():
             model.unet(latents)
 
 
@@ -142,7 +142,7 @@ def test_a_step_returns_when_the_one_before_is_done():
             model.step([b])
             marks.append(model._ahead[-1])
 
-    assert [mark.passed for mark in marks] == [True, True, False]
+    assert [record_event.passed for record_event in marks] == [True, True, False]
 
 
 def test_a_trajectory_is_ready_once_it_is_encoded():
@@ -158,14 +158,14 @@ def test_a_trajectory_is_ready_once_it_is_encoded():
 def test_memory_that_the_host_writes_again_must_have_been_read():
     """The witness itself: the host may not touch what a lane has not been waited for."""
     with Witness() as witness:
-        lane = Lane(witness, "steps")
+        stream = Stream(witness, "steps")
         given = torch.ones(3)
-        with lane.running():
+        with stream.use():
             made = given * 2
 
         with pytest.raises(Race, match="still in use"):
             given.add_(1)
-        lane.mark().wait()
+        stream.record_event().wait()
         given.add_(1)
 
     assert witness.now == HOST
@@ -194,22 +194,22 @@ def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype
 
 
 def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
-    steps, pictures = streams.of(torch.device("cpu"))
+    steps, pictures = streams.streams_for(torch.device("cpu"))
     tensor = torch.ones(3)
 
     assert steps is pictures
     assert steps.to_host(tensor) is tensor
-    assert steps.mark().passed
-    assert not DeviceModel(tiny_models.make()).overlaps
+    assert steps.record_event().passed
+    assert not TorchBackend(tiny_models.make()).overlaps
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
 def test_a_mark_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
     waited = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
-    lane, _ = streams.of(torch.device(kind))
+    stream, _ = streams.streams_for(torch.device(kind))
 
-    mark = lane.mark()
+    record_event = stream.record_event()
 
-    assert mark.passed
+    assert record_event.passed
     assert len(waited) == waits

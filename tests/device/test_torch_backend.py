@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.device.torch_backend import DeviceModel
-from pipelines.engine.backend import Diagnosis
+from pipelines.device.torch_backend import TorchBackend
+from pipelines.engine.backend import FaultKind
 from pipelines.messages import GenerationParams
 from tests.support import tiny_models
 
 
 @pytest.fixture(scope="module")
 def model():
-    return DeviceModel(tiny_models.make())
+    return TorchBackend(tiny_models.make())
 
 
 def test_pixels_come_to_the_host(model):
@@ -35,14 +35,14 @@ def out_of_cpu_memory():
 @pytest.mark.parametrize(
     ("error", "diagnosis"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), Diagnosis.OUT_OF_MEMORY),
-        (MemoryError(), Diagnosis.OUT_OF_MEMORY),
-        (out_of_cpu_memory(), Diagnosis.OUT_OF_MEMORY),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), Diagnosis.OUT_OF_MEMORY),
-        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), Diagnosis.DEVICE_LOST),
-        (RuntimeError("CUDA error: unspecified launch failure"), Diagnosis.DEVICE_LOST),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Diagnosis.OTHER),
-        (ValueError("anything"), Diagnosis.OTHER),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), FaultKind.OUT_OF_MEMORY),
+        (MemoryError(), FaultKind.OUT_OF_MEMORY),
+        (out_of_cpu_memory(), FaultKind.OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), FaultKind.OUT_OF_MEMORY),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), FaultKind.DEVICE_LOST),
+        (RuntimeError("CUDA error: unspecified launch failure"), FaultKind.DEVICE_LOST),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FaultKind.OTHER),
+        (ValueError("anything"), FaultKind.OTHER),
     ],
 )
 def test_errors_are_told_apart(model, error, diagnosis):

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from pipelines.device.torch_backend import DeviceModel
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine import stage_runner
 from pipelines.engine.loop import Engine
 from pipelines.errors import NoRoomError
@@ -226,7 +226,7 @@ def test_a_step_has_no_more_rows_than_allowed(guidance, images):
 
 
 def test_strength_zero_needs_no_step():
-    with talk_with(DeviceModel(tiny_models.make())) as talk:
+    with talk_with(TorchBackend(tiny_models.make())) as talk:
         talk.ask("a", image=b"64x64:128", strength=0.0)
         answer = talk.until("a")
 
@@ -427,7 +427,7 @@ def test_an_idle_engine_beats_and_patience_covers_the_next_stage(talk):
 
 
 def test_the_log_of_a_request_counts_tokens_and_quotes_nothing():
-    with talk_with(DeviceModel(tiny_models.make())) as talk:
+    with talk_with(TorchBackend(tiny_models.make())) as talk:
         talk.ask("a", image=b"64x64:128", prompt="sunset over the sea")
         talk.until("a")
 
@@ -464,7 +464,7 @@ def test_every_request_has_one_last_word(model):
 
 def test_a_warm_engine_has_been_through_every_stage_and_says_nothing():
     said = []
-    engine = Engine(EngineConfig(model="test", data_dir=""), DeviceModel(tiny_models.make()), RawCodec(), said.append)
+    engine = Engine(EngineConfig(model="test", data_dir=""), TorchBackend(tiny_models.make()), RawCodec(), said.append)
 
     engine.warm_up(64)
 
@@ -496,7 +496,7 @@ MIXED = [
 ]
 
 
-class Counted(DeviceModel):
+class Counted(TorchBackend):
     """Notes how many shared each step."""
 
     def __init__(self, model):
@@ -709,7 +709,7 @@ def test_a_picture_does_not_depend_on_what_else_is_in_flight(max_batch, toleranc
 
 def test_with_one_image_a_step_not_a_bit_depends_on_what_else_is_in_flight():
     """Nor on other sizes beside it, on what the prompts' cache has thrown out, or on what the engine did before."""
-    tiny = DeviceModel(tiny_models.make())
+    tiny = TorchBackend(tiny_models.make())
     tiny.prompts._capacity = 2
     asked = [
         {"image": f"{side}:{40 * number}".encode(), "prompt": f"a {(number + turn) % 4}", **params}

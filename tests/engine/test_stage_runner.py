@@ -1,14 +1,14 @@
 """For how long a stage may stay silent."""
 
-from pipelines.engine.pace import FIRST_S, MARGIN, Pace
+from pipelines.engine.pace import FIRST_S, MARGIN, SilenceBudget
 
 
 def test_a_stage_never_seen_gets_the_benefit_of_the_doubt():
-    assert Pace().allow_s("steps", 512 * 512, 1) == FIRST_S
+    assert SilenceBudget().allow_s("steps", 512 * 512, 1) == FIRST_S
 
 
 def test_a_stage_may_take_a_multiple_of_the_worst_measured():
-    pace = Pace()
+    pace = SilenceBudget()
     pace.note("steps", 1000, 1, 0.5)
     pace.note("steps", 1000, 1, 2.0)
     pace.note("steps", 1000, 1, 1.0)
@@ -17,14 +17,14 @@ def test_a_stage_may_take_a_multiple_of_the_worst_measured():
 
 
 def test_patience_grows_with_the_batch_and_with_the_picture():
-    pace = Pace()
+    pace = SilenceBudget()
     pace.note("steps", 1000, 2, 1.0)
 
     assert pace.allow_s("steps", 4000, 8) == MARGIN * 16.0
 
 
 def test_stages_are_measured_apart():
-    pace = Pace()
+    pace = SilenceBudget()
     pace.note("steps", 1000, 1, 1.0)
 
     assert pace.allow_s("decode", 1000, 1) == FIRST_S

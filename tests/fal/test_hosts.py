@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.fal.hosts import Dispatch, Host, base_url, canonical, parse_host
+from server.fal.hosts import CanonicalPath, Host, base_url, canonical, parse_host
 from tests.support.asgi_client import scope_of
 
 APP = "fal-ai/lcm-sd15-i2i"
@@ -123,7 +123,7 @@ async def _dispatched(url, *, public_url="", kind="http"):
     async def app(scope, _receive, _send):
         seen.update(scope)
 
-    await Dispatch(app, public_url)(scope_of(kind, "GET", url, None, "localhost"), None, None)
+    await CanonicalPath(app, public_url)(scope_of(kind, "GET", url, None, "localhost"), None, None)
     return seen
 
 

@@ -101,7 +101,7 @@ def fetch(*, half: bool = False, **settings: Any) -> Ledger:
     return ledger
 
 
-def load(**settings: Any) -> checkpoint.Model:
+def load(**settings: Any) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15", "device": "cpu"} | settings))
     return checkpoint.load(config, lambda _fraction, _what: None)
 
@@ -298,7 +298,7 @@ def test_disk_that_is_too_small_is_noticed_before_fetching(
     with pytest.raises(CheckpointError, match="free") as caught:
         fetch()
 
-    assert "HF_HOME" in caught.value.mend
+    assert "HF_HOME" in caught.value.hint
     assert UNET not in served.fetched()
 
 

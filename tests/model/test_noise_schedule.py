@@ -111,12 +111,12 @@ def test_coefficients_do_what_the_scheduler_does(config, steps, strength):
     ]
 
     schedule = Schedule.from_config(config)
-    actual = [follow(step, sample, output, schedule.clip) for step in schedule.steps(steps, strength)]
+    actual = [wait_event(step, sample, output, schedule.clip) for step in schedule.steps(steps, strength)]
 
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
-def follow(step, sample, output, clip):
+def wait_event(step, sample, output, clip):
     """The formulas in the docstring of `pipelines.model.noise_schedule`, with the scheduler's own noise."""
     noise = torch.randn(sample.shape, generator=torch.Generator().manual_seed(2))
     clean = step.clean_sample * sample + step.clean_output * output

@@ -94,7 +94,7 @@ def bare_tiny_vae():
 def test_the_autoencoder_encodes_what_diffusers_encodes(source, size, noise):
     theirs, images = source(), noise(2, 3, *size).clamp(-1, 1)
 
-    mean, deviation = vae.of(theirs).encode(images)
+    mean, deviation = vae.make_vae(theirs).encode(images)
 
     encoded = theirs.encode(images)
     if isinstance(theirs, AutoencoderKL):
@@ -110,7 +110,7 @@ def test_the_autoencoder_encodes_what_diffusers_encodes(source, size, noise):
 def test_the_autoencoder_decodes_what_diffusers_decodes(source, size, noise):
     theirs, latents = source(), noise(2, 4, *size)
 
-    actual = vae.of(theirs).decode(latents)
+    actual = vae.make_vae(theirs).decode(latents)
 
     torch.testing.assert_close(actual, theirs.decode(latents).sample, rtol=1e-4, atol=2e-5)
 
@@ -212,7 +212,7 @@ def test_a_compiler_takes_the_unet_as_one_graph(monkeypatch, noise):
 @pytest.mark.parametrize("source", [tiny_models.vae, tiny_models.tiny_vae])
 def test_a_compiler_takes_the_autoencoders_as_one_graph(monkeypatch, source, noise):
     monkeypatch.setattr(kernels, "_packs", lambda weight: False)
-    ours, images, latents = vae.of(source()), noise(1, 3, 64, 64), noise(1, 4, 8, 8)
+    ours, images, latents = vae.make_vae(source()), noise(1, 3, 64, 64), noise(1, 4, 8, 8)
 
     decode = torch.compile(ours.decode, backend="eager", fullgraph=True, dynamic=False)
     encode = torch.compile(ours.encode, backend="eager", fullgraph=True, dynamic=False)

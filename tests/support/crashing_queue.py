@@ -44,7 +44,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
         pipe.send(("delivered", content["request_id"], content["payload"]["token"]))
         return 200
 
-    async def follow(request_id: str) -> None:
+    async def wait_event(request_id: str) -> None:
         async for _ in queue.watch(request_id):
             pass
         pipe.send(("result", request_id, json.loads((await queue.result(request_id)).body)["token"]))
@@ -55,7 +55,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
             new = NewJob(app="fal-ai/x", input=json.dumps({"seed": seed}).encode(), webhook="http://receiver/hook")
             await queue.submit(new)
             pipe.send(("accepted", new.id, seed))
-            await follow(new.id)
+            await wait_event(new.id)
 
     store = JobStore(folder / "jobs.sqlite")
     queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder))
@@ -63,7 +63,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
     await queue.start()
     await deliverer.start()
     clients = [client() for _ in range(CLIENTS if submits else 0)]
-    await asyncio.gather(*map(follow, known), *clients)
+    await asyncio.gather(*map(wait_event, known), *clients)
     while await store.outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     pipe.send(("drained", "", ""))

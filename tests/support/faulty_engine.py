@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from pipelines import worker
 from pipelines.engine import instant
-from pipelines.engine.backend import Diagnosis, Outfit
+from pipelines.engine.backend import FaultKind, LoadedBackend
 from pipelines.engine.instant import Countdown, InstantModel, NoConditioning
 from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.messages import EngineConfig, GenerationParams
@@ -81,13 +81,13 @@ class FaultyModel(InstantModel):
         """Bright pictures are unsafe."""
         return [bool(picture.max() > 250) for picture in pixels]
 
-    def diagnose(self, error: Exception) -> Diagnosis:
+    def diagnose(self, error: Exception) -> FaultKind:
         if isinstance(error, MemoryError):
-            return Diagnosis.OUT_OF_MEMORY
-        return Diagnosis.DEVICE_LOST if isinstance(error, DeviceLost) else Diagnosis.OTHER
+            return FaultKind.OUT_OF_MEMORY
+        return FaultKind.DEVICE_LOST if isinstance(error, DeviceLost) else FaultKind.OTHER
 
 
-def load(config: EngineConfig, progress: object) -> Outfit:
+def load(config: EngineConfig, progress: object) -> LoadedBackend:
     """`--model instant`, but faulty."""
     del progress
     match config.device:
@@ -101,9 +101,9 @@ def load(config: EngineConfig, progress: object) -> Outfit:
             os.write(int(sys.argv[-1]), b"\0\0\0\4what")
         case "loading":
             threading.Event().wait()
-    outfit = instant.load(config)
+    loaded = instant.load(config)
     seconds = float(config.model.partition(":")[2] or 0) / 1000
-    return dataclasses.replace(outfit, model=FaultyModel(seconds, config.device))
+    return dataclasses.replace(loaded, model=FaultyModel(seconds, config.device))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Memory:
 
 
 class Witness(TorchDispatchMode):
-    """Everything within happens under its eyes. `lane(name)` makes lanes for it."""
+    """Everything within happens under its eyes. `stream(name)` makes lanes for it."""
 
     def __init__(self):
         super().__init__()
@@ -38,8 +38,8 @@ class Witness(TorchDispatchMode):
         self._after = defaultdict(Counter)  # what each lane, or the host, is ordered after: times of the others
         self._known = {}
 
-    def lane(self, name, kind=None):
-        return (kind or Lane)(self, name)
+    def stream(self, name, kind=None):
+        return (kind or Stream)(self, name)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = storages((args, kwargs))
@@ -59,16 +59,16 @@ class Witness(TorchDispatchMode):
             self._writes(storage, func)
         return result
 
-    def mark(self, lane):
-        return dict(self._after[lane]) | {lane: self._clock[lane]}
+    def record_event(self, stream):
+        return dict(self._after[stream]) | {stream: self._clock[stream]}
 
-    def order(self, lane, times):
+    def order(self, stream, times):
         for other, time in times.items():
-            self._after[lane][other] = max(self._after[lane][other], time)
+            self._after[stream][other] = max(self._after[stream][other], time)
 
-    def allow(self, lane, tensors):
+    def allow(self, stream, tensors):
         for storage in storages(tensors):
-            self._memory(storage).users.add(lane)
+            self._memory(storage).users.add(stream)
 
     def _changed(self, func, args, kwargs):
         names = [argument.name for argument in func._schema.arguments if is_written(argument)]
@@ -89,9 +89,9 @@ class Witness(TorchDispatchMode):
         memory.written, memory.read = (self.now, self._clock[self.now]), {}
 
     def _check(self, last, what):
-        lane, time = last
-        if lane != self.now and self._after[self.now][lane] < time:
-            raise Race(f"{self.now} {what} by {lane}")
+        stream, time = last
+        if stream != self.now and self._after[self.now][stream] < time:
+            raise Race(f"{self.now} {what} by {stream}")
 
     def _memory(self, storage):
         where = address(storage)
@@ -101,25 +101,25 @@ class Witness(TorchDispatchMode):
         return self._known[where]
 
 
-class Lane:
-    """A `lanes.Lane` under a witness."""
+class Stream:
+    """A `lanes.Stream` under a witness."""
 
     def __init__(self, witness, name):
         self.witness, self.name, self.under_way = witness, name, []
 
     @contextlib.contextmanager
-    def running(self):
+    def use(self):
         before, self.witness.now = self.witness.now, self.name
         try:
             yield
         finally:
             self.witness.now = before
 
-    def mark(self):
-        return Mark(self, self.witness.mark(self.name), len(self.under_way))
+    def record_event(self):
+        return Event(self, self.witness.record_event(self.name), len(self.under_way))
 
-    def follow(self, mark, *tensors):
-        self.witness.order(self.name, mark.times)
+    def wait_event(self, event, *tensors):
+        self.witness.order(self.name, event.times)
         self.witness.allow(self.name, tensors)
 
     def to_host(self, tensor):
@@ -130,26 +130,26 @@ class Lane:
         return host
 
 
-class Careless(Lane):
+class Careless(Stream):
     """Waits for nobody."""
 
-    def follow(self, mark, *tensors):
+    def wait_event(self, event, *tensors):
         self.witness.allow(self.name, tensors)
 
 
-class Forgetful(Lane):
+class Forgetful(Stream):
     """Waits, but lets others have the memory that it still reads."""
 
-    def follow(self, mark, *tensors):
-        self.witness.order(self.name, mark.times)
+    def wait_event(self, event, *tensors):
+        self.witness.order(self.name, event.times)
 
 
-class Mark:
-    """A `stages.Mark`: not passed until somebody waits."""
+class Event:
+    """A `stages.Event`: not passed until somebody waits."""
 
-    def __init__(self, lane, times, copies):
+    def __init__(self, stream, times, copies):
         self.times, self.passed = times, False
-        self._lane, self._copies = lane, copies
+        self._lane, self._copies = stream, copies
 
     def wait(self):
         self.passed = True

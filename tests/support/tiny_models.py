@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.weights.checkpoint import Model
+from pipelines.weights.checkpoint import LoadedCheckpoint
 
 WIDTH = 32  # of the text embeddings
 
@@ -39,7 +39,7 @@ SD15_SCHEDULER: dict[str, Any] = {
 }
 
 
-def make(**parts: Any) -> Model:
+def make(**parts: Any) -> LoadedCheckpoint:
     """A tiny model on the CPU in float32; any part may be given."""
     values = {
         "unet": None,
@@ -57,7 +57,7 @@ def make(**parts: Any) -> Model:
     for name, maker in makers.items():
         if values[name] is None:
             values[name] = maker()
-    return Model(**values)
+    return LoadedCheckpoint(**values)
 
 
 def unet() -> UNet2DConditionModel:

@@ -76,7 +76,7 @@ def test_device_that_is_not_there_fails() -> None:
     finding = doctor.device("cuda:99")
 
     assert finding.level is Level.FAIL
-    assert finding.mend
+    assert finding.hint
 
 
 @pytest.mark.parametrize(("available", "level"), [(8e9, Level.OK), (1e9, Level.WARN), (math.inf, Level.OK)])
@@ -101,7 +101,7 @@ def test_missing_weights_name_the_command(model: str, level: Level) -> None:
     finding = doctor.weights(EngineConfig(model=model, data_dir="", device="cpu"))
 
     assert finding.level is level
-    assert ("fourstep pull" in finding.mend) == (level is not Level.OK)
+    assert ("fourstep pull" in finding.hint) == (level is not Level.OK)
 
 
 def test_free_port_is_well() -> None:
@@ -119,7 +119,7 @@ def test_port_of_a_stranger_fails() -> None:
         finding = doctor.listening("127.0.0.1", stranger.getsockname()[1])
 
     assert finding.level is Level.FAIL
-    assert "--port" in finding.mend
+    assert "--port" in finding.hint
 
 
 @pytest.fixture

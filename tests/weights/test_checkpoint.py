@@ -57,7 +57,7 @@ def expected(folder: Path) -> dict[str, checkpoint_layouts.Tensors]:
     }
 
 
-def load(model: object, **settings: Any) -> checkpoint.Model:
+def load(model: object, **settings: Any) -> checkpoint.LoadedCheckpoint:
     settings = {"lora": "none", "data_dir": "/nonexistent", "device": "cpu"} | settings
     return checkpoint.load(EngineConfig(model=str(model), **settings), lambda _fraction, _what: None)
 
@@ -278,7 +278,7 @@ def test_single_file_without_tokenizer_names_the_command_that_fetches_it(full_si
     with pytest.raises(NotOnDiskError) as caught:
         load(full_size, safety_checker="none")
 
-    assert f"fourstep pull --model {full_size}" in caught.value.mend
+    assert f"fourstep pull --model {full_size}" in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_single_file_without_vae_asks_for_one(tmp_path: Path, folder: Path, expe
     with pytest.raises(CheckpointError, match="no VAE") as caught:
         load(tmp_path / "one.safetensors", safety_checker="none")
 
-    assert "--vae" in caught.value.mend
+    assert "--vae" in caught.value.hint
 
 
 # --- LoRA, VAE, safety checker -----------------------------------------------------------------------------------
@@ -363,7 +363,7 @@ def test_auto_lora_that_is_not_on_disk_names_the_command(folder: Path) -> None:
     with pytest.raises(NotOnDiskError, match=sd15.LCM_LORA) as caught:
         load(folder, lora="auto")
 
-    assert f"fourstep pull --model {folder}" in caught.value.mend
+    assert f"fourstep pull --model {folder}" in caught.value.hint
 
 
 def test_auto_lora_is_none_for_a_base_that_is_an_lcm(tmp_path: Path, folder: Path, expected) -> None:
@@ -451,8 +451,8 @@ def test_base_without_checker_never_runs_unchecked_by_itself(tmp_path: Path, fol
     with pytest.raises(NotOnDiskError, match="without a safety checker") as caught:
         load(tmp_path / "model")
 
-    assert "fourstep pull" in caught.value.mend
-    assert "--safety-checker none" in caught.value.mend
+    assert "fourstep pull" in caught.value.hint
+    assert "--safety-checker none" in caught.value.hint
 
 
 def damage_checker(model: Path) -> None:
@@ -468,7 +468,7 @@ def test_checker_that_can_not_be_read_names_the_flag(damage, asked: str, tmp_pat
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path / "model", safety_checker="auto" if asked == "auto" else tmp_path / "model")
 
-    assert "--safety-checker none" in caught.value.mend
+    assert "--safety-checker none" in caught.value.hint
 
 
 def test_forced_checks_without_checker_are_refused(folder: Path) -> None:
@@ -538,7 +538,7 @@ def test_model_that_is_nowhere_is_refused(model: str) -> None:
     with pytest.raises(CheckpointError, match="does not exist") as caught:
         load(model)
 
-    assert "hub id" in caught.value.mend
+    assert "hub id" in caught.value.hint
 
 
 @pytest.mark.parametrize("settings", [{"device": "cuda:9"}, {"device": "toaster"}, {"dtype": "int8"}])
@@ -570,7 +570,7 @@ def test_sd15_that_is_not_on_disk_is_an_error_and_never_the_demo() -> None:
     with pytest.raises(NotOnDiskError, match=sd15.BASE) as caught:
         load("sd15", lora="auto")
 
-    assert "`fourstep pull`" in caught.value.mend
+    assert "`fourstep pull`" in caught.value.hint
 
 
 def test_part_that_the_cache_lacks_is_named(tmp_path: Path, cache: Path, folder: Path) -> None:
@@ -580,7 +580,7 @@ def test_part_that_the_cache_lacks_is_named(tmp_path: Path, cache: Path, folder:
     with pytest.raises(NotOnDiskError, match="no weights in unet") as caught:
         load("someone/model")
 
-    assert "fourstep pull --model someone/model" in caught.value.mend
+    assert "fourstep pull --model someone/model" in caught.value.hint
 
 
 def test_auto_takes_the_real_weights_where_they_are(tmp_path: Path, cache: Path, folder: Path, expected) -> None:

@@ -24,7 +24,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def load(data_dir: Path, **settings: str) -> checkpoint.Model:
+def load(data_dir: Path, **settings: str) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(model="demo", device="cpu", data_dir=str(data_dir), **settings)
     return checkpoint.load(config, lambda _fraction, _what: None)
 
@@ -142,6 +142,6 @@ def test_vae_tiny_means_its_own(made: Path) -> None:
     assert type(load_made(made, vae="tiny").vae).__name__ == "AutoencoderTiny"
 
 
-def load_made(made: Path, **settings: str) -> checkpoint.Model:
+def load_made(made: Path, **settings: str) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(model=str(made), device="cpu", data_dir="/nonexistent", **settings)
     return checkpoint.load(config, lambda _fraction, _what: None)
