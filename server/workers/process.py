@@ -16,7 +16,19 @@ from typing import cast
 
 import msgspec
 
-from pipelines.messages import Beat, Configure, EngineConfig, FromEngine, Ready, ToEngine, frame, parse_from_engine
+from pipelines.messages import (
+    Beat,
+    Configure,
+    EngineConfig,
+    FromEngine,
+    OverlongFrame,
+    Ready,
+    ToEngine,
+    frame_body,
+    frame_end,
+    parse_from_engine,
+    write_frame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +38,6 @@ LOADING_PATIENCE_S = 600.0
 
 # Enough for a request's answer of one picture in one read; grows to the largest message that comes.
 BUFFER = 512 * 1024
-# No honest message is longer: eight pictures of a megapixel are some ten megabytes.
-LONGEST_FRAME = 256 * 1024 * 1024
-
-# Bytes of a frame's length.
-HEAD = 4
 
 # A process that SIGKILL does not end by then sits in a driver, and may for ever.
 REAP_S = 10.0
@@ -102,7 +109,7 @@ class EngineProcess(asyncio.BufferedProtocol):
     def send(self, message: ToEngine) -> None:
         """Put a message on its way, unless the process is gone."""
         if not self._transport.is_closing():
-            self._transport.write(frame(message))
+            self._transport.write(write_frame(message))
 
     def kill(self) -> None:
         """End it now."""
@@ -143,8 +150,8 @@ class EngineProcess(asyncio.BufferedProtocol):
         begin = 0
         try:
             with memoryview(self._buffer)[: self._filled] as view:
-                while (end := _frame_end(view, begin)) <= self._filled:
-                    self._take(parse_from_engine(view[begin + HEAD : end]))
+                while (end := frame_end(view, begin)) <= self._filled:
+                    self._take(parse_from_engine(frame_body(view, begin, end)))
                     begin = end
         except (msgspec.MsgspecError, OverlongFrame):
             logger.exception("engine %d sends what is no message; killed", self.pid)
@@ -188,17 +195,3 @@ class EngineProcess(asyncio.BufferedProtocol):
         """End it without waiting for its end, nor for what it may still say."""
         self.kill()
         self._transport.abort()
-
-
-class OverlongFrame(Exception):
-    """A frame that claims to be longer than any message."""
-
-
-def _frame_end(view: memoryview, begin: int) -> int:
-    """Where the frame that begins at `begin` ends, or the least that it takes to know."""
-    if len(view) < begin + HEAD:
-        return begin + HEAD
-    size = int.from_bytes(view[begin : begin + HEAD], "big")
-    if size > LONGEST_FRAME:
-        raise OverlongFrame(size)
-    return begin + HEAD + size
