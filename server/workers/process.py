@@ -92,11 +92,17 @@ class EngineProcess(asyncio.BufferedProtocol):
                     start_new_session=True,  # a Ctrl-C is for the server, which drains first
                     env=environment,
                 )
-            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
         except BaseException:
             ours.close()
             raise
         engine._exited = asyncio.ensure_future(engine._process.wait())
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+        except BaseException:
+            ours.close()
+            engine.kill()
+            await engine._exited
+            raise
         engine.send(Configure(config))
         engine._look()
         return engine
@@ -121,7 +127,18 @@ class EngineProcess(asyncio.BufferedProtocol):
         await asyncio.wait({self._exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
 
     async def reap(self) -> int | None:
-        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die."""
+        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die.
+
+        Whoever is cancelled while it waits here still waits: a process that is left now would stay a zombie.
+        """
+        ending = asyncio.ensure_future(self._end())
+        try:
+            return await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending
+            raise
+
+    async def _end(self) -> int | None:
         self.kill()
         try:
             await asyncio.wait({self._exited}, timeout=REAP_S)
