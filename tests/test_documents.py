@@ -1,0 +1,63 @@
+"""The documents name what is there, and stay as short as they promise to be."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted({*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")})
+PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS]
+FOLDERS = "server|pipelines|training|tests|benchmarks|docs|examples|deploy"
+
+# A path of the project, in code marks or in a command: `server/api/run.py`, `tests/chaos/`.
+PATH = re.compile(rf"(?<![\w/.~:-])((?:{FOLDERS})/[\w./-]*\w/?|(?:{FOLDERS})/)")
+MODULE = re.compile(rf"(?:-m |`)((?:{FOLDERS})(?:\.\w+)+)")
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+
+def named(text: str) -> set[str]:
+    """The paths that a text names."""
+    modules = {name.replace(".", "/") for name in MODULE.findall(text)}
+    return {path.rstrip(".") for path in PATH.findall(text)} | modules
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder is there; a module may be named without its ending."""
+    return (ROOT / path).exists() or (ROOT / f"{path}.py").exists()
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_every_path_that_a_document_names_exists(document):
+    assert {path for path in named(document.read_text()) if not exists(path)} == set()
+
+
+@pytest.mark.parametrize("document", PAGES)
+def test_every_link_inside_the_project_leads_somewhere(document):
+    links = set(LINK.findall(document.read_text()))
+
+    assert {link for link in links if not (document.parent / link).exists()} == set()
+
+
+def test_a_path_that_is_not_there_is_found():
+    assert not exists(*named("see `server/api/nothing.py`"))
+
+
+@pytest.mark.parametrize(("name", "most"), [("docs/architecture.md", 125), ("CONTRIBUTING.md", 60)])
+def test_a_page_stays_a_page(name, most):
+    assert len((ROOT / name).read_text().splitlines()) <= most
+
+
+def test_the_architecture_page_names_every_package():
+    page = (ROOT / "docs/architecture.md").read_text()
+    packages = {folder.parent.name for top in ("server", "pipelines") for folder in (ROOT / top).glob("*/__init__.py")}
+
+    assert {name for name in packages if not re.search(rf"\b{name}\b", page)} == set()
+
+
+def test_the_tables_of_figures_are_narrow():
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
+    cells = [[cell.split() for cell in row.strip("|").split("|")] for row in rows]
+
+    assert max(map(len, cells)) <= 6
+    assert [words for row in cells for words in row if len(words) > 12] == []
