@@ -9,7 +9,7 @@
 
 Where to read what, from the street inwards:
 
-    the command      cli, settings, data_dir, serve, demo (with example_client), device_tools, launch
+    the command      cli, settings, data_dir, serve, demo (with example_client), tools, launch
     the sockets      listen, protocols, websocket_protocol; tls, certificates, takeover
     the front        front: logs, doors, cors, hosts, limits; auth, keys
     the API          app, deps, routes/*; endpoints, schemas, fields, openapi, platform_headers, realtime, sse,
