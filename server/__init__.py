@@ -9,9 +9,9 @@
 
 Where to read what, from the street inwards:
 
-    the command      cli, settings, data_dir, serve, demo (with example_client), device_tools, launch
+    the command      cli, settings, data_dir, serve, demo (with example_client), tools, launch
     the sockets      listen, protocols, websocket_protocol; tls, certificates, takeover
-    the front        front: logs, doors, cors, hosts, limits; auth, keys, secret_file
+    the front        front: logs, doors, cors, hosts, limits; auth, keys
     the API          app, deps, routes/*; endpoints, schemas, fields, openapi, platform_headers, realtime, sse,
                      connection, responses, errors
     the use case     generate, data_uri
