@@ -1,15 +1,17 @@
-"""The application: its rooms made and ended in order, its routes in tables, every error in fal's shape."""
+"""Composition root: makes every part of the server, starts and ends them in order, puts middleware before routes."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 
 from fastapi import FastAPI
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, State
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 from typing_extensions import override
 
@@ -18,7 +20,7 @@ from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
 from server.fal.errors import PlainError
-from server.generate import Resources, run_job
+from server.generate import Generate, Resources, generate, run_job
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
@@ -58,53 +60,93 @@ _EXPOSED_HEADERS = [
 ]
 _PREFLIGHT_MAX_AGE_S = 7200  # Chromium keeps no preflight for longer
 
-# Engines go last when the server stops: the queue has given its jobs back by then.
+# Seconds that engines have to exit. They go last when the server stops: the queue has put its jobs back by then.
 _ENGINE_GRACE_S = 2.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Factories of what the server is made of. Tests replace those that need a device, a network or a fault."""
+
+    pool: Callable[..., Pool] = Pool
+    fetch: Callable[..., Fetch] = Fetch
+    files: Callable[[Settings], Files] = Files
+    store: Callable[[Path], JobStore] = JobStore
+    queue: Callable[..., Queue] = Queue
+    deliverer: Callable[..., Deliverer] = Deliverer
+    generate: Generate = generate
+    routes: Sequence[BaseRoute] = tuple(ROUTES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Application:
-    """The whole server: `asgi`, whose lifespan starts and ends everything, and `drain`, to begin nothing new."""
+    """The whole server: `asgi`, whose lifespan starts and ends every part. `state.ctx`: the context, once started."""
 
     asgi: ASGIApp
-    drain: Callable[[], None]
+    state: State
+
+    def drain(self) -> None:
+        """Begin nothing new."""
+        self.state.ctx.queue.drain()
 
 
-def create_app(settings: Settings) -> Application:
-    """The server for these settings. Raises `SettingsError` for one that can't be used."""
+_SHIPPED = Parts()
+
+
+def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
+    """Return the server for these settings. Raises `SettingsError` for one that can't be used."""
     auth, metrics, signing_keys = Auth(settings), Metrics(), SigningKeys(settings.webhook_keys_path)
-    pool = Pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
+    pool = parts.pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
 
     async def samples() -> bool:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
-    fetch = Fetch(settings, samples=samples)
+    fetch = parts.fetch(settings, samples=samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        rooms = _rooms(settings, auth=auth, metrics=metrics, pool=pool, fetch=fetch, signing_keys=signing_keys)
-        async with rooms as app.state.ctx:
+        async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
+            await pool.start()
+            stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
+            stack.push_async_callback(fetch.close)
+            files = parts.files(settings)
+            await files.start()
+            stack.push_async_callback(files.close)
+            store = parts.store(settings.jobs_path)
+            stack.push_async_callback(store.close)
+
+            resources = Resources(
+                settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics
+            )
+            use_case = functools.partial(parts.generate, resources)
+            queue = parts.queue(
+                store, functools.partial(run_job, use_case), capacity=lambda: pool.capacity, settings=settings
+            )
+            await queue.start()
+            stack.push_async_callback(queue.close, settings.drain_timeout)
+            deliverer = parts.deliverer(queue, store.outbox, signing_keys, fetch.post)
+            await deliverer.start()
+            stack.push_async_callback(deliverer.close)
+            app.state.ctx = Context(
+                **vars(resources), generate=use_case, queue=queue, auth=auth, signing_keys=signing_keys
+            )
             yield
 
     app = FastAPI(
         title="fourstep",
-        openapi_url=None,  # ours is fal's document of the endpoint: see server.fal.openapi
+        openapi_url=None,  # the server's own is fal's document of the endpoint: see server.fal.openapi
         redirect_slashes=False,
-        routes=ROUTES,
+        routes=list(parts.routes),
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
         # No environment variable of the framework's may make this server report anything to anyone.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
-
-    def drain() -> None:
-        app.state.ctx.queue.drain()
-
-    return Application(in_front(app, settings, auth, metrics), drain)
+    return Application(_in_front(app, settings, auth, metrics), app.state)
 
 
-def in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
+def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
     """Return `app` with the middleware in front, outside the framework's own error handling.
 
     So the answer to a crash, too, has a request id and can be read by a page of another origin.
@@ -147,30 +189,3 @@ class Cors(CORSMiddleware):
         if response.status_code == 200:
             return response
         return error_response(PlainError(response.status_code, bytes(response.body).decode()))
-
-
-@contextlib.asynccontextmanager
-async def _rooms(
-    settings: Settings, *, auth: Auth, metrics: Metrics, pool: Pool, fetch: Fetch, signing_keys: SigningKeys
-) -> AsyncIterator[Context]:
-    """Everything below the routes. Whatever was started is ended, in the opposite order, also when a start fails."""
-    async with contextlib.AsyncExitStack() as stack:
-        await pool.start()
-        stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
-        stack.push_async_callback(fetch.close)
-        stored = Files(settings)
-        await stored.start()
-        stack.push_async_callback(stored.close)
-        store = JobStore(settings.jobs_path)
-        stack.push_async_callback(store.close)
-
-        resources = Resources(
-            settings=settings, pool=pool, files=stored, fetch=fetch, limits=Limits(settings), metrics=metrics
-        )
-        jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
-        await jobs.start()
-        stack.push_async_callback(jobs.close, settings.drain_timeout)
-        deliverer = Deliverer(jobs, store.outbox, signing_keys, fetch.post)
-        await deliverer.start()
-        stack.push_async_callback(deliverer.close)
-        yield Context(**vars(resources), queue=jobs, auth=auth, signing_keys=signing_keys)

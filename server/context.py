@@ -1,25 +1,26 @@
-"""What a request handler may reach: one object, made when the server starts, at `request.app.state.ctx`."""
+"""What a request handler may reach: one `Context`, made when the server starts, at `request.app.state.ctx`."""
 
 import dataclasses
 
 from starlette.requests import HTTPConnection
 
 from server.access.auth import Auth
-from server.generate import Resources
+from server.generate import Resources, UseCase
 from server.jobs.queue import Queue
 from server.webhooks.signing_keys import SigningKeys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context(Resources):
-    """The rooms below the routes."""
+    """What is below the routes. `generate` is the use case, with its resources."""
 
+    generate: UseCase
     queue: Queue
     auth: Auth
     signing_keys: SigningKeys
 
 
 def context(connection: HTTPConnection) -> Context:
-    """The context of the app that this request or websocket belongs to."""
+    """Return the context of the app that this request or websocket belongs to."""
     ctx: Context = connection.app.state.ctx
     return ctx

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from pipelines.messages import Generated, Log, Picture, Preview, Priority, Started, Work
 from server.access.api_keys import Allowance
@@ -72,6 +72,22 @@ class Call:
         return self.priority in {Priority.NORMAL, Priority.LOW}
 
 
+class UseCase(Protocol):
+    """`generate` with its resources."""
+
+    async def __call__(self, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
+        """Return the output for an input."""
+
+
+class Generate(Protocol):
+    """`generate`, or what stands in for it."""
+
+    async def __call__(
+        self, ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent | None = None
+    ) -> dict[str, Any]:
+        """Return the output for an input."""
+
+
 async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
     """The output for an input, with its keys in fal's order.
 
@@ -108,8 +124,8 @@ async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent
     }
 
 
-async def run_job(ctx: Resources, job: Job, on_event: OnEvent) -> dict[str, Any]:
-    """The output for a job of the queue, which knows its own start timeout. Raises as `generate` does."""
+async def run_job(use_case: UseCase, job: Job, on_event: OnEvent) -> dict[str, Any]:
+    """Return the output for a job of the queue, which knows its own start timeout. Raises as `generate` does."""
     call = Call(
         id=f"{job.id}.{job.fence}",  # a second try is not the first one's work
         tenant=job.owner,
@@ -117,7 +133,7 @@ async def run_job(ctx: Resources, job: Job, on_event: OnEvent) -> dict[str, Any]
         cdn=job.call["cdn"],
         lifecycle=job.call["lifecycle"],
     )
-    return await generate(ctx, parse(job.input), call, on_event)
+    return await use_case(parse(job.input), call, on_event)
 
 
 def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | None:

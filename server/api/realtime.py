@@ -35,7 +35,7 @@ from server.fal import decoding, endpoints, schemas
 from server.fal.endpoints import REALTIME_PATHS
 from server.fal.errors import FalError, PlainError, RequestError
 from server.fal.hosts import base_url
-from server.generate import Call, generate
+from server.generate import Call
 from server.logs import fault
 from server.web.clock import late
 from server.web.connection import stop
@@ -233,7 +233,7 @@ class Session:
             cdn=self._cdn,
             image=image,
         )
-        return await generate(self._ctx, schemas.validate(given), call)
+        return await self._ctx.generate(schemas.validate(given), call)
 
 
 def _content(message: Message) -> Frame:

@@ -25,7 +25,7 @@ from server.fal.errors import PlainError
 from server.fal.headers import lifecycle, start_timeout
 from server.fal.hosts import base_url
 from server.fal.schemas import LcmInput
-from server.generate import Call, generate, inline
+from server.generate import Call, inline
 from server.web.access_log import request_id
 from server.web.connection import read_body, stop, while_connected
 from server.web.responses import EventStream, json_response
@@ -57,7 +57,7 @@ async def run(request: Request) -> Response:
         events = _progress(ctx, data, call)
         first = await while_connected(request.receive, _first(events))
         return EventStream(_from(first, events))
-    return json_response(await while_connected(request.receive, generate(ctx, data, call)))
+    return json_response(await while_connected(request.receive, ctx.generate(data, call)))
 
 
 async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
@@ -75,7 +75,7 @@ async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[
         if isinstance(event, Preview):
             coming.put_nowait(event)
 
-    working = asyncio.create_task(generate(ctx, data, call, on_event))
+    working = asyncio.create_task(ctx.generate(data, call, on_event))
     working.add_done_callback(lambda _: coming.put_nowait(None))
     try:
         while preview := await coming.get():

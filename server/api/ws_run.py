@@ -22,7 +22,7 @@ from server.context import Context, context
 from server.fal import decoding, endpoints, schemas
 from server.fal.errors import FalError, RequestError
 from server.fal.hosts import base_url
-from server.generate import Call, generate
+from server.generate import Call
 from server.logs import fault
 from server.web.clock import late
 from server.web.connection import stop
@@ -129,7 +129,7 @@ class Conversation:
             cdn=self._cdn,
         )
         try:
-            return await generate(self._ctx, schemas.validate(decoding.of_json(given)), call)
+            return await self._ctx.generate(schemas.validate(decoding.of_json(given)), call)
         except FalError:
             raise
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the socket

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from server import logs
 from server.access.auth import has_keys
-from server.app import create_app
+from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
 from server.data_dir import prepare, write_whole
 from server.settings import Settings, SettingsError
@@ -17,8 +17,10 @@ from server.transport import listen
 from server.transport.listen import Listeners
 from server.web.origin_guard import is_loopback
 
+_SHIPPED = Parts()
 
-def run(settings: Settings) -> int:
+
+def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
     os.umask(0o077)  # the job database and its log, too, are nobody else's
     prepare(settings.data_dir)
@@ -33,7 +35,7 @@ def run(settings: Settings) -> int:
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
             _say(settings, urls)
 
-        app = create_app(settings)
+        app = create_app(settings, parts)
         try:
             listen.run(app.asgi, listeners, settings, on_ready=on_ready, on_drain=app.drain)
         finally:

@@ -180,8 +180,7 @@ async def test_a_restart_keeps_count_of_what_a_key_has_waiting(tmp_path):
         web.engines.capacity = 0
         before = await submit(web, mine)
 
-    async with serving(tmp_path) as web:
-        web.engines.capacity = 0
+    async with serving(tmp_path, capacity=0) as web:
         after = await submit(web, mine, 2)
 
     assert (before, after) == ([200], [200, 429])

@@ -4,21 +4,11 @@ import asyncio
 import contextlib
 import datetime
 import json
-import types
 
 import pytest
-from fastapi import FastAPI
 
-from server.access.auth import Auth
-from server.access.limits import Limits
-from server.api import files as file_routes
-from server.api import uploads as upload_routes
-from server.app import in_front
-from server.metrics import Metrics
-from server.settings import Settings
 from server.storage.files import SPOOL_BYTES, Files
-from server.web.responses import EXCEPTION_HANDLERS
-from tests.support import asgi_client
+from tests.support import app_client, asgi_client
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +17,6 @@ INITIATE = "/rest/storage/upload/initiate"
 KEYS = "alice:secret,bob:secret"
 ALICE = {"authorization": "Key alice:secret"}
 BOB = {"authorization": "Key bob:secret"}
-ROUTES = [*upload_routes.ROUTES, *file_routes.ROUTES]
 
 
 class Storage:
@@ -55,15 +44,8 @@ class Storage:
 @contextlib.asynccontextmanager
 async def serving(tmp_path, **chosen):
     """The storage routes with these settings."""
-    settings = Settings(data_dir=tmp_path, **chosen)
-    auth, files = Auth(settings), Files(settings)
-    app = FastAPI(openapi_url=None, redirect_slashes=False, routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS)
-    app.state.ctx = types.SimpleNamespace(settings=settings, auth=auth, files=files, limits=Limits(settings))
-    await files.start()
-    try:
-        yield Storage(in_front(app, settings, auth, Metrics()))
-    finally:
-        await files.close()
+    async with app_client.serving(tmp_path, files=Files, **chosen) as web:
+        yield Storage(web.app)
 
 
 @pytest.fixture

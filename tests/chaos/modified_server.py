@@ -25,14 +25,14 @@ import json
 import sys
 from pathlib import Path
 
-from server import app
-from server.api import run
-from server.cli import main as cli
+from server.app import Parts
+from server.generate import generate
 from server.jobs import queue, runner
 from server.jobs.job import Snapshot
 from server.jobs.store import JobStore
 from server.webhooks import delivery
 from server.workers import pool as workers
+from tests.support.server_process import serve
 
 FAULTY_ENGINE = Path(__file__).parents[1] / "support" / "faulty_engine.py"
 HASTE_S = 0.2
@@ -60,9 +60,8 @@ class LetsGo(runner.Runner):
         await super().heartbeat()
 
 
-def twice(generate):
+def twice():
     """The use case, as a server has it that loses count."""
-
     numbers = itertools.count()
 
     async def generate_twice(ctx, data, call, on_event=None):
@@ -79,12 +78,6 @@ def main():
     pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
     if asked.get("faulty"):
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
-    app.Pool = functools.partial(app.Pool, **pool)
-    app.Deliverer = functools.partial(
-        app.Deliverer,
-        scale=asked.get("webhook_scale", 1.0),
-        timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
-    )
     runner.LEASE_S = asked.get("lease_s", runner.LEASE_S)
     queue.HEARTBEAT_S = asked.get("heartbeat_s", queue.HEARTBEAT_S)
     if asked.get("lets_go_first"):
@@ -93,11 +86,17 @@ def main():
         workers.TRIES = 1
     if asked.get("no_retries"):
         delivery.RETRIES = 0
-    if asked.get("twice"):
-        run.generate = twice(run.generate)
-    if asked.get("hasty"):
-        app.JobStore = Hasty
-    cli.main(sys.argv[2:])
+    parts = Parts(
+        pool=functools.partial(workers.Pool, **pool),
+        store=Hasty if asked.get("hasty") else JobStore,
+        deliverer=functools.partial(
+            delivery.Deliverer,
+            scale=asked.get("webhook_scale", 1.0),
+            timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
+        ),
+        generate=twice() if asked.get("twice") else generate,
+    )
+    sys.exit(serve(parts, sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ import sys
 import httpcore
 from starlette.routing import Route
 
-from server import app
-from server.cli import main as cli
+from server.app import ROUTES, Parts
 from server.outbound import fetch, guarded_http
+from tests.support.server_process import serve
 
 
 async def resolve_nothing(host, port):
@@ -29,20 +29,16 @@ async def crash(_):
     raise RuntimeError("planted")
 
 
-class NoWay(guarded_http.Egress):
-    """The outbound door of the server, with a wall behind it: mutated URLs could name anyone."""
-
-    __init__ = functools.partialmethod(guarded_http.Egress.__init__, resolver=resolve_nothing, dialer=dial_nothing)
-
-
 def main():
     """Applies the differences, then runs the command."""
     asked = json.loads(sys.argv[1])
-    app.Fetch = functools.partial(fetch.Fetch, egress=NoWay)
-    if asked.get("crashing"):
-        app.ROUTES.insert(0, Route("/health/crash", crash))
-        app.ROUTES.insert(0, Route("/cdn/files/{name}", crash, methods=["GET"]))
-    cli.main(sys.argv[2:])
+    egress = functools.partial(guarded_http.Egress, resolver=resolve_nothing, dialer=dial_nothing)
+    planted = (Route("/health/crash", crash), Route("/cdn/files/{name}", crash, methods=["GET"]))
+    parts = Parts(
+        fetch=functools.partial(fetch.Fetch, egress=egress),  # mutated URLs could name anyone
+        routes=[*(planted if asked.get("crashing") else ()), *ROUTES],
+    )
+    sys.exit(serve(parts, sys.argv[2:]))
 
 
 if __name__ == "__main__":

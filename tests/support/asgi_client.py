@@ -153,3 +153,16 @@ async def connect(app, url, *, headers=None, host="localhost:8000"):
         talk.say({"type": "websocket.disconnect", "code": 1000})
         await asyncio.wait({talk.task}, timeout=5)
         talk.task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def lifespan(app):
+    """The app started, and stopped at the end."""
+    talk = Exchange(app, {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, [{"type": "lifespan.startup"}])
+    started = await talk.hear()
+    assert started["type"] == "lifespan.startup.complete", started
+    try:
+        yield
+    finally:
+        talk.say({"type": "lifespan.shutdown"})
+        await talk.task

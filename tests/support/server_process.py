@@ -6,13 +6,17 @@ import os
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.app import Parts
+from server.cli import serve as serving_command
 from server.cli.launcher import Server, running, start
+from server.cli.main import command_line
+from server.settings import FIELDS, load
 
-__all__ = ["APP", "CALL", "Server", "clean_env", "post", "serving", "start_server", "submitted", "until"]
+__all__ = ["APP", "CALL", "Server", "clean_env", "post", "serve", "serving", "start_server", "submitted", "until"]
 
 APP = "fal-ai/lcm-sd15-i2i"
 CALL = {
@@ -57,6 +61,12 @@ def start_server(*flags: str, data_dir: Path, env: Mapping[str, str] | None = No
     """A server for tests that kill it: the caller ends it. Its log is appended to `data_dir/log`."""
     with (data_dir / "log").open("ab") as log:
         return start(data_dir, *flags, env=clean_env(env), log=log)
+
+
+def serve(parts: Parts, argv: Sequence[str]) -> int:
+    """Run `fourstep serve …` in this process, made of `parts`."""
+    arguments = vars(command_line().parse_args(argv))
+    return serving_command.run(load({name: value for name, value in arguments.items() if name in FIELDS}), parts)
 
 
 def post(server: Server, path: str) -> Any:
