@@ -1,7 +1,6 @@
-"""What the engine loop calls: a model's stages on the device, and a codec beside it. No torch here.
+"""What the engine loop calls: a `Backend`, which runs a model's stages on a device, and a `Codec` beside it. No torch.
 
-`pipelines.model.lcm` and `pipelines.images.codec` stand behind them in earnest, `pipelines.engine.instant` where there
-is no model.
+Implementations: `pipelines.device.torch_backend` for torch devices, `pipelines.engine.instant` without a model.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ import time
 import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from typing_extensions import override
 
 from pipelines.images import codec as images
 
@@ -28,8 +29,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class Stage(enum.StrEnum):
+    """A part of the work on a request. The values are the public names of timings."""
+
+    TEXT = "text"  # prompts → conditioning
+    ENCODE = "encode"  # pixels → latents
+    STEP = "steps"  # one denoising step
+    DECODE = "decode"  # latents → pixels
+    SAFETY = "safety"  # pixels → whether they are unsafe
+    PREVIEW = "preview"  # as DECODE, between steps
+
+
 class FaultKind(enum.Enum):
-    """What an exception from the model means: a smaller batch may do, the process is done for, or neither."""
+    """What an exception from a backend means: a smaller batch may do, the process must end, or neither."""
 
     OUT_OF_MEMORY = enum.auto()
     DEVICE_LOST = enum.auto()
@@ -37,43 +49,47 @@ class FaultKind(enum.Enum):
 
 
 class Event(Protocol):
-    """A point in what a device has been told to do (`pipelines.device.streams`). Any thread may ask."""
+    """A point in the work that has been submitted to a stream of a device. Any thread may ask."""
 
     @property
     def passed(self) -> bool:
-        """Whether the device has come to it. Waits for nothing."""
+        """Whether the device has reached it. Does not wait."""
 
     def wait(self) -> None:
-        """Return when the device has come to it. Raises what went wrong on the device before."""
+        """Return when the device has reached it. Raises what went wrong on the device before."""
 
     def since(self, earlier: Any) -> float:
-        """Seconds on the device between an earlier mark of the same lane and this one. Waits for both."""
+        """Return the seconds on the device since an earlier event of the same stream. Waits for both."""
 
 
 @dataclass(frozen=True)
-class HostEvent:
-    """A `Event` of a device that has done everything by the time a call returns. `moment`: monotonic seconds."""
+class HostEvent(Event):
+    """An event of a device which has done everything by the time a call returns. `moment`: monotonic seconds."""
 
     moment: float
     passed: bool = True
 
+    @override
     def wait(self) -> None:
-        """See `Event`."""
+        return
 
+    @override
     def since(self, earlier: HostEvent) -> float:
-        """See `Event`."""
         return self.moment - earlier.moment
 
 
 class Conditioning(Protocol):
-    """Encoded prompts. `summary` has their token counts, for the request's log."""
+    """Encoded prompts. `summary`: their token counts, for the request's log."""
 
     @property
     def summary(self) -> str: ...
 
 
 class Trajectory(Protocol):
-    """One image on its way: `step` of `steps` done, `rows` UNet rows for each; `ready`: all is there for the next."""
+    """One image being denoised: `step` of `steps` are done, each takes `rows` rows of a UNet call.
+
+    `ready`: the device has made everything that the next step reads.
+    """
 
     @property
     def rows(self) -> int: ...
@@ -88,11 +104,11 @@ class Trajectory(Protocol):
 
 
 class Backend(Protocol):
-    """The stages, as `pipelines.model.lcm.Lcm` has them; all images of a call have one size. Called from one thread.
+    """A model's stages, as `pipelines.model.lcm.Lcm` has them. Images of a call have one size. Called from one thread.
 
-    A stage may return before the device has done it; only what `fetch` returns waits for that. Lest the loop decide
-    too early what comes next, `step` returns no earlier than the step before the one that it has launched is done.
-    `step` changes its trajectories only when it succeeds, so that a failed call can be made again.
+    A stage may return before the device has done it; only the function that `fetch` returns waits for that. `step`
+    returns once the step before the one that it submits is done, so that the loop does not choose batches too early.
+    `step` changes its trajectories only if it succeeds, so that a failed call can be made again.
     """
 
     def prepare(self, params: GenerationParams) -> Any: ...
@@ -105,44 +121,42 @@ class Backend(Protocol):
     def fetch(
         self, pixels: Any, finite: Any, unsafe: Any
     ) -> Callable[[], tuple[Pixels, Sequence[bool], Sequence[bool]]]:
-        """Begin to bring to the host what `decode`, `finite` and `check` gave.
+        """Begin to copy to the host what `decode`, `finite` and `check` returned.
 
-        The function returned waits for it, on any thread, and raises what went wrong on the device: uint8 [N, H, W, 3],
-        to be written to, and a flag of each kind per picture.
+        The function returned waits for the copies, on any thread, and raises what went wrong on the device. It returns
+        writable uint8 [N, H, W, 3], and a flag of each kind per picture.
         """
 
-    def record_event(self, stage: str) -> Event:
-        """The point up to which the device has been told what to do at this stage."""
+    def record_event(self, stage: Stage) -> Event:
+        """Return the point up to which work of this stage has been submitted to the device."""
 
-    def room(self, stage: str, pixels: int, most: int) -> int:
-        """For how many rows of so many pixels a call of this stage has memory: from one to `most`."""
+    def room(self, stage: Stage, pixels: int, most: int) -> int:
+        """Return how many rows of `pixels` pixels a call of this stage has memory for, from 1 to `most`."""
 
     def diagnose(self, error: Exception) -> FaultKind:
-        """What an exception of the other methods means."""
+        """Return what an exception of the other methods means."""
 
     def relieve(self) -> bool:
-        """Give up memory that can be done without. False if there is none to give."""
+        """Give up memory that can be done without. Return False if there is none."""
 
 
-class OnHost:
-    """What a `Backend` does that computes on the host and is done when a call returns."""
+class OnHost(Backend):
+    """The part of a `Backend` that is the same for all that compute on the host and are done when a call returns."""
 
+    @override
     def fetch(self, pixels: Pixels, finite: Any, unsafe: Any) -> Callable[[], tuple[Pixels, Any, Any]]:
-        """See `Backend`."""
         return lambda: (pixels, finite, unsafe)
 
-    def record_event(self, stage: str) -> HostEvent:
-        """See `Backend`."""
-        del stage
+    @override
+    def record_event(self, stage: Stage) -> HostEvent:
         return HostEvent(time.monotonic())
 
-    def room(self, stage: str, pixels: int, most: int) -> int:
-        """See `Backend`: not measured."""
-        del stage, pixels
-        return most
+    @override
+    def room(self, stage: Stage, pixels: int, most: int) -> int:
+        return most  # memory is not measured
 
+    @override
     def relieve(self) -> bool:
-        """See `Backend`."""
         return False
 
 
@@ -150,24 +164,24 @@ class Codec(Protocol):
     """Encoded pictures ⇄ pixels. Called from several threads."""
 
     def decode(self, data: bytes) -> Pixels:
-        """uint8 [H, W, 3], sides multiples of 8. Raises `pipelines.images.codec.ImageFault`."""
+        """Return uint8 [H, W, 3], sides multiples of 8. Raises `pipelines.images.codec.ImageFault`."""
 
     def encode(self, pixels: Pixels) -> bytes:
-        """A JPEG file of uint8 [H, W, 3]."""
+        """Return uint8 [H, W, 3] as a JPEG file."""
 
 
 @dataclass(frozen=True)
-class ImageCodec:
-    """`pipelines.images.codec` within an engine's limits."""
+class ImageCodec(Codec):
+    """`pipelines.images.codec`, within an engine's limits."""
 
     config: EngineConfig
 
+    @override
     def decode(self, data: bytes) -> Pixels:
-        """See `images.decode`."""
         return images.decode(data, self.config)
 
+    @override
     def encode(self, pixels: Pixels) -> bytes:
-        """See `images.encode`."""
         return images.encode(pixels, self.config.jpeg_quality, self.config.jpeg_subsampling)
 
 
@@ -175,8 +189,8 @@ class ImageCodec:
 class LoadedBackend:
     """A loaded model, its codec, and what the server and its operator are told of them.
 
-    `warm_up_side`: sides of a picture to run before the first request; 0 for none. `overlaps`: whether the model makes
-    pictures beside its steps.
+    `warm_up_side`: side of the square picture to run before the first request; 0 for none. `overlaps`: whether pictures
+    are made beside steps. `notice`: what the operator must know of the model, "" for nothing.
     """
 
     model: Backend
@@ -190,6 +204,6 @@ class LoadedBackend:
 
 
 def log_fault(stage: str, images: int, error: Exception) -> None:
-    """Where and what, but for the exception's own words: they may quote a prompt."""
+    """Log an exception's type and traceback, without its message, which may quote a prompt."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.warning("stage %s failed for %d image(s): %s\n%s", stage, images, type(error).__name__, where)

@@ -1,24 +1,26 @@
-"""Who goes next on the device. Pure policy: no torch, no threads, and the time comes in as an argument.
+"""Policy of who goes next on the device. Pure functions: no torch, no threads, the time is an argument.
 
-A request in hand is `waiting` (decoded, not yet on the device) or `active` (its images stand between two steps). The
-loop asks two questions each time round, and there is no third: nobody waits for a batch to fill.
+An unfinished request is `waiting` (decoded, not yet on the device) or `active` (its images are between two steps). The
+loop asks two questions in each pass; no request waits for a batch to fill.
 
     admissible    which waiting requests join the device now
     next_step     which images share the next UNet call
 
-Urgency is one order for both: the class of the priority after the time waited, then the tenant that has least of the
-device, then who came first. Realtime and run are one class between tenants (nobody's flood of frames holds up another's
-calls); within a tenant realtime goes first. A device is full only of those at least as urgent: a realtime frame joins
-one that is full of background work and takes the next step, and the background work goes on after it. Nor is it full
-for a tenant that has less than an equal share of it: steps are shared evenly, and who has more sits some of them out.
-Less urgent images of the same size ride along where the step has room, because a fuller UNet call costs less per row.
+Both use one order of urgency: the priority's class after the time waited, then the tenant with the fewest rows on the
+device, then the earliest arrival. Between tenants realtime and run are one class, so that one tenant's flood of frames
+does not hold up another's calls; within a tenant realtime goes first.
+
+For a request the device is full of the requests that are at least as urgent. So a realtime frame joins a device that is
+full of background work and takes the next step; the background work goes on after it. The device is not full for a
+tenant with less than an equal share: steps are shared evenly, and tenants with more rows sit some of them out. Less
+urgent images of the same size share a step that has room, because a fuller UNet call costs less per row.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from operator import itemgetter
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pipelines.messages import Priority
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Candidate(Protocol):
-    """What the policy looks at. `arrived`: monotonic seconds. `rows`: UNet rows that it adds to a step."""
+    """A request or image, as the policy sees it. `arrived`: monotonic seconds. `rows`: UNet rows it adds to a step."""
 
     @property
     def priority(self) -> Priority: ...
@@ -40,7 +42,7 @@ class Candidate(Protocol):
 
 
 class Sized(Candidate, Protocol):
-    """A candidate whose size is known: only equal `shape`s share a call."""
+    """A candidate of known size: only equal `shape`s share a call."""
 
     @property
     def shape(self) -> Hashable: ...
@@ -52,28 +54,28 @@ T = TypeVar("T")
 
 
 def level(candidate: Candidate, now: float) -> int:
-    """The candidate's class at `now`, 0 the most urgent."""
+    """Return the candidate's class at `now`; 0 is the most urgent."""
     return candidate.priority.level(now - candidate.arrived)
 
 
 def between_tenants(level: int) -> int:
-    """The class that counts before whose request it is."""
+    """Return the class by which requests of different tenants are ordered."""
     return max(level, Priority.RUN)
 
 
 def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float) -> list[C]:
-    """The waiting requests that join now, most urgent first; among equals the tenant with least on the device.
+    """Return the waiting requests that join now, most urgent first; among equals, of the tenant with fewest rows first.
 
-    Each joins while the rows that are at least as urgent as it are fewer than `limit`, or than twice that while its
-    tenant has less than an equal part. So a request of many rows overshoots a little instead of waiting for an empty
-    device that may never come.
+    A request joins while the rows at least as urgent as it are fewer than `limit`; while its tenant has less than an
+    equal share, fewer than twice `limit`. So a request of many rows overshoots a little instead of waiting for an empty
+    device, which may never come.
     """
-    aboard = [(level(request, now), request) for request in active]
+    on_device = [(level(request, now), request) for request in active]
     share = Counter[str]()
-    for _, request in aboard:
+    for _, request in on_device:
         share[request.tenant] += request.rows
     rest, chosen = list(waiting), []
-    part = limit // len({*share, *(request.tenant for request in waiting)} or {""})
+    equal_share = limit // len({*share, *(request.tenant for request in waiting)} or {""})
 
     def rank(request: C) -> tuple[int, int, int, float]:
         urgency = level(request, now)
@@ -82,21 +84,21 @@ def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float
     while rest:
         best = min(rest, key=rank)
         urgency = level(best, now)
-        allowed = 2 * limit if share[best.tenant] < part else limit
-        if sum(request.rows for other, request in aboard if other <= urgency) >= allowed:
-            break  # nobody goes past one whose turn it is
+        allowed = 2 * limit if share[best.tenant] < equal_share else limit
+        if sum(request.rows for other, request in on_device if other <= urgency) >= allowed:
+            break  # no request overtakes the one whose turn it is
         rest.remove(best)
         chosen.append(best)
-        aboard.append((urgency, best))
+        on_device.append((urgency, best))
         share[best.tenant] += best.rows
     return chosen
 
 
-def next_step(images: Iterable[S], limit: Callable[[Hashable], int], now: float) -> list[S]:
-    """The images that share the next UNet call: the most urgent one, then others of its shape by urgency.
+def next_step(images: Iterable[S], limit: Callable[[Any], int], now: float) -> list[S]:
+    """Return the images that share the next UNet call: the most urgent one, then others of its shape by urgency.
 
-    Tenants take turns, each with its most urgent image first. `limit(shape)` bounds the rows; the first one goes
-    however many rows it has. Empty only when `images` is.
+    Tenants take turns, each with its most urgent image first. `limit(shape)` bounds the rows, but the first image goes
+    whatever its rows. Empty only if `images` is.
     """
     turns = Counter[str]()
     ranked = []
@@ -118,7 +120,7 @@ def next_step(images: Iterable[S], limit: Callable[[Hashable], int], now: float)
 
 
 def by_shape(images: Iterable[S]) -> list[list[S]]:
-    """The images in groups of one shape each, in the order in which the shapes first come."""
+    """Group images by shape, in the order in which the shapes first occur."""
     groups: dict[Hashable, list[S]] = {}
     for image in images:
         groups.setdefault(image.shape, []).append(image)
@@ -126,6 +128,6 @@ def by_shape(images: Iterable[S]) -> list[list[S]]:
 
 
 def parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The items in order, at most `size` at a time."""
+    """Cut items, in order, into parts of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -1,7 +1,6 @@
-"""Pictures in and out beside the device: the threads that decode what requests bring and encode what they get.
+"""Threads that decode input pictures and encode output pictures, so that the device thread never waits for a JPEG.
 
-CPU, device, CPU: the device thread never waits for a JPEG. What goes wrong here ends the request that it is about; but
-for a preview: the request goes on without any more of them.
+A fault here ends the request that it concerns. A fault in a preview does not: the request goes on without previews.
 """
 
 from __future__ import annotations
@@ -26,16 +25,19 @@ if TYPE_CHECKING:
 
 
 class CodecPool:
-    """`tell` takes previews, `end` the last message of a request: both unless it has had that."""
+    """Decodes and encodes the pictures of requests.
+
+    `send(request, preview)` and `end(request, message)` do nothing for a request that has had its last message.
+    """
 
     def __init__(
         self,
         codec: Codec,
-        tell: Callable[[Request, Preview], None],
+        send: Callable[[Request, Preview], None],
         end: Callable[[Request, Generated | Failed], None],
     ) -> None:
         self._codec = codec
-        self._tell = tell
+        self._send = send
         self._end = end
         self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
 
@@ -44,7 +46,7 @@ class CodecPool:
         self._submit(request, partial(self._decode, request, then))
 
     def preview(self, request: Request, step: int, rendered: Rendered) -> None:
-        """Send what the request's first image looks like after a step."""
+        """Encode and send the request's first image as it is after a step."""
         request.preview = self._threads.submit(self._preview, request, step, rendered)
 
     def answer(self, request: Request) -> None:
@@ -54,7 +56,7 @@ class CodecPool:
         self._submit(request, partial(self._answer, request, encoding, last))
 
     def close(self) -> None:
-        """Return when nothing is left to do."""
+        """Return when all submitted work is done."""
         self._threads.shutdown()
 
     # --- on the threads ----------------------------------------------------------------------------------------------
@@ -62,7 +64,7 @@ class CodecPool:
     def _decode(self, request: Request, then: Callable[[Request], None]) -> None:
         began = time.monotonic()
         request.pixels = self._codec.decode(request.work.image)
-        request.work = msgspec.structs.replace(request.work, image=b"")  # nobody needs it any more, and it may be large
+        request.work = msgspec.structs.replace(request.work, image=b"")  # no longer needed, and it may be large
         request.decoded = time.monotonic()
         request.timings["decode_image"] = request.decoded - began
         then(request)
@@ -70,16 +72,16 @@ class CodecPool:
     def _preview(self, request: Request, step: int, rendered: Rendered) -> None:
         try:
             picture = self._picture(rendered)
-        except Exception as error:  # noqa: BLE001 – whatever it is, the request can do without
+        except Exception as error:  # noqa: BLE001 – any fault: the request does not need its previews
             log_fault("preview", 1, error)
-            return  # still `previewing`: no other is tried
-        self._tell(request, Preview(request.id, step, request.images[0].trajectory.steps, picture))
+            return  # `previewing` stays set: no other is made
+        self._send(request, Preview(request.id, step, request.images[0].trajectory.steps, picture))
         request.previewing = False
 
     def _answer(self, request: Request, encoding: Sequence[Future[Picture]], last: Rendered) -> None:
-        """Encode the last picture here; wait for the others, and for a preview: it must not come after them.
+        """Encode the last picture here, wait for the others and for a preview, which must not be sent after the answer.
 
-        Nothing that is waited for can be behind this in the threads' line: it was all submitted before.
+        Everything that is waited for was submitted to the threads before this, so it can't be queued behind it.
         """
         began = time.monotonic()
         picture = self._picture(last)
@@ -95,14 +97,14 @@ class CodecPool:
         return Picture(self._codec.encode(rendered.pixels), width, height, rendered.nsfw)
 
     def _submit(self, request: Request, run: Callable[[], None]) -> None:
-        self._threads.submit(self._contained, request, run)
+        self._threads.submit(self._guarded, request, run)
 
-    def _contained(self, request: Request, run: Callable[[], None]) -> None:
+    def _guarded(self, request: Request, run: Callable[[], None]) -> None:
         try:
             run()
         except ImageFault as fault:
             self._end(request, Failed(id=request.id, kind=fault.kind, message=fault.message, ctx=fault.ctx))
-        except Exception as error:  # noqa: BLE001 – whatever it is, it has one owner, and the others go on
+        except Exception as error:  # noqa: BLE001 – any fault: it ends one request, and the others go on
             log_fault("codec", 1, error)
             message = "The engine failed at reading or writing a picture."
             self._end(request, Failed(id=request.id, kind="engine_error", message=message))

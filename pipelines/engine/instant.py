@@ -1,8 +1,8 @@
-"""`--model instant[:ms]`: an engine with no model, for killing by the hundred and for measuring the server alone.
+"""Backend without a model, for `--model instant[:ms]`: to kill engines by the hundred and to measure the server alone.
 
 The process, its loop and its messages are the real ones; a request spends `ms` milliseconds in its steps. Nothing is
-decoded and every answer is the same small JPEG. `instant+jpeg[:ms]` does decode, and sends back the picture it got.
-Not for users; no torch.
+decoded, and every answer is the same small JPEG. `instant+jpeg[:ms]` decodes, and sends back the picture it got. For
+tests and measurements, not for users; no torch.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from typing_extensions import override
 
-from pipelines.engine.backend import FaultKind, ImageCodec, LoadedBackend, OnHost
+from pipelines.engine.backend import Codec, FaultKind, ImageCodec, LoadedBackend, OnHost
 from pipelines.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipelines.engine.backend import Codec, Pixels
+    from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig, GenerationParams
 
 SIDE = 64
@@ -35,7 +36,7 @@ JPEG = base64.b64decode(
 
 
 def load(config: EngineConfig) -> LoadedBackend:
-    """The engine that `config.model` names. Raises `CheckpointError` if the time is no number."""
+    """Return the backend that `config.model` names. Raises `CheckpointError` if the time is no number."""
     name, _, written = config.model.partition(":")
     try:
         seconds = float(written or 0) / 1000
@@ -43,7 +44,7 @@ def load(config: EngineConfig) -> LoadedBackend:
         raise CheckpointError(f"{written!r} is no number of milliseconds.", "Write instant:5, for instance.") from error
     codec: Codec = ImageCodec(config) if name == "instant+jpeg" else FixedCodec()
     return LoadedBackend(
-        model=InstantModel(seconds),
+        model=InstantBackend(seconds),
         codec=codec,
         name=config.model,
         device=config.device,
@@ -53,30 +54,28 @@ def load(config: EngineConfig) -> LoadedBackend:
     )
 
 
-class FixedCodec:
-    """A codec that looks at nothing."""
+class FixedCodec(Codec):
+    """A codec that reads neither files nor pixels: black 64×64 in, always the same 64×64 JPEG out."""
 
+    @override
     def decode(self, data: bytes) -> Pixels:
-        """Black, 64×64."""
-        del data
         return np.zeros((SIDE, SIDE, 3), np.uint8)
 
+    @override
     def encode(self, pixels: Pixels) -> bytes:
-        """Always the same 64×64 picture."""
-        del pixels
         return JPEG
 
 
 @dataclass(frozen=True)
 class NoConditioning:
-    """What is made of prompts that nobody reads."""
+    """The conditioning of prompts that are not read."""
 
     summary: str = ""
 
 
 @dataclass(slots=True)
 class Countdown:
-    """An image that only takes its time."""
+    """A trajectory that only counts its steps."""
 
     pixels: Pixels
     rows: int
@@ -86,49 +85,47 @@ class Countdown:
 
     @property
     def finished(self) -> bool:
-        """Whether only decoding is left."""
+        """Whether all steps are done."""
         return self.step >= self.steps
 
 
-class InstantModel(OnHost):
-    """A `stages.Model` whose steps take `seconds` together, and whose picture is the input."""
+class InstantBackend(OnHost):
+    """A backend whose steps take `seconds` for a whole request, and whose output is the input picture."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
+    @override
     def prepare(self, params: GenerationParams) -> NoConditioning:
-        """Nothing."""
-        del params
         return NoConditioning()
 
+    @override
     def encode(self, items: Sequence[tuple[GenerationParams, NoConditioning, Pixels, int]]) -> list[Countdown]:
-        """Start counting."""
         return [
             Countdown(pixels, 2 if params.guidance_scale > 1 else 1, params.num_inference_steps)
             for params, _, pixels, _ in items
         ]
 
+    @override
     def step(self, trajectories: Sequence[Countdown]) -> None:
-        """One step of each."""
         pause = max(self._seconds / trajectory.steps for trajectory in trajectories)
         if pause:
             time.sleep(pause)
         for trajectory in trajectories:
             trajectory.step += 1
 
+    @override
     def decode(self, trajectories: Sequence[Countdown]) -> Pixels:
-        """The input pictures."""
         return np.stack([trajectory.pixels for trajectory in trajectories])
 
+    @override
     def finite(self, trajectories: Sequence[Countdown]) -> list[bool]:
-        """Always."""
         return [True] * len(trajectories)
 
+    @override
     def check(self, pixels: Pixels) -> list[bool]:
-        """Never unsafe."""
         return [False] * len(pixels)
 
+    @override
     def diagnose(self, error: Exception) -> FaultKind:
-        """Nothing here runs out of anything."""
-        del error
         return FaultKind.OTHER

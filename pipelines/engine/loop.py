@@ -1,32 +1,42 @@
-"""The loop that feeds the device: admit → step → retire.
+"""Loop that feeds the device: admit requests, run one denoising step, retire what is denoised, and again.
 
-Requests join and leave between denoising steps, not between batches. Each image of a request is a trajectory of its
-own; one UNet call takes whichever trajectories share a size one timestep further, wherever each of them stands.
+A request is one or more images. An image on the device is a trajectory: its latents and the timestep they have reached.
+One UNet call takes any trajectories of one picture size one timestep further, whichever timestep each of them has
+reached. So requests join and leave between two steps, and none waits for a batch to fill or to end.
 
-    reader thread     submit, cancel, drain                      never waits
-    codec threads     JPEG → pixels; pixels → JPEG, the answer   (`pipelines.engine.codec_pool`)
-    device thread     run: the loop                              alone calls the model (`pipelines.engine.stages`)
-    gallery thread    waits for finished pictures to arrive      (`pipelines.engine.readback`)
+One pass of the loop:
 
-The device thread launches work and does not wait for pictures: while those of one batch are decoded, checked and copied
-to the host, the steps of the next go on, on devices that can do both at once. Where a device can't, they are there by
-the time they are asked for.
+    _admit     take decoded requests from the inbox, drop cancelled ones, choose who joins (`batching.admissible`),
+               encode prompts and pictures
+    _step      choose the images of one UNet call (`batching.next_step`), run it, have previews made
+    _retire    have pictures made of the images whose steps are done
 
-All state belongs to the device thread. The others reach it through `_inbox`, in which they put what it is to do, and
-through a request's `cancelled`, which they only ever set. A request gets exactly one last message: from whoever takes
-it out of `_in_hand`. Nothing is said of it after that.
+The threads of an engine process:
 
-What fails in a batch is run again in smaller ones until only the culprit is left (`pipelines.engine.stage_runner`). A
-fault that leaves the device unusable ends the loop, and the process with it: the server starts another one and runs
-again what was in hand.
+    reader      submit, cancel, drain; never waits                          `pipelines.worker`
+    codec       encoded picture → pixels before the device,
+                pixels → JPEG and the answer after it                       `pipelines.engine.codec_pool`
+    device      `run`: this loop; the only thread that calls the backend    `pipelines.engine.stages`
+    readback    waits for finished pictures to reach the host               `pipelines.engine.readback`
+
+The device thread submits work to the device and does not wait for pictures. While the pictures of one batch are
+decoded, checked and copied to the host, the steps of the next run, on devices that can do both at once.
+
+All state belongs to the device thread. Other threads change it in two ways only: they put a function into `_inbox`,
+which the device thread calls, or they set a request's `cancelled`. Every request gets exactly one last message, from
+the thread that takes it out of `_unfinished`, and no message after that.
+
+A batch that fails is run again in smaller batches until only the request at fault is left
+(`pipelines.engine.stage_runner`). A fault after which the device is unusable ends the loop and with it the process; the
+server then starts another process and runs the unfinished requests again.
 """
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,7 +45,6 @@ from pipelines.engine.backend import FaultKind
 from pipelines.engine.codec_pool import CodecPool
 from pipelines.engine.readback import Readback
 from pipelines.engine.request import Image, Request
-from pipelines.engine.stage_runner import StageRunner
 from pipelines.engine.stages import Stages
 from pipelines.errors import NoRoomError
 from pipelines.messages import PATIENCE_S, Beat, Cancelled, Failed, Generated, Log, Started, Work
@@ -44,73 +53,85 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pipelines.engine.backend import Backend, Codec
-    from pipelines.messages import EngineConfig, FailureKind, FromEngine, Preview
+    from pipelines.messages import EngineConfig, FromEngine, Preview
 
-IDLE_BEAT_S = 1.0
-# Every beat wakes the server: four a second are enough, but for one that needs more patience than the last.
-BEAT_EVERY_S = 0.25
+
+@dataclass(frozen=True, kw_only=True)
+class BeatTimes:
+    """Seconds between two `Beat` messages: of an idle engine, and at least, of a busy one.
+
+    Every beat wakes the server, so a busy engine sends few; one that asks for more patience goes out at once.
+    """
+
+    idle_s: float = 1.0
+    busy_s: float = 0.25
+
+
+BEAT_TIMES = BeatTimes()
 
 
 class Engine:
-    """The loop, and the threads around it. `emit` takes messages for the server, from any thread."""
+    """The loop and the threads around it. `emit` takes messages for the server, from any thread."""
 
     def __init__(
         self,
         config: EngineConfig,
-        model: Backend,
+        backend: Backend,
         codec: Codec,
         emit: Callable[[FromEngine], None],
         *,
         overlaps: bool = False,
+        beat_times: BeatTimes = BEAT_TIMES,
     ) -> None:
         self._config = config
-        self._model = model
+        self._backend = backend
         self._emit = emit
         # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
         self.capacity = (3 if overlaps else 2) * config.max_batch
-        self._codecs = CodecPool(codec, self._say, self._say_last)
+        self._codecs = CodecPool(codec, self._send, self._send_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._readback = Readback(self._codecs, self._say_last, self._leave, self._inbox.put)
-        self._in_hand: dict[str, Request] = {}
+        readback = Readback(self._codecs, self._send_last, self._release, self._inbox.put)
+        self._readback = readback
+        self._stages = Stages(config, backend, readback, self._beat, self._end)
+        self._unfinished: dict[str, Request] = {}
         self._waiting: list[Request] = []
         self._active: list[Request] = []
         self._draining = False
-        self._speaking = threading.Lock()
-        self._runner = StageRunner(config.max_batch, model, self._beat, self._fail)
-        self._stages = Stages(model, self._runner, self._readback, forced=config.force_safety_checks)
+        self._sending = threading.Lock()
+        self._beat_times = beat_times
         self._beat_due = 0.0
         self._allowed_s = 0.0
 
-    # --- from the reader thread --------------------------------------------------------------------------------------
+    # --- on the reader thread ----------------------------------------------------------------------------------------
 
     def submit(self, work: Work) -> None:
-        """Take a request in hand."""
+        """Accept a request."""
         request = Request(work, time.monotonic())
-        self._in_hand[work.id] = request
+        self._unfinished[work.id] = request
         self._codecs.decode(request, then=lambda decoded: self._inbox.put(partial(self._waiting.append, decoded)))
 
     def cancel(self, request_id: str) -> None:
-        """Stop a request at its next step, if it is still in hand."""
-        request = self._in_hand.get(request_id)
+        """Stop a request at its next step, if it is unfinished."""
+        request = self._unfinished.get(request_id)
         if request is not None:
             request.cancelled = True
 
     def drain(self) -> None:
-        """Let `run` return once nothing is in hand."""
+        """Let `run` return once every request is finished."""
         self._draining = True
-        self._inbox.put(_look_up)
+        self._inbox.put(_wake)
 
     # --- on the device thread, before the loop -----------------------------------------------------------------------
 
     def warm_up(self, side: int) -> None:
-        """Run a black picture of side × side through every stage: kernels get chosen, and the stages' pace is known.
+        """Run a black picture of side × side through every stage, so that kernels are chosen and stages are timed.
 
-        Raises `NoRoomError` where that has no room.
+        Raises `NoRoomError` where the device has too little memory for that.
         """
         try:
             self._stages.warm_up(side)
         except Exception as error:
-            if self._model.diagnose(error) is not FaultKind.OUT_OF_MEMORY:
+            if self._backend.diagnose(error) is not FaultKind.OUT_OF_MEMORY:
                 raise
             raise NoRoomError(self._config.device) from error
 
@@ -125,7 +146,7 @@ class Engine:
         self._codecs.close()
 
     def _admit(self) -> bool:
-        """Take in what is decoded, drop what is cancelled, start who may join. False once drained."""
+        """Receive decoded requests, drop cancelled ones and start those which may join. False once drained."""
         if not self._receive():
             return False
         for request in [*self._waiting, *self._active]:
@@ -134,102 +155,100 @@ class Engine:
         joining = self._joining()
         for request in joining:
             self._start(request)
-        images = [image for request in joining for image in request.images]
-        self._runner.in_batches("encode", images, self._stages.encode)
+        self._stages.encode([image for request in joining for image in request.images])
         return True
 
     def _step(self) -> None:
-        """One UNet call, and the previews that it gave. What is still being encoded joins when others need not wait."""
+        """Run one UNet call, and its previews. Images still being encoded wait for the next, if others are ready."""
         running = [image for image in self._images() if not image.trajectory.finished]
         ready = [image for image in running if image.trajectory.ready] or running
-        batch = batching.next_step(ready, functools.partial(self._runner.limit, "steps"), time.monotonic())
-        self._runner.attempt("steps", batch, self._stages.denoise)
-        self._runner.in_batches("preview", [image for image in batch if image.wants_preview], self._stages.preview)
+        batch = batching.next_step(ready, self._stages.step_limit, time.monotonic())
+        self._stages.step(batch)
+        self._stages.preview(batch)
 
     def _retire(self) -> None:
-        """Have pictures made of what is denoised."""
-        done = [image for image in self._images() if image.trajectory.finished and not image.submitted]
-        self._runner.in_batches("decode", done, self._stages.decode)
+        """Have pictures made of the images whose steps are done."""
+        self._stages.decode([image for image in self._images() if image.trajectory.finished and not image.submitted])
 
     # --- requests come and go ----------------------------------------------------------------------------------------
 
     def _receive(self) -> bool:
-        """Do what is in the inbox; with nothing else to do, wait for it. False once drained."""
-        while not self._draining or self._in_hand:
+        """Call what is in the inbox; wait for it if there is nothing else to do. False once drained."""
+        while not self._draining or self._unfinished:
             idle = not self._joining() and all(request.submitted for request in self._active)
             if not self._active and not self._waiting:
                 self._beat("idle", 0.0)
             try:
-                todo = self._inbox.get(idle, IDLE_BEAT_S)
+                call = self._inbox.get(idle, self._beat_times.idle_s)
             except queue.Empty:
                 if idle:
                     continue
                 return True
-            todo()
+            call()
         return False
 
     def _joining(self) -> list[Request]:
-        """Who joins now. A full step is in the way of others, and so is a batch of pictures that are yet to be made."""
+        """Return the waiting requests that join now.
+
+        The device is full of a full step, or of a full batch of pictures being made.
+        """
         submitted = [request for request in self._active if request.submitted]
         full = sum(len(request.images) for request in submitted) >= self._config.max_batch
-        aboard = self._active if full else [request for request in self._active if not request.submitted]
-        return batching.admissible(self._waiting, aboard, self._config.max_batch, time.monotonic())
+        on_device = self._active if full else [request for request in self._active if not request.submitted]
+        return batching.admissible(self._waiting, on_device, self._config.max_batch, time.monotonic())
 
     def _start(self, request: Request) -> None:
-        """Take a waiting request aboard, and encode its prompts."""
+        """Move a waiting request to the device, and encode its prompts."""
         self._waiting.remove(request)
         self._active.append(request)
         request.timings["queue"] = time.monotonic() - request.decoded
         self._emit(Started(request.id))
         params = request.work.params
         request.images = [Image(request, params.seed + number) for number in range(params.num_images)]
-        self._runner.attempt("text", request.images[:1], self._stages.prepare)
+        self._stages.prepare(request)
         if not request.ended and request.conditioning.summary:
             self._emit(Log(request.id, request.conditioning.summary))
 
-    def _end(self, request: Request, message: Generated | Failed | Cancelled) -> None:
+    def _end(self, request: Request, message: Failed | Cancelled) -> None:
+        """Take a request off the device, with its last message."""
         for group in (self._waiting, self._active):
             if request in group:
                 group.remove(request)
-        self._say_last(request, message)
+        self._send_last(request, message)
 
-    def _fail(self, request: Request, stage: str, kind: FailureKind) -> None:
-        """A request can't go through a stage, and ends; but for a preview, which it can do without."""
-        if stage == "preview":
-            request.previewing = True
-        else:
-            self._end(request, Failed(id=request.id, kind=kind, message=f"The engine failed at the stage {stage!r}."))
-
-    def _leave(self, request: Request) -> None:
-        """Its pictures are there: the device is done with it."""
-        self._runner.learn(request)
-        if request in self._active:  # else it has been cancelled meanwhile
+    def _release(self, request: Request) -> None:
+        """Take a request off the device: its pictures have reached the host."""
+        self._stages.learn(request)
+        if request in self._active:  # else it was cancelled meanwhile
             self._active.remove(request)
 
-    def _say(self, request: Request, message: Preview) -> None:
-        """From any thread: a word on a request, unless its last has been said."""
-        with self._speaking:
+    # --- messages, from any thread -----------------------------------------------------------------------------------
+
+    def _send(self, request: Request, message: Preview) -> None:
+        """Send a message about a request, unless its last has been sent."""
+        with self._sending:
             if not request.ended:
                 self._emit(message)
 
-    def _say_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
-        """From any thread: the last word on a request, unless it has been said."""
-        with self._speaking:
+    def _send_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
+        """Send the last message about a request, unless it has been sent."""
+        with self._sending:
             request.ended = True
-            if self._in_hand.pop(request.id, None) is not None:
+            if self._unfinished.pop(request.id, None) is not None:
                 self._emit(message)
         if self._draining:
-            self._inbox.put(_look_up)  # perhaps it was the last: the loop may be waiting for it
+            self._inbox.put(_wake)  # the loop may be waiting for this request alone
 
     def _beat(self, stage: str, allow_s: float) -> None:
+        """Tell the server that the loop is alive, and for how many seconds the coming stage may be silent."""
         now = time.monotonic()
         if now >= self._beat_due or allow_s > self._allowed_s:
-            self._beat_due, self._allowed_s = now + BEAT_EVERY_S, max(allow_s, PATIENCE_S)
-            self._emit(Beat(stage, allow_s, tuple(request.id for request in self._active)))
+            self._beat_due, self._allowed_s = now + self._beat_times.busy_s, max(allow_s, PATIENCE_S)
+            self._emit(Beat(str(stage), allow_s, tuple(request.id for request in self._active)))
 
     def _images(self) -> Iterable[Image]:
         return (image for request in self._active for image in request.images)
 
 
-def _look_up() -> None:
-    """Nothing to do but to go on."""
+def _wake() -> None:
+    """Do nothing: the loop looks at its state again after every call from its inbox."""

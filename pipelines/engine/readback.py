@@ -1,7 +1,7 @@
-"""The thread that waits for pictures: the device thread launches them and goes on with the steps of others.
+"""Thread that waits for finished pictures, so that the device thread can go on with other steps.
 
-Batches of pictures arrive in the order in which they were launched. What goes wrong while one is waited for went wrong
-on the device; it becomes the device thread's, which ends with it.
+Batches of pictures arrive in the order in which they were submitted. A fault while waiting for one is a fault of the
+device: it is raised on the device thread, which ends with it.
 """
 
 from __future__ import annotations
@@ -23,35 +23,36 @@ if TYPE_CHECKING:
 
 
 class Readback:
-    """`end` takes the last message of a request that can't be shown, `leave` a request that the device is done with.
+    """Passes the pictures of complete requests to the codec threads.
 
-    `leave` is called by the device thread: `tell` takes what that is to do.
+    `end(request, message)` is called for a request whose pictures failed; `release(request)`, on the device thread, for
+    each request that the device is done with. `on_device_thread` calls a function there.
     """
 
     def __init__(
         self,
         codecs: CodecPool,
         end: Callable[[Request, Generated | Failed], None],
-        leave: Callable[[Request], None],
-        tell: Callable[[Callable[[], None]], None],
+        release: Callable[[Request], None],
+        on_device_thread: Callable[[Callable[[], None]], None],
     ) -> None:
         self._codecs = codecs
         self._end = end
-        self._leave = leave
-        self._tell = tell
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gallery")
+        self._release = release
+        self._on_device_thread = on_device_thread
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="readback")
 
     def finish(self, images: Sequence[Image], pictures: PendingPictures) -> None:
         """Have the last pictures of these images waited for, and complete requests answered."""
-        self._thread.submit(self._contained, partial(self._finish, images, pictures))
+        self._thread.submit(self._guarded, partial(self._finish, images, pictures))
 
     def preview(self, images: Sequence[Image], pictures: PendingPictures) -> None:
-        """Have previews of these images, as they stand now, waited for and sent."""
+        """Have previews of these images, at the step they have reached, waited for and sent."""
         steps = [image.trajectory.step for image in images]
-        self._thread.submit(self._contained, partial(self._preview, images, steps, pictures))
+        self._thread.submit(self._guarded, partial(self._preview, images, steps, pictures))
 
     def close(self) -> None:
-        """Return when nothing is waited for."""
+        """Return when all pictures have been waited for."""
         self._thread.shutdown()
 
     # --- on the thread -----------------------------------------------------------------------------------------------
@@ -66,9 +67,9 @@ class Readback:
             if all(image.rendered is not None for image in request.images):
                 self._codecs.answer(request)
             else:
-                words = "The model computed something that is no picture."
-                self._end(request, Failed(id=request.id, kind="bad_output", message=words))
-            self._tell(partial(self._leave, request))
+                message = "The model computed something that is no picture."
+                self._end(request, Failed(id=request.id, kind="bad_output", message=message))
+            self._on_device_thread(partial(self._release, request))
 
     def _preview(self, images: Sequence[Image], steps: Sequence[int], pictures: PendingPictures) -> None:
         for image, step, rendered in zip(images, steps, pictures(), strict=True):
@@ -77,11 +78,11 @@ class Readback:
             else:
                 self._codecs.preview(image.request, step, rendered)
 
-    def _contained(self, run: Callable[[], None]) -> None:
+    def _guarded(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except Exception as error:  # noqa: BLE001 – it is the device thread's
-            self._tell(partial(_raise, error))
+        except Exception as error:  # noqa: BLE001 – raised again on the device thread
+            self._on_device_thread(partial(_raise, error))
 
 
 def _raise(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""One request in hand, and the images that it is made of, on their way through the engine loop."""
+"""One unfinished request, and the images it is made of, on their way through the engine loop."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from pipelines.engine.backend import Event, Pixels
+    from pipelines.engine.backend import Event, Pixels, Stage
     from pipelines.messages import Priority, Work
 
 
 class Rendered(NamedTuple):
-    """What the device made of an image: uint8 [H, W, 3] on the host, and whether it was blackened as unsafe."""
+    """A picture that the device has made: uint8 [H, W, 3] on the host, and whether it was blackened as unsafe."""
 
     pixels: Pixels
     nsfw: bool
 
 
 class Span(NamedTuple):
-    """A stage that a request took part in, in a batch of `images` images of `pixels` pixels each: from mark to mark."""
+    """A stage between two events on the device, run on a batch of `images` images of `pixels` pixels each."""
 
-    stage: str
+    stage: Stage
     pixels: int
     images: int
     begin: Event
@@ -31,15 +31,15 @@ class Span(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long the device took. Waits for it."""
+        """Seconds that the device took. Waits for it."""
         return self.end.since(self.begin)
 
 
 @dataclass(eq=False, slots=True)
 class Request:
-    """A `Work` in hand. `arrived` and `decoded` are monotonic seconds; `timings` seconds by stage.
+    """An unfinished `Work`. `arrived` and `decoded` are monotonic seconds; `timings` seconds by name.
 
-    `cancelled`: nobody waits for it any more. `ended`: its last message is on its way.
+    `cancelled`: its answer is no longer wanted. `ended`: its last message is on its way.
     """
 
     work: Work
@@ -50,8 +50,8 @@ class Request:
     pixels: Any = None  # uint8 [H, W, 3], once decoded
     conditioning: Any = None
     images: list[Image] = field(default_factory=list)
-    previewing: bool = False  # a preview is being made or encoded, or has failed: the last
-    preview: Future[None] | None = None  # the encoding of the last one
+    previewing: bool = False  # a preview is being made or encoded, or one has failed: then there are no more
+    preview: Future[None] | None = None  # the encoding of the latest one
     spans: list[Span] = field(default_factory=list)
     timings: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
@@ -67,7 +67,7 @@ class Request:
 
     @property
     def tenant(self) -> str:
-        """Whom fairness counts it for."""
+        """The caller that fairness counts the request for."""
         return self.work.tenant
 
     @property
@@ -77,13 +77,13 @@ class Request:
         return params.num_images * (2 if params.guidance_scale > 1 else 1)
 
     def time(self) -> None:
-        """Sum up by stage how long the device took. Waits for it."""
+        """Add the device's seconds of each stage to `timings`. Waits for the device."""
         for span in self.spans:
-            self.timings[span.stage] += span.seconds
+            self.timings[span.stage.value] += span.seconds
 
     @property
     def submitted(self) -> bool:
-        """Whether all its pictures are being made: nothing is left to denoise."""
+        """Whether the device has been told to make all its pictures: nothing is left to denoise."""
         return bool(self.images) and all(image.submitted for image in self.images)
 
 
@@ -91,8 +91,8 @@ class Request:
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `submitted`: the device has been told to make its picture. `resolved`: that has been waited for; `rendered` is still
-    None then if it is no picture.
+    `submitted`: the device has been told to make its picture. `resolved`: the picture has been waited for; `rendered`
+    is still None then if the latents were not finite.
     """
 
     request: Request
@@ -114,12 +114,12 @@ class Image:
 
     @property
     def arrived(self) -> float:
-        """When the request came."""
+        """When the request arrived, in monotonic seconds."""
         return self.request.arrived
 
     @property
     def wants_preview(self) -> bool:
-        """Whether its request is to see it as it is now: its first image, between steps, the last preview sent."""
+        """Whether a preview is to be made now: of a request's first image, between steps, after the last was sent."""
         request = self.request
         return (
             request.work.previews

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.device.torch_backend import TorchBackend
-from pipelines.engine import stage_runner
-from pipelines.engine.loop import Engine
+from pipelines.engine.loop import BEAT_TIMES, BeatTimes, Engine
 from pipelines.errors import NoRoomError
 from pipelines.images.codec import ImageFault
 from pipelines.messages import (
@@ -105,11 +104,11 @@ class Watched(FaultyModel):
 class Talk:
     """A running engine and what it says. Messages other than beats are kept in order, for each request by itself."""
 
-    def __init__(self, model, config, codec=None):
+    def __init__(self, model, config, codec=None, beat_times=BEAT_TIMES):
         self._said = queue.SimpleQueue()
         self.of = {}
         self.beats = []
-        self.engine = Engine(config, model, codec or RawCodec(), self._said.put)
+        self.engine = Engine(config, model, codec or RawCodec(), self._said.put, beat_times=beat_times)
         self.fault = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -151,8 +150,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk_with(model, codec=None, **config):
-    talk = Talk(model, EngineConfig(model="test", data_dir="", **config), codec)
+def talk_with(model, codec=None, beat_times=BEAT_TIMES, **config):
+    talk = Talk(model, EngineConfig(model="test", data_dir="", **config), codec, beat_times)
     try:
         yield talk
     finally:
@@ -288,17 +287,6 @@ def test_out_of_memory_halves_the_batch_and_is_remembered(model):
     assert len(answer.pictures) == 8
 
 
-def test_batches_grow_again_when_memory_may_be_back(model, monkeypatch):
-    monkeypatch.setattr(stage_runner, "SMALL_FOR_S", 0.0)
-    with talk_with(model) as talk:
-        talk.ask("hungry", num_images=2)
-        talk.until("hungry")
-        talk.ask("modest", num_images=2)
-        talk.until("modest")
-
-    assert [len(batch) for batch in model.batches[-4:]] == [2, 2, 2, 2]
-
-
 def test_faults_are_logged_without_their_words(talk, caplog):
     talk.ask("raise")
 
@@ -338,7 +326,7 @@ def test_a_request_that_still_waits_can_be_cancelled(talk):
 
 
 def test_cancelling_what_is_not_there_is_nothing(talk):
-    talk.engine.cancel("nobody")
+    talk.engine.cancel("unknown")
     talk.ask("a")
 
     assert isinstance(talk.until("a"), Generated)
@@ -437,7 +425,7 @@ def test_the_log_of_a_request_counts_tokens_and_quotes_nothing():
     assert "sunset" not in logs[0]
 
 
-def test_draining_finishes_what_is_in_hand(model):
+def test_draining_finishes_what_is_unfinished(model):
     talk = Talk(model, EngineConfig(model="test", data_dir=""))
     for number in range(30):
         talk.ask(str(number))
@@ -473,12 +461,13 @@ def test_a_warm_engine_has_been_through_every_stage_and_says_nothing():
 
 
 @pytest.mark.parametrize(("fault", "raised"), [(MemoryError, NoRoomError), (ValueError, ValueError)])
-def test_a_warm_up_that_has_no_room_is_told_from_one_that_fails(model, monkeypatch, fault, raised):
-    def fails(trajectories):
-        raise fault("cuda")
+def test_a_warm_up_that_has_no_room_is_told_from_one_that_fails(fault, raised):
+    class CanNotDecode(FaultyModel):
+        def decode(self, trajectories):
+            raise fault("cuda")
 
-    monkeypatch.setattr(model, "decode", fails)
-    engine = Engine(EngineConfig(model="test", data_dir="", device="cuda"), model, RawCodec(), lambda message: None)
+    config = EngineConfig(model="test", data_dir="", device="cuda")
+    engine = Engine(config, CanNotDecode(), RawCodec(), lambda message: None)
 
     with pytest.raises(raised, match="cuda"):
         engine.warm_up(64)
@@ -571,10 +560,8 @@ def test_a_batch_of_pictures_under_way_keeps_others_waiting():
         assert isinstance(talk.until("b"), Generated)
 
 
-def test_an_engine_that_waits_for_pictures_does_not_say_that_it_is_idle(monkeypatch):
-    monkeypatch.setattr("pipelines.engine.loop.IDLE_BEAT_S", 0.005)
-    monkeypatch.setattr("pipelines.engine.loop.BEAT_EVERY_S", 0.0)
-    with developing() as (model, talk):
+def test_an_engine_that_waits_for_pictures_does_not_say_that_it_is_idle():
+    with developing(beat_times=BeatTimes(idle_s=0.005, busy_s=0.0)) as (model, talk):
         talk.ask("a")
         model.under_way(1)
         time.sleep(0.1)  # twenty times as long as an idle engine is silent

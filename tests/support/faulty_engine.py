@@ -2,8 +2,8 @@
 
 The prompt says what happens in the UNet step: "crash" a segmentation fault, "hang" no return, "raise" an exception,
 "nan" a picture that is none, "hungry" out of memory unless alone, "huge" out of memory even then, "lost" a device
-error, "slow" five milliseconds, "child" a process that keeps the line open when this one has ended. The device says
-what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on the line, "loading" no end.
+error, "slow" five milliseconds, "child" a process that keeps the socket open when this one has ended. The device says
+what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on the socket, "loading" no end.
 Everything else is as with `--model instant`, and each request's log has the device.
 """
 
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pipelines import worker
 from pipelines.engine import instant
 from pipelines.engine.backend import FaultKind, LoadedBackend
-from pipelines.engine.instant import Countdown, InstantModel, NoConditioning
+from pipelines.engine.instant import Countdown, InstantBackend, NoConditioning
 from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.messages import EngineConfig, GenerationParams
 
 # What an exception may quote, and no log.
-SECRET = "a prompt that is nobody's business"
+SECRET = "a prompt that no log may have"
 
 
 class DeviceLost(Exception):
@@ -39,7 +39,7 @@ class Marked(Countdown):
     prompt: str = ""
 
 
-class FaultyModel(InstantModel):
+class FaultyModel(InstantBackend):
     """A model that fails on request."""
 
     def __init__(self, seconds: float = 0.0, device: str = "") -> None:
