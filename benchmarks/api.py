@@ -51,7 +51,7 @@ def start_s():
 
 
 def crowd(url, clients, count, task):
-    """Calls a second: `count` times `task(client, number)`, by so many clients at once."""
+    """Return calls a second: `count` times `task(client, number)`, by `clients` clients at once."""
     bar = tqdm(total=count, unit="call", leave=False)
     failed = []
 

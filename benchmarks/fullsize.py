@@ -1,8 +1,8 @@
 """Full-size Stable Diffusion 1.5 through the HTTP API, beside plain diffusers on the same weights and the same device.
 
-    python benchmarks/fullsize.py [--weights FOLDER] [--requests 1] [--device auto] [--dtype auto]
+    python -m benchmarks.fullsize [--weights FOLDER] [--requests 1] [--device auto] [--dtype auto]
 
-FOLDER is what benchmarks/harness/fake_weights.py writes; without one, random weights are made in a temporary folder (6
+FOLDER is what `benchmarks.harness.fake_weights` writes; without one, random weights are made in a temporary folder (6
 GB). Ours merges the rank-64 LCM-LoRA at load; diffusers runs the base alone, as it can't load a LoRA without PEFT (a
 merged LoRA costs nothing per step). Both make 4 UNet calls at 512×512 without guidance, encode and decode with the
 full VAE, and run the safety checker. Load time is from the start of the process until it could take a request. Memory
@@ -26,9 +26,9 @@ import time
 import urllib.parse
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from server.cli.launcher import running
 
+ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "server" / "static" / "beach.jpg"
 PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
 STRENGTH = 0.8
@@ -36,8 +36,6 @@ CALLS = 4
 
 
 def measure_ours(folder, options):
-    from server.cli.launcher import running
-
     with tempfile.TemporaryDirectory() as data_dir:
         flags = ["--model", folder / "sd15", "--lora", folder / "lcm-lora" / "pytorch_lora_weights.safetensors"]
         flags += ["--device", options.device, "--dtype", options.dtype]
@@ -89,9 +87,18 @@ def post(url, path, body):
 
 
 def measure_diffusers(folder, options):
-    command = [sys.executable, __file__, "--weights", str(folder), "--requests", str(options.requests), "--child"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.fullsize",
+        "--weights",
+        str(folder.resolve()),
+        "--requests",
+        str(options.requests),
+        "--child",
+    ]
     command += ["--device", options.device, "--dtype", options.dtype]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -143,7 +150,7 @@ def memory(pid):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", type=Path, help="what benchmarks/harness/fake_weights.py wrote")
+    parser.add_argument("--weights", type=Path, help="what benchmarks.harness.fake_weights wrote")
     parser.add_argument("--requests", type=int, default=1)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")

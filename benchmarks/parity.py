@@ -2,10 +2,9 @@
 
     python -m benchmarks.parity [--model demo | FOLDER] [--rounds 5] [--side 512] [--clients 8] [--threads 0]
 
-Both take JPEG bytes to JPEG bytes, safety checker and all, each in a process of its own; ours through the engine loop.
-The ratio is the median of the
-rounds' ratios, so that a busy machine slows both. FOLDER may be benchmarks/harness/fake_weights.py's `sd15`. Needs
-nothing of the web side. Prints a table; the last line is JSON.
+Both take JPEG bytes to JPEG bytes with the safety checker, each in a process of its own; ours goes through the engine
+loop. The ratio is the median of the rounds' ratios, so that a busy machine slows both. FOLDER may be the `sd15` that
+`benchmarks.harness.fake_weights` writes. Needs nothing of the web side. Prints a table; the last line is JSON.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Durable jobs per second at the store: submit, claim, complete, read the result. No HTTP, no engine.
 
-    python benchmarks/store.py [--jobs 5000] [--input 300] [--output 1500] [--rounds 5]
+    python -m benchmarks.store [--jobs 5000] [--input 300] [--output 1500] [--rounds 5]
 
-Each client takes one job through its life and waits for every commit; workers claim what they have hands for. Sizes are
-bytes of JSON: a stored picture's URL in, file URLs out. The disk's own speed is shown beside, as commits per second.
-The last line of stdout is JSON.
+Each client takes one job through its life and waits for every commit; workers claim as much as has been submitted.
+Sizes are bytes of JSON: a stored picture's URL in, file URLs out. The disk's own speed is shown beside, as flushes per
+second. Prints a table; the last line is JSON.
 """
 
 import argparse
@@ -24,7 +24,7 @@ LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "pict
 
 
 async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, output_bytes: int) -> float:
-    """Jobs per second with so many in their lives at once."""
+    """Jobs per second with `clients` jobs at once."""
     store = JobStore(folder / f"{time.monotonic_ns()}.sqlite")
     body = b"x" * input_bytes
     result = Result(200, b"x" * output_bytes)
@@ -78,7 +78,7 @@ def flushes(folder: Path) -> float:
 
 
 def main() -> None:
-    """Measures, prints a table, then JSON."""
+    """Measure, print a table, then JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=5000)
     parser.add_argument("--input", type=int, default=300)

@@ -1,9 +1,12 @@
-"""Makes the demo model from nothing: `python -m training [STAGE …]`, without arguments every stage.
+"""Make the demo model from nothing: paint pictures, train the networks, export and judge the result.
 
-A stage whose result is there is skipped; one that was killed goes on from its checkpoint.
+    python -m training [STAGE …]        without arguments: every stage, in order
+
+A stage with a result is skipped; one that was killed goes on from its checkpoint. `export`, `evaluate` and `sheets` run
+each time.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,53 +23,62 @@ class Stage(NamedTuple):
     """Something to do, and the file that says it is done (None: done anew each time)."""
 
     name: str
-    run: Callable[[], None]
+    run: Callable[[argparse.Namespace], None]
     leaves: Path | None
 
 
-def _paint() -> None:
+def _paint(_: argparse.Namespace) -> None:
     for pictures in (TEST, SMALL, LARGE):
         pictures.paint_all()
 
 
-def _teach_text() -> None:
+def _teach_text(_: argparse.Namespace) -> None:
     text_encoder.make_tokenizer()
     on_all_cores(text_encoder.work)
 
 
 STAGES = (
     Stage("paint", _paint, LARGE.path.with_suffix(".done")),
-    Stage("autoencoder", lambda: on_all_cores(autoencoder.work), autoencoder.FINAL),
+    Stage("autoencoder", lambda _: on_all_cores(autoencoder.work), autoencoder.FINAL),
     Stage("text", _teach_text, text_encoder.TAUGHT),
-    Stage("latents-128", TINY_LATENTS.encode, TINY_LATENTS.done),
-    Stage("unet-128", lambda: on_all_cores(denoiser.TINY.work), denoiser.TINY.leaves),
-    Stage("latents-256", SMALL_LATENTS.encode, SMALL_LATENTS.done),
-    Stage("unet-256", lambda: on_all_cores(denoiser.MIDDLE.work), denoiser.MIDDLE.leaves),
-    Stage("latents-512", LARGE_LATENTS.encode, LARGE_LATENTS.done),
-    Stage("unet-512", lambda: on_all_cores(denoiser.LAST.work), denoiser.LAST.leaves),
-    Stage("unet-finish", lambda: on_all_cores(adversarial.FINISH.work), adversarial.FINISH.leaves),
-    Stage("classifier", lambda: on_all_cores(classifier.work), classifier.FINAL),
-    Stage("checker", lambda: on_all_cores(safety_checker.work), safety_checker.FINAL),
-    Stage("export", lambda: export.export(SHIPPED), None),
-    Stage("evaluate", lambda: evaluate.report(SHIPPED), None),
-    Stage("sheets", lambda: contact_sheet.contact_sheet(SHIPPED, SHEET), None),
+    Stage("latents-128", lambda _: TINY_LATENTS.encode(), TINY_LATENTS.done),
+    Stage("unet-128", lambda _: on_all_cores(denoiser.TINY.work), denoiser.TINY.leaves),
+    Stage("latents-256", lambda _: SMALL_LATENTS.encode(), SMALL_LATENTS.done),
+    Stage("unet-256", lambda _: on_all_cores(denoiser.MIDDLE.work), denoiser.MIDDLE.leaves),
+    Stage("latents-512", lambda _: LARGE_LATENTS.encode(), LARGE_LATENTS.done),
+    Stage("unet-512", lambda _: on_all_cores(denoiser.LAST.work), denoiser.LAST.leaves),
+    Stage("unet-finish", lambda _: on_all_cores(adversarial.FINISH.work), adversarial.FINISH.leaves),
+    Stage("classifier", lambda _: on_all_cores(classifier.work), classifier.FINAL),
+    Stage("checker", lambda _: on_all_cores(safety_checker.work), safety_checker.FINAL),
+    Stage("export", lambda asked: export.export(asked.folder), None),
+    Stage("evaluate", lambda asked: evaluate.report(asked.folder), None),
+    Stage("sheets", lambda asked: contact_sheet.contact_sheet(asked.folder, asked.sheet), None),
 )
 
 
-def main(wanted: list[str]) -> None:
-    if unknown := set(wanted) - {stage.name for stage in STAGES}:
-        sys.exit(f"unknown: {', '.join(sorted(unknown))}; stages: {', '.join(stage.name for stage in STAGES)}")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "stages", nargs="*", metavar="STAGE", help=f"one of {', '.join(stage.name for stage in STAGES)}"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=SHIPPED, help="where the model goes, and is judged (%(default)s)"
+    )
+    parser.add_argument("--sheet", type=Path, default=SHEET, help="where the contact sheet goes (%(default)s)")
+    asked = parser.parse_args()
+    if unknown := set(asked.stages) - {stage.name for stage in STAGES}:
+        parser.error(f"unknown stages: {', '.join(sorted(unknown))}")
     WORK.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
-        if wanted and stage.name not in wanted:
+        if asked.stages and stage.name not in asked.stages:
             continue
         if stage.leaves is not None and stage.leaves.exists():
             print(f"{stage.name}: done before", flush=True)
             continue
         began = time.monotonic()
-        stage.run()
+        stage.run(asked)
         print(f"{stage.name}: {time.monotonic() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

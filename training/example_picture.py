@@ -1,11 +1,12 @@
 """Paint the bundled example picture, `server/static/beach.jpg`: a photo-like beach, 512×512, of noise and gradients.
 
-    python training/example_picture.py OUTPUT.jpg
+    python -m training.example_picture OUTPUT.jpg
 
 It stands in, offline, for the sample picture that the endpoint's documentation uses.
 """
 
-import sys
+import argparse
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -95,7 +96,14 @@ def palm(picture, rng):
     return np.where(cover[..., None] > 0, colour, picture)
 
 
-if __name__ == "__main__":
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="a JPEG")
+    asked = parser.parse_args()
     pixels = (np.clip(beach(np.random.default_rng(7)), 0, 1) * 255).round().astype(np.uint8)
     image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(0.7)).resize((512, 512), Image.Resampling.LANCZOS)
-    image.save(sys.argv[1], quality=88)
+    image.save(asked.output, "JPEG", quality=88)
+
+
+if __name__ == "__main__":
+    main()

@@ -74,7 +74,7 @@ def names(sections):
 
 
 def show(name, found, indent=0):
-    """A section as lines to read."""
+    """Print a section as indented lines."""
     flat = {key: value for key, value in found.items() if not isinstance(value, dict)}
     figures = "  ".join(f"{key} {value}" for key, value in flat.items())
     print(f"{' ' * indent}{name:<{24 - indent}} {figures}", flush=True)

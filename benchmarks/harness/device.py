@@ -116,7 +116,7 @@ class Ours(LocalEngine):
         self.model = self.loaded.model
 
     def timed(self, requests, per_second, seed=0):
-        """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
+        """All of (params, data) at random moments, `per_second` on average: each one's latency, seconds."""
         gaps = np.random.default_rng(seed).exponential(1 / per_second, len(requests))
         started, latencies, due = {}, [], time.perf_counter()
         for gap, given in zip(gaps, requests, strict=True):

@@ -1,6 +1,6 @@
 """Full-size Stable Diffusion 1.5 with random weights, in the published layouts, for machines that have no real ones.
 
-    python benchmarks/harness/fake_weights.py FOLDER [--fp16] [--no-full] [--single-file]
+    python -m benchmarks.harness.fake_weights FOLDER [--fp16] [--no-full] [--single-file]
 
 writes FOLDER/sd15 (diffusers layout: UNet, VAE, CLIP text model, safety checker; 5.5 GB in float32, 2.7 GB more with
 --fp16 variants), FOLDER/lcm-lora/pytorch_lora_weights.safetensors (rank 64, kohya keys, 135 MB) and, with
@@ -12,25 +12,21 @@ pictures mean nothing, and the tokenizer's vocabulary is the demo model's. Print
 import argparse
 import json
 import shutil
-import sys
 import time
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.support import checkpoint_layouts  # noqa: E402
-from tests.support.published_configs import FULL  # noqa: E402
+from tests.support import checkpoint_layouts
+from tests.support.published_configs import FULL
 
 LORA_RANK = 64
 LORA_ALPHA = 8.0
 
 
 def write(folder, *, variants=("",), single_file=False):
-    """All of it below `folder`; the paths by what they are."""
+    """Write everything below `folder`; return the paths by what they are."""
     weights = checkpoint_layouts.write_folder(folder / "sd15", FULL, variants=variants)
     weights.pop("safety_checker")
     paths = {"folder": folder / "sd15", "lora": folder / "lcm-lora" / "pytorch_lora_weights.safetensors"}

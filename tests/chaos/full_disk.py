@@ -254,7 +254,7 @@ def autopsy(victim):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("cycles", type=int)
     parser.add_argument("differences", type=json.loads)

@@ -10,6 +10,7 @@ They connect within two seconds, and again when the server closes them. A floode
 second, as far as the network takes it: 40 800 frames a second of all of them, for some 400 calls of the system.
 """
 
+import argparse
 import asyncio
 import json
 import socket
@@ -140,11 +141,18 @@ class Load:
             pass
 
 
-async def main():
+async def until_closed(asked):
     """Until stdin is closed."""
     closed = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await Load(*sys.argv[1:]).run(closed)
+    await Load(asked.url, asked.tls_url, asked.key).run(closed)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("url", "tls_url", "key"):
+        parser.add_argument(name)
+    asyncio.run(until_closed(parser.parse_args()))
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -1,0 +1,53 @@
+"""Every benchmark, training program and torment starts: `python -m NAME --help`, in a process of its own."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.program_start import start
+
+ROOT = Path(__file__).parents[1]
+# `fourstep` itself with something changed: started by tests, with its command line after a first argument.
+STAND_INS = {"tests.chaos.modified_server", "tests.fuzz.isolated_server"}
+
+
+def programs(*folders: str) -> list[str]:
+    """The names for `python -m` of all modules that can be run."""
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if is_program(path)]
+    names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files]
+    return [name.removesuffix(".__main__") for name in names]
+
+
+def is_program(path: Path) -> bool:
+    return path.name == "__main__.py" or re.search(r"^if __name__ == ", path.read_text(), re.MULTILINE) is not None
+
+
+MEASURING = programs("benchmarks")
+PROGRAMS = [*MEASURING, *programs("training", "tests/chaos", "tests/fuzz")]
+
+
+def test_programs_are_found() -> None:
+    assert {"benchmarks.gpu", "benchmarks.option_quality", "training", "tests.chaos", "tests.fuzz"} <= {*PROGRAMS}
+    assert {*PROGRAMS} > STAND_INS
+
+
+@pytest.mark.parametrize("name", sorted({*PROGRAMS} - STAND_INS))
+def test_a_program_starts(name: str, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    status = start(name, "--help", output=output)
+
+    assert status == 0, output.read_text()
+    assert "usage: " in output.read_text()
+
+
+def test_a_program_that_cannot_start_is_found(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+
+    assert start("benchmarks.pictures", "--help", output=output) == 1
+    assert "No module named benchmarks.pictures" in output.read_text()
+
+
+@pytest.mark.parametrize("name", MEASURING)
+def test_a_benchmark_is_listed(name: str) -> None:
+    assert f"`{name.removeprefix('benchmarks.')}`" in (ROOT / "benchmarks" / "README.md").read_text()
