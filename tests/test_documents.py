@@ -1,6 +1,7 @@
 """The documents name what is there, and stay as short as they promise to be."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_the_tables_of_figures_are_narrow():
 
     assert max(map(len, cells)) <= 6
     assert [words for row in cells for words in row if len(words) > 12] == []
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    versions = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert versions[0] == project["version"]
