@@ -8,6 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A laptop may take torch's CPU build: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
+# One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
+PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo serve test check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients demo-model clean
 .DEFAULT_GOAL := help
@@ -21,8 +23,8 @@ demo: $(VENV)/.runtime ## make one picture: install, start a server, ask it thro
 serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:8443 until Ctrl-C
 	$(BIN)/fourstep serve --model auto --tls-port 8443 $(FLAGS)
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest $(FLAGS)
+test: $(VENV)/.dev ## run the tests, as many at once as there are cores (up to four)
+	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
 
 check: lint types imports audit test chaos-short fuzz-short ## lint, types, import contracts, audit, tests, short chaos and fuzz
 

@@ -8,14 +8,12 @@ nothing of the web side. Prints a table; the last line is JSON.
 """
 
 import argparse
-import contextlib
 import json
 import statistics
 
 import numpy as np
 import torch
 
-from benchmarks.gpu import fp16_accumulation
 from benchmarks.harness import device
 from pipelines.device import loader
 from pipelines.images import codec
@@ -44,7 +42,7 @@ def made(options, fields):
     config = device.config(options.model, **({"device": options.device} | names))
     model = loader.load(config, lambda fraction, what: None).model
     pixels = codec.decode(device.picture(), config)
-    with fp16_accumulation() if "fp16_accumulation" in fields else contextlib.nullcontext():
+    with device.switched(**dict.fromkeys({"fp16_accumulation"} & {*fields}, True)):
         return [
             device.generate(model, device.request(seed, strength=strength), pixels)[0]
             for strength in STRENGTHS

@@ -37,8 +37,9 @@ from pipelines.messages import (
     Ready,
     SetupFailed,
     Work,
-    frame,
     parse_to_engine,
+    read_frame,
+    write_frame,
 )
 
 if TYPE_CHECKING:
@@ -70,12 +71,11 @@ class Link:
 
     def send(self, message: FromEngine) -> None:
         """Put a message on its way. From any thread; waits only when the server has stopped reading."""
-        self._outbox.put(frame(message))
+        self._outbox.put(write_frame(message))
 
     def receive(self) -> ToEngine | None:
         """The server's next message; None when its end is closed."""
-        head = self._read(4)
-        body = self._read(int.from_bytes(head, "big")) if head else None
+        body = read_frame(self._read)
         return parse_to_engine(body) if body else None
 
     def close(self) -> None:

@@ -6,12 +6,18 @@ import functools
 from collections.abc import AsyncIterator, Callable
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp
+from typing_extensions import override
 
 from server.access.auth import Auth
-from server.access.limits import Limits
+from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
+from server.fal.errors import PlainError
 from server.generate import Resources, run_job
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -19,8 +25,10 @@ from server.metrics import Metrics
 from server.outbound.fetch import Fetch
 from server.settings import Settings
 from server.storage.files import Files
-from server.web.front import front
-from server.web.responses import EXCEPTION_HANDLERS
+from server.web.access_log import AccessLog
+from server.web.canonical_path import CanonicalPath
+from server.web.origin_guard import OriginGuard
+from server.web.responses import EXCEPTION_HANDLERS, error_response
 from server.webhooks.delivery import Deliverer
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
@@ -37,6 +45,18 @@ ROUTES = [
     *ops.ROUTES,
     *playground.ROUTES,
 ]
+
+# The response headers that fal's clients read.
+_EXPOSED_HEADERS = [
+    "x-fal-request-id",
+    "x-fal-request-timeout-type",
+    "x-fal-error-type",
+    "x-fal-billable-units",
+    "x-fal-needs-retry",
+    "x-fal-retryable",
+    "etag",
+]
+_PREFLIGHT_MAX_AGE_S = 7200  # Chromium keeps no preflight for longer
 
 # Engines go last when the server stops: the queue has given its jobs back by then.
 _ENGINE_GRACE_S = 2.0
@@ -81,7 +101,52 @@ def create_app(settings: Settings) -> Application:
     def drain() -> None:
         app.state.ctx.queue.drain()
 
-    return Application(front(app, settings, auth, metrics), drain)
+    return Application(in_front(app, settings, auth, metrics), drain)
+
+
+def in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
+    """Return `app` with the middleware in front, outside the framework's own error handling.
+
+    So the answer to a crash, too, has a request id and can be read by a page of another origin.
+    """
+    outermost_first = [
+        Middleware(AccessLog, metrics),
+        Middleware(OriginGuard, auth, settings),
+        Middleware(Cors),
+        Middleware(CanonicalPath, settings.public_url),
+        Middleware(ReleaseReservations),
+    ]
+    for middleware, args, kwargs in reversed(outermost_first):
+        app = middleware(app, *args, **kwargs)
+    return app
+
+
+class Cors(CORSMiddleware):
+    """starlette's middleware, with its refusal of a preflight (an unknown method) in fal's shape: it has plain text.
+
+    As fal's own app server: any origin, with credentials. There are no cookies to abuse, a key is sent on purpose.
+    `OriginGuard` says which origins reach this point.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(
+            app,
+            allow_origins=["*"],
+            allow_credentials=True,
+            allow_methods=["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD"],
+            allow_headers=["*"],
+            # A page from the Internet that calls a server on this network asks for this first.
+            allow_private_network=True,
+            expose_headers=_EXPOSED_HEADERS,
+            max_age=_PREFLIGHT_MAX_AGE_S,
+        )
+
+    @override
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        return error_response(PlainError(response.status_code, bytes(response.body).decode()))
 
 
 @contextlib.asynccontextmanager

@@ -7,11 +7,14 @@ is to trust the local CA gets a copy of it.
 import contextlib
 import fcntl
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from server.settings import SettingsError
+
+_SECRET_BYTES = 32
 
 
 def prepare(folder: Path) -> None:
@@ -53,3 +56,13 @@ def locked(lock: Path) -> Iterator[None]:
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def read_secret(file: Path) -> bytes:
+    """Return the random secret in `file`, which only its owner can read; make one where there is none."""
+    if file.exists() and len(secret := file.read_bytes()) == _SECRET_BYTES:
+        return secret
+    secret = secrets.token_bytes(_SECRET_BYTES)
+    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_whole(file, secret)
+    return secret

@@ -1,4 +1,8 @@
-"""Fixtures that every test module may use, and the rule on skips: with CI=true only the listed ones pass."""
+"""Fixtures that every test module may use, how tests are shared among workers, and the rule on skips.
+
+With pytest-xdist one worker runs a whole module, so that what its fixtures start is started once. With CI=true only the
+listed skips pass.
+"""
 
 import os
 from collections.abc import Iterator
@@ -12,6 +16,10 @@ ALLOWED_SKIPS = (
     "needs a private mount namespace",
     "needs Chromium",
 )
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The workers share the cores. torch's threads on top of that, here and in servers, would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +40,12 @@ def demo() -> Iterator[Server]:
     """One server with the built-in model, http and https, shared by tests that leave it as they found it."""
     with serving("--model", "demo", "--tls-port", "0") as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take long: one left for the end would keep the other workers waiting."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.hookimpl(wrapper=True)

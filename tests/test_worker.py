@@ -25,8 +25,9 @@ from pipelines.messages import (
     SetupFailed,
     Started,
     Work,
-    frame,
     parse_from_engine,
+    read_frame,
+    write_frame,
 )
 from pipelines.worker import EXIT_DEVICE_LOST, EXIT_SETUP_FAILED
 from tests.support.server_process import clean_env
@@ -57,15 +58,15 @@ class EngineUnderTest:
         self.process.wait(WAIT_S)
 
     def say(self, *messages):
-        self.line.sendall(b"".join(map(frame, messages)))
+        self.line.sendall(b"".join(map(write_frame, messages)))
 
     def ask(self, request_id, **params):
         self.say(Work(id=request_id, params=GenerationParams(**{"prompt": "", "seed": 1} | params), image=b"picture"))
 
     def hear(self):
         """The next message, None after the last."""
-        head = self.line.recv(4, socket.MSG_WAITALL)
-        return parse_from_engine(self.line.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)) if head else None
+        body = read_frame(lambda size: self.line.recv(size, socket.MSG_WAITALL))
+        return parse_from_engine(body) if body else None
 
     def until(self, *kinds):
         while not isinstance(message := self.hear(), kinds):
@@ -143,7 +144,7 @@ def test_signals_meant_for_the_server_do_not_end_it(engine, number):
 
 
 def test_it_picks_up_a_message_that_it_was_stopped_in_the_middle_of(engine):
-    whole = frame(Work(id="a", params=GenerationParams(prompt="", seed=1), image=bytes(100_000)))
+    whole = write_frame(Work(id="a", params=GenerationParams(prompt="", seed=1), image=bytes(100_000)))
     engine.line.sendall(whole[:50_000])
     engine.process.send_signal(signal.SIGSTOP)
     os.waitpid(engine.process.pid, os.WUNTRACED)
@@ -153,7 +154,7 @@ def test_it_picks_up_a_message_that_it_was_stopped_in_the_middle_of(engine):
     assert engine.until(Generated).id == "a"
 
 
-def test_a_model_that_can_not_be_had_is_said_with_the_mend():
+def test_a_model_that_can_not_be_had_is_said_with_the_hint():
     with EngineUnderTest(model="instant:soon") as engine:
         said = engine.until(SetupFailed)
 

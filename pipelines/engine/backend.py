@@ -7,7 +7,9 @@ is no model.
 from __future__ import annotations
 
 import enum
+import logging
 import time
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from pipelines.messages import EngineConfig, GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+logger = logging.getLogger(__name__)
 
 
 class FaultKind(enum.Enum):
@@ -183,3 +187,9 @@ class LoadedBackend:
     notice: str = ""
     warm_up_side: int = 0
     overlaps: bool = False
+
+
+def log_fault(stage: str, images: int, error: Exception) -> None:
+    """Where and what, but for the exception's own words: they may quote a prompt."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.warning("stage %s failed for %d image(s): %s\n%s", stage, images, type(error).__name__, where)

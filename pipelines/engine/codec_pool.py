@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipelines.engine.stage_runner import log_fault
+from pipelines.engine.backend import log_fault
 from pipelines.images.codec import ImageFault
 from pipelines.messages import Failed, Generated, Picture, Preview
 

@@ -10,30 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipelines.engine.request import Rendered
 from pipelines.messages import Failed, Generated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any, TypeAlias
+    from typing import TypeAlias
 
     from pipelines.engine.codec_pool import CodecPool
-    from pipelines.engine.request import Image, Request
+    from pipelines.engine.request import Image, Rendered, Request
 
     PendingPictures: TypeAlias = Callable[[], list[Rendered | None]]
-
-
-def resolve_pictures(
-    wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
-) -> list[Rendered | None]:
-    """Wait for pictures, their numbers' finiteness and what the safety checker says (`stages.Model.fetch`).
-
-    A picture that is unsafe is black, if it was to be `checked`; one that is not even numbers is None.
-    """
-    pictures, finite, unsafe = wait()
-    nsfw = [flag and asked for flag, asked in zip(unsafe, checked, strict=True)]
-    pictures[nsfw] = 0
-    return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]
 
 
 class Readback:

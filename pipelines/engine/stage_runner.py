@@ -8,15 +8,12 @@ Where a fault has left the device unusable the exception goes on, through the lo
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import time
-import traceback
 from typing import TYPE_CHECKING
 
 from pipelines.engine import batching
-from pipelines.engine.backend import FaultKind
-from pipelines.engine.pace import SilenceBudget
+from pipelines.engine.backend import FaultKind, log_fault
 from pipelines.engine.request import Span
 
 if TYPE_CHECKING:
@@ -26,10 +23,13 @@ if TYPE_CHECKING:
     from pipelines.engine.request import Image, Request
     from pipelines.messages import FailureKind
 
-logger = logging.getLogger(__name__)
-
 # How long a batch stays small after memory ran out: what another program took may have come back.
 SMALL_FOR_S = 60.0
+
+# A stage that takes five times its worst so far is stuck, not slow.
+MARGIN = 5.0
+# Nothing measured yet: kernels are chosen, perhaps compiled, and the model's pages come in from disk.
+FIRST_S = 300.0
 
 
 class StageRunner:
@@ -111,7 +111,20 @@ class StageRunner:
             self._silence.note(span.stage, span.pixels, span.images, span.seconds)
 
 
-def log_fault(stage: str, images: int, error: Exception) -> None:
-    """Where and what, but for the exception's own words: they may quote a prompt."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    logger.warning("stage %s failed for %d image(s): %s\n%s", stage, images, type(error).__name__, where)
+class SilenceBudget:
+    """Remembers the worst seconds per pixel of each stage, by size of picture and in all."""
+
+    def __init__(self) -> None:
+        self._of_size: dict[tuple[str, int], float] = {}
+        self._of_stage: dict[str, float] = {}
+
+    def note(self, stage: str, pixels: int, images: int, seconds: float) -> None:
+        """A stage took so long for so many images of `pixels` pixels each."""
+        cost = seconds / (pixels * images)
+        self._of_size[stage, pixels] = max(cost, self._of_size.get((stage, pixels), 0.0))
+        self._of_stage[stage] = max(cost, self._of_stage.get(stage, 0.0))
+
+    def allow_s(self, stage: str, pixels: int, images: int) -> float:
+        """For how many seconds this stage may be silent. A size not seen before goes by the worst of the others."""
+        cost = self._of_size.get((stage, pixels)) or self._of_stage.get(stage)
+        return FIRST_S if cost is None else MARGIN * cost * pixels * images

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.engine.readback import resolve_pictures
-from pipelines.engine.request import Image, Request
+from pipelines.engine.request import Image, Rendered, Request
 from pipelines.messages import GenerationParams, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     from pipelines.engine.backend import Backend
     from pipelines.engine.readback import PendingPictures, Readback
@@ -90,3 +90,16 @@ class Stages:
         with self._runner.timed(name, images):
             wait = self._model.fetch(pixels, finite, unsafe)
         return partial(resolve_pictures, wait, checked)
+
+
+def resolve_pictures(
+    wait: Callable[[], tuple[Any, Sequence[bool], Sequence[bool]]], checked: Sequence[bool]
+) -> list[Rendered | None]:
+    """Wait for pictures, their numbers' finiteness and what the safety checker says (`stages.Model.fetch`).
+
+    A picture that is unsafe is black, if it was to be `checked`; one that is not even numbers is None.
+    """
+    pictures, finite, unsafe = wait()
+    nsfw = [flag and asked for flag, asked in zip(unsafe, checked, strict=True)]
+    pictures[nsfw] = 0
+    return [Rendered(pictures[row], nsfw[row]) if finite[row] else None for row in range(len(pictures))]

@@ -20,9 +20,9 @@ import jwt
 from starlette.requests import HTTPConnection
 
 from server.access.api_keys import Allowance, Key, KeyRing, allowance
+from server.data_dir import read_secret
 from server.fal.endpoints import Endpoint
 from server.fal.errors import PlainError
-from server.secret_file import read_secret
 from server.settings import Settings
 
 Audience: TypeAlias = Literal["call", "cdn"]

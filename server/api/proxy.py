@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.fal.errors import PlainError
 from server.fal.hosts import SPACES, canonical, parse_host
+from server.web.canonical_path import rewrite
 
 _TARGET = b"x-fal-target-url"
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
@@ -37,7 +38,7 @@ async def proxy(request: Request) -> Response:
     if path[1:].partition("/")[0] not in SPACES:
         raise PlainError(412, "Invalid x-fal-target-url: not an API path")
     inner = {name: value for name, value in request.scope.items() if name not in _ROUTING_KEYS}
-    inner["path"], inner["raw_path"] = path, path.encode()
+    rewrite(inner, path)
     inner["query_string"] = target.query.encode()
     inner["headers"] = [(name, value) for name, value in inner["headers"] if name != _TARGET]
     return _Forwarded(request.app, inner)

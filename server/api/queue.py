@@ -26,11 +26,10 @@ from server.fal import headers as platform_headers
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import base_url
 from server.jobs.job import NewJob, Outcome, Result, Snapshot
-from server.logs import request_id
 from server.outbound.urls import FetchError, parse
+from server.web.access_log import request_id
 from server.web.connection import disconnected, read_body, stop
-from server.web.responses import json_response
-from server.web.sse import EventStream
+from server.web.responses import EventStream, json_response
 
 _TRUE = {"1", "true", "yes"}
 

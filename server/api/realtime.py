@@ -1,20 +1,55 @@
-"""Realtime sockets: /run/{app}, /run/{app}/realtime, /run/{app}/ws, and the operator's own path.
+"""Realtime sockets: /run/{app}, /run/{app}/realtime, /run/{app}/ws, and the path that the operator has set.
+
+    text JSON in     →  text JSON out
+    msgpack in       →  msgpack out
+    a bad input      →  text {"type": "x-fal-error", "error", "reason", …}; the socket stays open
+    too many inputs  →  the oldest are dropped, the newest are answered
+    idle             →  close 1000, which clients take for the end of a good session
+    server drains    →  what waits is answered, then close 1000: the next `send` finds the next server
+
+Errors are text whatever the encoding, since older JavaScript clients and Python's check only text for them.
+`request_id` is echoed: draw-fast matches answers by it alone.
 
 What fal does with a bad token is not documented. Here the socket is accepted, told `Unauthorized` in the words that
 make the JavaScript clients fetch a new token at their next send, and closed with 1000; a refused handshake would reach
 the page as two errors. The end of a token closes no open socket. Unknown apps and paths fail the handshake with 404.
 """
 
-from starlette.routing import BaseRoute, WebSocketRoute
-from starlette.websockets import WebSocket
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import deque
+from typing import Any, TypeAlias
 
-from server.api.realtime_session import MAX_BUFFERING, Session
-from server.context import context
-from server.fal import endpoints
+import msgspec
+from starlette.routing import BaseRoute, WebSocketRoute
+from starlette.types import Message
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from pipelines.messages import Priority
+from server.access.auth import Caller
+from server.access.limits import Reservation
+from server.context import Context, context
+from server.fal import decoding, endpoints, schemas
 from server.fal.endpoints import REALTIME_PATHS
-from server.fal.errors import PlainError
+from server.fal.errors import FalError, PlainError, RequestError
+from server.fal.hosts import base_url
+from server.generate import Call, generate
+from server.logs import fault
+from server.web.clock import late
+from server.web.connection import stop
+from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
+
+Frame: TypeAlias = str | bytes
 
 _UNAUTHORIZED = '{"status":"error","error":"Unauthorized"}'
+
+# fal's bounds on `max_buffering`.
+MAX_BUFFERING = 60
+
+# Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
+PATIENCE_S = 2.0
 
 
 async def realtime(socket: WebSocket) -> None:
@@ -45,6 +80,182 @@ def max_buffering(socket: WebSocket) -> int | None:
     if not (written.isascii() and written.isdigit()):
         return None
     return min(max(int(written[:4]), 1), MAX_BUFFERING)
+
+
+class Inbox:
+    """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for.
+
+    All of them but the newest are no more than `max_bytes`. `memory` is held for each frame from `put` until it is
+    dropped, or given back by who got it.
+    """
+
+    def __init__(self, max_buffering: int | None, memory: Reservation, max_bytes: int) -> None:
+        self._memory = memory
+        self._max_bytes = max_bytes
+        self._limit = max_buffering or MAX_BUFFERING
+        self._fixed = max_buffering is not None
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
+        self._ended = False
+        self._arrived = asyncio.Event()
+
+    def put(self, frame: Frame) -> int:
+        """Add the newest frame; how many older ones it pushed out. Raises `RequestError` 429 where none made room."""
+        dropped = 0
+        while self._frames and not self._has_room(frame):
+            self._memory.give_back(len(self._take()))
+            dropped += 1
+        self._memory.take(len(frame))
+        self._frames.append(frame)
+        self._bytes += len(frame)
+        self._arrived.set()
+        return dropped
+
+    def _has_room(self, frame: Frame) -> bool:
+        fits = len(self._frames) < self._limit and self._bytes + len(frame) <= self._max_bytes
+        return fits and self._memory.has_room(len(frame))
+
+    def end(self) -> None:
+        """No more will come."""
+        self._ended = True
+        self._arrived.set()
+
+    async def get(self) -> Frame | None:
+        """The oldest frame, once there is one; None when none is left and no more will come."""
+        while not self._frames and not self._ended:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._take() if self._frames else None
+
+    def pace(self, seconds: float) -> None:
+        """An input took so long; it bounds how many may wait."""
+        if not self._fixed:
+            self._limit = max(1, min(MAX_BUFFERING, int(PATIENCE_S / max(seconds, 1e-3))))
+
+    def _take(self) -> Frame:
+        frame = self._frames.popleft()
+        self._bytes -= len(frame)
+        return frame
+
+
+class Session:
+    """An accepted socket and its caller, until one of the two ends it."""
+
+    def __init__(self, ctx: Context, socket: WebSocket, caller: Caller, max_buffering: int | None) -> None:
+        self._ctx = ctx
+        self._socket = socket
+        self._caller = caller
+        self._cdn = base_url(socket.scope, "cdn")
+        self._memory = ctx.limits.memory(socket, caller)
+        self._inbox = Inbox(max_buffering, self._memory, ctx.settings.max_waiting_bytes)
+
+    async def serve(self) -> None:
+        """Answer inputs until the client leaves or stays silent for too long."""
+        reading = asyncio.create_task(self._read())
+        working = asyncio.create_task(self._work())
+        try:
+            await asyncio.wait({reading, working}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done() and reading.result() == DRAINING:
+                self._inbox.end()
+                await working
+            for task in (reading, working):
+                if task.done():
+                    task.result()
+        finally:
+            await stop(reading, working)
+
+    async def _read(self) -> int:
+        """Take frames in; the code with which it ended."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return int(message["code"])
+            try:
+                self._ctx.metrics.dropped(self._inbox.put(_content(message)))
+            except FalError as error:
+                self._ctx.metrics.dropped(1)
+                with contextlib.suppress(WebSocketDisconnect):  # the next `receive` says so
+                    await self._refuse(error)
+
+    async def _work(self) -> None:
+        with contextlib.suppress(WebSocketDisconnect):  # the reader notices it as well
+            while (frame := await self._next()) is not None:
+                started = time.perf_counter()
+                await self._answer(frame)
+                self._inbox.pace(time.perf_counter() - started)
+            await self._socket.close(1000)
+
+    async def _next(self) -> Frame | None:
+        """The next frame; None when none has come for too long."""
+        while True:
+            due = asyncio.get_running_loop().time() + self._ctx.settings.session_idle_timeout
+            try:
+                async with asyncio.timeout_at(due):
+                    return await self._inbox.get()
+            except TimeoutError:
+                if not late(due):
+                    return None
+
+    async def _answer(self, frame: Frame) -> None:
+        given: dict[str, Any] = {}
+        try:
+            given = decode(frame)
+            output = await self._generate(given)
+        except FalError as error:
+            await self._refuse(error, given.get("request_id"))
+            return
+        except Exception as error:  # noqa: BLE001 — one input's fault must not end the session
+            fault("realtime", error)
+            await self._refuse(RequestError("internal_error", "Internal server error"), given.get("request_id"))
+            return
+        finally:
+            self._memory.give_back(len(frame))
+        if isinstance(frame, str):
+            await self._socket.send_text(msgspec.json.encode(output).decode())
+        else:
+            await self._socket.send_bytes(msgspec.msgpack.encode(output))
+
+    async def _refuse(self, error: FalError, request_id: object = None) -> None:
+        await self._socket.send_text(error_text(error, request_id))
+        await asyncio.sleep(REFUSAL_PAUSE_S)
+
+    async def _generate(self, given: dict[str, Any]) -> dict[str, Any]:
+        image = given.get("image_bytes")
+        if isinstance(image, bytes):
+            given = {**given, "image_url": ""}
+        else:
+            image = None
+        call = Call(
+            id=str(uuid.uuid4()),
+            tenant=self._caller.id,
+            allowance=self._caller.allowance,
+            priority=Priority.REALTIME,
+            cdn=self._cdn,
+            image=image,
+        )
+        return await generate(self._ctx, schemas.validate(given), call)
+
+
+def _content(message: Message) -> Frame:
+    text: str | None = message.get("text")
+    if text is not None:
+        return text
+    content: bytes = message["bytes"]
+    return content
+
+
+def decode(frame: Frame) -> dict[str, Any]:
+    """An input's fields: JSON if the frame is text, else msgpack. Raises `InvalidInput`."""
+    return decoding.of_json(frame.encode()) if isinstance(frame, str) else decoding.of_msgpack(frame)
+
+
+def error_text(error: FalError, request_id: object = None) -> str:
+    """An error as fal's realtime clients read it. `request_id` and `detail` are beyond what fal sends."""
+    name = error.error_type if isinstance(error, RequestError) else "invalid_input"
+    message = {"type": "x-fal-error", "error": name.upper(), "reason": str(error), "detail": error.body["detail"]}
+    if isinstance(request_id, str) and request_id:
+        message["request_id"] = request_id
+    return msgspec.json.encode(message).decode()
 
 
 ROUTES: list[BaseRoute] = [WebSocketRoute("/run/{app:path}", realtime)]

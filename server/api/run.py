@@ -26,10 +26,9 @@ from server.fal.headers import lifecycle, start_timeout
 from server.fal.hosts import base_url
 from server.fal.schemas import LcmInput
 from server.generate import Call, generate, inline
-from server.logs import request_id
+from server.web.access_log import request_id
 from server.web.connection import read_body, stop, while_connected
-from server.web.responses import json_response
-from server.web.sse import EventStream
+from server.web.responses import EventStream, json_response
 
 
 async def run(request: Request) -> Response:

@@ -24,7 +24,9 @@ from server.fal.errors import FalError, RequestError
 from server.fal.hosts import base_url
 from server.generate import Call, generate
 from server.logs import fault
-from server.web.connection import DRAINING, REFUSAL_PAUSE_S, late, stop
+from server.web.clock import late
+from server.web.connection import stop
+from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 
 # What came in: an input, or the reason for which there is no room for it, or the code with which the socket has ended.
 Input: TypeAlias = bytes | FalError

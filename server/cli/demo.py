@@ -1,5 +1,6 @@
 """`fourstep demo`: a server, one request through fal's own client, a picture, and where the time went."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -7,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from server.cli.arguments import MODEL_SETTINGS
 from server.cli.launcher import LaunchError, Server, running
 from server.data_dir import prepare
 from server.settings import Settings, child_environment
 
 _EXAMPLE = Path(__file__).with_name("example_client.py")
-_MODEL_SETTINGS = ("model", "lora", "vae", "safety_checker", "device", "dtype")
 
 # Fetching the real weights for the first time takes as long as the network needs.
 _READY_TIMEOUT_S = 3600.0
@@ -22,11 +23,13 @@ _ANSWER_TIMEOUT_S = 600.0
 
 def run(settings: Settings, output: str) -> int:
     """Serve, ask, save, stop. Returns the exit code; a fault is told on stderr with its mend."""
+    if settings.model == Settings.model:
+        settings = dataclasses.replace(settings, model="auto")
     if importlib.util.find_spec("fal_client") is None:
         return _fail("fal's Python client is not installed. Mend: pip install 'fourstep[demo]'")
     if fault := _unfit(Path(output).absolute()):
         return _fail(f"--output: {fault}")
-    flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in _MODEL_SETTINGS]
+    flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in MODEL_SETTINGS]
     prepare(settings.data_dir)
     data_dir = settings.data_dir / "demo-server"
     prepare(data_dir)

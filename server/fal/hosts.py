@@ -18,7 +18,7 @@ slashes are dropped.
 import dataclasses
 import re
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from server.fal.endpoints import LEGACY_ID
 
@@ -141,7 +141,7 @@ class External:
 
 
 def external(scope: Scope) -> External:
-    """How the client of this request or websocket reached us. `CanonicalPath` has put it there."""
+    """How the client of this request or websocket reached us. `server.web.canonical_path` has put it there."""
     found: External = scope["fourstep.external"]
     return found
 
@@ -149,34 +149,6 @@ def external(scope: Scope) -> External:
 def base_url(scope: Scope, space: str) -> str:
     """The URL under which this client finds `space`: `base_url(scope, "cdn") + "/files/" + name`."""
     return external(scope).base(space)
-
-
-class CanonicalPath:
-    """ASGI middleware that replaces every path by its canonical one and notes how the client reached us.
-
-    The scheme is the connection's; a proxy in front that terminates TLS is believed where uvicorn's list of trusted
-    proxies says so, or else is written down in `public_url`.
-    """
-
-    def __init__(self, app: ASGIApp, public_url: str = "") -> None:
-        self._app = app
-        self._public_url = public_url.rstrip("/")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] in {"http", "websocket"} and "fourstep.external" not in scope:
-            host = request_host(scope) or Host("localhost")
-            scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
-            scope["fourstep.external"] = External(scheme, host, self._public_url)
-            scope["method"] = method = str(scope.get("method", "GET")).upper()
-            rewrite(scope, canonical(host.name, method, scope["path"]))
-        await self._app(scope, receive, send)
-
-
-def rewrite(scope: Scope, path: str) -> None:
-    """Send this scope to another path, inside the server."""
-    scope["path"] = path
-    scope["raw_path"] = path.encode()
 
 
 def header(scope: Scope, name: bytes) -> str | None:

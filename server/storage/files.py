@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
+from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid, overloaded
-from server.secret_file import read_secret
 from server.settings import Settings
 from server.storage.disk import NAME, DiskStore, Meta, StorageFull, is_picture
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest

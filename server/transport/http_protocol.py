@@ -25,7 +25,7 @@ from uvicorn.server import ServerState
 
 from server.fal.errors import FalError, PlainError, RequestError, overloaded
 from server.settings import Settings
-from server.web.connection import late
+from server.web.clock import late
 
 # What a client that was refused gets to read its answer: closing at once while it still sends would reset the
 # connection, and the answer with it.

@@ -15,26 +15,6 @@ from server.fal.errors import PlainError, RequestError
 
 T = TypeVar("T")
 
-# How late a timer may fire before it says more about us than about the client.
-_LATE_S = 1.0
-
-
-def late(due: float) -> bool:
-    """Whether a timer that was due then (`loop.time()`) fires so late that this process must have stood still.
-
-    What clients did meanwhile is yet to be read, so they get their time again.
-    """
-    return asyncio.get_running_loop().time() - due > _LATE_S
-
-
-# The code of the disconnect by which `server.transport.websocket_protocol` says that the server drains; one may still
-# answer.
-DRAINING = 1012
-
-# After a refused input a socket's next one waits so long: nobody draws by errors, and refusing costs us more than being
-# refused costs a client.
-REFUSAL_PAUSE_S = 0.1
-
 
 async def read_body(request: Request, limit: int, memory: Reservation) -> bytes | bytearray:
     """The request's body, for which `memory` is taken: as announced, else as it comes.

@@ -1,17 +1,36 @@
-"""Answers as JSON, errors among them: the one place where a `FalError` becomes a response."""
+"""Responses: JSON, errors in fal's shape (the one place where a `FalError` becomes a response), event streams.
 
-from collections.abc import Callable, Mapping
+Server-sent events are written as fal's clients can read them. Each `data` is one JSON object in ASCII, since the
+JavaScript clients decode every network chunk on its own and would tear a character apart. The last event ends with a
+blank line, without `[DONE]`, and comment lines keep the connection alive. sse-starlette and fastapi.sse do neither that
+nor break the connection off on an error.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
+from typing_extensions import override
 
 from server.fal.errors import FalError, PlainError, RequestError
+from server.web.connection import disconnected, stop
 
 _ENCODE = msgspec.json.Encoder().encode
+
+_KEEP_ALIVE_S = 15.0  # fal's own interval
+_KEEP_ALIVE = b": keep-alive\n\n"
+_STREAM_HEADERS = {
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",  # nginx would hold events back
+}
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -55,3 +74,58 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Any, Any], Any]] = {
     HTTPException: on_http_error,
     Exception: on_crash,
 }
+
+
+class EventStream(Response):
+    """Response of server-sent events.
+
+    When the client leaves, `events` is closed; what `events` raises breaks the connection off. A comment line is sent
+    after every `keep_alive_s` seconds without an event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[Any, None], *, keep_alive_s: float = _KEEP_ALIVE_S) -> None:
+        super().__init__(headers=_STREAM_HEADERS)
+        del self.headers["content-length"]
+        self._events = events
+        self._keep_alive_s = keep_alive_s
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        sending = asyncio.create_task(self._send_all(send))
+        leaving = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                await sending
+        finally:
+            await stop(sending, leaving)
+
+    async def _send_all(self, send: Send) -> None:
+        async with contextlib.aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the encoded events, and comment lines while they are awaited."""
+        coming: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(self._events))
+                done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
+                if not done:
+                    yield _KEEP_ALIVE
+                    continue
+                try:
+                    event = coming.result()
+                except StopAsyncIteration:
+                    return
+                coming = None
+                yield b"data: " + json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n\n"
+        finally:
+            if coming is not None:
+                await stop(coming)
+            await self._events.aclose()

@@ -16,7 +16,19 @@ from typing import cast
 
 import msgspec
 
-from pipelines.messages import Beat, Configure, EngineConfig, FromEngine, Ready, ToEngine, frame, parse_from_engine
+from pipelines.messages import (
+    Beat,
+    Configure,
+    EngineConfig,
+    FromEngine,
+    OverlongFrame,
+    Ready,
+    ToEngine,
+    frame_body,
+    frame_end,
+    parse_from_engine,
+    write_frame,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +38,6 @@ LOADING_PATIENCE_S = 600.0
 
 # Enough for a request's answer of one picture in one read; grows to the largest message that comes.
 BUFFER = 512 * 1024
-# No honest message is longer: eight pictures of a megapixel are some ten megabytes.
-LONGEST_FRAME = 256 * 1024 * 1024
-
-# Bytes of a frame's length.
-HEAD = 4
 
 # A process that SIGKILL does not end by then sits in a driver, and may for ever.
 REAP_S = 10.0
@@ -85,11 +92,17 @@ class EngineProcess(asyncio.BufferedProtocol):
                     start_new_session=True,  # a Ctrl-C is for the server, which drains first
                     env=environment,
                 )
-            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
         except BaseException:
             ours.close()
             raise
         engine._exited = asyncio.ensure_future(engine._process.wait())
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+        except BaseException:
+            ours.close()
+            engine.kill()
+            await engine._exited
+            raise
         engine.send(Configure(config))
         engine._look()
         return engine
@@ -102,7 +115,7 @@ class EngineProcess(asyncio.BufferedProtocol):
     def send(self, message: ToEngine) -> None:
         """Put a message on its way, unless the process is gone."""
         if not self._transport.is_closing():
-            self._transport.write(frame(message))
+            self._transport.write(write_frame(message))
 
     def kill(self) -> None:
         """End it now."""
@@ -114,7 +127,18 @@ class EngineProcess(asyncio.BufferedProtocol):
         await asyncio.wait({self._exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
 
     async def reap(self) -> int | None:
-        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die."""
+        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die.
+
+        Whoever is cancelled while it waits here still waits: a process that is left now would stay a zombie.
+        """
+        ending = asyncio.ensure_future(self._end())
+        try:
+            return await asyncio.shield(ending)
+        except asyncio.CancelledError:
+            await ending
+            raise
+
+    async def _end(self) -> int | None:
         self.kill()
         try:
             await asyncio.wait({self._exited}, timeout=REAP_S)
@@ -143,8 +167,8 @@ class EngineProcess(asyncio.BufferedProtocol):
         begin = 0
         try:
             with memoryview(self._buffer)[: self._filled] as view:
-                while (end := _frame_end(view, begin)) <= self._filled:
-                    self._take(parse_from_engine(view[begin + HEAD : end]))
+                while (end := frame_end(view, begin)) <= self._filled:
+                    self._take(parse_from_engine(frame_body(view, begin, end)))
                     begin = end
         except (msgspec.MsgspecError, OverlongFrame):
             logger.exception("engine %d sends what is no message; killed", self.pid)
@@ -188,17 +212,3 @@ class EngineProcess(asyncio.BufferedProtocol):
         """End it without waiting for its end, nor for what it may still say."""
         self.kill()
         self._transport.abort()
-
-
-class OverlongFrame(Exception):
-    """A frame that claims to be longer than any message."""
-
-
-def _frame_end(view: memoryview, begin: int) -> int:
-    """Where the frame that begins at `begin` ends, or the least that it takes to know."""
-    if len(view) < begin + HEAD:
-        return begin + HEAD
-    size = int.from_bytes(view[begin : begin + HEAD], "big")
-    if size > LONGEST_FRAME:
-        raise OverlongFrame(size)
-    return begin + HEAD + size

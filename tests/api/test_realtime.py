@@ -11,7 +11,7 @@ import pytest
 from pipelines.messages import Priority
 from server.access.auth import Caller
 from server.access.limits import Quota, Reservation
-from server.api.realtime_session import Inbox
+from server.api.realtime import Inbox
 from server.fal.errors import RequestError
 from tests.api.test_run import OUTPUT_KEYS
 from tests.support.app_client import APP, INPUT, JPEG, RUN, serving

@@ -13,10 +13,10 @@ from server.access.auth import Auth
 from server.access.limits import Limits
 from server.api import files as file_routes
 from server.api import uploads as upload_routes
+from server.app import in_front
 from server.metrics import Metrics
 from server.settings import Settings
 from server.storage.files import SPOOL_BYTES, Files
-from server.web.front import front
 from server.web.responses import EXCEPTION_HANDLERS
 from tests.support import asgi_client
 
@@ -61,7 +61,7 @@ async def serving(tmp_path, **chosen):
     app.state.ctx = types.SimpleNamespace(settings=settings, auth=auth, files=files, limits=Limits(settings))
     await files.start()
     try:
-        yield Storage(front(app, settings, auth, Metrics()))
+        yield Storage(in_front(app, settings, auth, Metrics()))
     finally:
         await files.close()
 

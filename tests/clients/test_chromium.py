@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.engine.instant import SIDE
 from server.settings import Settings
 from server.transport import tls
 from tests.clients.devtools import Page, visiting
@@ -115,18 +116,18 @@ def test_the_playground_shows_how_the_server_is(browser, instant):
         assert page.text("#state").startswith("READY")
 
 
-def test_generate_shows_the_picture_that_came_out(browser, demo):
-    with browser.visiting(demo.url) as page:
+def test_generate_shows_the_picture_that_came_out(browser, instant):
+    with browser.visiting(instant.url) as page:
         until(lambda: page.text("#state").startswith("READY"))
         page.evaluate("document.querySelector('[name=seed]').value = 7")
         page.evaluate("document.querySelector('#form button').click()")
         until(lambda: "seed 7" in page.text("#said"))
 
-        assert page.evaluate("document.querySelector('#after').decode().then(() => after.naturalWidth)") == 512
+        assert page.evaluate("document.querySelector('#after').decode().then(() => after.naturalWidth)") == SIDE
 
 
-def test_generate_says_what_the_server_refused(browser, demo):
-    with browser.visiting(demo.url) as page:
+def test_generate_says_what_the_server_refused(browser, instant):
+    with browser.visiting(instant.url) as page:
         until(lambda: page.text("#state").startswith("READY"))
         page.evaluate("form.noValidate = true; document.querySelector('[name=strength]').value = 7")
         page.evaluate("document.querySelector('#form button').click()")

@@ -1,7 +1,5 @@
 """tldraw/draw-fast's message pattern: serverless-client 0.6.1 on the 2023 gateway, a picture with every stroke."""
 
-import dataclasses
-
 import pytest
 
 from tests.clients.conftest import taking_over
@@ -20,24 +18,22 @@ def busy(picture, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_stroke_of_a_minute_is_answered_by_a_server_that_keeps_up(takeover):
-    clients = dataclasses.replace(takeover.clients, timeout=120)
-
-    [said] = clients.js("draw_fast.mjs", package=PACKAGE, perSecond=15, messages=900)
+def test_every_stroke_is_answered_by_a_server_that_keeps_up(takeover):
+    [said] = takeover.clients.js("draw_fast.mjs", package=PACKAGE, perSecond=15, messages=90)
 
     assert (said["errors"], said["unknown"]) == ([], [])
     first = said["answered"][0]  # while it connects, the client keeps only the latest
-    assert said["answered"] == list(range(first, 901))
+    assert said["answered"] == list(range(first, 91))
     assert first <= 15
 
 
 def test_a_server_that_can_not_keep_up_stays_near_the_newest_stroke(busy):
-    [said] = busy.js("draw_fast.mjs", package=PACKAGE, perSecond=30, messages=120)
+    [said] = busy.js("draw_fast.mjs", package=PACKAGE, perSecond=30, messages=60)
 
     assert (said["errors"], said["unknown"]) == ([], [])
     assert said["answered"] == sorted(said["answered"])
-    assert said["answered"][-1] == said["sent"] == 120
-    assert len(said["answered"]) < 120, "the server kept up: nothing was tried"
+    assert said["answered"][-1] == said["sent"] == 60
+    assert len(said["answered"]) < 60, "the server kept up: nothing was tried"
     assert said["slowest"] < PATIENCE_MS
 
 

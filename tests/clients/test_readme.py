@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli.main import command_line
+from server.cli.arguments import command_line
 from tests.clients.kit import JS, install_javascript, node
 from tests.support.server_process import clean_env
 

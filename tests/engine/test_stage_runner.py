@@ -1,6 +1,6 @@
 """For how long a stage may stay silent."""
 
-from pipelines.engine.pace import FIRST_S, MARGIN, SilenceBudget
+from pipelines.engine.stage_runner import FIRST_S, MARGIN, SilenceBudget
 
 
 def test_a_stage_never_seen_gets_the_benefit_of_the_doubt():
@@ -8,23 +8,23 @@ def test_a_stage_never_seen_gets_the_benefit_of_the_doubt():
 
 
 def test_a_stage_may_take_a_multiple_of_the_worst_measured():
-    pace = SilenceBudget()
-    pace.note("steps", 1000, 1, 0.5)
-    pace.note("steps", 1000, 1, 2.0)
-    pace.note("steps", 1000, 1, 1.0)
+    budget = SilenceBudget()
+    budget.note("steps", 1000, 1, 0.5)
+    budget.note("steps", 1000, 1, 2.0)
+    budget.note("steps", 1000, 1, 1.0)
 
-    assert pace.allow_s("steps", 1000, 1) == MARGIN * 2.0
+    assert budget.allow_s("steps", 1000, 1) == MARGIN * 2.0
 
 
 def test_patience_grows_with_the_batch_and_with_the_picture():
-    pace = SilenceBudget()
-    pace.note("steps", 1000, 2, 1.0)
+    budget = SilenceBudget()
+    budget.note("steps", 1000, 2, 1.0)
 
-    assert pace.allow_s("steps", 4000, 8) == MARGIN * 16.0
+    assert budget.allow_s("steps", 4000, 8) == MARGIN * 16.0
 
 
 def test_stages_are_measured_apart():
-    pace = SilenceBudget()
-    pace.note("steps", 1000, 1, 1.0)
+    budget = SilenceBudget()
+    budget.note("steps", 1000, 1, 1.0)
 
-    assert pace.allow_s("decode", 1000, 1) == FIRST_S
+    assert budget.allow_s("decode", 1000, 1) == FIRST_S

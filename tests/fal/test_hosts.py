@@ -2,7 +2,8 @@
 
 import pytest
 
-from server.fal.hosts import CanonicalPath, Host, base_url, canonical, parse_host
+from server.fal.hosts import Host, base_url, canonical, parse_host
+from server.web.canonical_path import CanonicalPath
 from tests.support.asgi_client import scope_of
 
 APP = "fal-ai/lcm-sd15-i2i"

@@ -300,9 +300,9 @@ def saved_small(name: str) -> bytes:
 
 _MEASURE = """
 import json
-from pipelines import images
+from pipelines.images import codec
 from pipelines.messages import EngineConfig
-from tests import bombs, peak
+from tests.support import malicious_images as bombs, peak_memory as peak
 
 limits = EngineConfig(model="demo", data_dir="")
 for name, make in {**bombs.REFUSED, **bombs.HARMLESS}.items():
@@ -310,9 +310,9 @@ for name, make in {**bombs.REFUSED, **bombs.HARMLESS}.items():
     peak.restart()
     before = peak.megabytes()
     try:
-        images.decode(data, limits)
+        codec.decode(data, limits)
         kind = "picture"
-    except images.ImageFault as error:
+    except codec.ImageFault as error:
         kind = error.kind
     print(json.dumps([name, kind, peak.megabytes() - before]))
 """

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from pipelines.messages import Generated, Log, Picture, Preview, Started
 from server.access.auth import Auth
 from server.access.limits import Limits
-from server.app import ROUTES
+from server.app import ROUTES, in_front
 from server.context import Context
 from server.generate import Resources, run_job
 from server.jobs.queue import Queue
@@ -22,7 +22,6 @@ from server.metrics import Metrics
 from server.outbound.fetch import FetchError
 from server.settings import Settings
 from server.storage.files import Files
-from server.web.front import front
 from server.web.responses import EXCEPTION_HANDLERS
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import State
@@ -163,7 +162,7 @@ async def serving(tmp_path, **chosen):
     await ctx.files.start()
     await ctx.queue.start()
     try:
-        yield Web(front(app, settings, ctx.auth, ctx.metrics), ctx)
+        yield Web(in_front(app, settings, ctx.auth, ctx.metrics), ctx)
     finally:
         engines.gate.set()
         engines.finish.set()

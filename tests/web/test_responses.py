@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from server.web import sse
-from server.web.sse import EventStream
+from server.web.responses import EventStream
 from tests.support.asgi_client import call, exchange
 
 pytestmark = pytest.mark.anyio
@@ -23,15 +22,14 @@ async def test_each_event_is_one_json_line_and_a_blank_one():
     assert "content-length" not in answer.headers
 
 
-async def test_a_pause_is_filled_with_comments(monkeypatch):
-    monkeypatch.setattr(sse, "KEEP_ALIVE_S", 0.01)
+async def test_a_pause_is_filled_with_comments():
     go_on = asyncio.Event()
 
     async def late():
         await go_on.wait()
         yield {"last": True}
 
-    async with exchange(EventStream(late()), "GET", "/") as talk:
+    async with exchange(EventStream(late(), keep_alive_s=0.01), "GET", "/") as talk:
         await talk.hear()
         first, second = (await talk.hear())["body"], (await talk.hear())["body"]
         go_on.set()

@@ -1,0 +1,67 @@
+"""A section under guard: it ends within its seconds, and what it found is kept however it ends."""
+
+import contextlib
+import logging
+import signal
+import time
+import traceback
+
+import torch
+
+
+def attempt(section, bench, allowed):
+    """What a section found, and how it ended."""
+    if bench.left < 1:
+        return {"ended": "skipped: out of time"}
+    found, begun = {}, time.monotonic()
+    with Warnings() as warnings:
+        try:
+            with at_most(min(allowed, bench.left)):
+                section(bench, found)
+            ended = "done"
+        except (Exception, OutOfTime) as error:  # noqa: BLE001 – the other sections are worth having all the same
+            traceback.print_exc()
+            ended = f"{type(error).__name__}: {error}"[:500]
+    if warnings.lines:
+        found["warnings"] = warnings.lines
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return {"ended": ended, "took_s": round(time.monotonic() - begun, 1), **found}
+
+
+class OutOfTime(BaseException):
+    """A section's seconds are over. Whatever is caught in it, because it may fail, this is not."""
+
+
+@contextlib.contextmanager
+def at_most(seconds):
+    """Raises `OutOfTime` within when the seconds are over: a section must not eat up the others' time."""
+
+    def over(number, frame):
+        raise OutOfTime(f"stopped after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+class Warnings(logging.Handler):
+    """What `pipelines` warns of meanwhile: shapes that can't be captured, a compiler that is not there."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.lines = []
+
+    def emit(self, record):
+        self.lines.append(record.getMessage()[:300])
+
+    def __enter__(self):
+        logging.getLogger("pipelines").addHandler(self)
+        return self
+
+    def __exit__(self, *exception):
+        logging.getLogger("pipelines").removeHandler(self)

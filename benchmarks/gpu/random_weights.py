@@ -1,0 +1,61 @@
+"""Models of random weights, made on the device: full-size, or tiny for a dry run."""
+
+import copy
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from pipelines.weights import architectures, demo
+from pipelines.weights.checkpoint import LoadedCheckpoint
+from tests.support.published_configs import SCHEDULER
+
+TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
+
+
+def random_part(make, config, device, dtype):
+    """A module with random weights made where they are to lie, of a size that keeps activations finite."""
+    module = make(config).to_empty(device=device).to(dtype)
+    for name, tensor in module.state_dict().items():
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            tensor.normal_(0, max(tensor[0].numel(), 1) ** -0.5)
+        elif tensor.is_floating_point():
+            tensor.zero_() if name.endswith("bias") else tensor.uniform_(0.9, 1.1)
+    for owner in module.modules():
+        if hasattr(owner, "position_ids"):
+            owner.position_ids = torch.arange(owner.position_ids.shape[-1], device=device)[None]
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def random_model(configs, device, dtype):
+    with tempfile.TemporaryDirectory() as folder:
+        demo.write_tokenizer(Path(folder))
+        tokenizer = architectures.load_tokenizer(Path(folder))
+    checker = random_part(architectures.make_safety_checker, configs["safety_checker"], device, dtype)
+    for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
+        thresholds.fill_(2)  # nothing reaches it: random weights must not blacken pictures
+    return LoadedCheckpoint(
+        unet=random_part(architectures.make_unet, configs["unet"], device, dtype),
+        vae=random_part(architectures.make_vae, configs["vae"], device, dtype),
+        text_encoder=random_part(architectures.make_text_encoder, configs["text_encoder"], device, dtype),
+        tokenizer=tokenizer,
+        safety_checker=checker,
+        scheduler_config=SCHEDULER,
+        name="random",
+        notice="",
+        device=device,
+        dtype=dtype,
+    )
+
+
+def with_tiny_vae(bench):
+    return replace(bench.model, vae=random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype))
+
+
+def in_float32(model):
+    """The same weights, computed with exactly."""
+    parts = {
+        name: copy.deepcopy(getattr(model, name)).float() for name in ("unet", "vae", "text_encoder", "safety_checker")
+    }
+    return replace(model, **parts, dtype=torch.float32)

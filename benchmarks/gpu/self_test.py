@@ -1,0 +1,35 @@
+"""Sections that go wrong on purpose: what they found before must be kept, and the others must not notice."""
+
+import contextlib
+import time
+
+import torch
+
+from benchmarks.gpu.bench import plain_weights
+from pipelines.model import kernels
+
+
+def fails(bench, found):
+    """Ends with an exception."""
+    found["before"] = 1
+    raise ValueError("no")
+
+
+def hangs(bench, found):
+    """Takes longer than it may, within code that catches exceptions as compilers do."""
+    found["before"] = 2
+    with contextlib.suppress(Exception):
+        time.sleep(60)
+    found["after"] = 2
+
+
+def plain_for_a_while(bench, found):
+    """Whether weights are packed before, within and after `plain_weights`, which an exception ends."""
+    packed, first = [kernels._packs(torch.ones(2, 2))], bench.ours
+    with contextlib.suppress(ZeroDivisionError), plain_weights(bench):
+        packed.append(kernels._packs(torch.ones(2, 2)))
+        plain = bench.ours
+        raise ZeroDivisionError
+    packed.append(kernels._packs(torch.ones(2, 2)))
+    found["packed"] = packed
+    found["made_anew"] = len({first, plain, bench.ours})

@@ -1,0 +1,146 @@
+"""The command line: every command, its flags and their help, in argparse's terms."""
+
+import argparse
+import functools
+import importlib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from server import settings as settings_module
+from server.settings import FIELDS, SECTIONS, Settings, SettingsError
+
+_EPILOG = """\
+try it:      fourstep demo
+serve:       fourstep serve --model auto
+real model:  fourstep pull && fourstep serve
+"""
+
+# Settings that a command shows beside `--data-dir`, which every command takes.
+MODEL_SETTINGS = ("model", "lora", "vae", "safety_checker", "device", "dtype")
+
+# What `fourstep keys limit` sets.
+KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "sessions": "open realtime sockets"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says at a mistake where to look, and finds it in the command that it was made in."""
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
+        """As the base class, but nothing is left over for the command's parser to complain of."""
+        found, rest = super().parse_known_args(*arguments, **options)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        super().error(f"{message}. `{self.prog} --help` says what there is")
+
+
+def command_line() -> argparse.ArgumentParser:
+    """Every command with its settings."""
+    parser = _Parser(
+        prog="fourstep",
+        description="Self-hosted, drop-in replacement for fal.ai's fal-ai/lcm-sd15-i2i.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: str, about: str, settings: Sequence[str]) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.set_defaults(run=functools.partial(_run, *run.split(":")))
+        _add_settings(sub, settings)
+        return sub
+
+    command("serve", "serve:run", "serve the model over HTTP", list(FIELDS)).usage = "fourstep serve [SETTING …]"
+    command("pull", "tools:pull", "fetch the weights; afterwards no network is needed", MODEL_SETTINGS)
+    demo = command(
+        "demo", "demo:run", "start a server, send it one request through fal's own client, stop", MODEL_SETTINGS
+    )
+    demo.add_argument("--output", default="demo-output.jpg", help="where the picture goes (default: %(default)s)")
+    command(
+        "doctor",
+        "tools:doctor",
+        "check driver, memory, disk, weights, port, certificates",
+        (*MODEL_SETTINGS, "host", "port"),
+    )
+    bench = command(
+        "bench", "tools:bench", "measure this box; the last line is JSON", (*MODEL_SETTINGS, "max_batch", "compile")
+    )
+    bench.add_argument(
+        "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"
+    )
+    bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
+    keys = command("keys", "keys:api_keys", "add, list, limit and revoke API keys", ())
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a key and print it, this once")
+    add.add_argument("name", help="whose it is")
+    listing = actions.add_parser("list", help="every key, without its secret")
+    listing.set_defaults(name="")
+    revoke = actions.add_parser("revoke", help="let a key in no more")
+    revoke.add_argument("name", help="its name or id")
+    limit = actions.add_parser("limit", help="bound what a key may have in hand at once; a running server obeys")
+    limit.add_argument("name", help="its name or id")
+    for what, about in KEY_LIMITS.items():
+        limit.add_argument(f"--{what}", type=_limit, metavar="N", help=f"{about}; 0: the share that --key-share gives")
+    for action in (add, listing, revoke, limit):  # --data-dir may stand behind the action too
+        _add_setting(action, "data_dir", default=argparse.SUPPRESS)
+    signing = command("webhook-keys", "keys:webhook_keys", "list and rotate the keys that sign webhooks", ())
+    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for name, about in (
+        ("list", "every key that is published, and from when it signs"),
+        ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
+    ):
+        _add_setting(actions.add_parser(name, help=about), "data_dir", default=argparse.SUPPRESS)
+    command("certs", "certs:certs", "make the local CA and certificate; how to trust them", ("tls_names",))
+    hosts = command("hosts", "certs:hosts", "the hosts-file lines that send fal's host names to a server", ())
+    hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
+    hosts.add_argument("--with-site", action="store_true", help="fal.ai too: its web site is then out of reach")
+    return parser
+
+
+def _run(module: str, function: str, settings: Settings, **own: Any) -> int:
+    """Import the command's module, only now, so that `--help` stays instant; run it and return its exit status."""
+    status: int = getattr(importlib.import_module(f"server.cli.{module}"), function)(settings, **own)
+    return status
+
+
+def _limit(written: str) -> int:
+    if not written.isdecimal():
+        raise argparse.ArgumentTypeError(f"{written!r} is no whole number")
+    return int(written)
+
+
+def _count(written: str) -> int:
+    if not written.isdecimal() or int(written) < 1:
+        raise argparse.ArgumentTypeError(f"{written!r} is no whole number above 0")
+    return int(written)
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Flags for some settings, and for `data_dir`, in the groups that all of them form."""
+    group: argparse._ActionsContainer = parser
+    for name in FIELDS:
+        if name in SECTIONS:
+            group = parser.add_argument_group(SECTIONS[name])
+        if name in names or name == "data_dir":
+            _add_setting(group, name)
+
+
+def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | None = None) -> None:
+    field = FIELDS[name]
+    flag = "--" + name.replace("_", "-")
+    shown = "none" if field.default in {None, ""} else field.default
+    text = f"{field.metadata['help']} (default: {shown}; ${settings_module.PREFIX}{name.upper()})".replace("%", "%%")
+    if field.type is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
+        return
+
+    def value(written: str) -> object:
+        try:
+            return settings_module.parse(name, written)
+        except SettingsError as error:
+            raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error  # argparse says the flag itself
+
+    parser.add_argument(flag, type=value, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=text)

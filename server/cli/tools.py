@@ -1,0 +1,29 @@
+"""`fourstep pull`, `doctor` and `bench`: programs of `pipelines.tools`, so that this process never imports torch."""
+
+import subprocess
+import sys
+
+import msgspec
+
+from server.settings import Settings
+
+
+def pull(settings: Settings) -> int:
+    """Fetch the weights; afterwards no network is needed."""
+    return _run("pull", settings)
+
+
+def doctor(settings: Settings) -> int:
+    """Check driver, memory, disk, weights, port and certificates."""
+    return _run("doctor", settings, "--host", settings.host, "--port", str(settings.port))
+
+
+def bench(settings: Settings, requests: int, clients: int) -> int:
+    """Measure this machine."""
+    return _run("bench", settings, f"--requests={requests}", f"--clients={clients}")
+
+
+def _run(tool: str, settings: Settings, *arguments: str) -> int:
+    """Run the tool on this terminal and return its exit status."""
+    config = msgspec.json.encode(settings.engine).decode()
+    return subprocess.call([sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config, *arguments])

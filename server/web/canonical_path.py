@@ -1,0 +1,33 @@
+"""ASGI middleware: host names and paths to canonical paths. The mapping itself is `server.fal.hosts`."""
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.fal.hosts import External, Host, canonical, request_host
+
+
+class CanonicalPath:
+    """Replaces every path by its canonical one and notes how the client reached the server.
+
+    The scheme is the connection's. A proxy in front that terminates TLS is believed where uvicorn's list of trusted
+    proxies says so; otherwise `public_url` says how clients reach the server.
+    """
+
+    def __init__(self, app: ASGIApp, public_url: str = "") -> None:
+        self._app = app
+        self._public_url = public_url.rstrip("/")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request or websocket."""
+        if scope["type"] in {"http", "websocket"} and "fourstep.external" not in scope:
+            host = request_host(scope) or Host("localhost")
+            scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
+            scope["fourstep.external"] = External(scheme, host, self._public_url)
+            scope["method"] = method = str(scope.get("method", "GET")).upper()
+            rewrite(scope, canonical(host.name, method, scope["path"]))
+        await self._app(scope, receive, send)
+
+
+def rewrite(scope: Scope, path: str) -> None:
+    """Send this scope to another path, inside the server."""
+    scope["path"] = path
+    scope["raw_path"] = path.encode()

@@ -1,0 +1,58 @@
+"""One engine process: whatever happens to who started it, it is reaped."""
+
+import asyncio
+import os
+import sys
+
+import psutil
+import pytest
+
+from pipelines.messages import EngineConfig
+from server.workers.process import EngineProcess
+
+SLEEPING = (sys.executable, "-c", "import time; time.sleep(600)")
+
+
+async def start():
+    """A process that says nothing."""
+    config = EngineConfig(model="instant", data_dir="")
+    return await EngineProcess.start(SLEEPING, os.environ, config, hear=print, patience_s=60.0)
+
+
+def children():
+    """The processes that this one has started and not reaped."""
+    return {child.pid for child in psutil.Process().children()}
+
+
+@pytest.mark.anyio
+async def test_a_process_is_reaped_also_by_who_is_cancelled_meanwhile():
+    engine = await start()
+    reaping = asyncio.create_task(engine.reap())
+    await asyncio.sleep(0)
+    reaping.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await reaping
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
+
+
+@pytest.mark.anyio
+async def test_a_process_whose_start_is_cancelled_is_reaped(monkeypatch):
+    connecting = asyncio.Event()
+
+    async def connect(*_, **__):
+        connecting.set()
+        await asyncio.Event().wait()
+
+    before = children()
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_unix_connection", connect)
+    starting = asyncio.create_task(start())
+    await connecting.wait()
+    starting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+    assert children() <= before
