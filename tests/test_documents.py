@@ -1,6 +1,7 @@
 """The documents name what is there, and stay as short as they promise to be."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,25 @@ def test_the_tables_of_figures_are_narrow():
 
     assert max(map(len, cells)) <= 6
     assert [words for row in cells for words in row if len(words) > 12] == []
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+LAYERS = {
+    contract["containers"][0]: re.findall(r"\w+", re.sub(r"\(.*?\)", "", " ".join(contract["layers"])))
+    for contract in PROJECT["tool"]["importlinter"]["contracts"]
+    if contract["type"] == "layers"
+}
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_the_architecture_page_has_the_layers_that_are_enforced(package):
+    page = (ROOT / "docs/architecture.md").read_text()
+    [told] = re.findall(rf"^\| inside `{package}/` \| downwards: (.*) \|$", page, re.MULTILINE)
+
+    assert re.findall(r"\w+", told.replace(" and ", " ")) == LAYERS[package]
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages():
+    versions = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+    assert versions[0] == PROJECT["project"]["version"]
