@@ -49,7 +49,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: str, about: str, settings: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=functools.partial(_run, *run.split(":")))
+        sub.set_defaults(run=functools.partial(_run, run))
         _add_settings(sub, settings)
         return sub
 
@@ -100,8 +100,9 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(module: str, function: str, settings: Settings, **own: Any) -> int:
-    """Import the command's module, only now, so that `--help` stays instant; run it and return its exit status."""
+def _run(command: str, settings: Settings, **own: Any) -> int:
+    """Run `module:function` and return its exit status. Imports the module only now, so that `--help` stays instant."""
+    module, _, function = command.partition(":")
     status: int = getattr(importlib.import_module(f"server.cli.{module}"), function)(settings, **own)
     return status
 
