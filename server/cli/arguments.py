@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from server import settings as settings_module
-from server.settings import FIELDS, SECTIONS, Settings, SettingsError
+from server.environment import FIELDS, PREFIX, SECTIONS, parse
+from server.settings import Settings, SettingsError
 
 _EPILOG = """\
 try it:      fourstep demo
@@ -121,26 +121,25 @@ def _count(written: str) -> int:
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Flags for some settings, and for `data_dir`, in the groups that all of them form."""
-    group: argparse._ActionsContainer = parser
-    for name in FIELDS:
-        if name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[name])
-        if name in names or name == "data_dir":
-            _add_setting(group, name)
+    for section, title in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        for name in section.__annotations__:
+            if name in names or name == "data_dir":
+                _add_setting(group, name)
 
 
 def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | None = None) -> None:
     field = FIELDS[name]
     flag = "--" + name.replace("_", "-")
     shown = "none" if field.default in {None, ""} else field.default
-    text = f"{field.metadata['help']} (default: {shown}; ${settings_module.PREFIX}{name.upper()})".replace("%", "%%")
+    text = f"{field.metadata['help']} (default: {shown}; ${PREFIX}{name.upper()})".replace("%", "%%")
     if field.type is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
 
     def value(written: str) -> object:
         try:
-            return settings_module.parse(name, written)
+            return parse(name, written)
         except SettingsError as error:
             raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error  # argparse says the flag itself
 
