@@ -5,14 +5,18 @@ is to trust the local CA gets a copy of it.
 """
 
 import contextlib
-import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock
+from filelock import Timeout as Held
+
 from server.settings import SettingsError
+
+__all__ = ["Held", "locked", "prepare", "read_secret", "write_whole"]
 
 _SECRET_BYTES = 32
 
@@ -51,10 +55,13 @@ def write_whole(file: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 @contextlib.contextmanager
-def locked(lock: Path) -> Iterator[None]:
-    """Alone among processes for as long as the block runs: for who reads a file, changes it and writes it."""
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
+    """Exclude other processes while the block runs: for a file that is read, changed and written.
+
+    The lock ends with its process, however that ends. Raises `Held` at once instead of waiting, without `wait`.
+    """
+    # Another file system's fallback, a marker file, would outlive a killed process.
+    with FileLock(lock, mode=0o600, blocking=wait, fallback_to_soft=False):
         yield
 
 

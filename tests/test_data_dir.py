@@ -2,11 +2,13 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from server.data_dir import prepare, write_whole
+from server.data_dir import Held, locked, prepare, write_whole
 from server.settings import SettingsError
 
 
@@ -66,3 +68,25 @@ def test_a_link_in_the_drafts_place_is_not_followed(tmp_path):
     write_whole(tmp_path / "file", b"new")
 
     assert (tmp_path / "other").read_bytes() == b"untouched"
+
+
+def test_a_lock_excludes_others_and_ends_with_a_killed_process(tmp_path):
+    lock = tmp_path / "lock"
+    lock.write_bytes(b"an older server's")
+    program = (
+        "import pathlib, sys\n"
+        "from server.data_dir import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    print(1, flush=True)\n"
+        "    input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        holder.stdout.readline()
+        with pytest.raises(Held), locked(lock, wait=False):
+            pass
+        holder.kill()
+
+    with locked(lock, wait=False):
+        assert lock.read_bytes() == b"an older server's"

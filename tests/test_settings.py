@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import FIELDS, Settings, SettingsError, child_environment, load, parse
+from server.environment import FIELDS, child_environment, load, parse
+from server.settings import Settings, SettingsError
 
 
 def test_defaults_need_no_environment():
@@ -52,6 +53,11 @@ def test_the_singular_of_keys_is_no_way_to_start_without_any():
         ("force_safety_checks", "0", False),
         ("data_dir", "/tmp/x", Path("/tmp/x")),
         ("model", "some/repo", "some/repo"),
+        ("key_share", ".5", 0.5),
+        ("max_queue", "10_000", 10_000),
+        ("takeover", " ON", True),
+        ("takeover", "", False),
+        ("dtype", "float16", "float16"),
     ],
 )
 def test_text_is_read_as_the_settings_type(name, text, value):

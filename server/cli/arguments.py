@@ -6,8 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from server import settings as settings_module
-from server.settings import FIELDS, SECTIONS, Settings, SettingsError
+from server.environment import FIELDS, PREFIX, SECTIONS, parse
+from server.settings import Settings, SettingsError
 
 _EPILOG = """\
 try it:      fourstep demo
@@ -49,7 +49,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: str, about: str, settings: Sequence[str]) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=functools.partial(_run, *run.split(":")))
+        sub.set_defaults(run=functools.partial(_run, run))
         _add_settings(sub, settings)
         return sub
 
@@ -100,8 +100,9 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(module: str, function: str, settings: Settings, **own: Any) -> int:
-    """Import the command's module, only now, so that `--help` stays instant; run it and return its exit status."""
+def _run(command: str, settings: Settings, **own: Any) -> int:
+    """Run `module:function` and return its exit status. Imports the module only now, so that `--help` stays instant."""
+    module, _, function = command.partition(":")
     status: int = getattr(importlib.import_module(f"server.cli.{module}"), function)(settings, **own)
     return status
 
@@ -120,26 +121,25 @@ def _count(written: str) -> int:
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Flags for some settings, and for `data_dir`, in the groups that all of them form."""
-    group: argparse._ActionsContainer = parser
-    for name in FIELDS:
-        if name in SECTIONS:
-            group = parser.add_argument_group(SECTIONS[name])
-        if name in names or name == "data_dir":
-            _add_setting(group, name)
+    for section, title in SECTIONS.items():
+        group = parser.add_argument_group(title)
+        for name in section.__annotations__:
+            if name in names or name == "data_dir":
+                _add_setting(group, name)
 
 
 def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | None = None) -> None:
     field = FIELDS[name]
     flag = "--" + name.replace("_", "-")
     shown = "none" if field.default in {None, ""} else field.default
-    text = f"{field.metadata['help']} (default: {shown}; ${settings_module.PREFIX}{name.upper()})".replace("%", "%%")
+    text = f"{field.metadata['help']} (default: {shown}; ${PREFIX}{name.upper()})".replace("%", "%%")
     if field.type is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         return
 
     def value(written: str) -> object:
         try:
-            return settings_module.parse(name, written)
+            return parse(name, written)
         except SettingsError as error:
             raise argparse.ArgumentTypeError(str(error).partition(": ")[2]) from error  # argparse says the flag itself
 

@@ -11,7 +11,8 @@ from typing import Any
 from server.cli.arguments import MODEL_SETTINGS
 from server.cli.launcher import LaunchError, Server, running
 from server.data_dir import prepare
-from server.settings import Settings, child_environment
+from server.environment import child_environment
+from server.settings import Settings
 
 _EXAMPLE = Path(__file__).with_name("example_client.py")
 

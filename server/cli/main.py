@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from server import settings
 from server.cli.arguments import command_line
-from server.settings import FIELDS, SettingsError
+from server.environment import FIELDS, load
+from server.settings import SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run: Callable[..., int] = arguments.pop("run")
     own = {name: arguments.pop(name) for name in list(arguments) if name not in FIELDS}
     try:
-        sys.exit(run(settings.load(arguments), **own))
+        sys.exit(run(load(arguments), **own))
     except SettingsError as error:
         sys.exit(f"fourstep: {error}")
     except KeyboardInterrupt:

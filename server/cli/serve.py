@@ -1,7 +1,6 @@
 """`fourstep serve`: check the doors, bind, say where, serve until told to stop."""
 
 import contextlib
-import fcntl
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from server import logs
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
-from server.data_dir import prepare, write_whole
+from server.data_dir import Held, locked, prepare, write_whole
 from server.settings import Settings, SettingsError
 from server.transport import listen
 from server.transport.listen import Listeners
@@ -56,14 +55,13 @@ def _check_open(settings: Settings) -> None:
 @contextlib.contextmanager
 def _sole_server(settings: Settings) -> Iterator[None]:
     """One server per data directory: two would expire each other's files. The lock goes with the process."""
-    with (settings.data_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingsError(
-                f"another server runs on {settings.data_dir}. Mend: stop it, or choose another --data-dir"
-            ) from error
-        yield
+    try:
+        with locked(settings.data_dir / "lock", wait=False):
+            yield
+    except Held as error:
+        raise SettingsError(
+            f"another server runs on {settings.data_dir}. Hint: stop it, or choose another --data-dir"
+        ) from error
 
 
 def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:

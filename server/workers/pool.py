@@ -31,8 +31,8 @@ from pipelines.messages import (
     Started,
     Work,
 )
+from server.environment import child_environment
 from server.fal.errors import RequestError
-from server.settings import child_environment
 from server.workers.dispatcher import Dispatcher
 from server.workers.supervisor import Launch, State, Supervisor
 from server.workers.ticket import Event, PendingRequest, verdict

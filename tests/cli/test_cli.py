@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import FIELDS
+from server.environment import FIELDS
 from tests.support.server_process import clean_env
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")

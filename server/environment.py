@@ -1,0 +1,100 @@
+"""Settings by name: the list of them, and their values from flags and `FOURSTEP_…` variables.
+
+A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for a setting.
+"""
+
+import dataclasses
+import os
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from server.settings import (
+    AccessSettings,
+    ConnectionSettings,
+    DataSettings,
+    FetchSettings,
+    LimitSettings,
+    ListenSettings,
+    ModelSettings,
+    QueueSettings,
+    RequestSettings,
+    Settings,
+    SettingsError,
+    StorageSettings,
+)
+
+PREFIX = "FOURSTEP_"
+
+# The sections in the order of `--help`, and their titles there.
+SECTIONS: dict[type[Any], str] = {
+    ListenSettings: "where it listens",
+    ModelSettings: "the model",
+    DataSettings: "where things lie",
+    AccessSettings: "who may call",
+    ConnectionSettings: "limits on connections",
+    LimitSettings: "limits on calls",
+    QueueSettings: "the queue",
+    StorageSettings: "stored files",
+    FetchSettings: "what it fetches for callers",
+    RequestSettings: "limits on one request, and its result",
+}
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field
+    for section in SECTIONS
+    for field in dataclasses.fields(section)
+    if field.name in section.__annotations__
+}
+
+_TYPES = typing.get_type_hints(Settings)
+_BOOLEANS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
+
+
+def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Return settings from flags (those not None), else the environment, else defaults.
+
+    Raises `SettingsError` for a value that can't be, and for a `FOURSTEP_…` variable that names no setting.
+    """
+    source = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    for variable, text in source.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable.removeprefix(PREFIX).lower()
+        if name not in FIELDS:
+            raise SettingsError(f"{variable} names no setting; `fourstep serve --help` lists them")
+        values[name] = parse(name, text)
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    settings = Settings(**values)
+    return dataclasses.replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+
+
+def parse(name: str, text: str) -> Any:
+    """Return the value of the type of setting `name` that `text` means; its bounds are checked by `Settings`.
+
+    Python reads the numbers, not msgspec, which refuses `.5` and `10_000`. Raises `SettingsError`.
+    """
+    kind, word = _TYPES[name], text.strip().lower()
+    if type(None) in typing.get_args(kind):
+        if word in {"", "none"}:
+            return None
+        kind = typing.get_args(kind)[0]
+    flag = name.replace("_", "-")
+    if kind is Path:
+        return Path(text)
+    if kind is bool:
+        if word not in _BOOLEANS:
+            raise SettingsError(f"{flag}: {text!r} is neither yes nor no")
+        return _BOOLEANS[word]
+    if kind not in {int, float}:
+        return text
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise SettingsError(f"{flag}: {text!r} is no {'whole ' if kind is int else ''}number") from error
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return this process's environment for a child process, with `changes`; the child's settings come by flags."""
+    return {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)} | changes
