@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import CLIPImageProcessor
 
 from pipelines.device import loader
+from pipelines.device.devices import pick_device, pick_dtype
 from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.images import codec as images
 from pipelines.messages import EngineConfig, GenerationParams
@@ -41,7 +42,8 @@ def config(model="demo", **options):
 
 def load(engine_config):
     """A model of its own for one side: the two must not share modules."""
-    return checkpoint.load(engine_config, lambda fraction, what: None)
+    device = pick_device(engine_config.device)
+    return checkpoint.load(engine_config, device, pick_dtype(engine_config.dtype, device), lambda fraction, what: None)
 
 
 def request(seed=42, **fields):

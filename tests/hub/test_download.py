@@ -52,6 +52,8 @@ CLUTTER = [
     "vae/diffusion_pytorch_model.fp16.bin",
 ]
 
+ACCELERATOR = torch.device("meta")  # no CPU, and nothing runs on it
+
 
 @pytest.fixture(scope="session")
 def repos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
@@ -103,7 +105,7 @@ def fetch(*, half: bool = False, **settings: Any) -> Ledger:
 
 def load(**settings: Any) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15", "device": "cpu"} | settings))
-    return checkpoint.load(config, lambda _fraction, _what: None)
+    return checkpoint_layouts.load_as_configured(config)
 
 
 def test_full_precision_takes_one_copy_of_each_part_and_nothing_else(served: fake_hub.Hub) -> None:
@@ -312,24 +314,24 @@ def test_hub_learns_nothing_about_this_machine(served: fake_hub.Hub) -> None:
 
 
 def test_auto_beside_an_accelerator_fetches_and_says_how_much(
-    served: fake_hub.Hub, monkeypatch: pytest.MonkeyPatch
+    served: fake_hub.Hub,
 ) -> None:
-    monkeypatch.setattr(checkpoint, "pick_device", lambda _name: torch.device("meta"))  # no CPU, and nothing runs on it
     told: list[str] = []
 
-    model = checkpoint.load(EngineConfig(model="auto", data_dir="/nonexistent"), lambda _, what: told.append(what))
+    config = EngineConfig(model="auto", data_dir="/nonexistent")
+    model = checkpoint.load(config, ACCELERATOR, torch.float16, lambda _, what: told.append(what))
 
     assert (model.name, model.notice) == ("sd15", "")
     assert [what for what in told if what.startswith("fetching ") and "16 files" in what]
 
 
 def test_auto_beside_an_accelerator_without_the_hub_serves_the_demo_and_says_so(
-    served: fake_hub.Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    served: fake_hub.Hub, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checkpoint, "pick_device", lambda _name: torch.device("meta"))
     served.down = True
 
-    model = checkpoint.load(EngineConfig(model="auto", data_dir=str(tmp_path)), lambda _fraction, _what: None)
+    config = EngineConfig(model="auto", data_dir=str(tmp_path))
+    model = checkpoint.load(config, ACCELERATOR, torch.float16, lambda _fraction, _what: None)
 
     assert model.name == "demo"
     assert "can't be reached" in model.notice

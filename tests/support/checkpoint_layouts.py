@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipelines.weights import architectures, demo
+from pipelines.device.devices import pick_device, pick_dtype
+from pipelines.messages import EngineConfig
+from pipelines.weights import architectures, checkpoint, demo
 from tests.support.published_configs import INDEX, PREPROCESSOR, SCHEDULER, SPECIAL_TOKENS, TINY, TOKENIZER
 
 Tensors = dict[str, torch.Tensor]
@@ -254,3 +256,9 @@ def _write_weights(target: Path, stem: str, variant: str, tensors: Tensors, shar
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def load_as_configured(config: EngineConfig) -> checkpoint.LoadedCheckpoint:
+    """Load the checkpoint that `config` names, on the device and in the dtype that it names."""
+    device = pick_device(config.device)
+    return checkpoint.load(config, device, pick_dtype(config.dtype, device), lambda _fraction, _what: None)

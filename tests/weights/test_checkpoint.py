@@ -59,7 +59,7 @@ def expected(folder: Path) -> dict[str, checkpoint_layouts.Tensors]:
 
 def load(model: object, **settings: Any) -> checkpoint.LoadedCheckpoint:
     settings = {"lora": "none", "data_dir": "/nonexistent", "device": "cpu"} | settings
-    return checkpoint.load(EngineConfig(model=str(model), **settings), lambda _fraction, _what: None)
+    return checkpoint_layouts.load_as_configured(EngineConfig(model=str(model), **settings))
 
 
 def copy(folder: Path, target: Path, *, without: str = "") -> Path:
@@ -166,6 +166,8 @@ def test_progress_rises_from_nothing_to_all(folder: Path) -> None:
 
     checkpoint.load(
         EngineConfig(model=str(folder), lora="none", data_dir="/nonexistent", device="cpu"),
+        torch.device("cpu"),
+        torch.float32,
         lambda fraction, _what: told.append(fraction),
     )
 
