@@ -14,7 +14,7 @@ from server.app import Parts
 from server.cli import serve as serving_command
 from server.cli.launcher import Server, running, start
 from server.cli.main import command_line
-from server.settings import FIELDS, load
+from server.environment import FIELDS, load
 
 __all__ = ["APP", "CALL", "Server", "clean_env", "post", "serve", "serving", "start_server", "submitted", "until"]
 
