@@ -13,6 +13,7 @@ from server.access.limits import Limits
 from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
 from server.generate import Resources, run_job
+from server.jobs.database import Database
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
@@ -22,6 +23,7 @@ from server.storage.files import Files
 from server.web.front import front
 from server.web.responses import EXCEPTION_HANDLERS
 from server.webhooks.delivery import Deliverer
+from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
 
@@ -96,16 +98,18 @@ async def _rooms(
         stored = Files(settings)
         await stored.start()
         stack.push_async_callback(stored.close)
-        store = JobStore(settings.jobs_path)
-        stack.push_async_callback(store.close)
+        database = Database(settings.jobs_path)
+        stack.push_async_callback(database.close)
 
         resources = Resources(
             settings=settings, pool=pool, files=stored, fetch=fetch, limits=Limits(settings), metrics=metrics
         )
-        jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
+        jobs = Queue(
+            JobStore(database), functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings
+        )
         await jobs.start()
         stack.push_async_callback(jobs.close, settings.drain_timeout)
-        deliverer = Deliverer(jobs, store.outbox, signing_keys, fetch.post)
+        deliverer = Deliverer(jobs, Outbox(database), signing_keys, fetch.post)
         await deliverer.start()
         stack.push_async_callback(deliverer.close)
         yield Context(**vars(resources), queue=jobs, auth=auth, signing_keys=signing_keys)

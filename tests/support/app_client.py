@@ -16,6 +16,7 @@ from server.access.limits import Limits
 from server.app import ROUTES
 from server.context import Context
 from server.generate import Resources, run_job
+from server.jobs.database import Database
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
@@ -151,10 +152,15 @@ async def serving(tmp_path, **chosen):
         limits=Limits(settings),
         metrics=Metrics(),
     )
-    store = JobStore(settings.jobs_path)
+    database = Database(settings.jobs_path)
     ctx = Context(
         **vars(resources),
-        queue=Queue(store, functools.partial(run_job, resources), capacity=lambda: engines.capacity, settings=settings),
+        queue=Queue(
+            JobStore(database),
+            functools.partial(run_job, resources),
+            capacity=lambda: engines.capacity,
+            settings=settings,
+        ),
         auth=Auth(settings),
         signing_keys=SigningKeys(tmp_path / "webhook-keys.json"),
     )
@@ -168,5 +174,5 @@ async def serving(tmp_path, **chosen):
         engines.gate.set()
         engines.finish.set()
         await ctx.queue.close(1.0)
-        await store.close()
+        await database.close()
         await ctx.files.close()
