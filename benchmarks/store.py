@@ -16,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from server.jobs.database import Database
 from server.jobs.job import LogLine, NewJob, Result
 from server.jobs.store import JobStore
 
@@ -25,7 +26,7 @@ LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "pict
 
 async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, output_bytes: int) -> float:
     """Jobs per second with `clients` jobs at once."""
-    store = JobStore(folder / f"{time.monotonic_ns()}.sqlite")
+    store = JobStore(Database(folder / f"{time.monotonic_ns()}.sqlite"))
     body = b"x" * input_bytes
     result = Result(200, b"x" * output_bytes)
     waiting: asyncio.Queue[None] = asyncio.Queue()
@@ -62,7 +63,7 @@ async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, ou
     await asyncio.gather(*(client(jobs // clients) for _ in range(clients)))
     took = time.perf_counter() - began
     working.cancel()
-    await store.close()
+    await store.database.close()
     return jobs // clients * clients / took
 
 

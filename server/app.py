@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, State
@@ -21,6 +20,7 @@ from server.api import files, ops, playground, proxy, queue, realtime, run, toke
 from server.context import Context
 from server.fal.errors import PlainError
 from server.generate import Generate, Resources, generate, run_job
+from server.jobs.database import Database
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
@@ -32,6 +32,7 @@ from server.web.canonical_path import CanonicalPath
 from server.web.origin_guard import OriginGuard
 from server.web.responses import EXCEPTION_HANDLERS, error_response
 from server.webhooks.delivery import Deliverer
+from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
 
@@ -71,7 +72,7 @@ class Parts:
     pool: Callable[..., Pool] = Pool
     fetch: Callable[..., Fetch] = Fetch
     files: Callable[[Settings], Files] = Files
-    store: Callable[[Path], JobStore] = JobStore
+    store: Callable[[Database], JobStore] = JobStore
     queue: Callable[..., Queue] = Queue
     deliverer: Callable[..., Deliverer] = Deliverer
     generate: Generate = generate
@@ -113,19 +114,22 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             files = parts.files(settings)
             await files.start()
             stack.push_async_callback(files.close)
-            store = parts.store(settings.jobs_path)
-            stack.push_async_callback(store.close)
+            database = Database(settings.jobs_path)
+            stack.push_async_callback(database.close)
 
             resources = Resources(
                 settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
             queue = parts.queue(
-                store, functools.partial(run_job, use_case), capacity=lambda: pool.capacity, settings=settings
+                parts.store(database),
+                functools.partial(run_job, use_case),
+                capacity=lambda: pool.capacity,
+                settings=settings,
             )
             await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
-            deliverer = parts.deliverer(queue, store.outbox, signing_keys, fetch.post)
+            deliverer = parts.deliverer(queue, Outbox(database), signing_keys, fetch.post)
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(

@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
 from server.jobs.group_commit import GroupCommit
+from server.jobs.schema import STEPS
 
 T = TypeVar("T")
 Step: TypeAlias = Callable[[sa.Connection], None]
@@ -36,7 +37,7 @@ class DatabaseTooNew(Exception):
 class Database:
     """Opens the file and brings its tables up to date. Blocks; the rest is for the event loop."""
 
-    def __init__(self, path: Path, steps: Sequence[Step]) -> None:
+    def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._engine = sa.create_engine(
             "sqlite+pysqlite://",
             creator=lambda: _connect(path),

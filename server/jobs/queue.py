@@ -50,7 +50,7 @@ class Queue:
         self._now = clock
         self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
         self._index = JobIndex()
-        self._retention = Retention(store.attic, self._index.forget, settings, clock)
+        self._retention = Retention(store.database, self._index.forget, settings, clock)
         self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._runner = Runner(
             store,

@@ -1,68 +1,108 @@
-"""How long results stay: by age, by disk quota, and not at all for those whose owner asked for that.
+"""How long results are kept: until an age, a disk quota, or delivery for owners who asked for no storing.
 
-What is let go leaves a tombstone, so that its request id is answered with 410 (it was here) and not with 404.
+An expired job leaves a tombstone, so that its request id is answered with 410 (it was here) and not with 404.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from server.jobs.attic import EXPIRE_AT_ONCE, Attic
-from server.jobs.database import DatabaseError, log_database_error
+import sqlalchemy as sa
+
+from server.jobs import schema as sql
+from server.jobs.database import Database, DatabaseError, log_database_error, secure_delete
 from server.settings import Settings
 
 LOG = logging.getLogger(__name__)
 
-FRESH_S = 600.0  # results younger than this are not dropped for want of disk: their owners are still coming for them
+FRESH_S = 600.0  # results younger than this are kept even on a full disk: their owners are still to fetch them
+EXPIRE_AT_ONCE = 200  # jobs expired in one transaction, so that submits wait milliseconds for it, not seconds
+FREE_PAGES_AT_ONCE = 2048  # 8 MiB given back to the disk in one transaction, for the same reason
 
 
 class Retention:
-    """`forgotten` is told the request ids of jobs whose payloads have gone."""
+    """Expires the jobs of one database. `forgotten` is called with the request ids whose payloads are deleted."""
 
     def __init__(
         self,
-        attic: Attic,
+        database: Database,
         forgotten: Callable[[Iterable[str]], None],
         settings: Settings,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._attic = attic
+        self._database = database
         self._forgotten = forgotten
         self._settings = settings
         self._now = clock
-        self._wipe = False
-        self._to_forget: set[str] = set()  # those for whose wiping there was no room
+        self._wiped = False  # since the write-ahead log was last emptied
+        self._to_forget: set[str] = set()  # those that could not be wiped because the disk was full
         self.disk_full = False
 
     async def forget(self, request_id: str) -> None:
-        """Wipes a job that was delivered and asked for no storing; its webhook, if it has one, must be out first."""
+        """Wipe a delivered job whose owner asked for no storing, unless its webhook is still to be delivered."""
         self._to_forget.add(request_id)
         try:
-            wiped = await self._attic.forget(request_id)
+            wiped = await self._database.write(lambda connection: _wipe(connection, request_id))
         except DatabaseError as error:  # wiping writes, too: tried again until there is room
             log_database_error(LOG, "a delivered job could not be wiped", error)
             return
         self._to_forget.discard(request_id)
         self._forgotten(wiped)
-        self._wipe = self._wipe or wiped != []
+        self._wiped = self._wiped or wiped != []
 
     async def keep_quota(self) -> None:
-        """Looks at the disk, and drops the oldest results while too much of it is used. For every second."""
+        """Measure the database, and expire the oldest results while it is over its quota. To be called every second."""
         for request_id in list(self._to_forget):
             await self.forget(request_id)
-        self.disk_full = await self._attic.used_bytes() > self._settings.jobs_quota_bytes
+        self.disk_full = await self._database.used_bytes() > self._settings.jobs_quota_bytes
         if self.disk_full:
-            self._forgotten(await self._attic.expire(self._now() - FRESH_S))
-        if self.disk_full or self._wipe:
-            wipe, self._wipe = self._wipe, False
-            await self._attic.tidy(empty_log=wipe)
+            await self._expire_some(self._now() - FRESH_S)
+        if self.disk_full or self._wiped:
+            empty_log, self._wiped = self._wiped, False
+            await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
+            if empty_log:  # so that nothing wiped is left in the write-ahead log
+                await self._database.empty_log()
 
     async def expire(self) -> None:
-        """Drops results by age, and tombstones by theirs. For every half minute."""
+        """Expire results by age and delete old tombstones. To be called every half minute."""
         now = self._now()
-        while expired := await self._attic.expire(now - self._settings.result_ttl):
-            self._forgotten(expired)
-            if len(expired) < EXPIRE_AT_ONCE:
-                break
-        await self._attic.forget_tombstones(now - self._settings.tombstone_ttl)
-        await self._attic.tidy(empty_log=False)
+        while await self._expire_some(now - self._settings.result_ttl) == EXPIRE_AT_ONCE:
+            pass
+        tombstones_before = now - self._settings.tombstone_ttl
+        await self._database.write(lambda connection: _delete_tombstones(connection, tombstones_before))
+        await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
+
+    async def _expire_some(self, before: float) -> int:
+        """Expire the oldest jobs finished at or before `before`, at most `EXPIRE_AT_ONCE`. Return their number."""
+        expired = await self._database.write(lambda connection: _expire(connection, before))
+        self._forgotten(expired)
+        return len(expired)
+
+
+def _expire(connection: sa.Connection, before: float) -> list[str]:
+    """Expire old jobs, but for those whose webhook is still to be delivered. Return their request ids."""
+    rows = connection.execute(sql.OLD_RESULTS, {"before": before, "count": EXPIRE_AT_ONCE}).all()
+    return _leave_tombstones(connection, rows)
+
+
+def _wipe(connection: sa.Connection, request_id: str) -> list[str]:
+    """Overwrite what is stored of a private job. Return its request id, or nothing if the job is to be kept."""
+    rows = connection.execute(sql.PRIVATE_RESULT, {"request": request_id}).all()
+    if not rows:
+        return []
+    with secure_delete(connection):
+        return _leave_tombstones(connection, rows)
+
+
+def _delete_tombstones(connection: sa.Connection, before: float) -> None:
+    rows = connection.execute(sql.OLD_TOMBSTONES, {"before": before, "count": EXPIRE_AT_ONCE}).all()
+    connection.execute(sql.DELETE_JOBS, {"seqs": [row.seq for row in rows]})
+
+
+def _leave_tombstones(connection: sa.Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> list[str]:
+    """Delete all but the tombstones of these jobs (rows of seq and id). Return their request ids."""
+    which = {"seqs": [row.seq for row in rows]}
+    for statement in (sql.DELETE_PAYLOADS, sql.DELETE_EVENTS, sql.LEAVE_TOMBSTONES):
+        connection.execute(statement, which)
+    return [row.id for row in rows]

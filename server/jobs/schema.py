@@ -206,7 +206,9 @@ OLD_RESULTS = (
 PRIVATE_RESULT = sa.select(jobs.c.seq, jobs.c.id).where(
     jobs.c.id == _b("request"), _done, ~jobs.c.expired, ~jobs.c.store_io, ~_has_webhook
 )
-BURY = sa.update(jobs).where(jobs.c.seq.in_(_b("seqs", expanding=True))).values(expired=True, call="", webhook=None)
+LEAVE_TOMBSTONES = (
+    sa.update(jobs).where(jobs.c.seq.in_(_b("seqs", expanding=True))).values(expired=True, call="", webhook=None)
+)
 DELETE_PAYLOADS = sa.delete(payloads).where(payloads.c.job.in_(_b("seqs", expanding=True)))
 DELETE_EVENTS = sa.delete(events).where(events.c.job.in_(_b("seqs", expanding=True)))
 OLD_TOMBSTONES = (

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import urllib.parse
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import msgspec
@@ -17,10 +16,8 @@ import sqlalchemy as sa
 
 from pipelines.messages import Priority
 from server.jobs import schema as sql
-from server.jobs.attic import Attic
 from server.jobs.database import Database, secure_delete
 from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status, cancelled
-from server.webhooks.outbox import Outbox
 
 
 class _End(NamedTuple):
@@ -36,27 +33,21 @@ class _End(NamedTuple):
 
 
 class JobStore:
-    """The jobs of one database. Opening it blocks and builds the tables; operations are for the event loop.
+    """The jobs of one database. Operations are called from the event loop.
 
     Writing operations return futures; one that nobody awaits any longer is carried out all the same.
     """
 
     finish_statement: ClassVar[sa.UpdateBase] = sql.FINISH
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path, sql.STEPS)
-        self.outbox = Outbox(self._database)
-        self.attic = Attic(self._database)
-
-    async def close(self) -> None:
-        """Writes out what was submitted and lets go of the database."""
-        await self._database.close()
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     # --- a job's way
 
     def submit(self, new: NewJob, now: float) -> asyncio.Future[Snapshot]:
         """Accepts a job; one with a result is COMPLETED from the start, its webhook due at once."""
-        return self._database.write(functools.partial(self._submit, new, now))
+        return self.database.write(functools.partial(self._submit, new, now))
 
     def _submit(self, new: NewJob, now: float, connection: sa.Connection) -> Snapshot:
         row = {
@@ -98,14 +89,14 @@ class JobStore:
             jobs = [_job(row, inputs[row.seq]) for row in rows]
             return sorted(jobs, key=lambda job: (job.priority, job.seq))
 
-        return self._database.write(operation)
+        return self.database.write(operation)
 
     def finish(
         self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float, now: float
     ) -> asyncio.Future[bool]:
         """Publishes a worker's result. False if the job is no longer that worker's: then nothing was changed."""
         end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, now, logs, inference_time)
-        return self._database.write(lambda connection: self._end(connection, end))
+        return self.database.write(lambda connection: self._end(connection, end))
 
     def finish_waiting(self, request_id: str, result: Result, now: float) -> asyncio.Future[bool]:
         """Ends a job that nobody has started. False if somebody has, or if it is over."""
@@ -116,7 +107,7 @@ class JobStore:
                 return False
             return self._end(connection, _End(row.seq, row.fence, Status.IN_QUEUE, result, now))
 
-        return self._database.write(operation)
+        return self.database.write(operation)
 
     def cancel(self, request_id: str, logs: Sequence[LogLine], now: float) -> asyncio.Future[Outcome]:
         """Ends a job on its owner's word. Once this has resolved, no worker can publish for it."""
@@ -131,7 +122,7 @@ class JobStore:
             self._end(connection, _End(row.seq, row.fence, seen, cancelled(), now, logs))
             return Outcome.REMOVED if seen is Status.IN_QUEUE else Outcome.REQUESTED
 
-        return self._database.write(operation)
+        return self.database.write(operation)
 
     def _end(self, connection: sa.Connection, end: "_End") -> bool:
         """Ends a job if it is still as `end` has it."""
@@ -172,7 +163,7 @@ class JobStore:
             held = {"job": job.seq, "held": job.fence, "refund": int(refund), "after": after}
             return connection.execute(sql.RELEASE, held).rowcount == 1
 
-        return self._database.write(operation)
+        return self.database.write(operation)
 
     def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[dict[str, int]]:
         """Renews the leases of all that `worker` holds; returns them, request id → fence."""
@@ -181,11 +172,11 @@ class JobStore:
             connection.execute(sql.HEARTBEAT, {"by": worker, "until": now + lease_s})
             return dict(connection.execute(sql.HELD, {"by": worker}).all())
 
-        return self._database.write(operation)
+        return self.database.write(operation)
 
     def release_lapsed(self, now: float) -> asyncio.Future[list[str]]:
         """Puts jobs back whose worker has let its lease run out; returns their request ids."""
-        return self._database.write(
+        return self.database.write(
             lambda connection: list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
         )
 
@@ -194,8 +185,8 @@ class JobStore:
 
         Returns all unfinished jobs in the order in which they will be claimed.
         """
-        await self._database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
-        return await self._database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
+        await self.database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
+        return await self.database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
 
     # --- what is known
 
@@ -209,7 +200,7 @@ class JobStore:
             lines = connection.execute(sql.LOGS, {"seq": row.seq})
             return _snapshot(row, tuple(LogLine(line.at, line.level, line.message) for line in lines))
 
-        return await self._database.read(query)
+        return await self.database.read(query)
 
     async def result(self, request_id: str) -> Result | None:
         """The result; None before the job's end, after its expiry and for unknown ids."""
@@ -221,7 +212,7 @@ class JobStore:
             headers = msgspec.json.decode(row.result_headers, type=dict[str, str])
             return Result(row.result_status, row.output, headers, row.error, row.error_type)
 
-        return await self._database.read(query)
+        return await self.database.read(query)
 
 
 def _job(row: sa.Row[*tuple[Any, ...]], body: bytes) -> Job:

@@ -16,6 +16,7 @@ import uuid
 import sqlalchemy as sa
 
 from server.jobs import schema
+from server.jobs.database import Database
 from server.jobs.job import NewJob, Result, Status
 from server.jobs.store import JobStore
 from tests.chaos.harness import Failed, add_witness, history
@@ -74,9 +75,9 @@ def frozen_workers(folder, jobs, *, fenced, seed=0):
 
 
 async def _submit(database, jobs):
-    store = JobStore(database)
+    store = JobStore(Database(database))
     await asyncio.gather(*(store.submit(NewJob(app="fal-ai/x", input=b"{}"), time.time()) for _ in range(jobs)))
-    await store.close()
+    await store.database.close()
 
 
 def _worker(database, fenced):
@@ -91,7 +92,7 @@ def _end(worker):
 
 
 def _work(database, fenced):
-    asyncio.run(_claim_and_publish((JobStore if fenced else Unfenced)(database)))
+    asyncio.run(_claim_and_publish((JobStore if fenced else Unfenced)(Database(database))))
 
 
 async def _claim_and_publish(store):

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from server.jobs.store import JobStore
+from server.jobs.database import Database
 from tests.support.server_process import APP, clean_env
 
 PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine looks at nothing
@@ -44,7 +44,7 @@ class Failed(Exception):
 
 def add_witness(database):
     """Makes the database, with a table that gets a row for each publication."""
-    JobStore(database)._database._close()
+    Database(database)._close()
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.executescript(_WITNESS)
 

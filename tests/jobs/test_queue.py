@@ -15,6 +15,7 @@ from server.fal.errors import InvalidInput, RequestError, invalid
 from server.jobs import queue as queue_module
 from server.jobs import runner
 from server.jobs.attempt import Retry, retry
+from server.jobs.database import Database
 from server.jobs.job import Job, NewJob, Outcome, Result, Status
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -86,7 +87,7 @@ class Engines:
 @contextlib.asynccontextmanager
 async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, **settings):
     """A started queue on the database in `folder`."""
-    store = JobStore(folder / "jobs.sqlite")
+    store = JobStore(Database(folder / "jobs.sqlite"))
     room = capacity if callable(capacity) else lambda: capacity
     arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings)}
     queue = Queue(store, engines.run, **arguments, **({"clock": clock} if clock else {}))
@@ -95,7 +96,7 @@ async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, **set
         yield queue
     finally:
         await queue.close(grace_s)
-        await store.close()
+        await store.database.close()
 
 
 async def ended(queue, request_id):
@@ -512,7 +513,7 @@ FREE = "DROP TRIGGER full"
 
 async def alter(queue, statement):
     """Fills the disk, as far as changes to jobs go, or frees it."""
-    await queue._store._database.write(lambda connection: connection.exec_driver_sql(statement).close())
+    await queue._store.database.write(lambda connection: connection.exec_driver_sql(statement).close())
 
 
 async def cap_database(queue, pages):
@@ -523,7 +524,7 @@ async def cap_database(queue, pages):
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}").all()
         return old
 
-    return await queue._store._database.write(operation)
+    return await queue._store.database.write(operation)
 
 
 # --- watching
@@ -587,9 +588,9 @@ async def test_closing_gives_back_the_tries_that_it_cut_short(tmp_path, held):
     async with serving(tmp_path, held) as queue:
         job = await queue.submit(new())
         await held.until(lambda: held.running == 1)
-    store = JobStore(tmp_path / "jobs.sqlite")
+    store = JobStore(Database(tmp_path / "jobs.sqlite"))
     claims = await store.claim("next", 1, 60.0, 1e12)
-    await store.close()
+    await store.database.close()
 
     assert [(claim.id, claim.attempt) for claim in claims] == [(job.id, 1)]
 
@@ -619,11 +620,11 @@ async def test_what_was_not_finished_is_run_by_the_next_server_in_the_same_order
 async def test_a_job_that_outlives_ten_servers_is_given_up(tmp_path, engines, held):
     async with serving(tmp_path, held, capacity=0) as queue:
         job = await queue.submit(new())
-    store = JobStore(tmp_path / "jobs.sqlite")
+    store = JobStore(Database(tmp_path / "jobs.sqlite"))
     for _ in range(10):
         (claim,) = await store.claim("a server that died", 1, 60.0, 0.0)
         await store.release(claim, refund=False, after=0.0)
-    await store.close()
+    await store.database.close()
     async with serving(tmp_path, engines) as queue:
         snapshot = await ended(queue, job.id)
 

@@ -13,6 +13,7 @@ from server.jobs import schema
 from server.jobs.database import Database, DatabaseTooNew
 from server.jobs.job import LogLine, NewJob, Outcome, Result, Status
 from server.jobs.store import JobStore
+from server.webhooks.outbox import Outbox
 from tests.chaos.fencing import Unfenced
 
 STATEMENTS = {name: value for name, value in vars(schema).items() if isinstance(value, sa.sql.ClauseElement)}
@@ -34,7 +35,7 @@ def path(tmp_path):
 
 @pytest.fixture
 async def store(path):
-    async with contextlib.aclosing(Closing(JobStore(path))) as closing:
+    async with contextlib.aclosing(Closing(JobStore(Database(path)))) as closing:
         yield closing.store
 
 
@@ -43,7 +44,7 @@ class Closing:
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
-        self.aclose = store.close
+        self.aclose = store.database.close
 
 
 async def submitted(store: JobStore, **wishes) -> str:
@@ -73,7 +74,7 @@ def compiled(element: sa.sql.ClauseElement, dialect: str) -> str:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("name", STATEMENTS)
-def test_every_statement_and_table_compiles_for_both_databases(name, dialect):
+def test_every_statement_and_table_compiles_for_bothdatabases(name, dialect):
     assert compiled(STATEMENTS[name], dialect)
 
 
@@ -87,13 +88,13 @@ def test_postgresql_claims_without_waiting_for_other_claimers():
 @pytest.mark.anyio
 async def test_a_claim_walks_the_index_of_waiting_jobs(store):
     seen = []
-    listener = (store._database._engine, "before_cursor_execute", lambda *event: seen.append(event[2:4]))
+    listener = (store.database._engine, "before_cursor_execute", lambda *event: seen.append(event[2:4]))
     sa.event.listen(*listener)
     await store.claim("a", 1, LEASE, 0.0)
     sa.event.remove(*listener)
 
     (statement, values) = next(event for event in seen if event[0].startswith("UPDATE"))
-    plan = await store._database.read(
+    plan = await store.database.read(
         lambda connection: [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)]
     )
     assert "SCAN jobs USING INDEX jobs_waiting" in plan
@@ -107,8 +108,8 @@ async def test_each_connection_commits_to_disk_in_wal_mode(path, store):
     def pragmas(connection):
         return [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous")]
 
-    assert await store._database.write(pragmas) == ["wal", 2]
-    assert await store._database.read(pragmas) == ["wal", 2]
+    assert await store.database.write(pragmas) == ["wal", 2]
+    assert await store.database.read(pragmas) == ["wal", 2]
 
 
 @pytest.mark.anyio
@@ -125,13 +126,13 @@ async def test_schema_steps_run_once_each_and_in_order(path):
 
 
 @pytest.mark.anyio
-async def test_a_database_of_a_newer_release_is_refused(path):
-    await JobStore(path).close()
+async def test_adatabase_of_a_newer_release_is_refused(path):
+    await Database(path).close()
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {len(schema.STEPS) + 1}")
 
     with pytest.raises(DatabaseTooNew):
-        JobStore(path)
+        Database(path)
 
 
 # --- claiming
@@ -225,14 +226,14 @@ async def two_workers_publish(store: JobStore) -> list[bool]:
 @pytest.mark.anyio
 async def test_a_worker_back_from_the_dead_cannot_publish(store):
     assert await two_workers_publish(store) == [True, False]
-    assert len(await store.outbox.due(100.0, 10, [], [])) == 1
+    assert len(await Outbox(store.database).due(100.0, 10, [], [])) == 1
 
 
 @pytest.mark.anyio
 async def test_without_the_fence_there_are_two_results(path):
-    async with contextlib.aclosing(Closing(Unfenced(path))) as unfenced:
+    async with contextlib.aclosing(Closing(Unfenced(Database(path)))) as unfenced:
         assert await two_workers_publish(unfenced.store) == [True, True]
-        assert len(await unfenced.store.outbox.due(100.0, 10, [], [])) == 2
+        assert len(await Outbox(unfenced.store.database).due(100.0, 10, [], [])) == 2
 
 
 @pytest.mark.anyio
@@ -275,7 +276,7 @@ async def test_job_log_and_webhook_change_together_or_not_at_all(store):
     with pytest.raises(sa.exc.IntegrityError):
         await store.finish(job, DONE, [LogLine(1.0, "INFO", None)], 0.1, 1.0)
     assert (await store.load(request_id)).status is Status.IN_PROGRESS
-    assert await store.outbox.due(100.0, 10, [], []) == []
+    assert await Outbox(store.database).due(100.0, 10, [], []) == []
 
 
 @pytest.mark.anyio
@@ -285,7 +286,7 @@ async def test_an_input_is_dropped_once_it_is_answered(path, store):
     def inputs(connection):
         return connection.execute(sa.select(schema.payloads.c.input)).scalars().all()
 
-    assert await store._database.read(inputs) == [None]
+    assert await store.database.read(inputs) == [None]
 
 
 @pytest.mark.anyio
@@ -294,7 +295,7 @@ async def test_a_job_may_be_born_with_its_result(store):
 
     assert snapshot.status is Status.COMPLETED
     assert await store.result(snapshot.id) == DONE
-    assert [webhook.request_id for webhook in await store.outbox.due(1.0, 10, [], [])] == [snapshot.id]
+    assert [webhook.request_id for webhook in await Outbox(store.database).due(1.0, 10, [], [])] == [snapshot.id]
 
 
 @pytest.mark.anyio
@@ -330,79 +331,13 @@ async def test_a_new_server_knows_every_job_and_runs_only_what_had_not_finished(
     await claimed(store)
     await store.close()
 
-    async with contextlib.aclosing(Closing(JobStore(path))) as closing:
+    async with contextlib.aclosing(Closing(JobStore(Database(path)))) as closing:
         unfinished = await closing.store.recover()
         jobs = await closing.store.claim("next", 10, LEASE, 0.0)
 
         assert [snapshot.id for snapshot in unfinished] == [running, waiting, low]
         assert [(job.id, job.attempt) for job in jobs] == [(running, 2), (waiting, 1), (low, 1)]
         assert await closing.store.result(done) == DONE
-
-
-# --- what is let go
-
-
-@pytest.mark.anyio
-async def test_results_expire_by_age_and_leave_a_tombstone(store):
-    old, young = await finished(store, now=10.0), await finished(store, now=20.0)
-
-    assert await store.attic.expire(before=15.0) == [old]
-    assert await store.result(old) is None
-    assert (await store.load(old)).expired
-    assert await store.result(young) == DONE
-
-
-@pytest.mark.anyio
-async def test_a_tombstone_is_forgotten_in_its_time(store):
-    request_id = await finished(store, now=10.0)
-    await store.attic.expire(before=15.0)
-
-    assert await store.attic.forget_tombstones(before=5.0) == []
-    assert await store.attic.forget_tombstones(before=15.0) == [request_id]
-    assert await store.load(request_id) is None
-
-
-@pytest.mark.anyio
-async def test_a_result_is_kept_until_its_webhook_is_out(store):
-    request_id = await finished(store, webhook="http://receiver/hook")
-    (webhook,) = await store.outbox.due(100.0, 10, [], [])
-
-    assert await store.attic.expire(before=1e9) == []
-    await store.outbox.done(webhook)
-    assert await store.attic.expire(before=1e9) == [request_id]
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(("input_size", "output_size"), [(40_000, 9_000), (9_000, 40_000), (50, 50)])
-async def test_nothing_of_a_private_job_is_left_on_disk(path, store, input_size, output_size):
-    output = Result(200, b"canary-" * (output_size // 7))
-    given = {"input": b"canary-" * (input_size // 7), "call": {"wish": "canary-"}}
-    request_id = await finished(store, result=output, store_io=False, **given)
-    assert await store.attic.forget(request_id) == [request_id]
-    await store._database.empty_log()
-
-    left = b"".join(file.read_bytes() for file in path.parent.iterdir())
-    assert b"canary-" not in left
-    assert (await store.load(request_id)).expired
-
-
-@pytest.mark.anyio
-async def test_only_private_jobs_are_forgotten_on_delivery(store):
-    request_id = await finished(store)
-
-    assert await store.attic.forget(request_id) == []
-    assert await store.result(request_id) == DONE
-
-
-@pytest.mark.anyio
-async def test_expired_payloads_give_their_disk_back(path, store):
-    await finished(store, result=Result(200, b"x" * 4_000_000))
-    full = await store.attic.used_bytes()
-    await store.attic.expire(before=1e9)
-    await store.attic.tidy(empty_log=True)
-
-    assert await store.attic.used_bytes() < full - 4_000_000
-    assert path.stat().st_size < full - 4_000_000
 
 
 # --- the outbox
@@ -412,21 +347,21 @@ async def test_expired_payloads_give_their_disk_back(path, store):
 async def test_due_webhooks_skip_those_in_flight_and_busy_receivers(store):
     for port in (1, 1, 2):
         await finished(store, webhook=f"http://user:pw@receiver:{port}/hook?id=1")
-    first, second, third = await store.outbox.due(100.0, 10, [], [])
+    first, second, third = await Outbox(store.database).due(100.0, 10, [], [])
 
     assert [webhook.origin for webhook in (first, third)] == ["http://receiver:1", "http://receiver:2"]
-    assert await store.outbox.due(100.0, 10, [first.id], []) == [second, third]
-    assert await store.outbox.due(100.0, 10, [], ["http://receiver:1"]) == [third]
-    assert await store.outbox.next_due_at([third.id], ["http://receiver:1"]) is None
+    assert await Outbox(store.database).due(100.0, 10, [first.id], []) == [second, third]
+    assert await Outbox(store.database).due(100.0, 10, [], ["http://receiver:1"]) == [third]
+    assert await Outbox(store.database).next_due_at([third.id], ["http://receiver:1"]) is None
 
 
 @pytest.mark.anyio
 async def test_a_failed_delivery_waits_for_its_next_turn(store):
     await finished(store, webhook="http://receiver/hook")
-    (webhook,) = await store.outbox.due(100.0, 10, [], [])
-    await store.outbox.failed(webhook, again_at=150.0)
+    (webhook,) = await Outbox(store.database).due(100.0, 10, [], [])
+    await Outbox(store.database).failed(webhook, again_at=150.0)
 
-    (again,) = await store.outbox.due(150.0, 10, [], [])
-    assert await store.outbox.due(149.0, 10, [], []) == []
-    assert await store.outbox.next_due_at([], []) == 150.0
+    (again,) = await Outbox(store.database).due(150.0, 10, [], [])
+    assert await Outbox(store.database).due(149.0, 10, [], []) == []
+    assert await Outbox(store.database).next_due_at([], []) == 150.0
     assert again.attempts == 1

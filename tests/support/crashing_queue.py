@@ -17,11 +17,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipelines.messages import Started
+from server.jobs.database import Database
 from server.jobs.job import NewJob
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.settings import Settings
 from server.webhooks.delivery import Deliverer
+from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
 
 CLIENTS = 8
@@ -57,16 +59,17 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
             pipe.send(("accepted", new.id, seed))
             await wait_event(new.id)
 
-    store = JobStore(folder / "jobs.sqlite")
-    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder))
-    deliverer = Deliverer(queue, store.outbox, SigningKeys(folder / "keys.json"), post)
+    database = Database(folder / "jobs.sqlite")
+    outbox = Outbox(database)
+    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder))
+    deliverer = Deliverer(queue, outbox, SigningKeys(folder / "keys.json"), post)
     await queue.start()
     await deliverer.start()
     clients = [client() for _ in range(CLIENTS if submits else 0)]
     await asyncio.gather(*map(wait_event, known), *clients)
-    while await store.outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
+    while await outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     pipe.send(("drained", "", ""))
     await deliverer.close()
     await queue.close()
-    await store.close()
+    await database.close()

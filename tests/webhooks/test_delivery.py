@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from server.fal.errors import invalid
+from server.jobs.database import Database
 from server.jobs.job import NewJob, Result
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -23,6 +24,7 @@ from server.outbound.urls import failed
 from server.settings import Settings, SettingsError
 from server.webhooks import delivery
 from server.webhooks.delivery import Deliverer, retry_delay, signed_headers
+from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import JWKS_CACHE_S, SigningKeys
 
 HOUR = 3600.0
@@ -242,10 +244,10 @@ async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
             raise invalid("strength", "less_than_equal", "too big", {"le": 1})
         return seen
 
-    store = JobStore(folder / "jobs.sqlite")
-    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), clock=clock)
+    database = Database(folder / "jobs.sqlite")
+    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), clock=clock)
     keys = SigningKeys(folder / "webhook-keys.json")
-    deliverer = Deliverer(queue, store.outbox, keys, receiver.post, clock=clock, **wishes)
+    deliverer = Deliverer(queue, Outbox(database), keys, receiver.post, clock=clock, **wishes)
     await queue.start()
     await deliverer.start()
     try:
@@ -253,7 +255,7 @@ async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
     finally:
         await deliverer.close(grace_s)
         await queue.close(0.0)
-        await store.close()
+        await database.close()
 
 
 def new(url="http://ok/hook", content=None, **wishes) -> NewJob:
@@ -264,7 +266,7 @@ def new(url="http://ok/hook", content=None, **wishes) -> NewJob:
 async def emptied(queue):
     """Waits for the outbox to have nothing left."""
     async with asyncio.timeout(10):
-        outbox = queue._store.outbox
+        outbox = Outbox(queue._store.database)
         while queue.length() or queue.in_flight or await outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -342,7 +344,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
         lost = (tmp_path / "webhook-keys.json").rename(tmp_path / "lost")
         await queue.submit(new())
         async with asyncio.timeout(10):
-            while (await queue._store.outbox.next_due_at([], []) or 0.0) <= clock.now:  # noqa: ASYNC110
+            while (await Outbox(queue._store.database).next_due_at([], []) or 0.0) <= clock.now:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         lost.rename(tmp_path / "webhook-keys.json")
         clock.now += HOUR

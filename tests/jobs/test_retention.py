@@ -1,0 +1,93 @@
+"""What is let go of finished jobs: by age, by disk quota, on delivery."""
+
+import pytest
+
+from server.jobs.job import Result
+from server.jobs.retention import FRESH_S, Retention
+from server.settings import Settings
+from server.webhooks.outbox import Outbox
+from tests.jobs.test_store import DONE, finished, path, store
+
+__all__ = ["path", "store"]  # fixtures
+
+pytestmark = pytest.mark.anyio
+
+
+class Expiring:
+    """A retention, the clock that it goes by, and the request ids that it has forgotten."""
+
+    def __init__(self, store, now=15.0, **settings) -> None:
+        self.now = now
+        self.forgotten = []
+        chosen = Settings(**{"result_ttl": 0.0, "tombstone_ttl": 1e9, **settings})
+        self.retention = Retention(store.database, self.forgotten.extend, chosen, lambda: self.now)
+
+
+async def test_results_expire_by_age_and_leave_a_tombstone(store):
+    old, young = await finished(store, now=10.0), await finished(store, now=20.0)
+    expiring = Expiring(store)
+    await expiring.retention.expire()
+
+    assert expiring.forgotten == [old]
+    assert await store.result(old) is None
+    assert (await store.load(old)).expired
+    assert await store.result(young) == DONE
+
+
+async def test_a_tombstone_is_forgotten_in_its_time(store):
+    request_id = await finished(store, now=10.0)
+    expiring = Expiring(store, tombstone_ttl=10.0)
+    await expiring.retention.expire()
+    assert (await store.load(request_id)).expired
+    expiring.now = 25.0
+    await expiring.retention.expire()
+
+    assert await store.load(request_id) is None
+
+
+async def test_a_result_is_kept_until_its_webhook_is_out(store):
+    request_id = await finished(store, webhook="http://receiver/hook")
+    outbox = Outbox(store.database)
+    (webhook,) = await outbox.due(100.0, 10, [], [])
+    expiring = Expiring(store, now=1e8)
+
+    await expiring.retention.expire()
+    assert expiring.forgotten == []
+    await outbox.done(webhook)
+    await expiring.retention.expire()
+    assert expiring.forgotten == [request_id]
+
+
+@pytest.mark.parametrize(("input_size", "output_size"), [(40_000, 9_000), (9_000, 40_000), (50, 50)])
+async def test_nothing_of_a_private_job_is_left_on_disk(path, store, input_size, output_size):
+    output = Result(200, b"canary-" * (output_size // 7))
+    given = {"input": b"canary-" * (input_size // 7), "call": {"wish": "canary-"}}
+    request_id = await finished(store, result=output, store_io=False, **given)
+    expiring = Expiring(store)
+    await expiring.retention.forget(request_id)
+    await expiring.retention.keep_quota()
+
+    left = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"canary-" not in left
+    assert expiring.forgotten == [request_id]
+    assert (await store.load(request_id)).expired
+
+
+async def test_only_private_jobs_are_forgotten_on_delivery(store):
+    request_id = await finished(store)
+    expiring = Expiring(store)
+    await expiring.retention.forget(request_id)
+
+    assert expiring.forgotten == []
+    assert await store.result(request_id) == DONE
+
+
+async def test_over_the_quota_old_payloads_give_their_disk_back(path, store):
+    await finished(store, result=Result(200, b"x" * 4_000_000))
+    expiring = Expiring(store, now=FRESH_S + 20.0, jobs_quota_bytes=1_000_000)
+    full = await store.database.used_bytes()
+    await expiring.retention.keep_quota()
+    await store.database.empty_log()
+
+    assert await store.database.used_bytes() < full - 4_000_000
+    assert path.stat().st_size < full - 4_000_000
