@@ -1,15 +1,13 @@
 """Device side of fourstep: from encoded picture and prompt to encoded picture. No HTTP, no asyncio, no database.
 
-Where to read what, from the words that travel to the tools:
+Sub-packages and modules, in reading order:
 
-    the vocabulary    types (all that `server` may import), errors
-    the algorithm     lcm; schedule, trajectory; prompts, safety
-    its networks      unet, vae; blocks, kernels; graphs, compiled
-    pictures          images, headers/*
-    the weights       checkpoint; recipe, layout, single_file, sd15, shelf, hub; weights, modules, lora; demo
-    the loop          batching, engine, calls, staging, requests, gallery, codec_threads, pace
-    what it drives    stages (the contract), on_torch (in earnest), instant (no model)
-    its device        fitting; devices, lanes, footprint
-    the process       worker
-    the tools         tools: pull, doctor, bench
+    messages, errors    what server and engine process say to each other; errors before a model runs
+    worker              the engine process: messages in, results out
+    engine              the loop that feeds the device: admit, step, retire; no torch
+    images              encoded pictures ⇄ pixels, with limits on size and memory
+    model               the algorithm (latent consistency img2img) and its networks
+    device              a model on a device: streams, memory, CUDA graphs
+    weights, hub        weights on disk → networks; which files, and from where
+    tools               pull, doctor, bench
 """
