@@ -1,8 +1,8 @@
-"""What can go wrong before a model runs. (What can go wrong with a request is in `pipelines.messages`.)"""
+"""Errors before a model runs, for the operator. Faults of single requests are `pipelines.messages.Failed`."""
 
 
 class SetupError(Exception):
-    """The model does not run. `reason` and `hint` are whole sentences for the operator."""
+    """The model can't run. `reason` and `hint` are whole sentences for the operator."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(f"{reason} {hint}")
@@ -11,7 +11,7 @@ class SetupError(Exception):
 
 
 class NoRoomError(SetupError):
-    """The memory of `device` ran out. Trying again helps once other programs have left it."""
+    """The memory of `device` ran out. Trying again helps once other programs have released memory."""
 
     def __init__(self, device: str) -> None:
         super().__init__(
@@ -21,16 +21,16 @@ class NoRoomError(SetupError):
 
 
 class CheckpointError(SetupError):
-    """The model can't be had; trying again changes nothing until somebody does what `hint` says."""
+    """The model can't be loaded; trying again changes nothing until the operator does what `hint` says."""
 
 
 class NotOnDiskError(CheckpointError):
-    """Weights that could perhaps be fetched, but are not here."""
+    """The weights are not on disk. Perhaps they can be downloaded."""
 
 
 class OnlyPicklesError(CheckpointError):
-    """Weights that are there, but in a form that runs whatever code is in it when it is loaded."""
+    """The weights exist only as pickles, which run the code in them when they are loaded."""
 
 
 class UnreachableError(CheckpointError):
-    """The hub does not answer, or may not be asked."""
+    """The hub does not answer, or the settings forbid asking it."""

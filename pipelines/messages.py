@@ -1,13 +1,13 @@
-"""The words that travel between the server and an engine process. No torch here.
+"""Messages between the server and an engine process, and their framing. All that the server imports of `pipelines`.
 
-An engine is one process per device, spawned by `server.workers.pool` and talking over one Unix stream socket. Both
-ways a message is a 4-byte big-endian length and that many bytes of msgpack, one tagged struct each:
+An engine is one process per device, started by the server and connected to it by one Unix stream socket. In both
+directions a frame is a 4-byte big-endian length and a body of that length: one tagged struct in msgpack.
 
     server → engine    Configure, then any number of Work and Cancel, at last Drain
     engine → server    Loading*, then Ready or SetupFailed; Beat all along;
                        per Work: Started, Log*, Preview*, and exactly one of Generated, Failed or Cancelled
 
-What an engine says of one request comes in this order; what it says of different requests interleaves freely.
+An engine's messages about one request come in this order; messages about different requests interleave freely.
 """
 
 import enum
@@ -16,21 +16,21 @@ from typing import Literal, TypeAlias, TypeVar
 
 import msgspec
 
-# Seconds that an engine may be silent without having said so; a `Beat` can ask for more.
+# Seconds that an engine may be silent, unless its last `Beat` asked for more.
 PATIENCE_S = 30.0
 
 # Bytes of a frame's body, at most, from an engine: eight pictures of a megapixel are some ten megabytes.
 MAX_FRAME = 256 * 1024 * 1024
 
-# How an engine process exits when its device's memory ran out at the start: to be tried again (<sysexits.h>, TEMPFAIL).
+# Exit status of an engine whose device had too little memory at the start: try again (<sysexits.h>, TEMPFAIL).
 EXIT_NO_ROOM = 75
 
-# Seconds of waiting that raise a request by one class: at worst LOW is as urgent as REALTIME after fifteen.
+# Seconds of waiting that raise a request by one class: after 15 s, LOW is as urgent as a new REALTIME.
 AGEING_S = 5.0
 
 
 class Priority(enum.IntEnum):
-    """Who goes first when the device is full. Lower runs earlier; waiting raises a request, so nobody starves."""
+    """Class of a request when the device is full. Lower runs earlier; waiting raises a request, so none starves."""
 
     REALTIME = 0
     RUN = 1
@@ -38,12 +38,12 @@ class Priority(enum.IntEnum):
     LOW = 3
 
     def level(self, waited_s: float) -> int:
-        """The class that it counts as after waiting so long: 0 is the most urgent."""
+        """Return the class that it counts as after waiting: 0 is the most urgent."""
         return max(0, self - int(waited_s / AGEING_S))
 
 
 class GenerationParams(msgspec.Struct, frozen=True, kw_only=True):
-    """What one request asks of the model. Image *i* of a request uses `seed + i`."""
+    """Parameters of one request. Image *i* of a request uses `seed + i`."""
 
     prompt: str
     seed: int
@@ -56,7 +56,7 @@ class GenerationParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """One finished image: JPEG bytes, its size in pixels, and whether the safety checker blackened it."""
+    """One output image: JPEG bytes, size in pixels, and whether it is black because the safety checker flagged it."""
 
     data: bytes
     width: int
@@ -65,7 +65,7 @@ class Picture(msgspec.Struct, frozen=True):
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine process is to be set up. The server fills it from its settings; see `fourstep serve --help`."""
+    """Configuration of an engine process, from the server's settings (`fourstep serve --help`)."""
 
     model: str
     lora: str = "auto"
@@ -90,13 +90,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Configure(msgspec.Struct, frozen=True, tag=True):
-    """The first message: load this and become ready."""
+    """Load this model and become ready. The first message."""
 
     config: EngineConfig
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One request. `image` is the encoded input picture as it came; `tenant` is whom fairness counts it for."""
+    """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for."""
 
     id: str
     params: GenerationParams
@@ -107,28 +107,31 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
-    """Stop this request at its next step; unknown and finished ids are ignored."""
+    """Stop this request at its next step. Unknown and finished ids are ignored."""
 
     id: str
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
-    """Finish what was submitted, then exit 0."""
+    """Finish what was submitted, then exit with status 0."""
 
 
 # --- engine → server ---------------------------------------------------------------------------------------------
 
 
 class Loading(msgspec.Struct, frozen=True, tag=True):
-    """How far loading is: `fraction` in 0…1 and what is being done, for people."""
+    """Progress of loading: `fraction` in 0…1, and `what` is being done, human-readable."""
 
     fraction: float
     what: str
 
 
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The engine takes work. `capacity`: how many requests it wants in hand at once (those on the device and the next
-    few being decoded). `notice`: what the operator must know of this model ("" for nothing)."""
+    """The engine takes work.
+
+    `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
+    `notice`: what the operator must know of this model, "" for nothing.
+    """
 
     model: str
     device: str
@@ -138,16 +141,18 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SetupFailed(msgspec.Struct, frozen=True, tag=True):
-    """The model can't be had; starting again changes nothing until the operator does what `hint` says."""
+    """The model can't be loaded; starting again changes nothing until the operator does what `hint` says."""
 
     reason: str
     hint: str
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):
-    """Sent from the step loop before a stage (but at most four times a second, unless it asks for more time) and once a
-    second when idle: the loop is alive. `allow_s`: for how long this stage may stay silent before the engine counts as
-    hung, if that is more than `PATIENCE_S`. `running`: ids on the device."""
+    """Sign that the engine's loop is alive: sent before a stage, and once a second when idle.
+
+    Sent at most four times a second, unless it asks for more time. `allow_s`: seconds that this stage may be silent
+    before the engine counts as hung, if more than `PATIENCE_S`. `running`: ids of the requests on the device.
+    """
 
     stage: str
     allow_s: float
@@ -161,7 +166,7 @@ class Started(msgspec.Struct, frozen=True, tag=True):
 
 
 class Log(msgspec.Struct, frozen=True, tag=True):
-    """A line for the request's owner. Counts and names of stages only; never prompt text."""
+    """A log line for the request's owner. Counts and names of stages only; never prompt text."""
 
     id: str
     message: str
@@ -169,7 +174,7 @@ class Log(msgspec.Struct, frozen=True, tag=True):
 
 
 class Preview(msgspec.Struct, frozen=True, tag=True):
-    """The request's first image after denoising step `step` of `steps`, for requests with `previews` set."""
+    """The first image of a request with `previews` set, after denoising step `step` of `steps`."""
 
     id: str
     step: int
@@ -178,7 +183,7 @@ class Preview(msgspec.Struct, frozen=True, tag=True):
 
 
 class Generated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The finished request. `timings`: seconds; `inference` is all of it, beside it one key per stage."""
+    """The request is finished. `timings`: seconds; `inference` is the total, and there is one key per stage."""
 
     id: str
     pictures: tuple[Picture, ...]
@@ -204,8 +209,11 @@ INPUT_FAULTS: frozenset[str] = frozenset(
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The request can't be done. `message` is for its owner and carries nothing of the prompt; `ctx` as in fal's errors
-    (`max_size`, `min_width`, `supported_formats`, …)."""
+    """The request has failed.
+
+    `message` is for its owner and has nothing of the prompt. `ctx` is as in fal's errors (`max_size`, `min_width`,
+    `supported_formats`, …).
+    """
 
     id: str
     kind: FailureKind

@@ -1,14 +1,14 @@
-"""The process around an engine: `python -P -m pipelines.worker --fd N`, N one end of a Unix stream socket pair.
+"""Engine process: `python -P -m pipelines.worker --fd N`, where N is one end of a Unix stream socket pair.
 
-    reader thread    the server's frames → the engine         end of stream: the process ends at once
-    writer thread    the engine's messages → the server       several at once where they have piled up
-    main thread      loads the model, then is the engine's device thread
+    reader thread    passes the server's frames to the engine; ends the process at the end of the stream
+    writer thread    sends the engine's messages to the server, several at once when they have piled up
+    main thread      loads the model, then runs the engine's loop: it is the device thread
 
-The server owns this process and says when it ends: by `Drain`, or by closing its end, which a killed server does as
-well. So signals from a terminal or a service manager, which reach every process of the group, are ignored here.
+The server owns this process and decides when it ends: by `Drain`, or by closing its end of the socket, as a killed
+server does too. So this process ignores the signals that a terminal or a service manager sends to the whole group.
 
-Exit codes: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be had; 70 the device is lost;
-75 it has no room for the model now.
+Exit status: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be loaded; 70 the device is lost;
+75 the device has too little memory for the model now.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ logger = logging.getLogger(__name__)
 EXIT_SETUP_FAILED = 3
 EXIT_DEVICE_LOST = 70
 
-# Messages that may wait for a server that does not read, before the loop waits too.
+# Number of messages that may wait for a server that does not read; then the loop waits too.
 OUTBOX = 1024
 
 # linux/prctl.h: the signal that a process gets when its parent dies.
@@ -61,7 +61,7 @@ PR_SET_PDEATHSIG = 1
 
 
 class Link:
-    """This process's end of the socket pair: frames in, frames out through a thread of its own."""
+    """This process's end of the socket pair. A thread of its own writes the frames."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -70,16 +70,16 @@ class Link:
         self._writer.start()
 
     def send(self, message: FromEngine) -> None:
-        """Put a message on its way. From any thread; waits only when the server has stopped reading."""
+        """Queue a message for sending. From any thread; waits only if the server has stopped reading."""
         self._outbox.put(write_frame(message))
 
     def receive(self) -> ToEngine | None:
-        """The server's next message; None when its end is closed."""
+        """Return the server's next message; None once its end is closed."""
         body = read_frame(self._read)
         return parse_to_engine(body) if body else None
 
     def close(self) -> None:
-        """Return when everything sent has gone out."""
+        """Return when all queued messages have been written."""
         self._outbox.put(None)
         self._writer.join()
         self._socket.close()
@@ -87,7 +87,7 @@ class Link:
     def _read(self, size: int) -> bytearray | None:
         data = bytearray(size)
         rest = memoryview(data)
-        while rest:  # MSG_WAITALL gives less after a SIGSTOP and a SIGCONT
+        while rest:  # MSG_WAITALL returns less after a SIGSTOP and a SIGCONT
             try:
                 count = self._socket.recv_into(rest, flags=socket.MSG_WAITALL)
             except ConnectionError:
@@ -111,12 +111,12 @@ class Link:
 
 
 def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend] | None = None) -> None:
-    """Be an engine process. `load` makes the model; tests bring their own."""
+    """Run an engine process. `load` makes the backend; tests pass their own."""
     parser = argparse.ArgumentParser(prog="pipelines.worker")
     parser.add_argument("--fd", type=int, required=True)
     sock = socket.socket(fileno=parser.parse_args().fd)
-    sock.set_inheritable(False)  # a compiler that torch starts must not hold the server's line
-    _be_owned()
+    sock.set_inheritable(False)  # a compiler that torch starts must not keep the socket open
+    _follow_server()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(_serve(Link(sock), load or load_backend))
 
@@ -139,7 +139,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         link.close()
         return EXIT_SETUP_FAILED
     except NoRoomError as error:
-        logger.error("%s %s", error.reason, error.hint)  # noqa: TRY400 (where it ran out says nothing)
+        logger.error("%s %s", error.reason, error.hint)  # noqa: TRY400 (the traceback says nothing)
         link.close()
         return EXIT_NO_ROOM
     running.set_result(engine)
@@ -162,7 +162,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
 
 
 def _read(link: Link, loaded: Future[Engine]) -> None:
-    """Hand the server's messages to the engine, until there are no more: then this process has no owner."""
+    """Pass the server's messages to the engine; end the process when there are no more, for it then has no owner."""
     while (message := link.receive()) is not None:
         match message:
             case Work():
@@ -175,8 +175,8 @@ def _read(link: Link, loaded: Future[Engine]) -> None:
 
 
 def load_backend(config: EngineConfig, progress: Callable[[float, str], None]) -> LoadedBackend:
-    """What `config` names: a model on its device, or the engine without one. Raises `SetupError`."""
-    # Imported here because torch takes seconds, and one of the two does without it.
+    """Return the backend that `config` names: a model on its device, or none. Raises `SetupError`."""
+    # Imported here because torch takes seconds, and `instant` does without it.
     if config.model.partition(":")[0] in {"instant", "instant+jpeg"}:
         from pipelines.engine import instant  # noqa: PLC0415
 
@@ -186,13 +186,13 @@ def load_backend(config: EngineConfig, progress: Callable[[float, str], None]) -
     return loader.load(config, progress)
 
 
-def _be_owned() -> None:
-    """Never outlive the server, and leave it to the server when to end before."""
+def _follow_server() -> None:
+    """Never outlive the server, and end only when the server says so."""
     faulthandler.enable()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        # The end of the stream does the same, but only while the reader thread gets to run.
+        # The end of the stream does the same, but only if the reader thread gets to run.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -1,11 +1,11 @@
-"""Pictures in and out: encoded bytes ⇄ uint8 pixels, with every limit on them. The only Pillow door; no torch.
+"""Decodes and encodes pictures: encoded bytes ⇄ uint8 pixels, within limits. The only module that imports Pillow.
 
-Whatever comes in is judged by `headers.read` first, then decoded from a cleaned copy that holds the picture and nothing
-else, by the one Pillow decoder of its format. What goes out is encoded from bare pixels, so it can carry no metadata.
+An input file's header is read first (`sniff.read`). Then a cleaned copy, which holds the picture and nothing else, is
+decoded by the Pillow decoder of its format. Output is encoded from bare pixels, so it can have no metadata.
 
-Memory is bounded by the header's word before anything is allocated: a decode that would hold more than `MEMORY_BUDGET`
-is refused, large ones go one at a time, a large JPEG is decoded at a half, a quarter or an eighth of its size, and what
-a decoder leaves is brought down band by band, never copied whole.
+Memory is bounded from the header, before anything is allocated: a decode that would take more than `MEMORY_BUDGET` is
+refused; large ones run one at a time; a large JPEG is decoded at a half, a quarter or an eighth of its size; the
+decoder's output is reduced band by band, without a copy of the whole.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from pipelines.images import png, sniff
 from pipelines.messages import EngineConfig, FailureKind
 
-# Bytes that decoding one picture may hold: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
+# Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
 MEMORY_BUDGET = 256 * 1024 * 1024
 
-# Above this a decode waits for its turn, so that several at once stay within one budget.
+# Bytes above which decodes run one at a time, so that several stay within one budget.
 LARGE = 48 * 1024 * 1024
 
-# Above this a PNG's data is proved whole before memory is spent on it.
+# Bytes above which a PNG's data is checked to be complete before memory is spent on it.
 PROVE_FIRST = 96 * 1024 * 1024
 
 # A JPEG is never reduced below this many times the size asked for, so that the last step, Lanczos, still has enough to
@@ -65,8 +65,11 @@ _one_large_at_a_time = threading.Lock()
 
 
 class ImageFault(Exception):
-    """The picture can't be used. `kind` is one of fal's model error types (`types.INPUT_FAULTS`), `message` is for its
-    owner, `ctx` holds what fal's documentation promises for the kind."""
+    """The picture can't be used.
+
+    `kind`: one of fal's model error types (`pipelines.messages.INPUT_FAULTS`). `message` is for the picture's owner.
+    `ctx`: what fal's documentation promises for the kind.
+    """
 
     def __init__(self, kind: FailureKind, message: str, ctx: Mapping[str, int | float | str | list[str]] = {}) -> None:
         super().__init__(message)
@@ -76,9 +79,9 @@ class ImageFault(Exception):
 
 
 def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
-    """The picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
+    """Return the picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
 
-    The longest side comes down to `limits.max_side`; a side that would then be under `limits.min_side` is a fault.
+    The longest side is reduced to `limits.max_side`; a side that is then under `limits.min_side` is a fault.
     Thread-safe. Raises `ImageFault`.
     """
     if len(data) > limits.max_image_bytes:
@@ -105,14 +108,14 @@ def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
 
 
 def encode(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
-    """RGB pixels [height, width, 3] as a baseline JPEG with no metadata. `subsampling`: 4:4:4, 4:2:2 or 4:2:0."""
+    """Encode RGB pixels [height, width, 3] as a bare baseline JPEG. `subsampling`: 4:4:4, 4:2:2 or 4:2:0."""
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=subsampling)
     return out.getvalue()
 
 
 def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
-    """The computed size: longest side down to `max_side`, then both sides to the nearest multiple of 8 (halves up)."""
+    """Return the size: longest side reduced to `max_side`, both sides to the nearest multiple of 8 (halves up)."""
     longest = max(width, height)
     scale = (max_side, longest) if longest > max_side else (1, 1)
     return _nearest_8(width, *scale), _nearest_8(height, *scale)
@@ -123,7 +126,7 @@ def _nearest_8(side: int, numerator: int, denominator: int) -> int:
 
 
 def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
-    """The computed size, as stored (before it is turned upright), after the limits on size."""
+    """Return the size to decode to, as stored (before the picture is turned upright). Raises `ImageFault`."""
     if not header.width or not header.height:
         raise ImageFault("image_load_error", "The image could not be read: it has no size.")
     if header.width * header.height > limits.max_image_pixels:
@@ -140,14 +143,14 @@ def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
 
 
 def _too_large(pixels: int) -> ImageFault:
-    """`pixels` fit; so does every picture within the square of that many."""
+    """Return the fault of a picture with more than `pixels`. `ctx`: the sides of a square of that number."""
     side = math.isqrt(pixels)
     message = f"The image is too large: at most {pixels / 1e6:.1f} megapixels of this kind can be decoded."
     return ImageFault("image_too_large", message, {"max_height": side, "max_width": side})
 
 
 def _reduction(header: sniff.Header, size: tuple[int, int]) -> int:
-    """By how much a JPEG's sides are to be divided while decoding: 1, 2, 4 or 8."""
+    """Return the divisor of a JPEG's sides in decoding: 1, 2, 4 or 8."""
     if header.format != "jpeg":
         return 1
     ratio = min(header.width // (REDUCING_GAP * size[0]), header.height // (REDUCING_GAP * size[1]))
@@ -167,7 +170,7 @@ def _decode(header: sniff.Header, size: tuple[int, int], reduction: int, *, prov
 
 
 def _load(header: sniff.Header, reduction: int) -> Image.Image:
-    """The decoded picture, its sides divided by `reduction`, in whatever mode it came."""
+    """Return the decoded picture, its sides divided by `reduction`, in the file's own mode."""
     image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
     if image.size != (header.width, header.height):
         raise ValueError("its header contradicts its data")
@@ -180,10 +183,10 @@ def _load(header: sniff.Header, reduction: int) -> Image.Image:
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
+    """Return the picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
 
-    A large one goes band by band, each with the rows around it that the filter reaches: the pixels of one whole resize
-    (to one level, Pillow's boxes being 32-bit floats) without a second copy of the picture.
+    A large picture is resized in bands, each with the rows around it that the filter reaches. The pixels are those of
+    one whole resize (to one level, because Pillow's boxes are 32-bit floats), without a second copy of the picture.
     """
     width, height = image.size
     if width * height <= WHOLE_PIXELS:
@@ -203,7 +206,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """The picture in RGB, on white where it is transparent."""
+    """Return the picture in RGB, on white where it is transparent."""
     if image.mode == "I;16":
         return _flattened_grey_16(image)
     if not image.has_transparency_data:
@@ -215,7 +218,7 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _flattened_grey_16(image: Image.Image) -> Image.Image:
-    """16-bit grey, which Pillow would clip to 255: its high byte, as for the other 16-bit pictures."""
+    """Return 16-bit grey as its high bytes, as for other 16-bit pictures; Pillow would clip it to 255."""
     samples = np.asarray(image)
     grey = (samples >> 8).astype(np.uint8)
     if "transparency" in image.info:
@@ -224,7 +227,7 @@ def _flattened_grey_16(image: Image.Image) -> Image.Image:
 
 
 def _widen_transparency(image: Image.Image, depth: int) -> None:
-    """Brings a PNG's one transparent colour to 8 bits a sample, as its pixels now are and its file's are not."""
+    """Bring a PNG's one transparent colour from the file's depth to 8 bits a sample, as the pixels now have."""
     key = image.info.get("transparency")
     if key is None or image.mode in {"1", "I;16", "P"}:
         return

@@ -1,4 +1,4 @@
-"""The one thing that Exif is asked for. TIFF 6.0 section 2."""
+"""Reads the orientation from an Exif block. TIFF 6.0 section 2."""
 
 import struct
 
@@ -7,7 +7,7 @@ _SHORT, _LONG = 3, 4
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation (1…8) that an Exif block tells; 1 when it tells none that can be."""
+    """Return the orientation (1…8) in an Exif block; 1 if it has none, or no valid one."""
     tiff = exif.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:

@@ -1,4 +1,4 @@
-"""What the three formats have in common: the `Header` that comes out, and what is wrong with a file."""
+"""Result of reading a picture's header, for all formats, and the errors of doing so."""
 
 import dataclasses
 from typing import Literal
@@ -8,19 +8,19 @@ MAX_SEGMENTS = 1 << 16
 
 
 class UnknownFormat(ValueError):
-    """The file begins like none of the three formats."""
+    """The file is no JPEG, PNG or WebP by its first bytes."""
 
 
 class Damaged(ValueError):
-    """The file is cut off, contradicts itself, or is of a kind that nobody writes."""
+    """The file is cut off, contradicts itself, or is of a kind that no encoder writes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A picture before decoding. `width` and `height` are as stored, before `orientation` (Exif, 1…8) is applied.
 
-    Decoding holds `fixed_memory` bytes and `bytes_per_pixel` for each decoded pixel. `inflated`: bytes that a PNG's
-    image data must inflate to, 0 for the others. `depth`: bits per sample.
+    Decoding takes `fixed_memory` bytes, and `bytes_per_pixel` for each decoded pixel. `inflated`: bytes that a PNG's
+    image data must inflate to, 0 for other formats. `depth`: bits per sample.
     """
 
     format: Literal["jpeg", "png", "webp"]
@@ -34,5 +34,5 @@ class Header:
     inflated: int = 0
 
     def cleaned(self) -> bytes:
-        """The file with nothing in it but the picture."""
+        """Return the file with nothing in it but the picture."""
         return b"".join(self.pieces)

@@ -1,4 +1,4 @@
-"""JPEG: segments up to the first scan, and from there on where the picture comes in several. ITU-T T.81 Annex B."""
+"""Reads JPEG headers: segments up to the first scan, or up to the last if there are several. ITU-T T.81 Annex B."""
 
 import dataclasses
 import re
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pipelines.images.exif import exif_orientation
 from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
 
-# A progressive JPEG is drawn over and over, once a scan, whatever little the scan holds. Encoders write about ten; this
-# many pixels drawn is twenty scans of 50 megapixels.
+# A decoder draws a progressive JPEG once for each scan, however little the scan holds. Encoders write about ten scans;
+# this is twenty of 50 megapixels.
 MAX_PIXELS_SCANNED = 1_000_000_000
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
@@ -23,7 +23,7 @@ _JFIF = memoryview(b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Frame:
-    """A JPEG's SOF segment: `sampling` is (horizontal, vertical) for each component."""
+    """A JPEG's SOF segment. `sampling`: (horizontal, vertical) factors of each component."""
 
     progressive: bool
     width: int
@@ -39,7 +39,7 @@ class _Frame:
         return cls(marker == _PROGRESSIVE, width, height, sampling)
 
     def coefficients(self) -> int:
-        """Bytes of libjpeg's buffer for the whole picture's coefficients, which scans in parts need."""
+        """Return the bytes of libjpeg's buffer for all coefficients, which a picture in several scans needs."""
         across = -(-self.width // (8 * max(h for h, _ in self.sampling)))
         down = -(-self.height // (8 * max(v for _, v in self.sampling)))
         return across * down * sum(h * v for h, v in self.sampling) * 64 * 2
@@ -94,7 +94,7 @@ def _header(data: bytes, frame: _Frame | None, scan: int, pieces: list[memoryvie
 
 
 def _segments(data: bytes, position: int, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, end) of each segment from `position` to the end of image, junk between them skipped."""
+    """Yield (marker, start, end) of each segment from `position` to the end of the image; skip junk between them."""
     for _ in range(MAX_SEGMENTS):
         match = pattern.search(data, position)
         if match is None:
@@ -110,4 +110,4 @@ def _segments(data: bytes, position: int, pattern: re.Pattern[bytes]) -> Iterato
         if length < 2 or position > len(data):
             raise Damaged("the JPEG is cut off")
         yield marker, start, position
-    raise Damaged("a JPEG with so many segments is made to waste time")
+    raise Damaged(f"a JPEG with more than {MAX_SEGMENTS} segments is made to waste time")

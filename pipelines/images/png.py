@@ -1,6 +1,6 @@
-"""PNG: IHDR, palette, the transparent colour and the image data. PNG, third edition, section 5.
+"""Reads PNG headers: IHDR, palette, transparent colour and image data. PNG, third edition, section 5.
 
-An animated PNG is its default image: frames live in chunks that are left out.
+An animated PNG counts as its default image: the chunks with its frames are left out.
 """
 
 import struct
@@ -45,7 +45,7 @@ def read(data: bytes) -> Header:
 
 
 def _bytes_per_pixel(colour: int, depth: int) -> int:
-    """What Pillow holds: one byte for grey and palette, two for 16-bit grey, four for all colour and alpha."""
+    """Return the bytes that Pillow takes: 1 for grey and palette, 2 for 16-bit grey, 4 for colour and alpha."""
     if colour == 3:
         return 1
     if colour == 0:
@@ -63,7 +63,7 @@ def _adam7_size(width: int, height: int, bits: int) -> int:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of each chunk, IHDR to IEND."""
+    """Yield (name, start, end) of each chunk, from IHDR to IEND."""
     position = 8
     for _ in range(MAX_SEGMENTS):
         (length,) = struct.unpack_from(">I", data, position)
@@ -74,11 +74,11 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         yield name, start, position
         if name == b"IEND":
             return
-    raise Damaged("a PNG with so many chunks is made to waste time")
+    raise Damaged(f"a PNG with more than {MAX_SEGMENTS} chunks is made to waste time")
 
 
 def inflates(header: Header) -> bool:
-    """Whether a PNG's image data is all there, found by inflating it bit by bit without keeping any."""
+    """Return whether a PNG's image data is complete, by inflating it piece by piece without keeping any."""
     inflater, total = zlib.decompressobj(), 0
     try:
         for piece in header.pieces[1:]:

@@ -1,9 +1,9 @@
-"""What a JPEG, PNG or WebP file says of itself, read without decoding a pixel. Pure Python, no Pillow.
+"""Reads the header of a JPEG, PNG or WebP file without decoding a pixel. Pure Python, no Pillow.
 
-`read` walks the file's own structure, in time bounded by the number of segments that a real file has, and hands back a
-`Header`: size, orientation, what decoding will cost, and the pieces of the file that a decoder needs. Everything else
-(comments, profiles, thumbnails, further frames, whatever stands before, between and behind) is left out, so that the
-decoder's own parsers of metadata never run.
+`read` walks the file's structure, in time bounded by the number of segments that a real file has. It returns a
+`Header`: size, orientation, the memory that decoding takes, and the pieces of the file that a decoder needs. Everything
+else (comments, profiles, thumbnails, further frames, data before, between and after) is left out, so that the decoder's
+own parsers of metadata never run.
 
 Sources: ITU-T T.81 Annex B, PNG (third edition) 5, RFC 9649, TIFF 6.0 section 2 for the Exif directory.
 """
@@ -17,7 +17,7 @@ __all__ = ["Damaged", "Header", "UnknownFormat", "read"]
 
 
 def read(data: bytes) -> Header:
-    """The header of an encoded picture. Raises `UnknownFormat` or `Damaged`."""
+    """Return the header of an encoded picture. Raises `UnknownFormat` or `Damaged`."""
     try:
         if data.startswith(b"\xff\xd8\xff"):
             return jpeg.read(data)

@@ -1,4 +1,4 @@
-"""WebP: the canvas and the first frame. RFC 9649."""
+"""Reads WebP headers: the canvas and the first frame. RFC 9649."""
 
 import struct
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def read(data: bytes) -> Header:
 
 
 def _size(name: bytes, content: bytes) -> tuple[int, int]:
-    """Width and height, from the first chunk."""
+    """Return width and height, from the first chunk."""
     if name == b"VP8X":
         return 1 + int.from_bytes(content[4:7], "little"), 1 + int.from_bytes(content[7:10], "little")
     if name == b"VP8L" and content[0] == 0x2F:
@@ -54,7 +54,7 @@ def _size(name: bytes, content: bytes) -> tuple[int, int]:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """(name, start, end) of each chunk, padding included."""
+    """Yield (name, start, end) of each chunk, padding included."""
     limit = 8 + struct.unpack_from("<I", data, 4)[0]
     if limit > len(data):
         raise Damaged("the WebP is cut off")
@@ -68,4 +68,4 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if position > limit + 1 or start + 8 + length > limit:
             raise Damaged("the WebP is cut off")
         yield data[start : start + 4], start, min(position, len(data))
-    raise Damaged("a WebP with so many chunks is made to waste time")
+    raise Damaged(f"a WebP with more than {MAX_SEGMENTS} chunks is made to waste time")

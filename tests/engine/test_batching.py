@@ -67,7 +67,7 @@ def test_who_joins_a_full_device_had_less_than_an_equal_share_of_it(waiting, act
 
 
 @given(waiting=candidates(), active=candidates())
-def test_nobody_is_left_out_who_is_more_urgent_than_one_admitted(waiting, active):
+def test_no_request_is_left_out_which_is_more_urgent_than_one_admitted(waiting, active):
     chosen = batching.admissible(waiting, active, LIMIT, NOW)
 
     left = [request for request in waiting if request not in chosen]
@@ -168,7 +168,7 @@ def test_sizes_take_turns_by_age():
 
 
 @given(images=candidates())
-def test_grouping_by_shape_loses_nobody(images):
+def test_grouping_by_shape_loses_no_image(images):
     groups = batching.by_shape(images)
 
     assert sorted(map(id, images)) == sorted(id(image) for group in groups for image in group)

@@ -31,7 +31,7 @@ from tests.support.faulty_engine import SECRET, DeviceLost, FaultyModel
 
 WAIT_S = 30.0
 
-# More than any test lasts: a request of so many steps is there until it is cancelled.
+# More than any test lasts: a request of that number of steps stays until it is cancelled.
 FOREVER = 100_000
 
 
@@ -500,7 +500,7 @@ class Counted(TorchBackend):
 # --- pictures that take their time, beside the steps of others --------------------------------------------------------
 
 
-class Developing(Watched):
+class LatePictures(Watched):
     """Pictures arrive when they are let in; what cannot be had makes waiting for them fail."""
 
     def __init__(self):
@@ -519,14 +519,14 @@ class Developing(Watched):
         return wait
 
     def under_way(self, pictures):
-        """Return when so many pictures are."""
+        """Return when this number of pictures have been submitted."""
         while pictures > 0:
             pictures -= self.asked.get(timeout=WAIT_S)
 
 
 @contextlib.contextmanager
-def developing(**config):
-    model = Developing()
+def late_pictures(**config):
+    model = LatePictures()
     with talk_with(model, **config) as talk:
         try:
             yield model, talk
@@ -535,7 +535,7 @@ def developing(**config):
 
 
 def test_steps_go_on_while_the_pictures_of_others_are_made():
-    with developing() as (model, talk):
+    with late_pictures() as (model, talk):
         talk.ask("picture", num_inference_steps=1)
         model.under_way(1)
         talk.ask("steps", num_inference_steps=50)
@@ -548,7 +548,7 @@ def test_steps_go_on_while_the_pictures_of_others_are_made():
 
 
 def test_a_batch_of_pictures_under_way_keeps_others_waiting():
-    with developing(max_batch=2) as (model, talk):
+    with late_pictures(max_batch=2) as (model, talk):
         talk.ask("a", num_inference_steps=1, num_images=2)
         model.under_way(2)
         talk.ask("b")
@@ -561,7 +561,7 @@ def test_a_batch_of_pictures_under_way_keeps_others_waiting():
 
 
 def test_an_engine_that_waits_for_pictures_does_not_say_that_it_is_idle():
-    with developing(beat_times=BeatTimes(idle_s=0.005, busy_s=0.0)) as (model, talk):
+    with late_pictures(beat_times=BeatTimes(idle_s=0.005, busy_s=0.0)) as (model, talk):
         talk.ask("a")
         model.under_way(1)
         time.sleep(0.1)  # twenty times as long as an idle engine is silent
@@ -573,7 +573,7 @@ def test_an_engine_that_waits_for_pictures_does_not_say_that_it_is_idle():
 
 
 def test_a_device_that_fails_at_pictures_under_way_ends_the_loop():
-    model = Developing()
+    model = LatePictures()
     model.fault = DeviceLost()
     model.let_in.set()
     talk = Talk(model, EngineConfig(model="test", data_dir=""))
@@ -584,7 +584,7 @@ def test_a_device_that_fails_at_pictures_under_way_ends_the_loop():
 
 
 def test_a_request_cancelled_while_its_picture_is_made_gets_no_answer_but_that():
-    with developing() as (model, talk):
+    with late_pictures() as (model, talk):
         talk.ask("goes")
         model.under_way(1)
         talk.engine.cancel("goes")
@@ -598,7 +598,7 @@ def test_a_request_cancelled_while_its_picture_is_made_gets_no_answer_but_that()
 
 
 def test_a_drained_engine_has_waited_for_its_pictures():
-    model = Developing()
+    model = LatePictures()
     talk = Talk(model, EngineConfig(model="test", data_dir=""))
     talk.ask("a")
     model.under_way(1)

@@ -302,19 +302,19 @@ _MEASURE = """
 import json
 from pipelines.images import codec
 from pipelines.messages import EngineConfig
-from tests.support import malicious_images as bombs, peak_memory as peak
+from tests.support import malicious_images, peak_memory
 
 limits = EngineConfig(model="demo", data_dir="")
-for name, make in {**bombs.REFUSED, **bombs.HARMLESS}.items():
+for name, make in {**malicious_images.REFUSED, **malicious_images.HARMLESS}.items():
     data = make()
-    peak.restart()
-    before = peak.megabytes()
+    peak_memory.restart()
+    before = peak_memory.megabytes()
     try:
         codec.decode(data, limits)
         kind = "picture"
     except codec.ImageFault as error:
         kind = error.kind
-    print(json.dumps([name, kind, peak.megabytes() - before]))
+    print(json.dumps([name, kind, peak_memory.megabytes() - before]))
 """
 
 

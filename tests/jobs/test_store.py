@@ -329,7 +329,7 @@ async def test_a_new_server_knows_every_job_and_runs_only_what_had_not_finished(
     low = await submitted(store, priority=Priority.LOW)
     running, waiting = [await submitted(store) for _ in range(2)]
     await claimed(store)
-    await store.close()
+    await store.database.close()
 
     async with contextlib.aclosing(Closing(JobStore(Database(path)))) as closing:
         unfinished = await closing.store.recover()
