@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import torch
 
-from pipelines.device.devices import pick_device, pick_dtype
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub import client, download, manifest, sd15
 from pipelines.hub.source import read_json
@@ -53,15 +52,13 @@ class LoadedCheckpoint:
     dtype: torch.dtype
 
 
-def load(config: EngineConfig, progress: Progress) -> LoadedCheckpoint:
-    """The model that `config` names, ready to run; `progress` gets a fraction in 0…1 and what is being done.
+def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Progress) -> LoadedCheckpoint:
+    """Load the model that `config` names; `progress` gets a fraction in 0…1 and what is being done.
 
     Raises `CheckpointError` when the weights can't be had.
     """
     if config.force_safety_checks and config.safety_checker == "none":
         raise CheckpointError("Safety checks are forced, but there is to be no checker.", "Drop --safety-checker none.")
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
     progress(0.0, "looking for the weights")
     plan, notice = _find(config, device, dtype, progress)
     return _build(plan, notice, device, dtype, progress)

@@ -15,12 +15,14 @@ import torch
 from huggingface_hub.utils import close_session
 from safetensors.torch import save_file
 
+from pipelines.device import devices
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub import client, download, layout, sd15
 from pipelines.messages import EngineConfig
 from pipelines.weights import checkpoint
 from tests.support import checkpoint_layouts, fake_hub
 
+ACCELERATOR = torch.device("meta")  # no CPU, and nothing runs on it
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FULL_PRECISION = [
     "model_index.json",
@@ -103,7 +105,7 @@ def fetch(*, half: bool = False, **settings: Any) -> Ledger:
 
 def load(**settings: Any) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15", "device": "cpu"} | settings))
-    return checkpoint.load(config, lambda _fraction, _what: None)
+    return checkpoint.load(config, *devices.pick(config), lambda _fraction, _what: None)
 
 
 def test_full_precision_takes_one_copy_of_each_part_and_nothing_else(served: fake_hub.Hub) -> None:
@@ -311,25 +313,23 @@ def test_hub_learns_nothing_about_this_machine(served: fake_hub.Hub) -> None:
     assert not [path for path, _ in served.requests if path.startswith("/api/") and not path.startswith("/api/models/")]
 
 
-def test_auto_beside_an_accelerator_fetches_and_says_how_much(
-    served: fake_hub.Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "pick_device", lambda _name: torch.device("meta"))  # no CPU, and nothing runs on it
+def test_auto_beside_an_accelerator_fetches_and_says_how_much(served: fake_hub.Hub) -> None:
     told: list[str] = []
 
-    model = checkpoint.load(EngineConfig(model="auto", data_dir="/nonexistent"), lambda _, what: told.append(what))
+    config = EngineConfig(model="auto", data_dir="/nonexistent")
+    model = checkpoint.load(config, ACCELERATOR, torch.float32, lambda _, what: told.append(what))
 
     assert (model.name, model.notice) == ("sd15", "")
     assert [what for what in told if what.startswith("fetching ") and "16 files" in what]
 
 
 def test_auto_beside_an_accelerator_without_the_hub_serves_the_demo_and_says_so(
-    served: fake_hub.Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    served: fake_hub.Hub, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(checkpoint, "pick_device", lambda _name: torch.device("meta"))
     served.down = True
 
-    model = checkpoint.load(EngineConfig(model="auto", data_dir=str(tmp_path)), lambda _fraction, _what: None)
+    config = EngineConfig(model="auto", data_dir=str(tmp_path))
+    model = checkpoint.load(config, ACCELERATOR, torch.float32, lambda _fraction, _what: None)
 
     assert model.name == "demo"
     assert "can't be reached" in model.notice

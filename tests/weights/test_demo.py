@@ -26,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(data_dir: Path, **settings: str) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(model="demo", device="cpu", data_dir=str(data_dir), **settings)
-    return checkpoint.load(config, lambda _fraction, _what: None)
+    return checkpoint.load(config, torch.device("cpu"), torch.float32, lambda _fraction, _what: None)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -144,4 +144,4 @@ def test_vae_tiny_means_its_own(made: Path) -> None:
 
 def load_made(made: Path, **settings: str) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(model=str(made), device="cpu", data_dir="/nonexistent", **settings)
-    return checkpoint.load(config, lambda _fraction, _what: None)
+    return checkpoint.load(config, torch.device("cpu"), torch.float32, lambda _fraction, _what: None)
