@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
+from pipelines.device import devices
 from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.lcm import Lcm
 from pipelines.weights import checkpoint
@@ -21,7 +22,7 @@ Job: TypeAlias = tuple[np.ndarray, GenerationParams]  # uint8 [H, W, 3] and what
 def load(folder: Path) -> Lcm:
     """The engine's algorithm on a folder in diffusers layout, in float32 on the CPU."""
     config = EngineConfig(model=str(folder), lora="none", device="cpu", data_dir=str(folder.parent))
-    model = checkpoint.load(config, torch.device("cpu"), torch.float32, lambda *_: None)
+    model = checkpoint.load(config, *devices.pick(config), lambda *_: None)
     for part in (model.unet, model.vae):
         part.to(memory_format=torch.channels_last)
     return Lcm(model)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from pipelines.weights import architectures, demo
+from pipelines.weights import architectures
 from pipelines.weights.checkpoint import LoadedCheckpoint
+from tests.support import checkpoint_layouts
 from tests.support.published_configs import SCHEDULER
 
 TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
@@ -30,7 +31,7 @@ def random_part(make, config, device, dtype):
 
 def random_model(configs, device, dtype):
     with tempfile.TemporaryDirectory() as folder:
-        demo.write_tokenizer(Path(folder))
+        checkpoint_layouts.write_tokenizer(Path(folder))
         tokenizer = architectures.load_tokenizer(Path(folder))
     checker = random_part(architectures.make_safety_checker, configs["safety_checker"], device, dtype)
     for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):

@@ -19,8 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipelines.device import loader
-from pipelines.device.devices import pick_device, pick_dtype
+from pipelines.device import devices, loader
 from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.images import codec as images
 from pipelines.messages import EngineConfig, GenerationParams
@@ -42,8 +41,7 @@ def config(model="demo", **options):
 
 def load(engine_config):
     """A model of its own for one side: the two must not share modules."""
-    device = pick_device(engine_config.device)
-    return checkpoint.load(engine_config, device, pick_dtype(engine_config.dtype, device), lambda fraction, what: None)
+    return checkpoint.load(engine_config, *devices.pick(engine_config), lambda fraction, what: None)
 
 
 def request(seed=42, **fields):
@@ -118,7 +116,7 @@ class Ours(LocalEngine):
         self.model = self.loaded.model
 
     def timed(self, requests, per_second, seed=0):
-        """All of (params, data) at random moments, `per_second` on average: each one's latency, seconds."""
+        """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
         gaps = np.random.default_rng(seed).exponential(1 / per_second, len(requests))
         started, latencies, due = {}, [], time.perf_counter()
         for gap, given in zip(gaps, requests, strict=True):
@@ -212,19 +210,6 @@ def race(rounds, **contenders):
 def synchronize():
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def switched(**switches):
-    """Number formats of products on CUDA, for a while: fp16 accumulation, TF32."""
-    kept = {name: getattr(torch.backends.cuda.matmul, name) for name in switches}
-    for name, value in switches.items():
-        setattr(torch.backends.cuda.matmul, name, value)
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(torch.backends.cuda.matmul, name, value)
 
 
 def median_ratio(seconds, one, other):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipelines.errors import CheckpointError
+from pipelines.messages import EngineConfig
 
 # <malloc.h>. The largest value that mallopt takes for the threshold is that of an int.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -44,6 +45,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"{name!r} is no dtype.", f"Use auto, {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def pick(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
+    """Return the first device that `config` names and the dtype to use there. Raises `CheckpointError`."""
+    device = pick_device(config.device.split(",")[0].strip())
+    return device, pick_dtype(config.dtype, device)
 
 
 def prepare(name: str, *, exact: bool) -> None:

@@ -57,8 +57,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     if config.threads:
         torch.set_num_threads(config.threads)
     devices.prepare(config.device, exact=config.max_batch == 1)
-    device = devices.pick_device(config.device)
-    model = checkpoint.load(config, device, devices.pick_dtype(config.dtype, device), progress)
+    device, dtype = devices.pick(config)
+    model = checkpoint.load(config, device, dtype, progress)
     backend = TorchBackend(model)
     backend.release()
     cpu = model.device.type == "cpu"

@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from pipelines.device.devices import pick_device, pick_dtype
+from pipelines.device.devices import pick
 from pipelines.errors import SetupError
 from pipelines.hub import download
 from pipelines.messages import EngineConfig
@@ -39,8 +39,7 @@ def run_pull(config: EngineConfig) -> int:
     if config.model == "demo" or config.model.startswith("instant"):
         print(f"The {config.model} model is built in: there is nothing to fetch.")
         return 0
-    device = pick_device(config.device.split(",")[0].strip())
-    dtype = pick_dtype(config.dtype, device)
+    device, dtype = pick(config)
     print(f"Looking for what {config.model} needs as {str(dtype).removeprefix('torch.')} on {device.type}.", flush=True)
     download.fetch(config, half=dtype.itemsize == 2, report=download.BarReport())
     print("All is here and verified. From now on no network is needed.")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from cryptography import x509
 
-from pipelines.device.devices import main_memory, pick_device, pick_dtype
+from pipelines.device.devices import main_memory, pick, pick_device
 from pipelines.errors import CheckpointError
 from pipelines.hub import client, manifest
 from pipelines.hub.download import gigabytes
@@ -181,9 +181,8 @@ def weights(config: EngineConfig) -> Finding:
     if config.model == "demo" or config.model.startswith("instant"):
         return Finding(Level.OK, "weights", f"{config.model}: built in")
     try:
-        chosen = pick_device(config.device.split(",")[0].strip())
-        half = pick_dtype(config.dtype, chosen).itemsize == 2
-        plan = checkpoint.on_disk(config, half=half)
+        _, dtype = pick(config)
+        plan = checkpoint.on_disk(config, half=dtype.itemsize == 2)
     except CheckpointError as error:
         free = gigabytes(shutil.disk_usage(_existing(client.cache_folder())).free)
         level = Level.WARN if config.model == "auto" else Level.FAIL

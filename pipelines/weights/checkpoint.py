@@ -11,7 +11,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,7 +20,7 @@ from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub import client, download, manifest, sd15
 from pipelines.hub.source import read_json
 from pipelines.messages import EngineConfig
-from pipelines.weights import lora
+from pipelines.weights import demo, lora
 from pipelines.weights import tensors as weights
 
 __all__ = ["CheckpointError", "LoadedCheckpoint", "Progress", "load"]
@@ -53,9 +52,9 @@ class LoadedCheckpoint:
 
 
 def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Progress) -> LoadedCheckpoint:
-    """Load the model that `config` names onto `device` in `dtype`.
+    """Load the model that `config` names; `progress` gets a fraction in 0…1 and what is being done.
 
-    `progress` gets a fraction in 0…1 and what is being done. Raises `CheckpointError` when the weights can't be had.
+    Raises `CheckpointError` when the weights can't be had.
     """
     if config.force_safety_checks and config.safety_checker == "none":
         raise CheckpointError("Safety checks are forced, but there is to be no checker.", "Drop --safety-checker none.")
@@ -70,7 +69,7 @@ def _find(
     """The recipe, all of it on disk, and what to tell the operator."""
     half = dtype.itemsize == 2
     if config.model == "demo":
-        return _demo(config, progress)
+        return _demo(config)
     try:
         return on_disk(config, half=half), ""
     except NotOnDiskError as missing:
@@ -78,11 +77,11 @@ def _find(
             raise
         reason = missing.reason
     if device.type == "cpu":
-        return _stand_in(config, f"{reason} Without an accelerator nothing is fetched by itself.", progress)
+        return _stand_in(config, f"{reason} Without an accelerator nothing is fetched by itself.")
     try:
         download.fetch(config, half=half, report=download.ProgressReport(progress))
     except UnreachableError as error:
-        return _stand_in(config, f"{reason} {error.reason}", progress)
+        return _stand_in(config, f"{reason} {error.reason}")
     return on_disk(config, half=half), ""
 
 
@@ -92,19 +91,15 @@ def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
     return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
 
 
-def _demo(config: EngineConfig, progress: Progress) -> tuple[manifest.Manifest, str]:
-    progress(0.02, "importing diffusers")
-    from pipelines.weights import demo  # noqa: PLC0415 (it brings diffusers along: seconds)
-
-    folder, notice = demo.folder(Path(config.data_dir))
-    plan = on_disk(msgspec.structs.replace(config, model=str(folder)), half=False)
-    return dataclasses.replace(plan, name="demo"), notice
+def _demo(config: EngineConfig) -> tuple[manifest.Manifest, str]:
+    plan = on_disk(msgspec.structs.replace(config, model=str(demo.folder())), half=False)
+    return dataclasses.replace(plan, name="demo"), demo.NOTICE
 
 
-def _stand_in(config: EngineConfig, why: str, progress: Progress) -> tuple[manifest.Manifest, str]:
+def _stand_in(config: EngineConfig, why: str) -> tuple[manifest.Manifest, str]:
     """The demo model where `auto` found nothing better; what was asked for the real weights does not apply to it."""
     checker = "none" if config.safety_checker == "none" else "auto"
-    plan, notice = _demo(msgspec.structs.replace(config, lora="auto", vae="full", safety_checker=checker), progress)
+    plan, notice = _demo(msgspec.structs.replace(config, lora="auto", vae="full", safety_checker=checker))
     return plan, f"{why} {notice}"
 
 

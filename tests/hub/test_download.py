@@ -15,12 +15,14 @@ import torch
 from huggingface_hub.utils import close_session
 from safetensors.torch import save_file
 
+from pipelines.device import devices
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub import client, download, layout, sd15
 from pipelines.messages import EngineConfig
 from pipelines.weights import checkpoint
 from tests.support import checkpoint_layouts, fake_hub
 
+ACCELERATOR = torch.device("meta")  # no CPU, and nothing runs on it
 UNET = "unet/diffusion_pytorch_model.safetensors"
 FULL_PRECISION = [
     "model_index.json",
@@ -51,8 +53,6 @@ CLUTTER = [
     "unet/diffusion_pytorch_model.non_ema.safetensors",
     "vae/diffusion_pytorch_model.fp16.bin",
 ]
-
-ACCELERATOR = torch.device("meta")  # no CPU, and nothing runs on it
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def fetch(*, half: bool = False, **settings: Any) -> Ledger:
 
 def load(**settings: Any) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15", "device": "cpu"} | settings))
-    return checkpoint_layouts.load_as_configured(config)
+    return checkpoint.load(config, *devices.pick(config), lambda _fraction, _what: None)
 
 
 def test_full_precision_takes_one_copy_of_each_part_and_nothing_else(served: fake_hub.Hub) -> None:
@@ -313,13 +313,11 @@ def test_hub_learns_nothing_about_this_machine(served: fake_hub.Hub) -> None:
     assert not [path for path, _ in served.requests if path.startswith("/api/") and not path.startswith("/api/models/")]
 
 
-def test_auto_beside_an_accelerator_fetches_and_says_how_much(
-    served: fake_hub.Hub,
-) -> None:
+def test_auto_beside_an_accelerator_fetches_and_says_how_much(served: fake_hub.Hub) -> None:
     told: list[str] = []
 
     config = EngineConfig(model="auto", data_dir="/nonexistent")
-    model = checkpoint.load(config, ACCELERATOR, torch.float16, lambda _, what: told.append(what))
+    model = checkpoint.load(config, ACCELERATOR, torch.float32, lambda _, what: told.append(what))
 
     assert (model.name, model.notice) == ("sd15", "")
     assert [what for what in told if what.startswith("fetching ") and "16 files" in what]
@@ -331,7 +329,7 @@ def test_auto_beside_an_accelerator_without_the_hub_serves_the_demo_and_says_so(
     served.down = True
 
     config = EngineConfig(model="auto", data_dir=str(tmp_path))
-    model = checkpoint.load(config, ACCELERATOR, torch.float16, lambda _fraction, _what: None)
+    model = checkpoint.load(config, ACCELERATOR, torch.float32, lambda _fraction, _what: None)
 
     assert model.name == "demo"
     assert "can't be reached" in model.notice

@@ -4,9 +4,11 @@ Weights are random. Names are written by rules of our own, the other way round f
 converters, so that a mistake in either shows.
 """
 
+import itertools
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipelines.device.devices import pick_device, pick_dtype
-from pipelines.messages import EngineConfig
-from pipelines.weights import architectures, checkpoint, demo
+from pipelines.weights import architectures
 from tests.support.published_configs import INDEX, PREPROCESSOR, SCHEDULER, SPECIAL_TOKENS, TINY, TOKENIZER
 
 Tensors = dict[str, torch.Tensor]
+
+_MERGES = 256  # of the tokenizer's vocabulary
+_WORDS = """a an the of in on at by with and sun sky sea sand beach hawaii island palm tree forest mountain river lake
+snow city street house bridge night day morning evening light shadow cloud rain water fire stone flower grass bird cat
+dog horse portrait photo photograph picture painting drawing sketch watercolor oil colorful bright dark warm cold
+green blue yellow orange purple black white beautiful masterpiece detailed high quality soft sharp style art landscape
+woman man girl boy face hand old new big small""".split()  # noqa: SIM905 (a list of words, as words)
 
 _FILE = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # transformers' parts: model
 _MAKERS: dict[str, Callable[[Mapping[str, Any]], torch.nn.Module]] = {
@@ -79,11 +86,11 @@ def write_folder(
 ) -> dict[str, Tensors]:
     """A checkpoint in diffusers layout; its weights by part and today's names.
 
-    The tokenizer's vocabulary is the demo model's. `variants`: "" is float32, "fp16" is float16 in
+    `variants`: "" is float32, "fp16" is float16 in
     `….fp16.safetensors`. `shards`: into how many files each part goes.
     """
     weights = {}
-    tokens = demo.write_tokenizer(target / "tokenizer")
+    tokens = write_tokenizer(target / "tokenizer")
     _write_json(target / "tokenizer" / "tokenizer_config.json", TOKENIZER)
     _write_json(target / "tokenizer" / "special_tokens_map.json", SPECIAL_TOKENS)
     for part in parts:
@@ -96,6 +103,57 @@ def write_folder(
     absent = {part: [None, None] for part in configs if part not in weights}
     _write_json(target / "model_index.json", INDEX | absent)
     return weights
+
+
+def write_tokenizer(target: Path) -> int:
+    """Write CLIP's byte-level BPE with a small vocabulary; return its number of tokens."""
+    merges = _learn_merges(_WORDS, _MERGES)
+    letters = _byte_letters()
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    _write_json(target / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (target / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {
+        "bos_token": "<|startoftext|>",
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    }
+    _write_json(target / "special_tokens_map.json", special)
+    _write_json(
+        target / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}
+    )
+    return len(tokens)
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that stands for each byte in GPT-2's and CLIP's vocabularies."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(others))]
+
+
+def _learn_merges(words: list[str], count: int) -> list[tuple[str, str]]:
+    """Byte-pair encoding (Sennrich et al. 2016): join the most frequent pair, `count` times or until none is left."""
+    spellings = [(*word[:-1], f"{word[-1]}</w>") for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < count:
+        pairs = Counter(pair for spelling in spellings for pair in itertools.pairwise(spelling))
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spellings = [_join(spelling, best) for spelling in spellings]
+    return merges
+
+
+def _join(spelling: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    joined: list[str] = []
+    for letter in spelling:
+        if joined and (joined[-1], letter) == pair:
+            joined[-1] += letter
+        else:
+            joined.append(letter)
+    return tuple(joined)
 
 
 def write_part(
@@ -256,9 +314,3 @@ def _write_weights(target: Path, stem: str, variant: str, tensors: Tensors, shar
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def load_as_configured(config: EngineConfig) -> checkpoint.LoadedCheckpoint:
-    """Load the checkpoint that `config` names, on the device and in the dtype that it names."""
-    device = pick_device(config.device)
-    return checkpoint.load(config, device, pick_dtype(config.dtype, device), lambda _fraction, _what: None)

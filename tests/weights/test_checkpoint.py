@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipelines.device import devices
 from pipelines.errors import CheckpointError, NotOnDiskError
 from pipelines.hub import client, layout, manifest, sd15
 from pipelines.messages import EngineConfig
@@ -59,7 +60,8 @@ def expected(folder: Path) -> dict[str, checkpoint_layouts.Tensors]:
 
 def load(model: object, **settings: Any) -> checkpoint.LoadedCheckpoint:
     settings = {"lora": "none", "data_dir": "/nonexistent", "device": "cpu"} | settings
-    return checkpoint_layouts.load_as_configured(EngineConfig(model=str(model), **settings))
+    config = EngineConfig(model=str(model), **settings)
+    return checkpoint.load(config, *devices.pick(config), lambda _fraction, _what: None)
 
 
 def copy(folder: Path, target: Path, *, without: str = "") -> Path:
@@ -165,7 +167,7 @@ def test_progress_rises_from_nothing_to_all(folder: Path) -> None:
     told: list[float] = []
 
     checkpoint.load(
-        EngineConfig(model=str(folder), lora="none", data_dir="/nonexistent", device="cpu"),
+        EngineConfig(model=str(folder), lora="none", data_dir="/nonexistent"),
         torch.device("cpu"),
         torch.float32,
         lambda fraction, _what: told.append(fraction),
