@@ -28,7 +28,7 @@ def test_schemathesis_finds_nothing(tmp_path):
                 f"--url={server.url}/queue",
                 "--header=Authorization: Key me:secret",
                 f"--checks={','.join(CHECKS)}",
-                "--max-examples=40",
+                "--max-examples=10",
                 "--suppress-health-check=all",
                 "--no-color",
             ],
