@@ -11,7 +11,7 @@ FLAGS ?=
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients demo-model clean
+.PHONY: help demo serve test coverage check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,10 +23,17 @@ demo: $(VENV)/.runtime ## make one picture: install, start a server, ask it thro
 serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:8443 until Ctrl-C
 	$(BIN)/fourstep serve --model auto --tls-port 8443 $(FLAGS)
 
+# Tests start some hundred processes: each would compile every module anew where the machine's settings forbid to keep it.
+test coverage: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(VENV)/.dev ## run the tests, as many at once as there are cores (up to four)
 	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
 
-check: lint types imports audit test chaos-short fuzz-short ## lint, types, import contracts, audit, tests, short chaos and fuzz
+coverage: $(VENV)/.dev ## the tests again, the slowest named, and the floor on what they reach in this process
+	$(BIN)/python -m pytest $(PARALLEL) --durations=25 --cov --cov-report= $(FLAGS)
+	$(BIN)/coverage report --skip-covered
+
+check: lint types imports audit coverage chaos-short fuzz-short ## lint, types, import contracts, audit, tests, short chaos and fuzz
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .

@@ -11,11 +11,8 @@ import pytest
 
 from tests.support.server_process import Server, serving
 
-# What a machine may honestly lack; any other skip fails the suite when CI=true.
-ALLOWED_SKIPS = (
-    "needs a private mount namespace",
-    "needs Chromium",
-)
+# What a machine may honestly lack and .ci/run can't install; any other skip fails the suite when CI=true.
+ALLOWED_SKIPS = ("needs a private mount namespace",)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores. torch's threads on top of that, here and in servers, would wait for each other.

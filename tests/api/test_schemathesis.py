@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.server_process import clean_env, serving
 
 # An invalid input is accepted by the queue and is its own result, as at fal: the document can't say so, hence not here
@@ -18,6 +20,7 @@ CHECKS = (
 )
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_nothing(tmp_path):
     with serving("--model", "instant:1", env={"FOURSTEP_KEYS": "me:secret"}) as server:
         done = subprocess.run(
@@ -28,7 +31,7 @@ def test_schemathesis_finds_nothing(tmp_path):
                 f"--url={server.url}/queue",
                 "--header=Authorization: Key me:secret",
                 f"--checks={','.join(CHECKS)}",
-                "--max-examples=40",
+                "--max-examples=10",
                 "--suppress-health-check=all",
                 "--no-color",
             ],

@@ -17,6 +17,7 @@ def fixture_faulty(picture, tmp_path_factory):
         yield found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "call", "times"),
     [("js", "run", 60), ("js", "subscribe", 15), ("py", "run", 60), ("py", "subscribe", 15)],

@@ -45,6 +45,7 @@ def test_subscribe_by_streaming_reports_every_state(run_slow):
     assert said["result"]["data"]["seed"] == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["polling", "streaming"])
 def test_subscribe_gets_each_log_line_once(mode, clients, demo):
     [said] = clients.js("subscribe.mjs", proxy=demo.url + PROXY_ROUTE, mode=mode)

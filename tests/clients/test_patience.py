@@ -56,6 +56,7 @@ def test_a_subscription_that_python_gives_up_is_cancelled(slow_by_environment):
     assert said["status"][0]["error_type"] in {"client_cancelled", "startup_timeout"}
 
 
+@pytest.mark.slow
 def test_javascript_gets_through_an_overload_by_itself(clients, narrow):
     before = answers(narrow, 429)
 

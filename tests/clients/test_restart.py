@@ -22,7 +22,7 @@ def start(tmp_path):
     running = []
 
     def start():
-        running.append(start_server("--model", "instant:1000", "--max-batch", "1", *ports, data_dir=tmp_path))
+        running.append(start_server("--model", "instant:300", "--max-batch", "1", *ports, data_dir=tmp_path))
         return running[-1]
 
     yield start

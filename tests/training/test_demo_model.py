@@ -49,6 +49,7 @@ def detail(pixels):
     return np.hypot(*np.gradient(pixels.mean(-1))).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weaker", "stronger"), [(0.1, 0.5), (0.5, 0.9)])
 def test_more_strength_leads_further_from_the_input(demo, weaker, stronger):
     near, far = (picture(demo, prompt="a city at noon", strength=strength) for strength in (weaker, stronger))

@@ -265,6 +265,7 @@ async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever(mo
         assert (failed.value.status, failed.value.error_type) == (500, "runner_server_error")
 
 
+@pytest.mark.slow
 @pytest.mark.anyio
 async def test_a_poison_request_stops_after_three_strikes_and_its_neighbours_are_answered():
     async with pool_of(model="instant:20") as pool:
