@@ -59,7 +59,7 @@ def create_app(settings: Settings) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
-    fetch = Fetch(settings, samples=samples)
+    fetch = Fetch(settings, key_share=settings.key_share, samples=samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -93,7 +93,7 @@ async def _rooms(
         await pool.start()
         stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
         stack.push_async_callback(fetch.close)
-        stored = Files(settings)
+        stored = Files(settings, public_url=settings.public_url)
         await stored.start()
         stack.push_async_callback(stored.close)
         store = JobStore(settings.jobs_path)
@@ -102,7 +102,13 @@ async def _rooms(
         resources = Resources(
             settings=settings, pool=pool, files=stored, fetch=fetch, limits=Limits(settings), metrics=metrics
         )
-        jobs = Queue(store, functools.partial(run_job, resources), capacity=lambda: pool.capacity, settings=settings)
+        jobs = Queue(
+            store,
+            functools.partial(run_job, resources),
+            capacity=lambda: pool.capacity,
+            settings=settings,
+            key_share=settings.key_share,
+        )
         await jobs.start()
         stack.push_async_callback(jobs.close, settings.drain_timeout)
         deliverer = Deliverer(jobs, store.outbox, signing_keys, fetch.post)

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from server.data_dir import locked, write_whole
-from server.settings import Settings, SettingsError
+from server.settings import AccessSettings, DataSettings, SettingsError
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class _Document(msgspec.Struct):
     keys: list[Key]
 
 
-def allowance(settings: Settings, key: Key) -> Allowance:
+def allowance(settings: AccessSettings, key: Key) -> Allowance:
     """A key's own limits, and the share that every key has where it has none."""
 
     def share(total: int) -> int:
@@ -80,7 +80,7 @@ def digest(credential: str) -> str:
     return hashlib.sha256(credential.encode()).hexdigest()
 
 
-def path(settings: Settings) -> Path:
+def path(settings: DataSettings) -> Path:
     """Where the key file lies."""
     return settings.data_dir / "keys.json"
 
@@ -168,7 +168,7 @@ class KeyRing:
     Raises `KeysError` for a file that can't be read when the server starts; later on that is only logged.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         self._fixed = {key.id: key for key in _from_settings(settings.keys)}
         self._file = path(settings)
         self._stamp = _stamp(self._file)

@@ -23,7 +23,7 @@ from server.access.api_keys import Allowance, Key, KeyRing, allowance
 from server.data_dir import read_secret
 from server.fal.endpoints import Endpoint
 from server.fal.errors import PlainError
-from server.settings import Settings
+from server.settings import AccessSettings
 
 Audience: TypeAlias = Literal["call", "cdn"]
 
@@ -48,7 +48,7 @@ ANONYMOUS = Caller("anonymous", "anonymous")
 class Auth:
     """Checks credentials and issues tokens. Its secret lies in the data dir, so tokens outlive a restart."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         self._settings = settings
         self._keys = KeyRing(settings)
         self._secret = read_secret(settings.data_dir / "token.secret")
@@ -133,6 +133,6 @@ def _covers(allowed: str, app: Endpoint) -> bool:
     return first in app.owners and rest.partition("/")[0] == app.alias
 
 
-def has_keys(settings: Settings) -> bool:
+def has_keys(settings: AccessSettings) -> bool:
     """Whether any key was ever set, so that the server may be opened to other machines."""
     return KeyRing(settings).configured

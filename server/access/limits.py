@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.access.api_keys import Allowance
 from server.access.auth import Caller
 from server.fal.errors import overloaded
-from server.settings import Settings
+from server.settings import LimitSettings
 
 _PERMITS = "fourstep.permits"
 
@@ -94,7 +94,7 @@ class Reservation:
 class Limits:
     """The server's supplies. Permits end with the exchange or the socket that they were taken for."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: LimitSettings) -> None:
         self._calls = Quota(settings.max_calls, "calls")
         self._sessions = Quota(settings.max_sessions, "realtime sessions")
         self._memory = Quota(settings.body_budget_bytes, "bytes")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from server.jobs.attic import EXPIRE_AT_ONCE, Attic
 from server.jobs.database import DatabaseError, log_database_error
-from server.settings import Settings
+from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Retention:
         self,
         attic: Attic,
         forgotten: Callable[[Iterable[str]], None],
-        settings: Settings,
+        settings: QueueSettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._attic = attic

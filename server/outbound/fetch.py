@@ -24,7 +24,7 @@ from server.fal.errors import overloaded
 from server.outbound import urls
 from server.outbound.addresses import Network, parse_networks
 from server.outbound.urls import FetchError, failed
-from server.settings import Settings, SettingsError
+from server.settings import FetchSettings, SettingsError
 
 if TYPE_CHECKING:
     from server.outbound.guarded_http import Egress
@@ -52,8 +52,9 @@ class Fetch:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: FetchSettings,
         *,
+        key_share: float,
         samples: Callable[[], Awaitable[bool]] | None = None,
         egress: "Callable[..., Egress] | None" = None,
     ) -> None:
@@ -63,7 +64,7 @@ class Fetch:
         self._files = _url_files(settings)
         self._make_egress = egress
         self._opening = asyncio.Lock()
-        self._slots = Slots(settings)
+        self._slots = Slots(settings, key_share)
         self._egress: Egress | None = None
 
     async def close(self) -> None:
@@ -139,9 +140,9 @@ class Fetch:
 class Slots:
     """`max_fetches` at once, and of one key no more than its share: URLs that hang leave room for another's."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: FetchSettings, key_share: float) -> None:
         self._patience_s = settings.fetch_timeout
-        self._share = max(1, int(settings.max_fetches * settings.key_share))
+        self._share = max(1, int(settings.max_fetches * key_share))
         self._all = asyncio.Semaphore(settings.max_fetches)
         self._of_keys: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
@@ -162,14 +163,14 @@ class Slots:
         return self._of_keys.setdefault(key, asyncio.Semaphore(self._share))
 
 
-def _networks(settings: Settings) -> tuple[Network, ...]:
+def _networks(settings: FetchSettings) -> tuple[Network, ...]:
     try:
         return parse_networks(settings.allow_net)
     except ValueError as error:
         raise SettingsError(f"allow-net: {error}") from None
 
 
-def _url_files(settings: Settings) -> dict[str, Path]:
+def _url_files(settings: FetchSettings) -> dict[str, Path]:
     """The operator's table of URLs that are answered from disk."""
     table: dict[str, Path] = {}
     for entry in filter(None, (part.strip() for part in _NEXT_ENTRY.split(settings.url_files))):

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid, overloaded
-from server.settings import Settings
+from server.settings import StorageSettings
 from server.storage.disk import NAME, DiskStore, Meta, StorageFull, is_picture
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
 from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, new_name
@@ -54,9 +54,9 @@ class _Draft(NamedTuple):
 class Files:
     """One folder of files. `start` before use, `close` at the end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: StorageSettings, *, public_url: str = "") -> None:
         self._settings = settings
-        self._own = f"{settings.public_url.rstrip('/')}/cdn/files/" if settings.public_url else None
+        self._own = f"{public_url.rstrip('/')}/cdn/files/" if public_url else None
         self.disk = DiskStore(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
         self._parts = Parts(self.disk)
         self.upload_tokens = UploadTokens(read_secret(settings.files_dir / "upload.secret"))

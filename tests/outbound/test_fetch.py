@@ -103,7 +103,7 @@ class Net:
             networks = networks if guard else allowed
             return Egress(networks, resolver=self.resolve, dialer=self.dial, context=context, **options)
 
-        return Fetch(Settings(**settings), egress=open_door)
+        return Fetch(Settings(**settings), key_share=0.5, egress=open_door)
 
 
 @pytest.fixture
@@ -382,7 +382,7 @@ async def test_without_keys_all_fetches_are_one_callers(net):
 
 
 async def test_waiting_for_ones_turn_is_no_part_of_a_fetchs_time():
-    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05))
+    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05), key_share=0.5)
     fetch._slots._patience_s = 60.0
 
     async def follow(*_):
@@ -481,12 +481,12 @@ async def test_a_file_of_the_table_that_has_gone_is_an_error(net, tmp_path):
 @pytest.mark.parametrize("table", ["https://example.com/", "https://example.com/=/no/such/file", "=x"])
 def test_a_table_that_names_no_file_is_refused(table):
     with pytest.raises(SettingsError):
-        Fetch(Settings(url_files=table))
+        Fetch(Settings(url_files=table), key_share=0.5)
 
 
 def test_a_network_that_is_none_is_refused():
     with pytest.raises(SettingsError):
-        Fetch(Settings(allow_net="home"))
+        Fetch(Settings(allow_net="home"), key_share=0.5)
 
 
 @pytest.mark.parametrize("offered", [True, False])

@@ -373,14 +373,14 @@ def test_the_owner_may_read_then_rules_count_then_the_default(acl, reader, decis
 
 @pytest.fixture
 async def files(tmp_path):
-    found = Files(settings(tmp_path))
+    found = files_in(tmp_path)
     await found.start()
     yield found
     await found.close()
 
 
-def settings(folder, **chosen):
-    return Settings(data_dir=folder, public_url="https://box.example/fal", **chosen)
+def files_in(folder, **chosen):
+    return Files(Settings(data_dir=folder, **chosen), public_url="https://box.example/fal")
 
 
 pytestmark = pytest.mark.anyio
@@ -444,7 +444,7 @@ async def test_a_file_that_has_gone_meanwhile_is_not_found(files, tmp_path):
 
 
 async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
-    small = Files(settings(tmp_path, max_image_bytes=10))
+    small = files_in(tmp_path, max_image_bytes=10)
     await small.start()
     name = await small.save(JPEG, "image/jpeg")
     await small.close()
@@ -502,7 +502,7 @@ async def test_an_upload_is_never_held_in_memory(files):
     ],
 )
 async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, status):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     files.disk.prepare()
     upload = an_upload()
 
@@ -515,7 +515,7 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
 
 
 async def test_uploads_beyond_the_quota_are_refused(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=1000))
+    files = files_in(tmp_path, files_quota_bytes=1000)
     files.disk.prepare()
     await files.receive(an_upload(), stream(bytes(800)), 800)
 
@@ -527,7 +527,7 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
 
 
 async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_quota(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=3 << 20))
+    files = files_in(tmp_path, files_quota_bytes=3 << 20)
     files.disk.prepare()
 
     with pytest.raises(RequestError) as caught:
@@ -538,7 +538,7 @@ async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_q
 
 
 async def test_uploads_at_once_share_the_quota(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=1000))
+    files = files_in(tmp_path, files_quota_bytes=1000)
     files.disk.prepare()
     both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
 
@@ -578,7 +578,7 @@ def test_nothing_is_counted_for_a_draft_that_was_dropped(disk):
 
 @pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
 async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
-    files = Files(settings(tmp_path, files_quota_bytes=quota))
+    files = files_in(tmp_path, files_quota_bytes=quota)
     files.disk.prepare()
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
@@ -591,7 +591,7 @@ async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joine
 
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     files.disk.prepare()
     upload = an_upload()
     for size in (300, 400, 100):
@@ -608,8 +608,7 @@ async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_pat
 
 
 async def test_the_parts_that_came_before_a_restart_count(tmp_path):
-    limits = settings(tmp_path, max_upload_bytes=500)
-    before, after = Files(limits), Files(limits)
+    before, after = (files_in(tmp_path, max_upload_bytes=500) for _ in range(2))
     await before.start()
     upload = an_upload()
     await before.receive_part(upload, 1, stream(bytes(300)), 300)
@@ -666,7 +665,7 @@ async def test_parts_that_are_not_here_are_an_error(files, etags):
 
 
 async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     await files.start()
     upload = an_upload()
     await files.receive_part(upload, 1, stream(bytes(300)), 300)

@@ -99,7 +99,7 @@ class Shelf(Files):
     """The files, with results kept in memory."""
 
     def __init__(self, settings):
-        super().__init__(settings)
+        super().__init__(settings, public_url=settings.public_url)
         self.saved = {}
         self.local_paths = {}
         self.failure = None
@@ -154,7 +154,13 @@ async def serving(tmp_path, **chosen):
     store = JobStore(settings.jobs_path)
     ctx = Context(
         **vars(resources),
-        queue=Queue(store, functools.partial(run_job, resources), capacity=lambda: engines.capacity, settings=settings),
+        queue=Queue(
+            store,
+            functools.partial(run_job, resources),
+            capacity=lambda: engines.capacity,
+            settings=settings,
+            key_share=settings.key_share,
+        ),
         auth=Auth(settings),
         signing_keys=SigningKeys(tmp_path / "webhook-keys.json"),
     )

@@ -58,7 +58,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
             await wait_event(new.id)
 
     store = JobStore(folder / "jobs.sqlite")
-    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder))
+    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5)
     deliverer = Deliverer(queue, store.outbox, SigningKeys(folder / "keys.json"), post)
     await queue.start()
     await deliverer.start()

@@ -243,7 +243,7 @@ async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
         return seen
 
     store = JobStore(folder / "jobs.sqlite")
-    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), clock=clock)
+    queue = Queue(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5, clock=clock)
     keys = SigningKeys(folder / "webhook-keys.json")
     deliverer = Deliverer(queue, store.outbox, keys, receiver.post, clock=clock, **wishes)
     await queue.start()
