@@ -32,7 +32,7 @@ def prepare(folder: Path) -> None:
         (folder / "lock").touch()
     except OSError as error:
         raise SettingsError(
-            f"data-dir: {folder} can't be written ({error.strerror}). Mend: choose another --data-dir"
+            f"data-dir: {folder} can't be written ({error.strerror}). Hint: choose another --data-dir"
         ) from error
 
 

@@ -100,10 +100,10 @@ def _read(file: Path) -> list[Key]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise KeysError(f"{file} can't be read ({error.strerror}). Mend: let this user read it") from error
+        raise KeysError(f"{file} can't be read ({error.strerror}). Hint: let this user read it") from error
     except ValueError as error:
         raise KeysError(
-            f"{file} is no key file ({error}). Mend: restore it, or remove it and add the keys anew"
+            f"{file} is no key file ({error}). Hint: restore it, or remove it and add the keys anew"
         ) from error
 
 
@@ -114,7 +114,7 @@ def add(file: Path, name: str) -> str:
     with _locked(file):
         keys = read(file)
         if _called(keys, name):
-            raise KeysError(f"a key in use is called {name!r} already. Mend: choose another name, or revoke that one")
+            raise KeysError(f"a key in use is called {name!r} already. Hint: choose another name, or revoke that one")
         _write(file, [*keys, Key(credential.partition(":")[0], name, digest(credential), now)])
     return credential
 
@@ -138,7 +138,7 @@ def _change(file: Path, which: str, **fields: Any) -> Key:
         if not found:
             raise _unknown(which)
         if len(found) > 1:  # earlier releases let one name be given twice
-            raise KeysError(f"{len(found)} keys are called {which!r}. Mend: say its id; `fourstep keys list` shows it")
+            raise KeysError(f"{len(found)} keys are called {which!r}. Hint: say its id; `fourstep keys list` shows it")
         changed = dataclasses.replace(found[0], **fields)
         _write(file, [changed if key is found[0] else key for key in keys])
     return changed

@@ -46,7 +46,7 @@ def _check_open(settings: Settings) -> None:
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "
-        "Mend: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if everybody may use it"
+        "Hint: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if everybody may use it"
     )
 
 

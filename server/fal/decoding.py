@@ -35,9 +35,9 @@ _MSGPACK_NESTED = _MSGPACK_MAPS | {*range(0x90, 0xA0), 0xDC, 0xDD}
 _NESTED = ()
 
 
-def of_json(body: bytes | bytearray) -> dict[str, Any]:
+def decode_json(body: bytes | bytearray, *, small_bytes: int = _SMALL_BYTES, few: int = _FEW) -> dict[str, Any]:
     """The fields in a JSON body. Raises `InvalidInput`."""
-    if len(body) <= _SMALL_BYTES or not _is_crowded(body):
+    if len(body) <= small_bytes or not _is_crowded(body, few):
         given = schemas.parse_json(body)
         return {name: given[name] for name in NAMES if name in given}
     try:
@@ -49,7 +49,7 @@ def of_json(body: bytes | bytearray) -> dict[str, Any]:
     }
 
 
-def of_msgpack(frame: bytes) -> dict[str, Any]:
+def decode_msgpack(frame: bytes) -> dict[str, Any]:
     """The fields in a msgpack frame. Raises `InvalidInput`."""
     try:
         skimmed = _MSGPACK.decode(frame)
@@ -72,13 +72,13 @@ def _is_whole(decoder: Any, document: bytes | bytearray) -> bool:
     return True
 
 
-def _is_crowded(body: bytes | bytearray) -> bool:
-    return any(_has_many(body, mark) for mark in (b",", b"[", b"{"))
+def _is_crowded(body: bytes | bytearray, few: int) -> bool:
+    return any(_has_more(body, mark, few) for mark in (b",", b"[", b"{"))
 
 
-def _has_many(body: bytes | bytearray, mark: bytes) -> bool:
+def _has_more(body: bytes | bytearray, mark: bytes, few: int) -> bool:
     at = -1
-    for _ in range(_FEW):
+    for _ in range(few):
         at = body.find(mark, at + 1)
         if at < 0:
             return False

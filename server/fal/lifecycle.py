@@ -82,6 +82,6 @@ def parse(header: str | None) -> Lifecycle:
     return Lifecycle(int(wanted) if wanted else None, wish.initial_acl or PUBLIC)
 
 
-def of_upload(headers: Mapping[str, str]) -> Lifecycle:
+def upload_lifecycle(headers: Mapping[str, str]) -> Lifecycle:
     """The wish that comes with an upload. Python sends both headers, with the same value."""
     return parse(next((headers[name] for name in _HEADERS if name in headers), None))

@@ -1,4 +1,4 @@
-"""The outbound door: what goes through, and that nothing which leads inside does.
+"""Outbound requests: public addresses are reached, internal ones are not.
 
 No packet leaves loopback here: names are resolved by a table, and whatever address is dialled, the connection goes to
 one of two servers of the test's own, the "outside" or the guarded "inside".
@@ -96,14 +96,14 @@ class Net:
         return await dial("127.0.0.1", site.port, timeout)
 
     def fetch(self, *, guard=True, context=NO_TRUST, **settings):
-        """The door, with this network behind it; `guard=False` allows every address."""
+        """`Fetch` in front of this network; `guard=False` allows every address."""
         allowed = parse_networks("0.0.0.0/0, ::/0")
 
-        def open_door(networks, **options):
+        def make_egress(networks, **options):
             networks = networks if guard else allowed
             return Egress(networks, resolver=self.resolve, dialer=self.dial, context=context, **options)
 
-        return Fetch(Settings(**settings), key_share=0.5, egress=open_door)
+        return Fetch(Settings(**settings), key_share=0.5, egress=make_egress)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ async def test_a_request_says_whom_it_means_and_takes_no_encodings(net):
 
 async def test_the_next_address_is_dialled_when_the_first_does_not_answer(net):
     net.names["example.com"] = ["1.1.1.1", OUTSIDE]
-    net.inside.port = 1  # where nobody listens
+    net.inside.port = 1  # where nothing listens
     net.outside.pages["/"] = page(b"picture")
 
     body = await net.fetch().get("http://example.com/", LIMIT)
@@ -350,7 +350,7 @@ async def test_a_name_server_that_hangs_is_given_up(net):
     assert "too long" in error.message
 
 
-async def test_nobody_there_is_an_error(net):
+async def test_no_server_there_is_an_error(net):
     net.outside.port = 1
 
     assert "can't be reached" in (await refused(net.fetch(), "http://example.com/")).message

@@ -44,11 +44,11 @@ def clock():
 
 @pytest.fixture
 def disk(tmp_path, clock):
-    return shelf_at(tmp_path, clock)
+    return disk_at(tmp_path, clock)
 
 
-def shelf_at(folder, clock, quota=1000):
-    """A shelf in this folder, as a server makes one at its start."""
+def disk_at(folder, clock, quota=1000):
+    """A store in this folder, as a server makes one at its start."""
     disk = DiskStore(folder, ttl_s=DAY_S, quota_bytes=quota, clock=clock)
     disk.prepare()
     return disk
@@ -65,14 +65,14 @@ def on_disk(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
-# --- the shelf ---------------------------------------------------------------------------------------------------
+# --- the disk ----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_found_again_after_a_restart(tmp_path, clock, disk):
     meta = Meta("text/plain", file_name="hello.txt", owner="alice", acl=Acl("hide", (Rule("bob", "allow"),)))
     put(disk, meta=meta)
 
-    found = shelf_at(tmp_path, clock).find(NAME)
+    found = disk_at(tmp_path, clock).find(NAME)
 
     assert (found.path.read_bytes(), found.size, found.meta) == (JPEG, len(JPEG), meta)
 
@@ -137,14 +137,14 @@ def test_unfinished_files_count_as_used(disk):
     assert disk.used == 500
 
 
-def test_what_comes_during_a_sweep_is_counted(disk, monkeypatch):
-    entries = disk._entries
+def test_what_comes_during_a_sweep_is_counted(tmp_path, clock):
+    class Busy(DiskStore):
+        def _entries(self, now):
+            yield from super()._entries(now)
+            put(self, data=bytes(300))
 
-    def meanwhile(now):
-        yield from entries(now)
-        put(disk, data=bytes(300))
-
-    monkeypatch.setattr(disk, "_entries", meanwhile)
+    disk = Busy(tmp_path, ttl_s=100, quota_bytes=1000, clock=clock)
+    disk.prepare()
     disk.sweep()
 
     assert disk.used == 300
@@ -160,7 +160,7 @@ def test_a_name_that_is_taken_keeps_its_file(disk):
 def test_what_was_half_written_is_gone_after_a_restart(tmp_path, clock, disk):
     disk.draft().write_bytes(b"half")
 
-    shelf_at(tmp_path, clock)
+    disk_at(tmp_path, clock)
 
     assert on_disk(tmp_path) == set()
 
