@@ -45,7 +45,7 @@ def test_a_demo_without_its_model_says_what_to_do(tmp_path):
 
 
 def test_a_demo_that_gets_no_picture_in_time_says_where_the_log_is(tmp_path, capsys):
-    settings = Settings(model="instant:3000", data_dir=tmp_path / "data")
+    settings = Settings(model="instant:2000", data_dir=tmp_path / "data")
 
     status = server.cli.demo.run(settings, str(tmp_path / "out.jpg"), answer_timeout_s=1.0)
 

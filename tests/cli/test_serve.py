@@ -123,9 +123,11 @@ def test_the_api_process_does_not_import_torch(instant):
 
 
 def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the_job(tmp_path):
-    server = start_server("--model", "instant:10000", "--drain-timeout", "2", data_dir=tmp_path)
+    # The engine warms up with one image of 2.5 s; the job has eight, one after the other.
+    flags = ("--model", "instant:2500", "--max-batch", "1", "--drain-timeout", "2")
+    server = start_server(*flags, data_dir=tmp_path)
     server.wait_ready()
-    path = submitted(server)
+    path = submitted(server, num_images=8)
 
     assert server.stop(timeout=15) == 0
 

@@ -59,9 +59,10 @@ def start_server(*flags: str, data_dir: Path, env: Mapping[str, str] | None = No
         return start(data_dir, *flags, env=clean_env(env), log=log)
 
 
-def post(server: Server, path: str) -> Any:
-    """The JSON answer to one call."""
-    request = urllib.request.Request(server.url + path, json.dumps(CALL).encode(), {"Content-Type": "application/json"})
+def post(server: Server, path: str, **changes: Any) -> Any:
+    """The JSON answer to one call, with `changes` of its input."""
+    body = json.dumps(CALL | changes).encode()
+    request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
 
@@ -74,8 +75,8 @@ def until(condition: Callable[[], bool], timeout: float = 60) -> None:
         time.sleep(0.02)
 
 
-def submitted(server: Server) -> str:
-    """The path of a job that an engine has in hand."""
-    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
+def submitted(server: Server, **changes: Any) -> str:
+    """The path of a job that an engine works on, with `changes` of its input."""
+    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}', **changes)['request_id']}"
     until(lambda: server.get(f"{path}/status")["status"] == "IN_PROGRESS")
     return path
