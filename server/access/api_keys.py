@@ -1,7 +1,7 @@
-"""API keys: who may call. `id:secret` pairs from the settings, and a file of named, hashed, revocable ones.
+"""API keys: `id:secret` pairs from the settings, and a file of named, hashed, revocable ones.
 
-The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which no guessing reaches, so
-a slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
+The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which can't be guessed, so a
+slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
 Once a key has ever been made, the server stays closed: also if all are revoked, and if the file is lost or damaged.
 """
 
@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class KeysError(SettingsError):
-    """The key file can't be used; the message says why, and what would do."""
+    """The key file can't be used; the message says why, with a hint."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one caller may have in hand at once; None: as much as the server. `memory`: bytes of request bodies."""
+    """What one caller may have in flight; None: as much as the server. `memory`: bytes of request bodies."""
 
     calls: int | None = None
     queued: int | None = None
@@ -62,7 +62,7 @@ class _Document(msgspec.Struct):
 
 
 def allowance(settings: AccessSettings, key: Key) -> Allowance:
-    """A key's own limits, and the share that every key has where it has none."""
+    """Return a key's own limits, and the share that every key has where it has none."""
 
     def share(total: int) -> int:
         return max(1, int(total * settings.key_share))
@@ -76,17 +76,17 @@ def allowance(settings: AccessSettings, key: Key) -> Allowance:
 
 
 def digest(credential: str) -> str:
-    """What is kept of `id:secret`."""
+    """Return what is stored of `id:secret`: hex SHA-256."""
     return hashlib.sha256(credential.encode()).hexdigest()
 
 
 def path(settings: DataSettings) -> Path:
-    """Where the key file lies."""
+    """Return the path of the key file."""
     return settings.data_dir / "keys.json"
 
 
 def read(file: Path) -> list[Key]:
-    """Every key in the file, the revoked ones too; none when there is no file. Raises `KeysError`."""
+    """Return every key in the file, also revoked ones; none when there is no file. Raises `KeysError`."""
     try:
         return _read(file)
     except FileNotFoundError:
@@ -149,12 +149,12 @@ def _unknown(which: str) -> KeysError:
 
 
 def _called(keys: list[Key], which: str) -> list[Key]:
-    """The keys in use with this id or name."""
+    """Return the keys in use with this id or name."""
     return [key for key in keys if which in {key.id, key.name} and not key.revoked]
 
 
 def _locked(file: Path) -> contextlib.AbstractContextManager[None]:
-    """Of two commands at once, one would undo what the other did."""
+    """Lock the file: of two commands at once, one would undo what the other did."""
     return locked(file.with_name("keys.lock"))
 
 
@@ -182,13 +182,13 @@ class KeyRing:
         return self._configured
 
     def find(self, key_id: str) -> Key | None:
-        """The key in use with this id."""
+        """Return the key in use with this id."""
         self._load()
         key = self._fixed.get(key_id) or self._filed.get(key_id)
         return key if key and not key.revoked else None
 
     def match(self, credential: str) -> Key | None:
-        """The key in use that `id:secret` is. Takes the same time for a wrong secret as for an unknown id."""
+        """Return the key in use that `id:secret` is. A wrong secret takes the same time as an unknown id."""
         key = self.find(credential.partition(":")[0])
         expected = key.digest if key else digest("")
         return key if hmac.compare_digest(digest(credential), expected) else None
@@ -198,17 +198,17 @@ class KeyRing:
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        self._configured = True  # where a key file is, or was, somebody wanted the server closed
+        self._configured = True  # a key file, present or removed, means that the server was to be closed
         try:
             self._filed = {key.id: key for key in _read(self._file)}
         except (KeysError, FileNotFoundError) as error:
-            _LOG.error("the keys as they were stay in use, and nobody else is let in: %s", error)
+            _LOG.error("the keys as they were stay in use, and no other is accepted: %s", error)
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
-    except OSError:  # there is none, or it is out of reach: that is said where it is read
+    except OSError:  # missing or unreadable: reported where it is read
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
 

@@ -56,7 +56,7 @@ def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TI
 
 
 def _unwritable(output: Path) -> str:
-    """Why no picture can be put there; "" when one can."""
+    """Return why no picture can be written there; "" when one can."""
     if output.is_dir():
         return f"{output} is a folder; name a file in it"
     return "" if output.parent.is_dir() else f"there is no folder {output.parent}"

@@ -1,9 +1,9 @@
-"""An input's fields, out of a body or a frame: those that the endpoint knows. Nobody has been asked for the rest.
+"""Decodes the known fields of an input out of a JSON body or a msgpack frame; skips all others.
 
 A document can be made to take a hundred times its own size in memory (`{},{},{}…`), and to hold up the event loop while
-it is built. So what the endpoint does not know is skipped, not built, and so are arrays and objects in the place of its
-own fields, none of which takes one. JSON that is small or plainly written, as all that clients send, is read at once:
-that is the fastest, and its memory is bounded all the same.
+it is built. So unknown fields are skipped, not built, and so are arrays and objects as values of known fields, which
+take none. JSON that is small or plainly written, as all that clients send, is parsed whole: that is the fastest, and
+its memory is bounded all the same.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,10 @@ _NESTED = ()
 
 
 def decode_json(body: bytes | bytearray, *, small_bytes: int = _SMALL_BYTES, few: int = _FEW) -> dict[str, Any]:
-    """The fields in a JSON body. Raises `InvalidInput`."""
+    """Return the known fields in a JSON body. Raises `InvalidInput`.
+
+    A body over `small_bytes` with more than `few` commas or brackets is skimmed instead of parsed whole.
+    """
     if len(body) <= small_bytes or not _is_crowded(body, few):
         given = schemas.parse_json(body)
         return {name: given[name] for name in NAMES if name in given}
@@ -50,7 +53,7 @@ def decode_json(body: bytes | bytearray, *, small_bytes: int = _SMALL_BYTES, few
 
 
 def decode_msgpack(frame: bytes) -> dict[str, Any]:
-    """The fields in a msgpack frame. Raises `InvalidInput`."""
+    """Return the known fields in a msgpack frame. Raises `InvalidInput`."""
     try:
         skimmed = _MSGPACK.decode(frame)
         return {
@@ -64,7 +67,7 @@ def decode_msgpack(frame: bytes) -> dict[str, Any]:
 
 
 def _is_whole(decoder: Any, document: bytes | bytearray) -> bool:
-    """Whether a document is well formed, whatever it holds."""
+    """Return whether a document is well formed, whatever it holds."""
     try:
         decoder.decode(document)
     except _FAULTS:
