@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from server.environment import FIELDS, PREFIX, SECTIONS, parse
 from server.settings import Settings, SettingsError
 
@@ -25,15 +27,15 @@ KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "
 class _Parser(argparse.ArgumentParser):
     """Points at `--help` in its errors, and reports each in the command where it was made."""
 
+    @override
     def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
-        """Parse as the base class does, but report unknown arguments here, with the command's name."""
         found, rest = super().parse_known_args(*arguments, **options)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
 
+    @override
     def error(self, message: str) -> NoReturn:
-        """Print the message and exit."""
         super().error(f"{message}. `{self.prog} --help` says what there is")
 
 

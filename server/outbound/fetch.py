@@ -138,7 +138,7 @@ class Fetch:
 
 
 class Slots:
-    """`max_fetches` at once, and of one key no more than its share: URLs that hang leave room for other keys."""
+    """`max_fetches` at once, and of one key no more than its share: URLs that stall leave room for other keys."""
 
     def __init__(self, settings: FetchSettings, key_share: float) -> None:
         self._patience_s = settings.fetch_timeout

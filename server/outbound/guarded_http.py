@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import certifi
 import httpcore
+from typing_extensions import override
 
 from server.outbound.addresses import Network, may_reach
 from server.outbound.urls import FetchError, Target, failed
@@ -43,20 +44,22 @@ async def dial(address: str, port: int, timeout: float) -> httpcore.AsyncNetwork
 
 
 class _Guard(httpcore.AsyncNetworkBackend):
+    """Connects to allowed addresses only. Raises `FetchError` for a host that may not be reached."""
+
     def __init__(self, allowed: Sequence[Network], resolver: Resolve, dialer: Dial) -> None:
         self._allowed = allowed
         self._resolve = resolver
         self._dial = dialer
 
+    @override
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 — httpcore's
+        timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Connect to `host`. Raises `FetchError` when it may not be reached."""
         assert timeout is not None  # noqa: S101 — every request below has one
         failure: Exception = failed("its host name has no address")
         async with asyncio.timeout(timeout):
