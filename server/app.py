@@ -71,7 +71,7 @@ class Parts:
 
     pool: Callable[..., Pool] = Pool
     fetch: Callable[..., Fetch] = Fetch
-    files: Callable[[Settings], Files] = Files
+    files: Callable[..., Files] = Files
     store: Callable[[Database], JobStore] = JobStore
     queue: Callable[..., Queue] = Queue
     deliverer: Callable[..., Deliverer] = Deliverer
@@ -103,7 +103,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
-    fetch = parts.fetch(settings, samples=samples)
+    fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -111,7 +111,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             await pool.start()
             stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
             stack.push_async_callback(fetch.close)
-            files = parts.files(settings)
+            files = parts.files(settings, public_url=settings.public_url)
             await files.start()
             stack.push_async_callback(files.close)
             database = Database(settings.jobs_path)
@@ -126,6 +126,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
                 settings=settings,
+                key_share=settings.key_share,
             )
             await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)

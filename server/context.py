@@ -7,6 +7,7 @@ from starlette.requests import HTTPConnection
 from server.access.auth import Auth
 from server.generate import Resources, UseCase
 from server.jobs.queue import Queue
+from server.settings import AccessSettings
 from server.webhooks.signing_keys import SigningKeys
 
 
@@ -14,6 +15,7 @@ from server.webhooks.signing_keys import SigningKeys
 class Context(Resources):
     """What is below the routes. `generate` is the use case, with its resources."""
 
+    settings: AccessSettings
     generate: UseCase
     queue: Queue
     auth: Auth

@@ -1,7 +1,7 @@
-"""The data directory: its owner's alone, and every small file in it written whole.
+"""The data directory: private to its owner, its small files written atomically, locked among processes.
 
-Prompts, pictures, keys and tokens lie there, so no other user of the machine may look in, not even at certificates: who
-is to trust the local CA gets a copy of it.
+Prompts, pictures, keys and tokens lie there, so no other user of the machine may read it, not even certificates: a user
+who is to trust the local CA gets a copy of it.
 """
 
 import contextlib
@@ -22,23 +22,22 @@ _SECRET_BYTES = 32
 
 
 def prepare(folder: Path) -> None:
-    """Make the data directory if need be, and shut other users out. Raises `SettingsError` where it can't be made."""
+    """Make the data directory if need be, readable by its owner only. Raises `SettingsError` where it can't be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
-        # A volume that is mounted for us has another owner, and one like /tmp is everybody's: theirs to say who enters.
+        # A mounted volume may have another owner, and a folder like /tmp is shared: their owners decide who enters.
         if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
             folder.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
         (folder / "lock").touch()
     except OSError as error:
         raise SettingsError(
-            f"data-dir: {folder} can't be written ({error.strerror}). Mend: choose another --data-dir"
+            f"data-dir: {folder} can't be written ({error.strerror}). Hint: choose another --data-dir"
         ) from error
 
 
 def write_whole(file: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replace the file: a reader, or a machine that loses power, has the old one or the new one. On disk when this
-    returns. Two at once need `locked`."""
+    """Replace the file atomically; it is on disk when this returns. Two writers at once need `locked`."""
     draft = file.with_name(f"{file.name}.part")
     draft.unlink(missing_ok=True)
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:

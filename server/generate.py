@@ -19,7 +19,7 @@ from server.fal.schemas import LcmInput, parse
 from server.jobs.job import Job
 from server.metrics import Metrics
 from server.outbound.fetch import Fetch, FetchError
-from server.settings import Settings
+from server.settings import RequestSettings
 from server.storage.files import NO_SPACE, Files
 from server.workers.pool import Pool
 
@@ -38,7 +38,7 @@ _DECODE_BESIDE_CHARS = 1 << 20
 class Resources:
     """What the use case works with, each made once when the server starts."""
 
-    settings: Settings
+    settings: RequestSettings
     pool: Pool
     files: Files
     fetch: Fetch

@@ -1,12 +1,13 @@
 """Flags, environment and defaults become settings, or a message that says what would do."""
 
+import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 
-from server.environment import FIELDS, child_environment, load, parse
-from server.settings import Settings, SettingsError
+from server.environment import FIELDS, SECTIONS, child_environment, load, parse
+from server.settings import QueueSettings, Settings, SettingsError
 
 
 def test_defaults_need_no_environment():
@@ -84,6 +85,16 @@ def test_an_engine_is_told_the_sides_that_it_may_compute():
     engine = Settings(max_side=768, min_side=128).engine
 
     assert (engine.max_side, engine.min_side) == (768, 128)
+
+
+def test_each_setting_belongs_to_one_section():
+    assert list(FIELDS) == [name for section in SECTIONS for name in section.__annotations__]
+    assert set(FIELDS) == {field.name for field in dataclasses.fields(Settings)}
+
+
+def test_a_section_checks_its_own_values():
+    with pytest.raises(SettingsError, match="max-queue: 0 is out of bounds; at least 1"):
+        QueueSettings(max_queue=0)
 
 
 @pytest.mark.parametrize("name", FIELDS)

@@ -1,1 +1,1 @@
-"""."""
+"""Who calls and how much they may take. Read api_keys, then auth, then limits."""

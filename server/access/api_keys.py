@@ -1,7 +1,7 @@
-"""API keys: who may call. `id:secret` pairs from the settings, and a file of named, hashed, revocable ones.
+"""API keys: `id:secret` pairs from the settings, and a file of named, hashed, revocable ones.
 
-The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which no guessing reaches, so
-a slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
+The file, `<data_dir>/keys.json`, holds SHA-256 digests. Its secrets are 256 random bits, which can't be guessed, so a
+slow password hash would only cost time on every call. A running server notices a change of the file at the next call.
 Once a key has ever been made, the server stays closed: also if all are revoked, and if the file is lost or damaged.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 import msgspec
 
 from server.data_dir import locked, write_whole
-from server.settings import Settings, SettingsError
+from server.settings import AccessSettings, DataSettings, SettingsError
 
 _LOG = logging.getLogger(__name__)
 
 
 class KeysError(SettingsError):
-    """The key file can't be used; the message says why, and what would do."""
+    """The key file can't be used; the message says why, with a hint."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one caller may have in hand at once; None: as much as the server. `memory`: bytes of request bodies."""
+    """What one caller may have in flight; None: as much as the server. `memory`: bytes of request bodies."""
 
     calls: int | None = None
     queued: int | None = None
@@ -61,8 +61,8 @@ class _Document(msgspec.Struct):
     keys: list[Key]
 
 
-def allowance(settings: Settings, key: Key) -> Allowance:
-    """A key's own limits, and the share that every key has where it has none."""
+def allowance(settings: AccessSettings, key: Key) -> Allowance:
+    """Return a key's own limits, and the share that every key has where it has none."""
 
     def share(total: int) -> int:
         return max(1, int(total * settings.key_share))
@@ -76,17 +76,17 @@ def allowance(settings: Settings, key: Key) -> Allowance:
 
 
 def digest(credential: str) -> str:
-    """What is kept of `id:secret`."""
+    """Return what is stored of `id:secret`: hex SHA-256."""
     return hashlib.sha256(credential.encode()).hexdigest()
 
 
-def path(settings: Settings) -> Path:
-    """Where the key file lies."""
+def path(settings: DataSettings) -> Path:
+    """Return the path of the key file."""
     return settings.data_dir / "keys.json"
 
 
 def read(file: Path) -> list[Key]:
-    """Every key in the file, the revoked ones too; none when there is no file. Raises `KeysError`."""
+    """Return every key in the file, also revoked ones; none when there is no file. Raises `KeysError`."""
     try:
         return _read(file)
     except FileNotFoundError:
@@ -100,10 +100,10 @@ def _read(file: Path) -> list[Key]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise KeysError(f"{file} can't be read ({error.strerror}). Mend: let this user read it") from error
+        raise KeysError(f"{file} can't be read ({error.strerror}). Hint: let this user read it") from error
     except ValueError as error:
         raise KeysError(
-            f"{file} is no key file ({error}). Mend: restore it, or remove it and add the keys anew"
+            f"{file} is no key file ({error}). Hint: restore it, or remove it and add the keys anew"
         ) from error
 
 
@@ -114,7 +114,7 @@ def add(file: Path, name: str) -> str:
     with _locked(file):
         keys = read(file)
         if _called(keys, name):
-            raise KeysError(f"a key in use is called {name!r} already. Mend: choose another name, or revoke that one")
+            raise KeysError(f"a key in use is called {name!r} already. Hint: choose another name, or revoke that one")
         _write(file, [*keys, Key(credential.partition(":")[0], name, digest(credential), now)])
     return credential
 
@@ -138,7 +138,7 @@ def _change(file: Path, which: str, **fields: Any) -> Key:
         if not found:
             raise _unknown(which)
         if len(found) > 1:  # earlier releases let one name be given twice
-            raise KeysError(f"{len(found)} keys are called {which!r}. Mend: say its id; `fourstep keys list` shows it")
+            raise KeysError(f"{len(found)} keys are called {which!r}. Hint: say its id; `fourstep keys list` shows it")
         changed = dataclasses.replace(found[0], **fields)
         _write(file, [changed if key is found[0] else key for key in keys])
     return changed
@@ -149,12 +149,12 @@ def _unknown(which: str) -> KeysError:
 
 
 def _called(keys: list[Key], which: str) -> list[Key]:
-    """The keys in use with this id or name."""
+    """Return the keys in use with this id or name."""
     return [key for key in keys if which in {key.id, key.name} and not key.revoked]
 
 
 def _locked(file: Path) -> contextlib.AbstractContextManager[None]:
-    """Of two commands at once, one would undo what the other did."""
+    """Lock the file: of two commands at once, one would undo what the other did."""
     return locked(file.with_name("keys.lock"))
 
 
@@ -168,7 +168,7 @@ class KeyRing:
     Raises `KeysError` for a file that can't be read when the server starts; later on that is only logged.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         self._fixed = {key.id: key for key in _from_settings(settings.keys)}
         self._file = path(settings)
         self._stamp = _stamp(self._file)
@@ -182,13 +182,13 @@ class KeyRing:
         return self._configured
 
     def find(self, key_id: str) -> Key | None:
-        """The key in use with this id."""
+        """Return the key in use with this id."""
         self._load()
         key = self._fixed.get(key_id) or self._filed.get(key_id)
         return key if key and not key.revoked else None
 
     def match(self, credential: str) -> Key | None:
-        """The key in use that `id:secret` is. Takes the same time for a wrong secret as for an unknown id."""
+        """Return the key in use that `id:secret` is. A wrong secret takes the same time as an unknown id."""
         key = self.find(credential.partition(":")[0])
         expected = key.digest if key else digest("")
         return key if hmac.compare_digest(digest(credential), expected) else None
@@ -198,17 +198,17 @@ class KeyRing:
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        self._configured = True  # where a key file is, or was, somebody wanted the server closed
+        self._configured = True  # a key file, present or removed, means that the server was to be closed
         try:
             self._filed = {key.id: key for key in _read(self._file)}
         except (KeysError, FileNotFoundError) as error:
-            _LOG.error("the keys as they were stay in use, and nobody else is let in: %s", error)
+            _LOG.error("the keys as they were stay in use, and no other is accepted: %s", error)
 
 
 def _stamp(file: Path) -> tuple[int, int, int] | None:
     try:
         status = file.stat()
-    except OSError:  # there is none, or it is out of reach: that is said where it is read
+    except OSError:  # missing or unreadable: reported where it is read
         return None
     return status.st_mtime_ns, status.st_ino, status.st_size
 

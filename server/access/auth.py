@@ -1,4 +1,4 @@
-"""Who is calling: keys, and the short-lived tokens that browsers get in their place.
+"""Authentication by API keys, and by the short-lived tokens that browsers get in their place.
 
     Authorization: Key id:secret       every call
     Authorization: Bearer <token>      a token of ours; fal's own login tokens are refused with 401
@@ -8,7 +8,7 @@
 A token (JWT, HS256, one audience) is bound to apps and to the key that asked for it: it dies with that key. Within its
 life it opens any number of sockets, since clients keep one and come back with it; its end closes no socket. Without any
 key the server is open: every caller is "anonymous", whatever credentials come (fal's Python client insists on sending
-some), and `server.web.origin_guard` sees to it that only this machine calls.
+some), and the origin guard in `server.web` lets only this machine call.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from server.access.api_keys import Allowance, Key, KeyRing, allowance
 from server.data_dir import read_secret
 from server.fal.endpoints import Endpoint
 from server.fal.errors import PlainError
-from server.settings import Settings
+from server.settings import AccessSettings
 
 Audience: TypeAlias = Literal["call", "cdn"]
 
@@ -35,7 +35,7 @@ _BAD_TOKEN = "Invalid or expired token"  # noqa: S105 — a message
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Caller:
-    """Whom a call is counted for, and how much of the server is theirs. `id` is the key's."""
+    """The caller for whom a call is counted, and the limits that apply. `id` is the key's."""
 
     id: str
     name: str
@@ -46,20 +46,20 @@ ANONYMOUS = Caller("anonymous", "anonymous")
 
 
 class Auth:
-    """Checks credentials and issues tokens. Its secret lies in the data dir, so tokens outlive a restart."""
+    """Checks credentials and issues tokens. Its secret lies in the data directory, so tokens outlive a restart."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         self._settings = settings
         self._keys = KeyRing(settings)
         self._secret = read_secret(settings.data_dir / "token.secret")
 
     @property
     def open(self) -> bool:
-        """Whether calls need no credentials: no key was ever set. Never raises: the doors ask."""
+        """Whether calls need no credentials: no key was ever set. Never raises: middleware asks."""
         return not self._keys.configured
 
     def caller(self, connection: HTTPConnection, app: Endpoint | None = None) -> Caller:
-        """Who makes this call. Tokens count only where an `app` is given, and must be for it.
+        """Return who makes this call. Tokens count only where an `app` is given, and must be for it.
 
         Raises `PlainError` 401 for missing and wrong credentials, 403 for a token of other apps.
         """
@@ -81,13 +81,13 @@ class Auth:
         raise PlainError(401, f"Cannot access {what}. Authentication is required.")
 
     def issue(self, caller: Caller, seconds: int, apps: Sequence[str] = (), audience: Audience = "call") -> str:
-        """A token with which its bearer may call `apps` in the name of `caller`."""
+        """Return a token with which its bearer may call `apps` in the name of `caller`."""
         now = int(time.time())
         claims = {"aud": audience, "sub": caller.id, "iat": now, "exp": now + seconds, "apps": list(apps)}
         return jwt.encode(claims, self._secret, _ALGORITHM)
 
     def verify(self, token: str, audience: Audience) -> tuple[Caller, tuple[str, ...]]:
-        """In whose name a token speaks, and for which apps. Raises `PlainError` 401."""
+        """Return the caller in whose name a token was issued, and its apps. Raises `PlainError` 401."""
         required = ["aud", "sub", "exp"]
         try:
             claims = jwt.decode(token, self._secret, [_ALGORITHM], audience=audience, options={"require": required})
@@ -102,7 +102,7 @@ class Auth:
         return self._caller(key), apps
 
     def named(self, key_id: str) -> Caller:
-        """Who was once given something to come back with. One whose key has gone has no more than any key's share."""
+        """Return the caller of a key id noted earlier. Where the key is gone, limits are those of any key."""
         if self.open:
             return ANONYMOUS
         return self._caller(self._keys.find(key_id) or Key(key_id, name="", digest="", created=""))
@@ -126,13 +126,13 @@ class Auth:
 
 
 def _covers(allowed: str, app: Endpoint) -> bool:
-    """Whether `allowed` names the app: its alias alone, as every client asks, or owner/alias with any sub path."""
+    """Return whether `allowed` names the app: by alias, as every client asks, or as owner/alias with any sub path."""
     first, _, rest = allowed.strip("/").partition("/")
     if not rest:
         return first == app.alias or first in {f"{owner}-{app.alias}" for owner in app.owners}
     return first in app.owners and rest.partition("/")[0] == app.alias
 
 
-def has_keys(settings: Settings) -> bool:
-    """Whether any key was ever set, so that the server may be opened to other machines."""
+def has_keys(settings: AccessSettings) -> bool:
+    """Return whether any key was ever set, so that the server may be opened to other machines."""
     return KeyRing(settings).configured

@@ -43,7 +43,7 @@ async def submit(request: Request) -> Response:
         raise endpoints.no_such_path(target)
     webhook, max_length = _webhook(request), _max_queue_length(request)
     memory = ctx.limits.memory(request, caller)
-    given, result = _checked(decoding.of_json(await read_body(request, ctx.settings.max_body_bytes, memory)))
+    given, result = _checked(decoding.decode_json(await read_body(request, ctx.settings.max_body_bytes, memory)))
     snapshot = await ctx.queue.submit(
         NewJob(
             id=request_id(request.scope),

@@ -246,7 +246,7 @@ def _content(message: Message) -> Frame:
 
 def decode(frame: Frame) -> dict[str, Any]:
     """An input's fields: JSON if the frame is text, else msgpack. Raises `InvalidInput`."""
-    return decoding.of_json(frame.encode()) if isinstance(frame, str) else decoding.of_msgpack(frame)
+    return decoding.decode_json(frame.encode()) if isinstance(frame, str) else decoding.decode_msgpack(frame)
 
 
 def error_text(error: FalError, request_id: object = None) -> str:

@@ -64,7 +64,9 @@ async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
     if request.method == "GET":
         return dict(request.query_params)
     ctx = context(request)
-    return decoding.of_json(await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller)))
+    return decoding.decode_json(
+        await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller))
+    )
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:

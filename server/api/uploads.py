@@ -78,7 +78,7 @@ async def initiate(request: Request) -> Response:
     caller = ctx.auth.caller(request)
     fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
     wanted = _validated(Wanted, {name: value for name, value in fields.items() if value is not None})
-    upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.of_upload(request.headers))
+    upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.upload_lifecycle(request.headers))
     base = base_url(request.scope, "cdn")
     token = ctx.files.upload_tokens.issue(upload)
     urls = {"upload_url": f"{base}/upload/{upload.name}?ticket={token}", "file_url": f"{base}/files/{upload.name}"}
@@ -164,7 +164,7 @@ def _new_upload(request: Request) -> Upload:
     caller = _uploader(request)
     headers = request.headers
     content_type, file_name = headers.get("content-type", ""), headers.get("x-fal-file-name", "")
-    return permit(content_type, file_name, caller.id, lifecycle.of_upload(headers))
+    return permit(content_type, file_name, caller.id, lifecycle.upload_lifecycle(headers))
 
 
 def _access_url(request: Request, upload: Upload) -> str:

@@ -129,7 +129,7 @@ class Conversation:
             cdn=self._cdn,
         )
         try:
-            return await self._ctx.generate(schemas.validate(decoding.of_json(given)), call)
+            return await self._ctx.generate(schemas.validate(decoding.decode_json(given)), call)
         except FalError:
             raise
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the socket

@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from typing_extensions import override
+
 from server.environment import FIELDS, PREFIX, SECTIONS, parse
 from server.settings import Settings, SettingsError
 
@@ -23,22 +25,22 @@ KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says at a mistake where to look, and finds it in the command that it was made in."""
+    """Points at `--help` in its errors, and reports each in the command where it was made."""
 
+    @override
     def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
-        """As the base class, but nothing is left over for the command's parser to complain of."""
         found, rest = super().parse_known_args(*arguments, **options)
         if rest:
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found, rest
 
+    @override
     def error(self, message: str) -> NoReturn:
-        """Ends the program."""
         super().error(f"{message}. `{self.prog} --help` says what there is")
 
 
 def command_line() -> argparse.ArgumentParser:
-    """Every command with its settings."""
+    """Return the parser of every command with its settings."""
     parser = _Parser(
         prog="fourstep",
         description="Self-hosted, drop-in replacement for fal.ai's fal-ai/lcm-sd15-i2i.",
@@ -78,9 +80,9 @@ def command_line() -> argparse.ArgumentParser:
     add.add_argument("name", help="whose it is")
     listing = actions.add_parser("list", help="every key, without its secret")
     listing.set_defaults(name="")
-    revoke = actions.add_parser("revoke", help="let a key in no more")
+    revoke = actions.add_parser("revoke", help="let a key in no longer")
     revoke.add_argument("name", help="its name or id")
-    limit = actions.add_parser("limit", help="bound what a key may have in hand at once; a running server obeys")
+    limit = actions.add_parser("limit", help="bound what a key may have in flight at once; a running server obeys")
     limit.add_argument("name", help="its name or id")
     for what, about in KEY_LIMITS.items():
         limit.add_argument(f"--{what}", type=_limit, metavar="N", help=f"{about}; 0: the share that --key-share gives")
@@ -120,7 +122,7 @@ def _count(written: str) -> int:
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Flags for some settings, and for `data_dir`, in the groups that all of them form."""
+    """Add flags for some settings, and for `data_dir`, in one group per section."""
     for section, title in SECTIONS.items():
         group = parser.add_argument_group(title)
         for name in section.__annotations__:

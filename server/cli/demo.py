@@ -22,13 +22,13 @@ _READY_TIMEOUT_S = 3600.0
 _ANSWER_TIMEOUT_S = 600.0
 
 
-def run(settings: Settings, output: str) -> int:
-    """Serve, ask, save, stop. Returns the exit code; a fault is told on stderr with its mend."""
+def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TIMEOUT_S) -> int:
+    """Serve, ask, save, stop; return the exit code. A fault is written to stderr, with a hint."""
     if settings.model == Settings.model:
         settings = dataclasses.replace(settings, model="auto")
     if importlib.util.find_spec("fal_client") is None:
-        return _fail("fal's Python client is not installed. Mend: pip install 'fourstep[demo]'")
-    if fault := _unfit(Path(output).absolute()):
+        return _fail("fal's Python client is not installed. Hint: pip install 'fourstep[demo]'")
+    if fault := _unwritable(Path(output).absolute()):
         return _fail(f"--output: {fault}")
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in MODEL_SETTINGS]
     prepare(settings.data_dir)
@@ -44,25 +44,25 @@ def run(settings: Settings, output: str) -> int:
             notice = server.get("/health").get("notice")
             if notice:
                 _say(notice)
-            result = _ask(server, output)
+            result = _ask(server, output, answer_timeout_s)
     except LaunchError as error:
         return _fail(f"{error}\nThe server's log: {log_path}")
     except subprocess.TimeoutExpired:
-        return _fail(f"no picture within {_ANSWER_TIMEOUT_S:.0f} s.\nThe server's log: {log_path}")
+        return _fail(f"no picture within {answer_timeout_s:.0f} s.\nThe server's log: {log_path}")
     except subprocess.CalledProcessError as error:
         return _fail(f"the client failed:\n{error.stderr}\nThe server's log: {log_path}")
     _report(result, Path(output))
     return 0
 
 
-def _unfit(output: Path) -> str:
-    """Why no picture can be put there; "" when one can."""
+def _unwritable(output: Path) -> str:
+    """Return why no picture can be written there; "" when one can."""
     if output.is_dir():
         return f"{output} is a folder; name a file in it"
     return "" if output.parent.is_dir() else f"there is no folder {output.parent}"
 
 
-def _ask(server: Server, output: str) -> dict[str, Any]:
+def _ask(server: Server, output: str, timeout_s: float) -> dict[str, Any]:
     """Run the example program against `server` as its documentation says, by environment alone."""
     environment = child_environment(
         FAL_KEY="demo:demo",
@@ -71,9 +71,7 @@ def _ask(server: Server, output: str) -> dict[str, Any]:
         SSL_CERT_FILE=str(server.bundle),
     )
     command = [sys.executable, "-P", str(_EXAMPLE), output]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=_ANSWER_TIMEOUT_S
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=timeout_s)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

@@ -1,4 +1,4 @@
-"""Starting a server as a child process and waiting until it answers: for `fourstep demo`, benchmarks and tests.
+"""Starts a server as a child process and waits until it answers: for `fourstep demo`, benchmarks and tests.
 
 A serving process writes `<data-dir>/server.json` (`pid`, `url`, `tls_url`) once its sockets are bound, and removes it
 when it stops: that is how ports picked with `--port 0` are found.
@@ -21,7 +21,7 @@ _POLL_S = 0.05
 
 
 class LaunchError(RuntimeError):
-    """The server did not come up; the message says what it said."""
+    """The server did not start; the message has its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Server:
         return self.tls_url.partition("://")[2]
 
     def get(self, path: str, timeout: float = 10) -> Any:
-        """The JSON that `GET path` answers, over plain HTTP."""
+        """Return the JSON that `GET path` answers, over plain HTTP."""
         with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:  # noqa: S310 — our own server
             return json.load(answer)
 
@@ -81,7 +81,7 @@ class Server:
         raise LaunchError(f"not ready within {timeout:.0f} s: {said}")
 
     def stop(self, timeout: float = 20) -> int:
-        """SIGTERM, wait, and the exit status; SIGKILL after `timeout` seconds."""
+        """Send SIGTERM, wait, return the exit status; SIGKILL after `timeout` seconds."""
         self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(timeout)
@@ -90,7 +90,7 @@ class Server:
             raise
 
     def kill(self) -> None:
-        """SIGKILL, and reap."""
+        """Send SIGKILL, and reap."""
         self.process.kill()
         self.process.wait()
 
@@ -117,12 +117,12 @@ def start(
             return Server(process, data_dir, bound["url"], bound["tls_url"])
         time.sleep(_POLL_S)
     process.kill()
-    raise LaunchError(f"`{' '.join(command)}` came to nothing: exit status {process.wait()}")
+    raise LaunchError(f"`{' '.join(command)}` did not start: exit status {process.wait()}")
 
 
 @contextlib.contextmanager
 def running(data_dir: Path, *flags: str, ready: bool = True, **options: Any) -> Iterator[Server]:
-    """A server for the length of a `with` block; stopped, or killed if it was killed already."""
+    """Run a server for the length of a `with` block, and stop it unless it has ended already."""
     server = start(data_dir, *flags, **options)
     try:
         if ready:

@@ -18,7 +18,7 @@ def in_data_dir(settings: Settings, *, made: bool) -> Iterator[None]:
     except OSError as error:
         where = error.filename or settings.data_dir
         raise SettingsError(
-            f"data-dir: {where}: {error.strerror}. Mend: let this user write there, or choose another --data-dir"
+            f"data-dir: {where}: {error.strerror}. Hint: let this user write there, or choose another --data-dir"
         ) from error
 
 

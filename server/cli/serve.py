@@ -1,4 +1,4 @@
-"""`fourstep serve`: check the doors, bind, say where, serve until told to stop."""
+"""`fourstep serve`: check that it may be reached, bind, print the addresses, serve until told to stop."""
 
 import contextlib
 import json
@@ -20,8 +20,8 @@ _SHIPPED = Parts()
 
 
 def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
-    """Serve until SIGTERM or SIGINT. Raises `SettingsError` for what the operator has to change first."""
-    os.umask(0o077)  # the job database and its log, too, are nobody else's
+    """Serve until SIGTERM or SIGINT, and return 0. Raises `SettingsError` for what the operator has to change first."""
+    os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
     with _sole_server(settings):
@@ -43,18 +43,18 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
 
 
 def _check_open(settings: Settings) -> None:
-    """Without keys only this machine is served: anybody who reaches the port could use the device."""
+    """Refuse to serve other machines without keys: anyone who reaches the port could use the device."""
     if has_keys(settings) or settings.allow_anonymous or is_loopback(settings.host):
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "
-        "Mend: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if everybody may use it"
+        "Hint: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if anyone may use it"
     )
 
 
 @contextlib.contextmanager
 def _sole_server(settings: Settings) -> Iterator[None]:
-    """One server per data directory: two would expire each other's files. The lock goes with the process."""
+    """Hold the data directory's lock: two servers would expire each other's files. It ends with the process."""
     try:
         with locked(settings.data_dir / "lock", wait=False):
             yield
@@ -65,7 +65,7 @@ def _sole_server(settings: Settings) -> Iterator[None]:
 
 
 def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
-    """What clients are pointed at. https is said under a name that the certificate carries."""
+    """Return the URLs for clients. https has a name that the certificate carries."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
         "url": f"http://{host}:{listeners.http.port}",

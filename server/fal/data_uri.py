@@ -1,4 +1,4 @@
-"""Pictures inside text: `data:` URIs, read leniently and written plainly."""
+"""`data:` URIs: lenient decoder, plain encoder."""
 
 import binascii
 from urllib.parse import unquote_to_bytes
@@ -22,7 +22,7 @@ class TooLargeError(ValueError):
 
 
 def decode(uri: str, max_bytes: int) -> bytes:
-    """The bytes that a `data:` URI holds. Raises `DataUriError`, or `TooLargeError` before anything is decoded."""
+    """Return the bytes in a `data:` URI. Raises `DataUriError`, or `TooLargeError` before anything is decoded."""
     start = uri.find(",", 5, 5 + 1024)
     if start < 0:
         raise DataUriError("no comma behind its media type")
@@ -39,7 +39,7 @@ def decode(uri: str, max_bytes: int) -> bytes:
 
 
 def encode(data: bytes, content_type: str) -> str:
-    """`data` as a `data:` URI."""
+    """Return `data` as a `data:` URI."""
     return f"data:{content_type};base64,{binascii.b2a_base64(data, newline=False).decode('ascii')}"
 
 
@@ -51,7 +51,7 @@ def _from_base64(text: str) -> bytes:
 
 
 def _from_loose_base64(text: str) -> bytes:
-    """Base64 as some apps write it: percent-encoded, URL-safe, unpadded, with line breaks."""
+    """Decode base64 as some apps write it: percent-encoded, URL-safe, unpadded, with line breaks."""
     raw = _unquoted(text) if "%" in text else text.encode("ascii")
     letters = raw.translate(None, _WHITESPACE).decode("latin-1").translate(_URL_SAFE).rstrip("=")
     try:

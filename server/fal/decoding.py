@@ -1,9 +1,9 @@
-"""An input's fields, out of a body or a frame: those that the endpoint knows. Nobody has been asked for the rest.
+"""Decodes the known fields of an input out of a JSON body or a msgpack frame; skips all others.
 
 A document can be made to take a hundred times its own size in memory (`{},{},{}…`), and to hold up the event loop while
-it is built. So what the endpoint does not know is skipped, not built, and so are arrays and objects in the place of its
-own fields, none of which takes one. JSON that is small or plainly written, as all that clients send, is read at once:
-that is the fastest, and its memory is bounded all the same.
+it is built. So unknown fields are skipped, not built, and so are arrays and objects as values of known fields, which
+take none. JSON that is small or plainly written, as all that clients send, is parsed whole: that is the fastest, and
+its memory is bounded all the same.
 """
 
 from collections.abc import Iterator
@@ -35,9 +35,12 @@ _MSGPACK_NESTED = _MSGPACK_MAPS | {*range(0x90, 0xA0), 0xDC, 0xDD}
 _NESTED = ()
 
 
-def of_json(body: bytes | bytearray) -> dict[str, Any]:
-    """The fields in a JSON body. Raises `InvalidInput`."""
-    if len(body) <= _SMALL_BYTES or not _is_crowded(body):
+def decode_json(body: bytes | bytearray, *, small_bytes: int = _SMALL_BYTES, few: int = _FEW) -> dict[str, Any]:
+    """Return the known fields in a JSON body. Raises `InvalidInput`.
+
+    A body over `small_bytes` with more than `few` commas or brackets is skimmed instead of parsed whole.
+    """
+    if len(body) <= small_bytes or not _is_crowded(body, few):
         given = schemas.parse_json(body)
         return {name: given[name] for name in NAMES if name in given}
     try:
@@ -49,8 +52,8 @@ def of_json(body: bytes | bytearray) -> dict[str, Any]:
     }
 
 
-def of_msgpack(frame: bytes) -> dict[str, Any]:
-    """The fields in a msgpack frame. Raises `InvalidInput`."""
+def decode_msgpack(frame: bytes) -> dict[str, Any]:
+    """Return the known fields in a msgpack frame. Raises `InvalidInput`."""
     try:
         skimmed = _MSGPACK.decode(frame)
         return {
@@ -64,7 +67,7 @@ def of_msgpack(frame: bytes) -> dict[str, Any]:
 
 
 def _is_whole(decoder: Any, document: bytes | bytearray) -> bool:
-    """Whether a document is well formed, whatever it holds."""
+    """Return whether a document is well formed, whatever it holds."""
     try:
         decoder.decode(document)
     except _FAULTS:
@@ -72,13 +75,13 @@ def _is_whole(decoder: Any, document: bytes | bytearray) -> bool:
     return True
 
 
-def _is_crowded(body: bytes | bytearray) -> bool:
-    return any(_has_many(body, mark) for mark in (b",", b"[", b"{"))
+def _is_crowded(body: bytes | bytearray, few: int) -> bool:
+    return any(_has_more(body, mark, few) for mark in (b",", b"[", b"{"))
 
 
-def _has_many(body: bytes | bytearray, mark: bytes) -> bool:
+def _has_more(body: bytes | bytearray, mark: bytes, few: int) -> bool:
     at = -1
-    for _ in range(_FEW):
+    for _ in range(few):
         at = body.find(mark, at + 1)
         if at < 0:
             return False

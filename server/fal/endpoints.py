@@ -1,4 +1,4 @@
-"""Which app a path names: every way that fal's clients write the one endpoint's id.
+"""Resolves a path to an app and sub path, for every way in which fal's clients write the endpoint's id.
 
     fal-ai/lcm-sd15-i2i            the current id
     110602490/lcm-sd15-i2i         the old id as JavaScript writes it
@@ -36,7 +36,7 @@ class Endpoint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """What a path means: the app, and the sub path behind its id (no slashes at its ends)."""
+    """A resolved path: the app, and the sub path behind its id (no slashes at its ends)."""
 
     app: Endpoint
     path: str
@@ -49,7 +49,7 @@ _BY_ID = {f"{owner}/{endpoint.alias}": endpoint for endpoint in ENDPOINTS for ow
 
 @functools.lru_cache(maxsize=256)
 def resolve(path: str) -> Target:
-    """The app and sub path that `path` (`owner/alias[/sub]` or `owner-alias[/sub]`) names.
+    """Return the app and sub path that `path` (`owner/alias[/sub]` or `owner-alias[/sub]`) names.
 
     Raises `PlainError` 404 for an app that is not served here.
     """
@@ -65,5 +65,5 @@ def resolve(path: str) -> Target:
 
 
 def no_such_path(target: Target) -> PlainError:
-    """The 404 for a sub path that the app does not serve, in the words of fal's app server."""
+    """Return the 404 for a sub path that the app does not serve, in the words of fal's app server."""
     return PlainError(404, f"Path /{target.path} not found", {"X-Fal-Billable-Units": "0"})

@@ -34,7 +34,7 @@ REQUEST_ERRORS: dict[str, int] = {
 
 
 class FalError(Exception):
-    """An answer that is no success: HTTP status, JSON body and extra headers."""
+    """An error answer: HTTP status, JSON body and extra headers."""
 
     def __init__(self, status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
         super().__init__(str(body.get("message", status)))
@@ -64,12 +64,12 @@ class RequestError(FalError):
 
 
 def overloaded(detail: str) -> RequestError:
-    """429, with fal's word to its own machinery that the call may be tried again. Clients go by the status alone."""
+    """Return a 429 with fal's internal header for "may be tried again". Clients go by the status alone."""
     return RequestError("concurrent_requests_limit", detail, {"X-Fal-Needs-Retry": "1", "Retry-After": "1"})
 
 
 def start_timed_out() -> RequestError:
-    """For `X-Fal-Request-Timeout` having passed before the work began.
+    """Return the error for an `X-Fal-Request-Timeout` that passed before the work began.
 
     Which of fal's two timeout types goes with it is not documented; `startup_timeout` says what happened. The header
     keeps both clients from trying again.
@@ -93,14 +93,14 @@ class InvalidInput(FalError):
 
 
 def invalid(field: str, kind: str, message: str, ctx: Mapping[str, Any] | None = None) -> InvalidInput:
-    """The error for one field of the body."""
+    """Return the error for one field of the body."""
     return InvalidInput([error_item(("body", field), kind, message, ctx)])
 
 
 def error_item(
     loc: Sequence[str | int], kind: str, message: str, ctx: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """One entry of a 422's `detail`. The offending `input` is left out on purpose: it may be a prompt or a picture."""
+    """Return one entry of a 422's `detail`. The offending `input` is left out: it may be a prompt or a picture."""
     item: dict[str, Any] = {"loc": list(loc), "msg": message, "type": kind, "url": ERROR_DOCS + kind}
     if ctx:
         item["ctx"] = dict(ctx)

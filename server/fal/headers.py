@@ -1,7 +1,7 @@
 """fal's platform headers on requests ("Platform Headers", "Submit a request").
 
-A malformed value is told to the caller where ignoring it would do something else than was asked; unknown priorities are
-ignored, as fal documents.
+A malformed value is an error where ignoring it would do something else than was asked. Unknown priorities are ignored,
+as fal documents.
 """
 
 import math
@@ -20,7 +20,7 @@ _YES = {"1", "true", "yes"}
 
 
 def start_timeout(headers: Mapping[str, str]) -> float | None:
-    """Seconds within which processing must begin. The newer name wins. Raises `RequestError` 400."""
+    """Return the seconds within which processing must begin. The newer name wins. Raises `RequestError` 400."""
     name = "x-fal-request-start-timeout"
     written = headers.get(name)
     if written is None:
@@ -38,23 +38,23 @@ def start_timeout(headers: Mapping[str, str]) -> float | None:
 
 
 def lifecycle(headers: Mapping[str, str]) -> str | None:
-    """The caller's wish for the files that this request makes, checked. Raises `RequestError` 400."""
+    """Return the checked lifecycle header for the files that this request makes. Raises `RequestError` 400."""
     written = headers.get("x-fal-object-lifecycle-preference")
     parse(written)
     return written
 
 
 def priority(headers: Mapping[str, str]) -> Priority:
-    """The queue's priority: it can only be lowered."""
+    """Return the queue's priority, which can only be lowered."""
     low = headers.get("x-fal-queue-priority", "").strip().lower() == "low"
     return Priority.LOW if low else Priority.NORMAL
 
 
 def no_retry(headers: Mapping[str, str]) -> bool:
-    """Whether the queue must try this request once only."""
+    """Return whether the queue must try this request once only."""
     return headers.get("x-fal-no-retry", "").strip().lower() in _YES
 
 
 def store_io(headers: Mapping[str, str]) -> bool:
-    """Whether input and output may be kept after delivery."""
+    """Return whether input and output may be kept after delivery."""
     return headers.get("x-fal-store-io", "").strip() != "0"

@@ -1,4 +1,4 @@
-"""From host name and path to one canonical path, and back to the links that a client can reach.
+"""Maps host name and path to one canonical path, and back to links that the client can reach.
 
 fal spreads its API over host names; here each of them is also a prefix that works on any host:
 
@@ -73,7 +73,7 @@ class Host:
 
 
 def parse_host(header: str) -> Host | None:
-    """The host that a `Host` header names; None for one that is malformed."""
+    """Return the host that a `Host` header names; None for one that is malformed."""
     match = _HOST.fullmatch(header)
     if match is None:
         return None
@@ -81,7 +81,7 @@ def parse_host(header: str) -> Host | None:
 
 
 def canonical(host: str, method: str, path: str) -> str:
-    """The path under `/run`, `/queue`, `/rest`, `/cdn`, `/ws` or one of ours that `path` on `host` means.
+    """Return the path under `/run`, `/queue`, `/rest`, `/cdn`, `/ws` or one of ours that `path` on `host` means.
 
     `method` is upper-case; it tells a gateway run from the page at `/`.
     """
@@ -105,7 +105,7 @@ def _gateway_id(host: str) -> str | None:
 
 
 def _on_gateway(app: str, method: str, first: str, path: str) -> str:
-    """Routes of the 2023 gateway, whose app is in the host name."""
+    """Return the canonical path of a request to the 2023 gateway, whose app is in the host name."""
     if path == "/fal/queue/submit" or path.startswith("/fal/queue/submit/"):
         return f"/queue/{app}{path.removeprefix('/fal/queue/submit')}"
     if path.startswith("/fal/queue/"):
@@ -126,7 +126,7 @@ class External:
     public_url: str = ""
 
     def base(self, space: str) -> str:
-        """The URL, without trailing slash, under which the client finds `space` ("queue", "cdn", …)."""
+        """Return the URL, without trailing slash, under which the client finds `space` ("queue", "cdn", …)."""
         if self.host.is_fal:
             return f"{self.scheme}://{_FAL_LINKS[space]}{self.host.port}"
         return f"{self.origin}/{space}"
@@ -141,23 +141,23 @@ class External:
 
 
 def external(scope: Scope) -> External:
-    """How the client of this request or websocket reached us. `server.web.canonical_path` has put it there."""
+    """Return how the client of this request or websocket reached us, as `CanonicalPath` noted."""
     found: External = scope["fourstep.external"]
     return found
 
 
 def base_url(scope: Scope, space: str) -> str:
-    """The URL under which this client finds `space`: `base_url(scope, "cdn") + "/files/" + name`."""
+    """Return the URL under which this client finds `space`: `base_url(scope, "cdn") + "/files/" + name`."""
     return external(scope).base(space)
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first header called `name` (lower-case)."""
+    """Return the first header called `name` (lower-case)."""
     headers: list[tuple[bytes, bytes]] = scope["headers"]
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
 def request_host(scope: Scope) -> Host | None:
-    """The host that this request names; None when its header is missing or malformed."""
+    """Return the host that this request names; None when its header is missing or malformed."""
     found = header(scope, b"host")
     return parse_host(found) if found else None

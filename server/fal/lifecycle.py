@@ -1,4 +1,4 @@
-"""What a caller wishes for a file: how long it lives and who may read it. fal's object lifecycle, pure.
+"""fal's object lifecycle: how long a file lives and who may read it, as the caller asks in a header. Pure.
 
     {"expiration_duration_seconds": 3600,
      "initial_acl": {"default": "allow" | "forbid" | "hide", "rules": [{"user": key id, "decision": …}]}}
@@ -19,7 +19,7 @@ Decision: TypeAlias = Literal["allow", "forbid", "hide"]
 
 # A header longer than this would not fit into an upload URL.
 _MAX_HEADER_CHARS = 4096
-# Beyond this nobody has asked on purpose: a century.
+# A century; more is a mistake.
 _MAX_SECONDS = 100 * 365 * 86400
 
 
@@ -37,7 +37,7 @@ class Acl(msgspec.Struct, frozen=True, omit_defaults=True):
     rules: tuple[Rule, ...] = ()
 
     def decide(self, reader: str | None, owner: str) -> Decision:
-        """What `reader` (None: nobody in particular) gets to see of a file of `owner`."""
+        """Return what `reader` (None: an anonymous one) may see of a file of `owner`."""
         if reader is not None and reader == owner:
             return "allow"
         return next((rule.decision for rule in self.rules if rule.user == reader), self.default)
@@ -65,7 +65,7 @@ _HEADERS = ("x-fal-object-lifecycle", "x-fal-object-lifecycle-preference")
 
 
 def parse(header: str | None) -> Lifecycle:
-    """The wish in a header's value. Raises `RequestError` 400: a private file must not come out public by mistake."""
+    """Return the lifecycle in a header. Raises `RequestError` 400: no private file may become public by mistake."""
     if not header:
         return Lifecycle()
     if len(header) > _MAX_HEADER_CHARS:
@@ -82,6 +82,6 @@ def parse(header: str | None) -> Lifecycle:
     return Lifecycle(int(wanted) if wanted else None, wish.initial_acl or PUBLIC)
 
 
-def of_upload(headers: Mapping[str, str]) -> Lifecycle:
-    """The wish that comes with an upload. Python sends both headers, with the same value."""
+def upload_lifecycle(headers: Mapping[str, str]) -> Lifecycle:
+    """Return the lifecycle that comes with an upload. Python sends both headers, with the same value."""
     return parse(next((headers[name] for name in _HEADERS if name in headers), None))

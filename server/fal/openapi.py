@@ -59,7 +59,7 @@ _LOGS: dict[str, Any] = {
 
 
 def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
-    """The document for `app`; `server_url`: the queue, `site_url`: the root, both without slash."""
+    """Return the document for `app`; `server_url`: the queue, `site_url`: the root, both without slash."""
     submit, request = f"/{app.id}", f"/{app.id}/requests/{{request_id}}"
     return {
         "openapi": "3.0.4",
@@ -102,7 +102,7 @@ def _schemas() -> dict[str, Any]:
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    """pydantic's schema in the words of OpenAPI 3.0, which knows `nullable` and no type "null"."""
+    """Return pydantic's schema in terms of OpenAPI 3.0, which knows `nullable` and no type "null"."""
     schema = model.model_json_schema(ref_template=_REF)
     schema["properties"] = {name: _nullable(field) for name, field in schema["properties"].items()}
     return schema

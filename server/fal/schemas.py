@@ -1,4 +1,4 @@
-"""What the endpoint takes and gives: fal's `LCMI2IInput` and `LCMOutput`.
+"""Input and output of the endpoint: fal's `LCMI2IInput` and `LCMOutput`.
 
 Coercions are pydantic's lax ones, as in fal's own framework: `4.0` and `"4"` are integers. Beyond it, `null` counts as
 absent for every optional field (JavaScript's msgpack writes `undefined` as nil), and unknown fields are ignored. No
@@ -61,11 +61,11 @@ class LcmInput(BaseModel):
     request_id: str = Field("", max_length=4096, description="An id of the caller's, which the output repeats.")
 
     def seeded(self) -> "LcmInput":
-        """This input with a seed: its own, or a random one of 32 bits, which JavaScript reads exactly."""
+        """Return this input with a seed: its own, or a random one of 32 bits, which JavaScript reads exactly."""
         return self if self.seed is not None else self.model_copy(update={"seed": secrets.randbits(32)})
 
     def params(self) -> GenerationParams:
-        """What the engine is asked for. The seed must be set."""
+        """Return the engine's parameters. The seed must be set."""
         assert self.seed is not None  # noqa: S101 — `seeded` comes first
         return GenerationParams(
             prompt=self.prompt,
@@ -102,7 +102,7 @@ class LcmOutput(BaseModel):
 
 
 def parse_json(body: bytes | bytearray) -> dict[str, Any]:
-    """The JSON object in a request's body. Raises `InvalidInput`."""
+    """Return the JSON object in a request's body. Raises `InvalidInput`."""
     if not body:
         raise InvalidInput([error_item(("body",), "missing", "Field required")])
     value = from_json(body)
@@ -112,7 +112,7 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def from_json(text: bytes | bytearray) -> Any:
-    """What JSON says. Raises `InvalidInput`."""
+    """Return the value of a JSON text. Raises `InvalidInput`."""
     try:
         return pydantic_core.from_json(text)
     except ValueError as error:
@@ -120,23 +120,23 @@ def from_json(text: bytes | bytearray) -> Any:
 
 
 def json_invalid(error: Exception) -> InvalidInput:
-    """What is no JSON. Parsers name the place and the rule, never the text."""
+    """Return the error for text that is no JSON. Parsers name the place and the rule, never the text."""
     return InvalidInput([error_item(("body",), "json_invalid", "JSON decode error", {"error": str(error)})])
 
 
 def not_an_object() -> InvalidInput:
-    """What is JSON, or msgpack, but no object."""
+    """Return the error for JSON or msgpack that is no object."""
     message = "Input should be a valid dictionary or object to extract fields from"
     return InvalidInput([error_item(("body",), "model_attributes_type", message)])
 
 
 def parse(body: bytes) -> LcmInput:
-    """The input in a JSON body of ours. Raises `InvalidInput`."""
+    """Return the input in a JSON body that this server wrote. Raises `InvalidInput`."""
     return validate(parse_json(body))
 
 
 def validate(fields: Mapping[str, Any]) -> LcmInput:
-    """The input that these fields are. Raises `InvalidInput` with every fault."""
+    """Return the input with these fields. Raises `InvalidInput` with every fault."""
     present = {name: value for name, value in fields.items() if value is not None}
     # The siblings' name for the same flag.
     if "enable_safety_checker" in present:
@@ -148,7 +148,7 @@ def validate(fields: Mapping[str, Any]) -> LcmInput:
 
 
 def invalid_input(error: pydantic.ValidationError) -> InvalidInput:
-    """fal's shape of pydantic's faults, without the input."""
+    """Return pydantic's faults in fal's shape, without the input."""
     return InvalidInput([_item(fault) for fault in error.errors(include_url=False, include_input=False)])
 
 

@@ -24,7 +24,7 @@ from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
 from server.jobs.runner import DISK_RETRY_S, TICK_S, Runner, commit
 from server.jobs.store import JobStore
-from server.settings import Settings
+from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,8 @@ class Queue:
         run: Run,
         *,
         capacity: Callable[[], int],
-        settings: Settings,
+        settings: QueueSettings,
+        key_share: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -59,7 +60,7 @@ class Queue:
             capacity=capacity,
             waiting=self.length,
             finished=self._finished,
-            key_share=settings.key_share,
+            key_share=key_share,
             clock=clock,
         )
         self._scheduler: asyncio.Task[None] | None = None

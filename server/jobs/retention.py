@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from server.jobs import schema as sql
 from server.jobs.database import Database, DatabaseError, log_database_error, secure_delete
-from server.settings import Settings
+from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Retention:
         self,
         database: Database,
         forgotten: Callable[[Iterable[str]], None],
-        settings: Settings,
+        settings: QueueSettings,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database

@@ -1,8 +1,8 @@
-"""Which addresses the server may talk to for a caller: the public ones, and what the operator allows. Pure.
+"""Addresses that the server may connect to for a caller: public ones, and those that the operator allows. Pure.
 
 `ipaddress.is_global` says yes to addresses that lead inside: IPv6 forms that carry an IPv4 address in them (NAT64,
-6to4, IPv4-mapped and -compatible, Teredo, ISATAP), multicast, site-local. So the rule here is the other way round: only
-what IANA's special-purpose registries leave for plain global unicast (RFC 6890, RFC 4291; registries as of 2025).
+6to4, IPv4-mapped and -compatible, Teredo, ISATAP), multicast, site-local. So the rule here is an allowlist: only what
+IANA's special-purpose registries leave for plain global unicast (RFC 6890, RFC 4291; registries as of 2025).
 """
 
 import ipaddress
@@ -59,7 +59,7 @@ _ISATAP = frozenset({0x00005EFE, 0x02005EFE, 0x01005EFE, 0x03005EFE})
 
 
 def is_public(address: Address) -> bool:
-    """Whether `address` is plain global unicast and carries no other address in it."""
+    """Return whether `address` is plain global unicast and carries no other address in it."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _NOT_PUBLIC_4)
     if address.scope_id or address not in _GLOBAL_UNICAST_6:
@@ -70,10 +70,10 @@ def is_public(address: Address) -> bool:
 
 
 def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
-    """Whether a caller's URL may lead to `address`: public, or in a network that the operator allows."""
+    """Return whether a caller's URL may lead to `address`: public, or in a network that the operator allows."""
     return is_public(address) or any(address in network for network in allowed)
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """The networks of a comma-separated list: `192.168.1.0/24, fd00::/8, 10.0.0.7`. Raises `ValueError`."""
+    """Return the networks of a comma-separated list: `192.168.1.0/24, fd00::/8, 10.0.0.7`. Raises `ValueError`."""
     return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())

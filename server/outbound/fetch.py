@@ -1,12 +1,12 @@
-"""The only outbound door: pictures are fetched through it and webhooks sent. Callers choose the URLs, so it is narrow.
+"""Outbound requests: pictures are fetched and webhooks sent here, and nowhere else. Callers choose the URLs.
 
-    urls        takes the URL apart, strictly, once
-    addresses   says which addresses may be reached
-    egress      looks the name up, checks every address, dials one of them, speaks HTTP
-    fetch       redirects, each through the same door; time, size and number of all of it, shared among tenants
+    urls           parses the URL, strictly, once
+    addresses      decides which addresses may be reached
+    guarded_http   resolves the name, checks every address, connects to one of them, speaks HTTP
+    fetch          redirects, each checked again; limits on time, size and number, shared among tenants
 
-No proxies, cookies, credentials or `.netrc`; bodies uncompressed, for a small download that unpacks to a large one is
-no picture.
+No proxies, cookies, credentials or `.netrc`. Bodies uncompressed: a small download that unpacks to a large one is no
+picture.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from server.fal.errors import overloaded
 from server.outbound import urls
 from server.outbound.addresses import Network, parse_networks
 from server.outbound.urls import FetchError, failed
-from server.settings import Settings, SettingsError
+from server.settings import FetchSettings, SettingsError
 
 if TYPE_CHECKING:
     from server.outbound.guarded_http import Egress
@@ -46,14 +46,15 @@ _NEXT_ENTRY = re.compile(r",(?=\s*https?://)", re.IGNORECASE)
 class Fetch:
     """Outbound calls within the settings' limits.
 
-    `samples` says, once that is known, whether the endpoint's sample picture is answered from ours; `egress` makes the
-    door otherwise, for tests. Raises `SettingsError`.
+    `samples` returns, once that is known, whether the endpoint's sample picture is answered from ours. `egress`
+    replaces `Egress` in tests. `key_share`: part of `max_fetches` that one key may take. Raises `SettingsError`.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: FetchSettings,
         *,
+        key_share: float,
         samples: Callable[[], Awaitable[bool]] | None = None,
         egress: "Callable[..., Egress] | None" = None,
     ) -> None:
@@ -63,20 +64,20 @@ class Fetch:
         self._files = _url_files(settings)
         self._make_egress = egress
         self._opening = asyncio.Lock()
-        self._slots = Slots(settings)
+        self._slots = Slots(settings, key_share)
         self._egress: Egress | None = None
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Abort what is in progress."""
         if self._egress is not None:
             await self._egress.close()
 
     async def get(
         self, url: str, max_bytes: int, count: Callable[[int], None] = lambda _: None, *, tenant: str = ANONYMOUS.id
     ) -> bytes:
-        """The body behind `url`, for `tenant`. `count` hears of its bytes as they come, and may refuse.
+        """Return the body behind `url`, for `tenant`. `count` is called with the size of each chunk, and may refuse.
 
-        Raises `FetchError`; `RequestError` 429 when others' fetches leave no room for it.
+        Raises `FetchError`; `RequestError` 429 when no slot becomes free in time.
         """
         file = self._files.get(url) or await self._sample(url)
         if file:
@@ -95,13 +96,13 @@ class Fetch:
                 raise failed("its server took too long") from None
 
     async def _sample(self, url: str) -> Path | None:
-        """Our own picture for the endpoint's sample, if that is what `url` is and ours is wanted."""
+        """Return our own picture for the endpoint's sample, if `url` is that and ours is wanted."""
         if url in SAMPLES and self._samples is not None and await self._samples():
             return SAMPLES[url]
         return None
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109 — part of the contract: the receiver's time
-        """Send `body`; the answer's status. Redirects are not followed. Raises `FetchError`."""
+        """Send `body` and return the answer's status. Redirects are not followed. Raises `FetchError`."""
         target = urls.parse(url)
         egress = await self._opened()
         try:
@@ -123,7 +124,7 @@ class Fetch:
         raise failed(f"it is redirected more than {self._settings.fetch_redirects} times")
 
     async def _opened(self) -> "Egress":
-        """The door, made at first use and beside the loop: the library and the roots take a while to load."""
+        """Return the client, made at first use in a thread: loading the library and the roots takes a while."""
         async with self._opening:
             if self._egress is None:
                 self._egress = await asyncio.to_thread(self._open)
@@ -137,17 +138,17 @@ class Fetch:
 
 
 class Slots:
-    """`max_fetches` at once, and of one key no more than its share: URLs that hang leave room for another's."""
+    """`max_fetches` at once, and of one key no more than its share: URLs that stall leave room for other keys."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: FetchSettings, key_share: float) -> None:
         self._patience_s = settings.fetch_timeout
-        self._share = max(1, int(settings.max_fetches * settings.key_share))
+        self._share = max(1, int(settings.max_fetches * key_share))
         self._all = asyncio.Semaphore(settings.max_fetches)
         self._of_keys: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def one(self, tenant: str) -> AsyncIterator[None]:
-        """Hold one, in the tenant's turn. Raises `RequestError` 429 when that does not come in time."""
+        """Hold one slot, in the tenant's turn. Raises `RequestError` 429 when that does not come in time."""
         async with contextlib.AsyncExitStack() as held:
             try:
                 async with asyncio.timeout(self._patience_s):
@@ -162,15 +163,15 @@ class Slots:
         return self._of_keys.setdefault(key, asyncio.Semaphore(self._share))
 
 
-def _networks(settings: Settings) -> tuple[Network, ...]:
+def _networks(settings: FetchSettings) -> tuple[Network, ...]:
     try:
         return parse_networks(settings.allow_net)
     except ValueError as error:
         raise SettingsError(f"allow-net: {error}") from None
 
 
-def _url_files(settings: Settings) -> dict[str, Path]:
-    """The operator's table of URLs that are answered from disk."""
+def _url_files(settings: FetchSettings) -> dict[str, Path]:
+    """Parse the operator's table of URLs that are answered from disk."""
     table: dict[str, Path] = {}
     for entry in filter(None, (part.strip() for part in _NEXT_ENTRY.split(settings.url_files))):
         url, _, file = entry.rpartition("=")

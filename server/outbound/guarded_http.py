@@ -1,11 +1,11 @@
-"""One HTTP request to an outside host, through a guard that no connection can go round.
+"""HTTP requests to outside hosts, with a guard in the network backend that no connection bypasses.
 
-The guard is the network backend itself, the one place where httpcore can open a socket: it looks the name up, once,
-wants every address that it has to be allowed, and dials those very addresses. A name server that answers differently
-the next time is not asked. httpcore then speaks TLS (SNI and certificate for the name) and HTTP/1.1 over it, follows no
+The network backend is the one place where httpcore opens a socket. It resolves the name once, requires each of its
+addresses to be allowed, and connects to those very addresses: a name server that answers differently the next time is
+not asked. httpcore then speaks TLS (SNI and certificate for the name) and HTTP/1.1 over it, follows no
 redirect, unpacks nothing, reads no environment and keeps no connection.
 
-httpcore and not httpx, whose URLs, redirects, cookies and decoders are just what is not wanted here. Importing it takes
+httpcore and not httpx, whose URLs, redirects, cookies and decoders are unwanted here. Importing it takes
 a tenth of a second, so `server.outbound.fetch` does so at first use.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import certifi
 import httpcore
+from typing_extensions import override
 
 from server.outbound.addresses import Network, may_reach
 from server.outbound.urls import FetchError, Target, failed
@@ -32,31 +33,33 @@ _AGENT = "fourstep"
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Every address of a host name, the best first. Raises `OSError`."""
+    """Return every address of a host name, the best first. Raises `OSError`."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 async def dial(address: str, port: int, timeout: float) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109 — httpcore's
-    """A connection to an IP address. Raises httpcore's `ConnectError` and `ConnectTimeout`."""
+    """Connect to an IP address. Raises httpcore's `ConnectError` and `ConnectTimeout`."""
     return await httpcore.AnyIOBackend().connect_tcp(address, port, timeout)
 
 
 class _Guard(httpcore.AsyncNetworkBackend):
+    """Connects to allowed addresses only. Raises `FetchError` for a host that may not be reached."""
+
     def __init__(self, allowed: Sequence[Network], resolver: Resolve, dialer: Dial) -> None:
         self._allowed = allowed
         self._resolve = resolver
         self._dial = dialer
 
+    @override
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109 — httpcore's
+        timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """A connection to `host`. Raises `FetchError` when it may not be reached."""
         assert timeout is not None  # noqa: S101 — every request below has one
         failure: Exception = failed("its host name has no address")
         async with asyncio.timeout(timeout):
@@ -69,7 +72,7 @@ class _Guard(httpcore.AsyncNetworkBackend):
         raise failure
 
     async def _addresses(self, host: str, port: int) -> list[str]:
-        """The addresses of a name, or the one that it is; all of them allowed."""
+        """Return the addresses of a name, or the address that it is. Raises `FetchError` unless all are allowed."""
         try:
             texts = [host] if _is_address(host) else await self._resolve(host, port)
             addresses = [ipaddress.ip_address(text) for text in texts]
@@ -110,14 +113,14 @@ class Egress:
         )
 
     async def close(self) -> None:
-        """Break off what is under way."""
+        """Abort what is in progress."""
         await self._pool.aclose()
 
     @contextlib.asynccontextmanager
     async def exchange(
         self, method: str, target: Target, headers: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> AsyncIterator[httpcore.Response]:
-        """The answer to one request, its body yet to be read (`read`). Raises `FetchError`."""
+        """Send one request; yield the answer, whose body `read` reads. Raises `FetchError`."""
         fields = {
             "User-Agent": _AGENT,
             **(headers or {}),
@@ -136,13 +139,13 @@ class Egress:
 
     @staticmethod
     def header(response: httpcore.Response, name: str) -> str:
-        """The first header of this name (lower-case), or ""."""
+        """Return the first header of this name (lower-case), or ""."""
         wanted = name.encode()
         value = next((value for key, value in response.headers if key.lower() == wanted), b"")
         return value.decode("utf-8", "replace")
 
     async def read(self, response: httpcore.Response, max_bytes: int, count: Callable[[int], None]) -> bytes:
-        """The body as it came. Raises `FetchError`, as soon as it is known to be larger than `max_bytes`."""
+        """Return the body. Raises `FetchError` as soon as it is known to be larger than `max_bytes`."""
         if self.header(response, "content-encoding").lower() not in {"", "identity"}:
             raise failed("its server sent it compressed, unasked")
         announced = self.header(response, "content-length")
@@ -164,7 +167,7 @@ def _too_large(max_bytes: int) -> FetchError:
 
 
 def _trust() -> ssl.SSLContext:
-    """The system's roots, where it has any, and Mozilla's."""
+    """Return a TLS context with the system's roots, where it has any, and Mozilla's."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())
     return context
@@ -172,7 +175,7 @@ def _trust() -> ssl.SSLContext:
 
 @contextlib.contextmanager
 def _told_as_fetch_errors() -> Iterator[None]:
-    """What goes wrong out there is told without addresses and without what our own machine said of it."""
+    """Turn network errors into `FetchError`s that reveal no addresses and no message of this machine."""
     try:
         yield
     except (TimeoutError, httpcore.TimeoutException):

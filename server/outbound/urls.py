@@ -1,7 +1,7 @@
-"""URLs that callers give us, taken apart once and strictly: what is checked is what is dialled. Pure.
+"""Parser of the URLs that callers give: once and strictly, so that what is checked is what is connected to. Pure.
 
-Parsers that disagree about a URL are how guards are passed, so there is one here and no second: the parts of a `Target`
-go to the connection as they are. What browsers and libraries read differently (backslashes, credentials, percent signs
+Guards are bypassed where two parsers disagree about a URL, so there is only this one: the parts of a `Target` go to the
+connection as they are. What browsers and libraries read differently (backslashes, credentials, percent signs
 in the host, numbers that are no dotted quad) is refused rather than understood.
 """
 
@@ -25,7 +25,7 @@ _NOT_IN_TARGET = re.compile(r"[^\x21-\x7e]+")
 
 class FetchError(Exception):
     """The URL can't be had. `kind` is one of fal's model error types; `message` tells the caller what is wrong and
-    nothing of what lies behind our walls."""
+    nothing of the internal network."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -34,13 +34,13 @@ class FetchError(Exception):
 
 
 def failed(reason: str) -> FetchError:
-    """The error for a file that can't be downloaded."""
+    """Return the error for a file that can't be downloaded."""
     return FetchError("file_download_error", f"Could not download the file: {reason}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Target:
-    """Where a request goes: `host` is a lower-case ASCII name or an address without brackets, `path` has the query."""
+    """Destination of a request: `host` is a lower-case ASCII name or an unbracketed address, `path` has the query."""
 
     scheme: str
     host: str
@@ -54,7 +54,7 @@ class Target:
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
     def join(self, location: str) -> "Target":
-        """Where a redirect from here leads. Raises `FetchError`."""
+        """Return the target of a redirect from here. Raises `FetchError`."""
         if _CONTROL.search(location):
             raise failed("it is redirected to something that is no URL")
         try:
@@ -64,7 +64,7 @@ class Target:
 
 
 def parse(url: str) -> Target:
-    """The target of an http or https URL. Raises `FetchError`."""
+    """Return the target of an http or https URL. Raises `FetchError`."""
     url = url.strip()
     match = _URL.fullmatch(url) if len(url) <= _MAX_CHARS and not _CONTROL.search(url) else None
     if match is None:
@@ -91,7 +91,7 @@ def _address(text: str) -> str:
 
 
 def _name(text: str) -> str:
-    """A host name as it is looked up, or an IPv4 address. Raises `FetchError`."""
+    """Return a host name as it is resolved, or an IPv4 address. Raises `FetchError`."""
     name = (text if text.isascii() else _to_ascii(text)).lower().removesuffix(".")
     if len(name) > 253 or not _NAME.fullmatch(name):
         raise failed("it is no valid URL")

@@ -1,9 +1,9 @@
-"""Files on disk, under names that nobody can guess. What there is to know of a file lies beside it or in its inode.
+"""Files on disk under unguessable names, with expiry and quota. Metadata lies beside a file or in its inode.
 
-    stored/ab/ab12….jpg             the bytes; the modification time is when the file's life ends
+    stored/ab/ab12….jpg             the bytes; the modification time is the time of expiry
     stored/ab/ab12….jpg.meta.json   `Meta`, where there is more to say than "a public picture, of the type of its name"
-    incoming/                       half-written, never seen under a name; emptied at the start
-    parts/ab12….jpg/1-<etag>        of uploads that come in several; see `server.storage.multipart`
+    incoming/                       incomplete files, emptied at the start
+    parts/ab12….jpg/1-<etag>        parts of multipart uploads
 
 A file appears whole or not at all (rename), its `Meta` always before it. Blocking; callers use threads.
 """
@@ -25,11 +25,11 @@ from server.fal.lifecycle import PUBLIC, Acl
 
 NAME = re.compile(r"[0-9a-f]{32}(\.[a-z0-9]{1,10})?")
 
-# Files younger than this are not dropped for want of space: whoever made them is still coming for them.
+# Files younger than this are not dropped to make room: their owners have not fetched them yet.
 FRESH_S = 3600.0
 # Making room goes down to this part of the quota, so that the next file need not make room again.
 _AFTER_MAKING_ROOM = 0.9
-# While the quota is used up by fresh files, the disk is looked through at most this often.
+# While fresh files use up the quota, the disk is scanned at most this often.
 _LOOK_AGAIN_S = 10.0
 
 _PICTURES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
@@ -41,7 +41,7 @@ class StorageFull(Exception):
 
 
 class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a file is. `inline`: a picture, seen to be one, which a browser may show; anything else is a download."""
+    """Metadata of a file. `inline`: verified to be a picture, which a browser may show; all else is a download."""
 
     content_type: str
     inline: bool = False
@@ -51,7 +51,7 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Stored(NamedTuple):
-    """A file that is there. `created` and `expires` are Unix times."""
+    """A stored file. `created` and `expires` are Unix times."""
 
     name: str
     path: Path
@@ -69,7 +69,7 @@ class _Entry(NamedTuple):
 
 
 def is_picture(content_type: str, head: bytes) -> bool:
-    """Whether a file that begins with these 12 bytes is the picture that its content type says."""
+    """Return whether a file that begins with these 12 bytes is the picture that its content type says."""
     return {
         "image/jpeg": head.startswith(b"\xff\xd8\xff"),
         "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
@@ -78,7 +78,7 @@ def is_picture(content_type: str, head: bytes) -> bool:
 
 
 class DiskStore:
-    """`ttl_s`: how long files live that say nothing of it. `used`: bytes on disk, as far as is known."""
+    """Stores files. `ttl_s`: lifetime of files without one of their own. `used`: bytes on disk, as counted."""
 
     def __init__(self, root: Path, *, ttl_s: float, quota_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self._stored = root / "stored"
@@ -93,31 +93,31 @@ class DiskStore:
         self.used = 0
 
     def prepare(self) -> None:
-        """Make the folders, and drop what an earlier server had not finished."""
+        """Make the folders, and drop incomplete files of an earlier server."""
         shutil.rmtree(self._incoming, ignore_errors=True)
         for folder in (self._stored, self._incoming, self.parts):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def draft(self) -> Path:
-        """Where to write a file that is to be `put`; `drop` it in the end."""
+        """Return the path for writing a file that is to be `put`; `drop` it in the end."""
         draft = self._incoming / secrets.token_hex(16)
         with self._lock:
             self._drafts[draft] = 0
         return draft
 
     def take(self, draft: Path, size: int) -> None:
-        """Count `size` bytes more that are going to be written to a draft. Raises `StorageFull`."""
+        """Reserve `size` more bytes for a draft. Raises `StorageFull`."""
         self.make_room(size)
         with self._lock:
             if draft not in self._drafts:
-                raise FileNotFoundError(draft)  # dropped by whoever no longer waits for this
+                raise FileNotFoundError(draft)  # dropped: its caller no longer waits
             if self.used + size > self._quota:
                 raise StorageFull
             self.used += size
             self._drafts[draft] += size
 
     def settle(self, draft: Path, size: int) -> None:
-        """A draft has its place, or none: `size` bytes more are used than before it was begun."""
+        """End the reservation of a draft, of which `size` bytes stay used."""
         with self._lock:
             self.used += size - self._drafts.pop(draft, 0)
 
@@ -127,13 +127,13 @@ class DiskStore:
         self.settle(draft, 0)
 
     def put(self, draft: Path, name: str, meta: Meta, *, seconds: int | None = None, durable: bool) -> None:
-        """Give the draft its name; a file that is there already stays. `durable`: on disk when this returns."""
+        """Give the draft its name; an existing file stays. `durable`: on disk when this returns."""
         path = self._path(name)
         if path.exists():
             self.drop(draft)
             return
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        # Whoever reads must not find a private file before the word that it is private, nor after a power cut.
+        # A reader must not find a private file without the metadata that says so, nor after a power cut.
         if meta != _implied(name, meta.owner):
             self._write_meta(path, meta)
             durable = True
@@ -147,12 +147,12 @@ class DiskStore:
         self.settle(draft, path.stat().st_size)
 
     def free(self, size: int) -> None:
-        """Count so many bytes as used no more."""
+        """Count `size` bytes as no longer used."""
         with self._lock:
             self.used -= size
 
     def find(self, name: str) -> Stored | None:
-        """The file of this name, unless it has gone or its life has ended."""
+        """Return the file of this name, unless it is missing or expired."""
         if not NAME.fullmatch(name):
             return None
         path = self._path(name)
@@ -165,7 +165,7 @@ class DiskStore:
         return Stored(name, path, status.st_size, status.st_ctime, status.st_mtime, _read_meta(path))
 
     def make_room(self, size: int) -> None:
-        """See to it that `size` more bytes may be stored, dropping the oldest files. Raises `StorageFull`."""
+        """Make room for `size` more bytes by dropping the oldest files. Raises `StorageFull`."""
         if self.used + size <= self._quota:
             return
         with self._lock:
@@ -176,7 +176,7 @@ class DiskStore:
             raise StorageFull
 
     def sweep(self, size: int = 0) -> None:
-        """Drop what has outlived its time; then the oldest while more is used than the quota less `size`."""
+        """Drop expired files; then the oldest while more is used than the quota less `size`."""
         now = self._now()
         with self._lock:
             before, unfinished = self.used, sum(self._drafts.values())
@@ -194,12 +194,12 @@ class DiskStore:
                 _drop(entry.path)
                 used -= entry.size
         with self._lock:
-            self.used += used - before  # what came meanwhile may have been seen or not: better counted twice
+            self.used += used - before  # what was stored meanwhile may have been seen or not: better counted twice
             self._looked_at = time.monotonic()
 
     def _entries(self, now: float) -> Iterator[_Entry]:
-        for disk in self._stored.iterdir():
-            names = {found.name: found for found in os.scandir(disk)}
+        for folder in self._stored.iterdir():
+            names = {found.name: found for found in os.scandir(folder)}
             for name, found in names.items():
                 try:
                     status = found.stat()
@@ -208,7 +208,7 @@ class DiskStore:
                 if not name.endswith(_META_ENDING):
                     yield _Entry(status.st_ctime, status.st_mtime, status.st_size, Path(found.path))
                 elif name.removesuffix(_META_ENDING) not in names and status.st_mtime < now - FRESH_S:
-                    Path(found.path).unlink(missing_ok=True)  # a kill came between the two
+                    Path(found.path).unlink(missing_ok=True)  # killed between writing the two
 
     def _path(self, name: str) -> Path:
         return self._stored / name[:2] / name
@@ -224,7 +224,7 @@ class DiskStore:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes in the files of a folder, and of those in it."""
+    """Return the bytes of all files under a folder."""
     total = 0
     for here, _, names in os.walk(folder):
         for name in names:
@@ -234,7 +234,7 @@ def size_of(folder: Path) -> int:
 
 
 def _implied(name: str, owner: str) -> Meta:
-    """What a name alone says: a public picture."""
+    """Return the metadata implied by the name alone: a public picture."""
     ending = name.rpartition(".")[2]
     return Meta(_PICTURES.get(ending, "application/octet-stream"), inline=ending in _PICTURES, owner=owner)
 

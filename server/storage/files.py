@@ -1,8 +1,7 @@
-"""Stored files: what clients upload and what requests make, by name, for as long as they live.
+"""Stored files, by name: uploads of clients and results of requests.
 
 Whole uploads and parts of one are streamed to disk as they arrive, never held in memory, and are on disk before they
-are acknowledged. Layout, expiry and quota are `server.storage.disk`'s; permission to upload is
-`server.storage.upload_tokens`'.
+are acknowledged. `disk` does layout, expiry and quota, `multipart` the parts, `upload_tokens` permission to upload.
 """
 
 import asyncio
@@ -20,26 +19,26 @@ from urllib.parse import urlsplit
 from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid, overloaded
-from server.settings import Settings
+from server.settings import StorageSettings
 from server.storage.disk import NAME, DiskStore, Meta, StorageFull, is_picture
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
 from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, new_name
 
 LOG = logging.getLogger(__name__)
 
-# Written at once: each write is a trip to a thread.
+# Size of one write, each of which takes a switch to a thread.
 _WRITE_BYTES = 1 << 20
-# What one upload has in memory at most: a block, and the chunks that it is made of.
+# Most memory of one upload: a block, and the chunks that it is made of.
 SPOOL_BYTES = 2 * _WRITE_BYTES
-# A file that has outlived its time is refused at once; its bytes go within this many seconds.
+# An expired file is refused at once; its bytes are dropped within this many seconds.
 _SWEEP_S = 600.0
 _MAGIC_BYTES = 12
-# Read on the event loop when it lies in memory anyway: a tenth of a millisecond.
+# Read on the event loop where the page cache has it: a tenth of a millisecond.
 _READ_AT_ONCE = 1 << 18
 
-# What a full disk says, or a used-up quota of its user.
+# Errors of a full disk, or of a used-up quota of its user.
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
-# Not in the page cache; a file system that can't tell.
+# Not in the page cache; or a file system that can't tell.
 _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 _OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
 
@@ -54,21 +53,21 @@ class _Draft(NamedTuple):
 class Files:
     """One folder of files. `start` before use, `close` at the end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: StorageSettings, *, public_url: str = "") -> None:
         self._settings = settings
-        self._own = f"{settings.public_url.rstrip('/')}/cdn/files/" if settings.public_url else None
+        self._own = f"{public_url.rstrip('/')}/cdn/files/" if public_url else None
         self.disk = DiskStore(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
         self._parts = Parts(self.disk)
         self.upload_tokens = UploadTokens(read_secret(settings.files_dir / "upload.secret"))
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to look after the files."""
+        """Make the folders and start the sweeper."""
         await asyncio.to_thread(self.disk.prepare)
         self._sweeper = asyncio.create_task(self._sweep(), name="files")
 
     async def close(self) -> None:
-        """Stop looking after them."""
+        """Stop the sweeper."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -98,7 +97,7 @@ class Files:
             self.disk.drop(draft)
 
     def local(self, url: str, reader: str | None = None) -> Path | None:
-        """The stored file that a URL of ours means, if `reader` may have it; None for any other URL.
+        """Return the stored file that a URL of ours means, if `reader` may have it; None for any other URL.
 
         Its name tells it, whatever the host: 128 random bits that we have on disk are ours. Raises `InvalidInput` for
         a file that is larger than a picture may be, and for one of `public_url` that is gone, which would otherwise be
@@ -120,14 +119,14 @@ class Files:
         return stored.path
 
     async def read(self, path: Path) -> bytes:
-        """A stored file's bytes. Raises `FileNotFoundError` when its life has ended meanwhile."""
+        """Return a stored file's bytes. Raises `FileNotFoundError` when it has expired meanwhile."""
         data = _read_cached(path)
         return await asyncio.to_thread(path.read_bytes) if data is None else data
 
     # --- uploads ---
 
     async def receive(self, upload: Upload, chunks: AsyncIterator[bytes], announced: int | None) -> None:
-        """Store an upload's whole body. A name that is taken keeps its file: the client has come twice.
+        """Store an upload's whole body. An existing file of that name stays: the client has sent it twice.
 
         Raises `PlainError` 413 when it is too large, `RequestError` 429 when there is no room.
         """
@@ -137,7 +136,7 @@ class Files:
     async def receive_part(
         self, upload: Upload, number: int, chunks: AsyncIterator[bytes], announced: int | None
     ) -> str:
-        """Keep one part of an upload and return its etag, a hex digest. Raises as `receive` does, and 400."""
+        """Store one part of an upload and return its etag, a hex digest. Raises as `receive` does, and 400."""
         if not 1 <= number <= MAX_PARTS:
             raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
         async with self._spooled(chunks, announced) as draft:
@@ -147,9 +146,9 @@ class Files:
         return draft.digest
 
     async def complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
-        """Put an upload together from its parts. Doing so again changes nothing.
+        """Assemble an upload from its parts. Doing so again changes nothing.
 
-        Raises `PlainError` 400 for a part that is not there, `RequestError` 429 when there is no room for both.
+        Raises `PlainError` 400 for a missing part, `RequestError` 429 when there is no room for both.
         """
         with _room_or_429():
             await asyncio.to_thread(self._complete, upload, etags)
@@ -177,7 +176,7 @@ class Files:
 
     @contextlib.asynccontextmanager
     async def _spooled(self, chunks: AsyncIterator[bytes], announced: int | None) -> AsyncIterator[_Draft]:
-        """The body in a draft, which is gone afterwards unless it was renamed.
+        """Write the body to a draft, which is dropped afterwards unless it was renamed.
 
         Each block is counted before it is written: nothing may have been announced, and others upload meanwhile.
         """
@@ -212,7 +211,7 @@ class Files:
     def _too_large(self) -> PlainError:
         return PlainError(413, f"The file is larger than {self._settings.max_upload_bytes} bytes")
 
-    # --- looking after them ---
+    # --- expiry ---
 
     async def _sweep(self) -> None:
         while True:
@@ -220,14 +219,14 @@ class Files:
                 await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
                 await asyncio.to_thread(self.disk.sweep)
             except OSError:
-                LOG.exception("stored files could not be looked through")
+                LOG.exception("stored files could not be swept")
             await asyncio.sleep(_SWEEP_S)
 
 
 def _read_cached(path: Path) -> bytes | None:
-    """A small file that lies in the system's page cache, read at once; None: the disk may be asked, so use a thread.
+    """Return a small file that the page cache has; None when the disk may be read, which takes a thread.
 
-    What was uploaded a moment ago is there, and a trip to a thread costs longer than the read.
+    A recent upload is in the cache, and a switch to a thread takes longer than the read.
     """
     nowait = getattr(os, "RWF_NOWAIT", None)  # Linux alone has it
     if nowait is None:
@@ -249,7 +248,7 @@ def _read_cached(path: Path) -> bytes | None:
 
 
 async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same bytes in fewer, larger blocks."""
+    """Yield the same bytes in fewer, larger blocks."""
     gathered: list[bytes] = []
     size = 0
     async for chunk in chunks:
@@ -264,7 +263,7 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 @contextlib.contextmanager
 def _room_or_429() -> Iterator[None]:
-    """Turn "no room" into the answer that clients come back after."""
+    """Turn a full disk or quota into a 429, after which clients try again."""
     try:
         yield
     except StorageFull:

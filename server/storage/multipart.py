@@ -1,4 +1,4 @@
-"""Uploads that come in parts, each kept under its number until they are put together.
+"""Multipart uploads: each part is stored under its number until the file is assembled.
 
 Parts arrive in any order, several at once, and again after a lost answer: the last of a number takes the place of those
 before. Its etag is the digest of its bytes; a client lists the parts, and the etags, that it means. Blocking.
@@ -22,7 +22,7 @@ _COPY_BYTES = 1 << 20
 
 
 class MissingPart(Exception):
-    """A part that is listed is not here, or the list is empty (`number` 1)."""
+    """A listed part is not stored, or the list is empty (`number` 1)."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -30,7 +30,7 @@ class MissingPart(Exception):
 
 
 class Parts:
-    """The parts of uploads, by the name of the file to be. They count as used on the shelf."""
+    """The parts of uploads, by the name of the file to be. They count as used by the `DiskStore`."""
 
     def __init__(self, disk: DiskStore) -> None:
         self._disk = disk
@@ -40,7 +40,7 @@ class Parts:
         self._changing = threading.Lock()
 
     def keep(self, name: str, number: int, draft: Path, limit: int) -> bool:
-        """Keep a part; False when all of them together would be larger than `limit`."""
+        """Store a part; return False when all of them together would be larger than `limit`."""
         folder = self._folder / name
         place = folder / str(number)
         size = draft.stat().st_size

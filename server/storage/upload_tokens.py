@@ -1,6 +1,6 @@
-"""Permission to upload one file, in a string: what an upload URL carries, signed, so that nothing is kept meanwhile.
+"""Upload tokens: signed permission to upload one file, carried by the upload URL, so that the server keeps no state.
 
-A ticket is `<payload>.<signature>`, both base64url: msgspec JSON of `Upload`, and its HMAC-SHA256. Whoever has it may
+A token is `<payload>.<signature>`, both base64url: msgspec JSON of `Upload`, and its HMAC-SHA256. Whoever has it may
 store bytes under the one name in it until `until`, needs no other credentials, and can change nothing about them.
 """
 
@@ -28,7 +28,7 @@ _IMAGE_ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 
 
 class Upload(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file to be: where it will be, what its sender says of it, whose it is, and until when (Unix time)."""
+    """A permitted upload: name on disk, the sender's type and file name, owner, lifecycle, end (Unix time)."""
 
     name: str
     content_type: str
@@ -39,7 +39,7 @@ class Upload(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def permit(content_type: str, file_name: str, owner: str, lifecycle: Lifecycle) -> Upload:
-    """A new upload, under a name that can't be guessed: 128 random bits and an ending for people."""
+    """Return a new upload, under a name that can't be guessed: 128 random bits and a human-readable ending."""
     content_type = clean_type(content_type)
     file_name = clean_name(file_name)
     name = new_name(content_type, file_name)
@@ -47,7 +47,7 @@ def permit(content_type: str, file_name: str, owner: str, lifecycle: Lifecycle) 
 
 
 def new_name(content_type: str, file_name: str = "") -> str:
-    """A name for a new file."""
+    """Return a name for a new file."""
     ending = _IMAGE_ENDINGS.get(content_type)
     if ending is None and (match := _ENDING.search(file_name.lower())):
         ending = match[1]
@@ -55,31 +55,31 @@ def new_name(content_type: str, file_name: str = "") -> str:
 
 
 def clean_type(content_type: str) -> str:
-    """The content type, or the one that says nothing when it is none."""
+    """Return the content type, or `application/octet-stream` when it is malformed."""
     known = _TYPE.fullmatch(content_type) if len(content_type) <= _MAX_TYPE_CHARS else None
     return content_type if known else "application/octet-stream"
 
 
 def clean_name(file_name: str) -> str:
-    """The last part of a path, printable. It is only ever shown: no file is called so on disk."""
+    """Return the last part of a path, printable. It is only shown: no file has this name on disk."""
     last = re.split(r"[/\\]", file_name)[-1]
     return "".join(letter for letter in last if letter.isprintable())[-_MAX_NAME_CHARS:].strip(". ")
 
 
 class UploadTokens:
-    """Signs and checks tickets."""
+    """Signs and checks upload tokens."""
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
         self._decoder = msgspec.json.Decoder(Upload)
 
     def issue(self, upload: Upload) -> str:
-        """The ticket for an upload."""
+        """Return the token for an upload."""
         payload = _encode(msgspec.json.encode(upload))
         return f"{payload}.{self._signature(payload)}"
 
     def redeem(self, token: str, name: str) -> Upload:
-        """The upload that a ticket allows under `name`. Raises `PlainError` 403."""
+        """Return the upload that a token allows under `name`. Raises `PlainError` 403."""
         payload, _, signature = token.partition(".")
         if not token.isascii() or not hmac.compare_digest(signature, self._signature(payload)):
             raise PlainError(403, "This upload URL is not valid")

@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from server.fal.errors import FalError, PlainError, RequestError, overloaded
-from server.settings import Settings
+from server.settings import ConnectionSettings
 from server.web.clock import late
 
 # What a client that was refused gets to read its answer: closing at once while it still sends would reset the
@@ -39,7 +39,9 @@ class _Refused(Exception):
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering."""
 
-    def __init__(self, limits: Settings, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
+    def __init__(
+        self, limits: ConnectionSettings, config: Config, server_state: ServerState, app_state: dict[str, Any]
+    ) -> None:
         super().__init__(config, server_state, app_state)
         self._limits = limits
         self._deadline: TimerHandle | None = None

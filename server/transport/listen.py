@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
-from server.settings import Settings, SettingsError
+from server.settings import ListenSettings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
 from server.transport.websocket_protocol import WebSocketProtocol
@@ -63,7 +63,7 @@ class Listeners:
         return (listener for listener in (self.http, self.https, self.takeover) if listener is not None)
 
 
-def bind(settings: Settings) -> Listeners:
+def bind(settings: ListenSettings) -> Listeners:
     """Bind every socket that the settings name; make certificates when one speaks https.
 
     Raises `SettingsError`, with what to do, for a port that is in use or not allowed.
@@ -94,7 +94,7 @@ def _bind(host: str, port: int) -> socket.socket:
         raise SettingsError(f"{host} port {port} {hint}") from error
 
 
-def run(app: ASGIApp, listeners: Listeners, settings: Settings, **callbacks: Callable[[], None]) -> None:
+def run(app: ASGIApp, listeners: Listeners, settings: ListenSettings, **callbacks: Callable[[], None]) -> None:
     """`serve` in an event loop of its own; returns when the server has stopped."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, tuple(listeners), settings, **callbacks))
@@ -103,7 +103,7 @@ def run(app: ASGIApp, listeners: Listeners, settings: Settings, **callbacks: Cal
 async def serve(
     app: ASGIApp,
     listeners: Sequence[Listener],
-    settings: Settings,
+    settings: ListenSettings,
     *,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
@@ -123,7 +123,7 @@ async def serve(
             renewal.cancel()
 
 
-def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: ListenSettings) -> uvicorn.Config:
     coming = Quota(settings.body_budget_bytes, "bytes")
     return uvicorn.Config(
         app,
@@ -151,7 +151,7 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         listeners: Sequence[Listener],
-        settings: Settings,
+        settings: ListenSettings,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
     ) -> None:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.data_dir import locked, write_whole
-from server.settings import Settings, SettingsError
+from server.settings import ListenSettings, SettingsError
 from server.transport import certificates
 from server.transport.takeover import CERTIFICATE_NAMES, DOMAINS
 
@@ -67,7 +67,7 @@ class TlsFiles:
         return self.directory / "bundle.pem"
 
 
-def ensure(settings: Settings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
+def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
     """Make whatever of the files is missing, damaged, near its end or for other names; return where they lie.
 
     Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for
@@ -113,7 +113,7 @@ def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
     context.load_cert_chain(files.cert, files.key)
 
 
-async def keep_fresh(context: ssl.SSLContext, settings: Settings) -> None:
+async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings) -> None:
     """Renew a running server's certificate when its time comes. Never returns; what fails is tried again a day later,
     of which a certificate near its end has sixty."""
     while True:

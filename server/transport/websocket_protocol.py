@@ -30,7 +30,7 @@ from websockets.streams import StreamReader
 
 from server.access.limits import Quota, Reservation
 from server.fal.errors import FalError, PlainError
-from server.settings import Settings
+from server.settings import ConnectionSettings
 from server.transport.http_protocol import refusal
 
 # A socket that sends too fast is read from again after so many seconds: ten times a second, some frames at once.
@@ -48,7 +48,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def __init__(
         self,
-        limits: Settings,
+        limits: ConnectionSettings,
         coming: Quota,
         config: Config,
         server_state: ServerState,

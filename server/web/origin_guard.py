@@ -13,14 +13,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.access.auth import Auth
 from server.fal.errors import FalError, PlainError
 from server.fal.hosts import Host, header, parse_host
-from server.settings import Settings, SettingsError
+from server.settings import AccessSettings, SettingsError
 from server.web.responses import error_response
 
 
 class OriginGuard:
     """ASGI middleware that turns away what may not call. Raises `SettingsError` for an allowed origin that is none."""
 
-    def __init__(self, app: ASGIApp, auth: Auth, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, auth: Auth, settings: AccessSettings) -> None:
         self._app = app
         self._auth = auth
         self._any_host = settings.allow_anonymous

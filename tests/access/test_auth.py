@@ -1,4 +1,4 @@
-"""Keys, tokens, and who may knock at a server without keys."""
+"""Keys, tokens, and who may call a server without keys."""
 
 import json
 import stat
@@ -34,7 +34,7 @@ def auth(settings):
     return Auth(settings)
 
 
-def knock(authorization=None, query=""):
+def connection(authorization=None, query=""):
     headers = {"authorization": authorization}
     return HTTPConnection(scope_of("http", "POST", f"http://localhost/run?{query}", headers, "localhost"))
 
@@ -50,7 +50,7 @@ def refusal(auth, connection, app=LCM_SD15_I2I):
 
 @pytest.mark.parametrize("scheme", ["Key", "key"])
 def test_a_key_of_the_settings_is_let_in(auth, scheme):
-    assert auth.caller(knock(f"{scheme} {KEY}")) == Caller("alice", "alice")
+    assert auth.caller(connection(f"{scheme} {KEY}")) == Caller("alice", "alice")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_key_of_the_settings_is_let_in(auth, scheme):
     [
         (None, 'Cannot access application "fal-ai/lcm-sd15-i2i"'),
         ("Key alice:wrong", "No user found for Key ID and Secret"),
-        ("Key nobody:s3cret", "No user found for Key ID and Secret"),
+        ("Key stranger:s3cret", "No user found for Key ID and Secret"),
         ("Key alice:", "No user found for Key ID and Secret"),
         ("Key alice", "Invalid Key Authorization header format"),
         ("Key", "Invalid Key Authorization header format"),
@@ -67,43 +67,43 @@ def test_a_key_of_the_settings_is_let_in(auth, scheme):
     ],
 )
 def test_missing_and_wrong_credentials_are_401(auth, authorization, detail):
-    error = refusal(auth, knock(authorization))
+    error = refusal(auth, connection(authorization))
 
     assert error.status == 401
     assert error.body["detail"].startswith(detail)
 
 
 def test_errors_do_not_repeat_the_key(auth):
-    error = refusal(auth, knock("Key alice:canary"))
+    error = refusal(auth, connection("Key alice:canary"))
 
     assert "canary" not in json.dumps(error.body)
 
 
 def test_a_key_in_the_query_opens_a_socket(auth):
-    assert auth.caller(knock(query="fal_key_id=alice&fal_key_secret=s3cret"), LCM_SD15_I2I).id == "alice"
+    assert auth.caller(connection(query="fal_key_id=alice&fal_key_secret=s3cret"), LCM_SD15_I2I).id == "alice"
 
 
 def test_a_made_key_works_until_it_is_revoked(tmp_path):
     settings = Settings(data_dir=tmp_path)
     credential = api_keys.add(api_keys.path(settings), "phone app")
     auth = Auth(settings)
-    before = auth.caller(knock(f"Key {credential}")).name
+    before = auth.caller(connection(f"Key {credential}")).name
 
     api_keys.revoke(api_keys.path(settings), "phone app")
 
     assert before == "phone app"
-    assert refusal(auth, knock(f"Key {credential}")).status == 401
+    assert refusal(auth, connection(f"Key {credential}")).status == 401
 
 
 def test_a_running_server_closes_when_its_first_key_is_made(tmp_path):
     settings = Settings(data_dir=tmp_path)
     auth = Auth(settings)
-    before = auth.caller(knock())
+    before = auth.caller(connection())
 
     api_keys.add(api_keys.path(settings), "first")
 
     assert before == ANONYMOUS
-    assert refusal(auth, knock()).status == 401
+    assert refusal(auth, connection()).status == 401
 
 
 def test_a_server_whose_keys_are_all_revoked_stays_closed(tmp_path):
@@ -112,7 +112,7 @@ def test_a_server_whose_keys_are_all_revoked_stays_closed(tmp_path):
     api_keys.revoke(api_keys.path(settings), "only")
 
     assert has_keys(settings)
-    assert refusal(Auth(settings), knock()).status == 401
+    assert refusal(Auth(settings), connection()).status == 401
 
 
 def test_the_key_file_holds_no_secret_and_is_its_owners_alone(tmp_path):
@@ -125,8 +125,8 @@ def test_the_key_file_holds_no_secret_and_is_its_owners_alone(tmp_path):
 
 
 def test_an_unknown_key_can_not_be_revoked(tmp_path):
-    with pytest.raises(KeysError, match="nobody"):
-        api_keys.revoke(api_keys.path(Settings(data_dir=tmp_path)), "nobody")
+    with pytest.raises(KeysError, match="stranger"):
+        api_keys.revoke(api_keys.path(Settings(data_dir=tmp_path)), "stranger")
 
 
 def test_a_broken_key_file_stops_the_start_instead_of_opening_the_server(tmp_path):
@@ -148,7 +148,7 @@ def test_a_broken_key_file_stops_the_start_instead_of_opening_the_server(tmp_pat
 def test_a_key_file_that_is_none_is_said_with_what_would_do(tmp_path, content):
     (tmp_path / "keys.json").write_bytes(content)
 
-    with pytest.raises(KeysError, match=r"keys\.json is no key file .* Mend: restore it"):
+    with pytest.raises(KeysError, match=r"keys\.json is no key file .* Hint: restore it"):
         api_keys.read(tmp_path / "keys.json")
 
 
@@ -168,8 +168,8 @@ def test_a_running_server_whose_key_file_is_spoilt_keeps_its_keys_and_stays_clos
 
     spoil(api_keys.path(settings))
 
-    assert auth.caller(knock(f"Key {credential}")).name == "app"
-    assert refusal(auth, knock()).status == 401
+    assert auth.caller(connection(f"Key {credential}")).name == "app"
+    assert refusal(auth, connection()).status == 401
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
@@ -184,7 +184,7 @@ def test_a_key_file_that_comes_back_is_read_again(tmp_path):
     credential = api_keys.add(api_keys.path(settings), "second")
 
     assert not before
-    assert auth.caller(knock(f"Key {credential}")).name == "second"
+    assert auth.caller(connection(f"Key {credential}")).name == "second"
 
 
 @pytest.mark.parametrize("content", ["junk", '{"keys": []}'])
@@ -196,7 +196,7 @@ def test_a_key_file_without_keys_that_appears_closes_a_running_server(tmp_path, 
     api_keys.path(settings).write_text(content)
 
     assert before
-    assert refusal(auth, knock()).status == 401
+    assert refusal(auth, connection()).status == 401
 
 
 def test_a_name_in_use_is_not_given_twice(tmp_path):
@@ -263,20 +263,20 @@ def test_malformed_keys_in_the_settings_stop_the_start(tmp_path, written):
 def test_a_token_is_good_for_its_app_however_that_is_written(auth, allowed):
     token = auth.issue(Caller("alice", "alice"), 120, ["other", allowed])
 
-    assert auth.caller(knock(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "alice"
+    assert auth.caller(connection(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "alice"
 
 
 @pytest.mark.parametrize("apps", [[], ["other"], ["lcm"], ["someone/lcm-sd15-i2i"], ["fal-ai"]])
 def test_a_token_of_other_apps_is_refused(auth, apps):
     token = auth.issue(Caller("alice", "alice"), 120, apps)
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 403
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 403
 
 
 def test_a_token_can_be_used_again_and_as_a_bearer(auth):
     token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"])
 
-    callers = [auth.caller(knock(f"Bearer {token}"), LCM_SD15_I2I).id for _ in range(3)]
+    callers = [auth.caller(connection(f"Bearer {token}"), LCM_SD15_I2I).id for _ in range(3)]
 
     assert callers == ["alice"] * 3
 
@@ -284,36 +284,36 @@ def test_a_token_can_be_used_again_and_as_a_bearer(auth):
 def test_an_expired_token_is_refused(auth):
     token = auth.issue(Caller("alice", "alice"), -1, ["lcm-sd15-i2i"])
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
 def test_a_token_counts_only_where_an_app_is_called(auth):
     token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"])
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}"), app=None).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}"), app=None).status == 401
 
 
 def test_a_token_dies_with_the_key_that_asked_for_it(tmp_path):
     settings = Settings(data_dir=tmp_path)
     credential = api_keys.add(api_keys.path(settings), "app")
     auth = Auth(settings)
-    token = auth.issue(auth.caller(knock(f"Key {credential}")), 120, ["lcm-sd15-i2i"])
+    token = auth.issue(auth.caller(connection(f"Key {credential}")), 120, ["lcm-sd15-i2i"])
 
     api_keys.revoke(api_keys.path(settings), "app")
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
 def test_a_token_outlives_a_restart(settings):
     token = Auth(settings).issue(Caller("bob", "bob"), 120, ["lcm-sd15-i2i"])
 
-    assert Auth(settings).caller(knock(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "bob"
+    assert Auth(settings).caller(connection(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "bob"
 
 
 def test_a_token_of_another_audience_is_refused(auth):
     token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"], audience="cdn")
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
 @pytest.mark.parametrize("algorithm", ["none", "HS512"])
@@ -322,7 +322,7 @@ def test_the_algorithm_is_ours_to_choose(auth, settings, algorithm):
     claims = {"aud": "call", "sub": "alice", "exp": time.time() + 99, "apps": ["lcm-sd15-i2i"]}
     token = jwt.encode(claims, secret if algorithm != "none" else None, algorithm)
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
 @pytest.mark.parametrize("left", ["aud", "sub", "exp"])
@@ -332,14 +332,14 @@ def test_a_token_without_a_claim_that_bounds_it_is_refused(auth, settings, left)
     del claims[left]
     token = jwt.encode(claims, secret, "HS256")
 
-    assert refusal(auth, knock(query=f"fal_jwt_token={token}")).status == 401
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
 def test_the_token_secret_is_its_owners_alone(auth, settings):
     assert stat.S_IMODE((settings.data_dir / "token.secret").stat().st_mode) == 0o600
 
 
-# --- doors
+# --- the origin guard
 
 
 async def _hello(scope, receive, send):
@@ -349,7 +349,7 @@ async def _hello(scope, receive, send):
     await json_response({"hello": True})(scope, receive, send)
 
 
-def doors(tmp_path, **settings):
+def guarded(tmp_path, **settings):
     chosen = Settings(data_dir=tmp_path, **settings)
     return OriginGuard(Cors(_hello), Auth(chosen), chosen)
 
@@ -370,7 +370,7 @@ def doors(tmp_path, **settings):
     ],
 )
 async def test_without_keys_this_machines_and_fals_names_are_served(tmp_path, host):
-    assert (await call(doors(tmp_path), "POST", "/", host=host)).status == 200
+    assert (await call(guarded(tmp_path), "POST", "/", host=host)).status == 200
 
 
 @pytest.mark.anyio
@@ -378,7 +378,7 @@ async def test_without_keys_this_machines_and_fals_names_are_served(tmp_path, ho
     "host", ["box.lan", "192.168.1.5", "evil.test", "localhost.evil.test", "fal.run.evil.test", "notfal.run", "0.0.0.0"]
 )
 async def test_without_keys_other_names_are_403(tmp_path, host):
-    answer = await call(doors(tmp_path), "POST", "/", host=host)
+    answer = await call(guarded(tmp_path), "POST", "/", host=host)
 
     assert answer.status == 403
     assert "detail" in answer.json()
@@ -387,7 +387,7 @@ async def test_without_keys_other_names_are_403(tmp_path, host):
 @pytest.mark.anyio
 @pytest.mark.parametrize("host", ["", "a b", "x/../y", "localhost:port"])
 async def test_a_malformed_host_is_400(tmp_path, host):
-    assert (await call(doors(tmp_path, keys=KEY), "POST", "/", headers={"host": host})).status == 400
+    assert (await call(guarded(tmp_path, keys=KEY), "POST", "/", headers={"host": host})).status == 400
 
 
 @pytest.mark.anyio
@@ -410,20 +410,20 @@ async def test_a_malformed_host_is_400(tmp_path, host):
     ],
 )
 async def test_without_keys_only_pages_of_this_machine_or_allowed_ones_may_call(tmp_path, origin, status):
-    app = doors(tmp_path, allow_origin="https://app.example")
+    app = guarded(tmp_path, allow_origin="https://app.example")
 
     assert (await call(app, "POST", "/", headers={"origin": origin})).status == status
 
 
 def test_an_allowed_origin_that_is_none_is_said(tmp_path):
     with pytest.raises(SettingsError, match=r"allow-origin: 'app\.example' is no web origin"):
-        doors(tmp_path, allow_origin="https://ok.example,app.example")
+        guarded(tmp_path, allow_origin="https://ok.example,app.example")
 
 
 @pytest.mark.anyio
 async def test_without_keys_a_foreign_page_can_not_open_a_socket(tmp_path):
     with pytest.raises(Refused) as refused:
-        async with connect(doors(tmp_path), "/", headers={"origin": "https://evil.test"}):
+        async with connect(guarded(tmp_path), "/", headers={"origin": "https://evil.test"}):
             pass
 
     assert refused.value.answer.status == 403
@@ -433,7 +433,7 @@ async def test_without_keys_a_foreign_page_can_not_open_a_socket(tmp_path):
 async def test_without_keys_a_foreign_page_gets_no_preflight(tmp_path):
     headers = {"origin": "https://evil.test", "access-control-request-method": "POST"}
 
-    answer = await call(doors(tmp_path), "OPTIONS", "/", headers=headers)
+    answer = await call(guarded(tmp_path), "OPTIONS", "/", headers=headers)
 
     assert answer.status == 403
     assert "access-control-allow-origin" not in answer.headers
@@ -441,7 +441,7 @@ async def test_without_keys_a_foreign_page_gets_no_preflight(tmp_path):
 
 @pytest.mark.anyio
 async def test_anonymous_callers_may_come_from_other_machines_but_not_from_foreign_pages(tmp_path):
-    app = doors(tmp_path, allow_anonymous=True)
+    app = guarded(tmp_path, allow_anonymous=True)
 
     plain = await call(app, "POST", "/", host="box.lan")
     page = await call(app, "POST", "/", host="box.lan", headers={"origin": "https://evil.test"})
@@ -452,17 +452,17 @@ async def test_anonymous_callers_may_come_from_other_machines_but_not_from_forei
 
 @pytest.mark.anyio
 async def test_behind_a_key_file_that_can_not_be_read_the_doors_still_answer(tmp_path):
-    app = doors(tmp_path)
+    app = guarded(tmp_path)
     (tmp_path / "keys.json").write_text("junk")
 
     answer = await call(app, "POST", "/", host="box.lan")
 
-    assert answer.status == 200  # a server with keys: whoever knocks is asked for one further in
+    assert answer.status == 200  # a server with keys: a caller is asked for one further in
 
 
 @pytest.mark.anyio
-async def test_with_keys_any_host_and_origin_may_knock(tmp_path):
-    app = doors(tmp_path, keys=KEY)
+async def test_with_keys_any_host_and_origin_may_call(tmp_path):
+    app = guarded(tmp_path, keys=KEY)
 
     answer = await call(app, "POST", "/", host="box.lan", headers={"origin": "https://app.test"})
 

@@ -1,4 +1,4 @@
-"""What may be in hand at once, of all together and of one key; and that everything taken is given back."""
+"""Limits on what is in flight, of all callers and of one key; and that every reservation is released."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ def limited(tmp_path, **limits):
 
 @contextlib.asynccontextmanager
 async def running(web, count, headers, path=RUN):
-    """So many calls in the engines' hands."""
+    """Keep `count` calls in flight."""
     web.engines.gate.clear()
     async with contextlib.AsyncExitStack() as stack:
         talks = []
@@ -91,7 +91,7 @@ async def test_a_key_has_half_of_the_servers_calls_and_the_rest_is_for_others(tm
     assert other.status == 200
 
 
-async def test_without_keys_nobody_has_a_share(tmp_path):
+async def test_without_keys_there_are_no_shares(tmp_path):
     async with serving(tmp_path, max_calls=2) as web, running(web, 2, None):
         refused = await web.call("POST", RUN, body=INPUT)
 
@@ -204,7 +204,7 @@ async def test_a_job_that_is_taken_up_ended_or_put_back_is_counted_right(tmp_pat
 
 
 def body(size):
-    """An input whose JSON has so many bytes."""
+    """An input whose JSON has `size` bytes."""
     empty = len(json.dumps({**INPUT, "more": ""}))
     return json.dumps({**INPUT, "more": "A" * (size - empty)}).encode()
 

@@ -46,7 +46,7 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
         ([], "required: COMMAND. `fourstep --help` says what there is"),
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
-        (["keys", "limit", "nobody", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'nobody'"),
+        (["keys", "limit", "stranger", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'stranger'"),
         (["keys", "add", "me", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
         (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
         (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
@@ -122,12 +122,12 @@ def test_a_revoked_key_is_listed_as_revoked(tmp_path):
     assert "revoked" in fourstep("keys", "--data-dir", str(tmp_path), "list").stdout
 
 
-def test_revoking_nobodys_key_is_a_mistake(tmp_path):
-    done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "nobody")
+def test_revoking_an_unknown_key_is_a_mistake(tmp_path):
+    done = fourstep("keys", "--data-dir", str(tmp_path), "revoke", "stranger")
 
     assert (done.returncode, done.stderr) == (
         1,
-        "fourstep: no key in use is called 'nobody'. `fourstep keys list` shows them\n",
+        "fourstep: no key in use is called 'stranger'. `fourstep keys list` shows them\n",
     )
 
 

@@ -44,11 +44,10 @@ def test_a_demo_without_its_model_says_what_to_do(tmp_path):
     assert not (tmp_path / "demo-output.jpg").exists()
 
 
-def test_a_demo_that_gets_no_picture_in_time_says_where_the_log_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(server.cli.demo, "_ANSWER_TIMEOUT_S", 1.0)
-    settings = Settings(model="instant:3000", data_dir=tmp_path / "data")
+def test_a_demo_that_gets_no_picture_in_time_says_where_the_log_is(tmp_path, capsys):
+    settings = Settings(model="instant:2000", data_dir=tmp_path / "data")
 
-    status = server.cli.demo.run(settings, str(tmp_path / "out.jpg"))
+    status = server.cli.demo.run(settings, str(tmp_path / "out.jpg"), answer_timeout_s=1.0)
 
     assert status == 1
     assert "no picture within 1 s.\nThe server's log: " in capsys.readouterr().err

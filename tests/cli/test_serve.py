@@ -41,7 +41,7 @@ def test_a_broken_key_file_is_said_at_once(tmp_path, file, said):
     assert (done.returncode, done.stderr.count("\n"), said in done.stderr) == (1, 1, True)
 
 
-def test_what_a_server_keeps_is_nobody_elses_also_where_its_folder_was_open(tmp_path):
+def test_what_a_server_keeps_is_its_owners_alone_also_where_its_folder_was_open(tmp_path):
     (tmp_path / "data").mkdir(mode=0o755)
     with serving("--model", "instant", data_dir=tmp_path / "data"):
         modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "data").iterdir() if path.name != "log"}
@@ -83,7 +83,7 @@ def test_the_run_file_says_where_and_goes_when_the_server_stops(tmp_path):
     assert not (tmp_path / RUN_FILE).exists()
 
 
-def test_a_server_whose_model_cannot_be_had_answers_and_says_how_to_mend_it(tmp_path):
+def test_a_server_whose_model_cannot_be_had_answers_and_says_what_to_do(tmp_path):
     with serving("--model", str(tmp_path / "nowhere"), data_dir=tmp_path, ready=False) as server:
         with pytest.raises(LaunchError):
             server.wait_ready(30)
@@ -123,9 +123,11 @@ def test_the_api_process_does_not_import_torch(instant):
 
 
 def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the_job(tmp_path):
-    server = start_server("--model", "instant:10000", "--drain-timeout", "2", data_dir=tmp_path)
+    # The engine warms up with one image of 2.5 s; the job has eight, one after the other.
+    flags = ("--model", "instant:2500", "--max-batch", "1", "--drain-timeout", "2")
+    server = start_server(*flags, data_dir=tmp_path)
     server.wait_ready()
-    path = submitted(server)
+    path = submitted(server, num_images=8)
 
     assert server.stop(timeout=15) == 0
 

@@ -1,5 +1,6 @@
 """An input's fields out of bodies and frames, whatever else is in them."""
 
+import functools
 import json
 import tracemalloc
 
@@ -14,12 +15,11 @@ MANY = 1_000_000
 
 
 @pytest.fixture(params=["at once", "skimmed"])
-def json_path(request, monkeypatch):
+def json_path(request):
     """Both ways of reading JSON."""
     if request.param == "skimmed":
-        monkeypatch.setattr(decoding, "_SMALL_BYTES", 0)
-        monkeypatch.setattr(decoding, "_FEW", 0)
-    return decoding.of_json
+        return functools.partial(decoding.decode_json, small_bytes=0, few=0)
+    return decoding.decode_json
 
 
 def fault_of(read, document):
@@ -40,7 +40,7 @@ def test_the_fields_that_we_know_are_read_and_the_others_are_not(json_path, give
     document = {"other": [{"prompt": "inner"}, {}], **given, "prompts": "x", "": {}}
 
     assert json_path(json.dumps(document, indent=1).encode()) == given
-    assert decoding.of_msgpack(pack(document)) == given
+    assert decoding.decode_msgpack(pack(document)) == given
 
 
 def test_of_a_field_that_comes_twice_the_last_counts(json_path):
@@ -80,7 +80,7 @@ def test_what_is_no_json_object_is_refused_at_the_body(json_path, body, kind):
     ],
 )
 def test_what_is_no_msgpack_object_is_refused_at_the_body(frame, kind):
-    assert fault_of(decoding.of_msgpack, frame) == [(["body"], kind)]
+    assert fault_of(decoding.decode_msgpack, frame) == [(["body"], kind)]
 
 
 def test_an_array_or_object_in_the_place_of_a_value_has_its_own_fault(json_path):
@@ -94,22 +94,25 @@ def test_an_array_or_object_in_the_place_of_a_value_has_its_own_fault(json_path)
     ]
 
     assert fault_of(json_path, json.dumps(document).encode()) == expected
-    assert fault_of(decoding.of_msgpack, pack(document)) == expected
+    assert fault_of(decoding.decode_msgpack, pack(document)) == expected
 
 
 def test_bytes_come_as_bytes():
-    assert decoding.of_msgpack(pack({"image_bytes": b"\xff\xd8"})) == {"image_bytes": b"\xff\xd8"}
+    assert decoding.decode_msgpack(pack({"image_bytes": b"\xff\xd8"})) == {"image_bytes": b"\xff\xd8"}
 
 
 @pytest.mark.parametrize("name", ["other", "prompt"])
 @pytest.mark.parametrize(
     ("read", "document"),
     [
-        (decoding.of_json, b'{"NAME": [{}' + b",{}" * MANY + b"]}"),
-        (decoding.of_json, b'{"NAME": 1' + b"".join(b',"%d":0' % number for number in range(MANY // 5)) + b"}"),
-        (decoding.of_json, b'{"NAME": [' + b",".join([b"[" * 90 + b"]" * 90] * 9_000) + b"]}"),
-        (decoding.of_msgpack, b"\x81\xa4NAME\xdd" + MANY.to_bytes(4, "big") + b"\x80" * MANY),
-        (decoding.of_msgpack, b"\xdf\x00\x01\x86\xa0" + b"".join(pack(f"{n:06}") + b"\x80" for n in range(100_000))),
+        (decoding.decode_json, b'{"NAME": [{}' + b",{}" * MANY + b"]}"),
+        (decoding.decode_json, b'{"NAME": 1' + b"".join(b',"%d":0' % number for number in range(MANY // 5)) + b"}"),
+        (decoding.decode_json, b'{"NAME": [' + b",".join([b"[" * 90 + b"]" * 90] * 9_000) + b"]}"),
+        (decoding.decode_msgpack, b"\x81\xa4NAME\xdd" + MANY.to_bytes(4, "big") + b"\x80" * MANY),
+        (
+            decoding.decode_msgpack,
+            b"\xdf\x00\x01\x86\xa0" + b"".join(pack(f"{n:06}") + b"\x80" for n in range(100_000)),
+        ),
     ],
     ids=["json values", "json names", "json brackets", "msgpack values", "msgpack names"],
 )

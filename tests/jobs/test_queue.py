@@ -89,7 +89,7 @@ async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, **set
     """A started queue on the database in `folder`."""
     store = JobStore(Database(folder / "jobs.sqlite"))
     room = capacity if callable(capacity) else lambda: capacity
-    arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings)}
+    arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings), "key_share": 0.5}
     queue = Queue(store, engines.run, **arguments, **({"clock": clock} if clock else {}))
     await queue.start()
     try:

@@ -1,4 +1,4 @@
-"""The outbound door: what goes through, and that nothing which leads inside does.
+"""Outbound requests: public addresses are reached, internal ones are not.
 
 No packet leaves loopback here: names are resolved by a table, and whatever address is dialled, the connection goes to
 one of two servers of the test's own, the "outside" or the guarded "inside".
@@ -96,14 +96,14 @@ class Net:
         return await dial("127.0.0.1", site.port, timeout)
 
     def fetch(self, *, guard=True, context=NO_TRUST, **settings):
-        """The door, with this network behind it; `guard=False` allows every address."""
+        """`Fetch` in front of this network; `guard=False` allows every address."""
         allowed = parse_networks("0.0.0.0/0, ::/0")
 
-        def open_door(networks, **options):
+        def make_egress(networks, **options):
             networks = networks if guard else allowed
             return Egress(networks, resolver=self.resolve, dialer=self.dial, context=context, **options)
 
-        return Fetch(Settings(**settings), egress=open_door)
+        return Fetch(Settings(**settings), key_share=0.5, egress=make_egress)
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ async def test_a_request_says_whom_it_means_and_takes_no_encodings(net):
 
 async def test_the_next_address_is_dialled_when_the_first_does_not_answer(net):
     net.names["example.com"] = ["1.1.1.1", OUTSIDE]
-    net.inside.port = 1  # where nobody listens
+    net.inside.port = 1  # where nothing listens
     net.outside.pages["/"] = page(b"picture")
 
     body = await net.fetch().get("http://example.com/", LIMIT)
@@ -350,7 +350,7 @@ async def test_a_name_server_that_hangs_is_given_up(net):
     assert "too long" in error.message
 
 
-async def test_nobody_there_is_an_error(net):
+async def test_no_server_there_is_an_error(net):
     net.outside.port = 1
 
     assert "can't be reached" in (await refused(net.fetch(), "http://example.com/")).message
@@ -382,7 +382,7 @@ async def test_without_keys_all_fetches_are_one_callers(net):
 
 
 async def test_waiting_for_ones_turn_is_no_part_of_a_fetchs_time():
-    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05))
+    fetch = Fetch(Settings(max_fetches=1, fetch_timeout=0.05), key_share=0.5)
     fetch._slots._patience_s = 60.0
 
     async def follow(*_):
@@ -481,12 +481,12 @@ async def test_a_file_of_the_table_that_has_gone_is_an_error(net, tmp_path):
 @pytest.mark.parametrize("table", ["https://example.com/", "https://example.com/=/no/such/file", "=x"])
 def test_a_table_that_names_no_file_is_refused(table):
     with pytest.raises(SettingsError):
-        Fetch(Settings(url_files=table))
+        Fetch(Settings(url_files=table), key_share=0.5)
 
 
 def test_a_network_that_is_none_is_refused():
     with pytest.raises(SettingsError):
-        Fetch(Settings(allow_net="home"))
+        Fetch(Settings(allow_net="home"), key_share=0.5)
 
 
 @pytest.mark.parametrize("offered", [True, False])

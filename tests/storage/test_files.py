@@ -44,11 +44,11 @@ def clock():
 
 @pytest.fixture
 def disk(tmp_path, clock):
-    return shelf_at(tmp_path, clock)
+    return disk_at(tmp_path, clock)
 
 
-def shelf_at(folder, clock, quota=1000):
-    """A shelf in this folder, as a server makes one at its start."""
+def disk_at(folder, clock, quota=1000):
+    """A store in this folder, as a server makes one at its start."""
     disk = DiskStore(folder, ttl_s=DAY_S, quota_bytes=quota, clock=clock)
     disk.prepare()
     return disk
@@ -65,14 +65,14 @@ def on_disk(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*") if path.is_file()}
 
 
-# --- the shelf ---------------------------------------------------------------------------------------------------
+# --- the disk ----------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_found_again_after_a_restart(tmp_path, clock, disk):
     meta = Meta("text/plain", file_name="hello.txt", owner="alice", acl=Acl("hide", (Rule("bob", "allow"),)))
     put(disk, meta=meta)
 
-    found = shelf_at(tmp_path, clock).find(NAME)
+    found = disk_at(tmp_path, clock).find(NAME)
 
     assert (found.path.read_bytes(), found.size, found.meta) == (JPEG, len(JPEG), meta)
 
@@ -137,14 +137,14 @@ def test_unfinished_files_count_as_used(disk):
     assert disk.used == 500
 
 
-def test_what_comes_during_a_sweep_is_counted(disk, monkeypatch):
-    entries = disk._entries
+def test_what_comes_during_a_sweep_is_counted(tmp_path, clock):
+    class Busy(DiskStore):
+        def _entries(self, now):
+            yield from super()._entries(now)
+            put(self, data=bytes(300))
 
-    def meanwhile(now):
-        yield from entries(now)
-        put(disk, data=bytes(300))
-
-    monkeypatch.setattr(disk, "_entries", meanwhile)
+    disk = Busy(tmp_path, ttl_s=100, quota_bytes=1000, clock=clock)
+    disk.prepare()
     disk.sweep()
 
     assert disk.used == 300
@@ -160,7 +160,7 @@ def test_a_name_that_is_taken_keeps_its_file(disk):
 def test_what_was_half_written_is_gone_after_a_restart(tmp_path, clock, disk):
     disk.draft().write_bytes(b"half")
 
-    shelf_at(tmp_path, clock)
+    disk_at(tmp_path, clock)
 
     assert on_disk(tmp_path) == set()
 
@@ -373,14 +373,14 @@ def test_the_owner_may_read_then_rules_count_then_the_default(acl, reader, decis
 
 @pytest.fixture
 async def files(tmp_path):
-    found = Files(settings(tmp_path))
+    found = files_in(tmp_path)
     await found.start()
     yield found
     await found.close()
 
 
-def settings(folder, **chosen):
-    return Settings(data_dir=folder, public_url="https://box.example/fal", **chosen)
+def files_in(folder, **chosen):
+    return Files(Settings(data_dir=folder, **chosen), public_url="https://box.example/fal")
 
 
 pytestmark = pytest.mark.anyio
@@ -444,7 +444,7 @@ async def test_a_file_that_has_gone_meanwhile_is_not_found(files, tmp_path):
 
 
 async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
-    small = Files(settings(tmp_path, max_image_bytes=10))
+    small = files_in(tmp_path, max_image_bytes=10)
     await small.start()
     name = await small.save(JPEG, "image/jpeg")
     await small.close()
@@ -502,7 +502,7 @@ async def test_an_upload_is_never_held_in_memory(files):
     ],
 )
 async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, status):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     files.disk.prepare()
     upload = an_upload()
 
@@ -515,7 +515,7 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
 
 
 async def test_uploads_beyond_the_quota_are_refused(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=1000))
+    files = files_in(tmp_path, files_quota_bytes=1000)
     files.disk.prepare()
     await files.receive(an_upload(), stream(bytes(800)), 800)
 
@@ -527,7 +527,7 @@ async def test_uploads_beyond_the_quota_are_refused(tmp_path):
 
 
 async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_quota(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=3 << 20))
+    files = files_in(tmp_path, files_quota_bytes=3 << 20)
     files.disk.prepare()
 
     with pytest.raises(RequestError) as caught:
@@ -538,7 +538,7 @@ async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_q
 
 
 async def test_uploads_at_once_share_the_quota(tmp_path):
-    files = Files(settings(tmp_path, files_quota_bytes=1000))
+    files = files_in(tmp_path, files_quota_bytes=1000)
     files.disk.prepare()
     both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
 
@@ -578,7 +578,7 @@ def test_nothing_is_counted_for_a_draft_that_was_dropped(disk):
 
 @pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
 async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
-    files = Files(settings(tmp_path, files_quota_bytes=quota))
+    files = files_in(tmp_path, files_quota_bytes=quota)
     files.disk.prepare()
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
@@ -591,7 +591,7 @@ async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joine
 
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     files.disk.prepare()
     upload = an_upload()
     for size in (300, 400, 100):
@@ -608,8 +608,7 @@ async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_pat
 
 
 async def test_the_parts_that_came_before_a_restart_count(tmp_path):
-    limits = settings(tmp_path, max_upload_bytes=500)
-    before, after = Files(limits), Files(limits)
+    before, after = (files_in(tmp_path, max_upload_bytes=500) for _ in range(2))
     await before.start()
     upload = an_upload()
     await before.receive_part(upload, 1, stream(bytes(300)), 300)
@@ -666,7 +665,7 @@ async def test_parts_that_are_not_here_are_an_error(files, etags):
 
 
 async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path):
-    files = Files(settings(tmp_path, max_upload_bytes=500))
+    files = files_in(tmp_path, max_upload_bytes=500)
     await files.start()
     upload = an_upload()
     await files.receive_part(upload, 1, stream(bytes(300)), 300)

@@ -98,7 +98,7 @@ class Shelf(Files):
     """The files, with results kept in memory."""
 
     def __init__(self, settings):
-        super().__init__(settings)
+        super().__init__(settings, public_url=settings.public_url)
         self.saved = {}
         self.local_paths = {}
         self.failure = None

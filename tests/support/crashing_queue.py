@@ -61,7 +61,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
 
     database = Database(folder / "jobs.sqlite")
     outbox = Outbox(database)
-    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder))
+    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5)
     deliverer = Deliverer(queue, outbox, SigningKeys(folder / "keys.json"), post)
     await queue.start()
     await deliverer.start()

@@ -13,7 +13,7 @@ from typing import Any
 from server.app import Parts
 from server.cli import serve as serving_command
 from server.cli.launcher import Server, running, start
-from server.cli.main import command_line
+from server.cli.arguments import command_line
 from server.environment import FIELDS, load
 
 __all__ = ["APP", "CALL", "Server", "clean_env", "post", "serve", "serving", "start_server", "submitted", "until"]
@@ -69,9 +69,10 @@ def serve(parts: Parts, argv: Sequence[str]) -> int:
     return serving_command.run(load({name: value for name, value in arguments.items() if name in FIELDS}), parts)
 
 
-def post(server: Server, path: str) -> Any:
-    """The JSON answer to one call."""
-    request = urllib.request.Request(server.url + path, json.dumps(CALL).encode(), {"Content-Type": "application/json"})
+def post(server: Server, path: str, **changes: Any) -> Any:
+    """The JSON answer to one call, with `changes` of its input."""
+    body = json.dumps(CALL | changes).encode()
+    request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
 
@@ -84,8 +85,8 @@ def until(condition: Callable[[], bool], timeout: float = 60) -> None:
         time.sleep(0.02)
 
 
-def submitted(server: Server) -> str:
-    """The path of a job that an engine has in hand."""
-    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
+def submitted(server: Server, **changes: Any) -> str:
+    """The path of a job that an engine works on, with `changes` of its input."""
+    path = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}', **changes)['request_id']}"
     until(lambda: server.get(f"{path}/status")["status"] == "IN_PROGRESS")
     return path

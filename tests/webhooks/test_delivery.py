@@ -245,7 +245,9 @@ async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
         return seen
 
     database = Database(folder / "jobs.sqlite")
-    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), clock=clock)
+    queue = Queue(
+        JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5, clock=clock
+    )
     keys = SigningKeys(folder / "webhook-keys.json")
     deliverer = Deliverer(queue, Outbox(database), keys, receiver.post, clock=clock, **wishes)
     await queue.start()
