@@ -130,7 +130,7 @@ class Conversation:
 
 
 def _left(given: Input | End) -> bool:
-    """Whether there is nobody to answer any more."""
+    """Return whether the client has gone, so that no answer can reach it."""
     return isinstance(given, End) and given not in {_IDLE, DRAINING}
 
 
