@@ -125,8 +125,8 @@ class Inbox:
             await self._arrived.wait()
         return self._take() if self._frames else None
 
-    def pace(self, seconds: float) -> None:
-        """An input took so long; it bounds how many may wait."""
+    def set_limit(self, seconds: float) -> None:
+        """Bound how many inputs may wait, by the seconds that the last one took."""
         if not self._fixed:
             self._limit = max(1, min(MAX_BUFFERING, int(PATIENCE_S / max(seconds, 1e-3))))
 
@@ -179,7 +179,7 @@ class Session:
             while (frame := await self._next()) is not None:
                 started = time.perf_counter()
                 await self._answer(frame)
-                self._inbox.pace(time.perf_counter() - started)
+                self._inbox.set_limit(time.perf_counter() - started)
             await self._socket.close(1000)
 
     async def _next(self) -> Frame | None:
