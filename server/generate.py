@@ -1,4 +1,4 @@
-"""The use case behind every door: run, stream, realtime and queue all call `generate`.
+"""The use case: run, stream, realtime and queue all call `generate`.
 
 Resolve the picture → have it worked on → store the results or put them into the answer.
 """
@@ -48,10 +48,10 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a door knows of one request beside its input.
+    """What a route knows of one request beside its input.
 
     `id` is unique; `tenant` whom fairness counts it for; `cdn` the base URL of links to stored files. `allowance`: what
-    the tenant may have in hand; None for an accepted job, which is refused nothing. `start_timeout`: seconds within
+    the tenant may have in flight; None for an accepted job, which is refused nothing. `start_timeout`: seconds within
     which the device must have begun. `lifecycle`: the caller's wish for the output files, as its header says. `image`:
     the picture's bytes, where they came beside the JSON; the results then go back as bytes too.
     """
@@ -198,7 +198,7 @@ async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
     """Keep a result among the files; its name.
 
     Raises `RequestError`: 429 for a full disk, which passes; `internal_error` for one that is broken, read-only or not
-    ours, which trying again does not mend.
+    ours, which trying again does not repair.
     """
     try:
         return await ctx.files.save(

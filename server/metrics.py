@@ -12,7 +12,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-# A second line for each counter that nobody reads.
+# It adds a second series for each counter that no reader needs.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

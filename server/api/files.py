@@ -50,7 +50,7 @@ def _may_read(request: Request, stored: Stored) -> bool:
 
 
 def _reader(request: Request) -> str | None:
-    """Whose key came with this request. Without keys nobody is anybody, so that private files stay private."""
+    """Whose key came with this request. None without keys, so that private files stay private."""
     auth = context(request).auth
     if auth.open or "authorization" not in request.headers:
         return None

@@ -1,6 +1,6 @@
 """For operators and machines: health, readiness, figures, and the documents that clients look up.
 
-    GET /health                             always 200: state, what is being loaded or how to mend it, engines
+    GET /health                             always 200: state, what is being loaded or a hint, engines
     GET /ready                              200 when requests are served, else 503
     GET /metrics                            Prometheus' text format
     GET /.well-known/jwks.json              the keys that webhooks are signed with (also under /rest)

@@ -21,14 +21,15 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from server.context import Context, context
-from server.fal import decoding, endpoints, schemas
+from server.fal import decoding, schemas
 from server.fal import headers as platform_headers
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import base_url
 from server.jobs.job import NewJob, Outcome, Result, Snapshot
 from server.outbound.urls import FetchError, parse
 from server.web.access_log import request_id
-from server.web.connection import disconnected, read_body, stop
+from server.web.connection import disconnected, stop
+from server.web.request import authorize, read_json
 from server.web.responses import EventStream, json_response
 
 _TRUE = {"1", "true", "yes"}
@@ -37,13 +38,9 @@ _TRUE = {"1", "true", "yes"}
 async def submit(request: Request) -> Response:
     """Accept a request; it is on disk when this answers. An invalid input is accepted too, and is its own result."""
     ctx = context(request)
-    target = endpoints.resolve(request.path_params["app"])
-    caller = ctx.auth.caller(request, target.app)
-    if target.path:
-        raise endpoints.no_such_path(target)
+    target, caller = authorize(request, {""})
     webhook, max_length = _webhook(request), _max_queue_length(request)
-    memory = ctx.limits.memory(request, caller)
-    given, result = _checked(decoding.decode_json(await read_body(request, ctx.settings.max_body_bytes, memory)))
+    given, result = _checked(await read_json(request, caller, ctx.settings.max_body_bytes, decoding.decode_json))
     snapshot = await ctx.queue.submit(
         NewJob(
             id=request_id(request.scope),
@@ -176,8 +173,7 @@ async def cancel(request: Request) -> Response:
 async def _find(request: Request) -> Snapshot:
     """The job that the path names. Raises `PlainError` 404 for one that is unknown or another's."""
     ctx = context(request)
-    target = endpoints.resolve(request.path_params["app"])
-    caller = ctx.auth.caller(request, target.app)
+    _, caller = authorize(request)
     snapshot = await ctx.queue.get(request.path_params["request_id"])
     if snapshot is None or snapshot.owner != caller.id:
         raise PlainError(404, "Request not found")

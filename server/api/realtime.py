@@ -17,6 +17,7 @@ the page as two errors. The end of a token closes no open socket. Unknown apps a
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 import uuid
 from collections import deque
@@ -31,14 +32,13 @@ from pipelines.messages import Priority
 from server.access.auth import Caller
 from server.access.limits import Reservation
 from server.context import Context, context
-from server.fal import decoding, endpoints, schemas
+from server.fal import decoding, schemas
 from server.fal.endpoints import REALTIME_PATHS
 from server.fal.errors import FalError, PlainError, RequestError
-from server.fal.hosts import base_url
-from server.generate import Call
 from server.logs import fault
 from server.web.clock import late
 from server.web.connection import stop
+from server.web.request import find_endpoint, memory, new_call
 from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 
 Frame: TypeAlias = str | bytes
@@ -55,9 +55,7 @@ PATIENCE_S = 2.0
 async def realtime(socket: WebSocket) -> None:
     """Serve one socket to its end."""
     ctx = context(socket)
-    target = endpoints.resolve(socket.path_params["app"])
-    if target.path not in REALTIME_PATHS | {ctx.settings.realtime_path.strip("/")}:
-        raise endpoints.no_such_path(target)
+    target = find_endpoint(socket, REALTIME_PATHS | {ctx.settings.realtime_path.strip("/")})
     try:
         caller = ctx.auth.caller(socket, target.app)
     except PlainError:
@@ -127,8 +125,8 @@ class Inbox:
             await self._arrived.wait()
         return self._take() if self._frames else None
 
-    def pace(self, seconds: float) -> None:
-        """An input took so long; it bounds how many may wait."""
+    def set_limit(self, seconds: float) -> None:
+        """Bound how many inputs may wait, by the seconds that the last one took."""
         if not self._fixed:
             self._limit = max(1, min(MAX_BUFFERING, int(PATIENCE_S / max(seconds, 1e-3))))
 
@@ -144,9 +142,8 @@ class Session:
     def __init__(self, ctx: Context, socket: WebSocket, caller: Caller, max_buffering: int | None) -> None:
         self._ctx = ctx
         self._socket = socket
-        self._caller = caller
-        self._cdn = base_url(socket.scope, "cdn")
-        self._memory = ctx.limits.memory(socket, caller)
+        self._call = new_call(socket, caller, Priority.REALTIME)
+        self._memory = memory(socket, caller)
         self._inbox = Inbox(max_buffering, self._memory, ctx.settings.max_waiting_bytes)
 
     async def serve(self) -> None:
@@ -182,7 +179,7 @@ class Session:
             while (frame := await self._next()) is not None:
                 started = time.perf_counter()
                 await self._answer(frame)
-                self._inbox.pace(time.perf_counter() - started)
+                self._inbox.set_limit(time.perf_counter() - started)
             await self._socket.close(1000)
 
     async def _next(self) -> Frame | None:
@@ -225,14 +222,7 @@ class Session:
             given = {**given, "image_url": ""}
         else:
             image = None
-        call = Call(
-            id=str(uuid.uuid4()),
-            tenant=self._caller.id,
-            allowance=self._caller.allowance,
-            priority=Priority.REALTIME,
-            cdn=self._cdn,
-            image=image,
-        )
+        call = dataclasses.replace(self._call, id=str(uuid.uuid4()), image=image)
         return await self._ctx.generate(schemas.validate(given), call)
 
 

@@ -20,35 +20,29 @@ from starlette.routing import BaseRoute, Route
 from pipelines.messages import Preview, Priority
 from server.access.auth import Caller
 from server.context import Context, context
-from server.fal import decoding, endpoints, schemas
+from server.fal import decoding, schemas
 from server.fal.errors import PlainError
 from server.fal.headers import lifecycle, start_timeout
-from server.fal.hosts import base_url
 from server.fal.schemas import LcmInput
 from server.generate import Call, inline
-from server.web.access_log import request_id
-from server.web.connection import read_body, stop, while_connected
+from server.web.connection import stop, while_connected
+from server.web.request import authorize, new_call, read_json
 from server.web.responses import EventStream, json_response
 
 
 async def run(request: Request) -> Response:
     """Answer one request with its output, or with a stream of events."""
     ctx = context(request)
-    target = endpoints.resolve(request.path_params["app"])
-    caller = ctx.auth.caller(request, target.app)
-    if target.path not in {"", "stream"}:
-        raise endpoints.no_such_path(target)
+    target, caller = authorize(request, {"", "stream"})
     if request.method == "HEAD":
         raise PlainError(405, "Method Not Allowed", {"Allow": "GET, POST"})
     streaming = target.path == "stream"
     ctx.limits.call(request, caller)
     data = schemas.validate(await _fields(request, caller)).seeded()
-    call = Call(
-        id=request_id(request.scope),
-        tenant=caller.id,
-        allowance=caller.allowance,
-        priority=Priority.RUN,
-        cdn=base_url(request.scope, "cdn"),
+    call = new_call(
+        request,
+        caller,
+        Priority.RUN,
         start_timeout=start_timeout(request.headers),
         lifecycle=lifecycle(request.headers),
         previews=streaming,
@@ -63,10 +57,7 @@ async def run(request: Request) -> Response:
 async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
     if request.method == "GET":
         return dict(request.query_params)
-    ctx = context(request)
-    return decoding.decode_json(
-        await read_body(request, ctx.settings.max_body_bytes, ctx.limits.memory(request, caller))
-    )
+    return await read_json(request, caller, context(request).settings.max_body_bytes, decoding.decode_json)
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:

@@ -10,16 +10,14 @@ one.
 
 from typing import Annotated
 
-import pydantic
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.context import context
-from server.fal import schemas
 from server.fal.errors import invalid
-from server.web.connection import read_body
+from server.web.request import given, read_json, validated
 from server.web.responses import json_response
 
 # What fal's clients ask for; they come back before.
@@ -52,11 +50,7 @@ async def realtime_token(request: Request) -> Response:
 async def _issue(request: Request) -> str:
     ctx = context(request)
     caller = ctx.auth.caller(request)
-    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
-    try:
-        wanted = TokenRequest.model_validate({name: value for name, value in fields.items() if value is not None})
-    except pydantic.ValidationError as error:
-        raise schemas.invalid_input(error) from None
+    wanted = validated(TokenRequest, given(await read_json(request, caller, _MAX_BODY_BYTES)))
     apps = wanted.allowed_apps or ([wanted.app] if wanted.app else [])
     if not apps:
         raise invalid("allowed_apps", "missing", "Field required")

@@ -18,27 +18,23 @@
 import datetime
 import time
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-import pydantic
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.access.auth import Caller
-from server.access.limits import Reservation
 from server.context import context
-from server.fal import lifecycle, schemas
+from server.fal import lifecycle
 from server.fal.errors import PlainError, RequestError
 from server.fal.hosts import base_url
 from server.storage.files import SPOOL_BYTES
 from server.storage.multipart import MAX_PARTS
 from server.storage.upload_tokens import Upload, permit
-from server.web.connection import read_body
+from server.web.request import given, memory, read_json, validated
 from server.web.responses import json_response
-
-Model = TypeVar("Model", bound=BaseModel)
 
 # Python asks again when it has run out, so a leaked one need not live long; one upload may take as long.
 CDN_TOKEN_SECONDS = 3600
@@ -76,8 +72,7 @@ async def initiate(request: Request) -> Response:
     """An upload URL, and the URL that the file will have."""
     ctx = context(request)
     caller = ctx.auth.caller(request)
-    fields = schemas.parse_json(await read_body(request, _MAX_BODY_BYTES, ctx.limits.memory(request, caller)))
-    wanted = _validated(Wanted, {name: value for name, value in fields.items() if value is not None})
+    wanted = validated(Wanted, given(await read_json(request, caller, _MAX_BODY_BYTES)))
     upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.upload_lifecycle(request.headers))
     base = base_url(request.scope, "cdn")
     token = ctx.files.upload_tokens.issue(upload)
@@ -187,18 +182,11 @@ def _number(written: str) -> int:
 
 
 async def _complete(request: Request, upload: Upload) -> Response:
-    body = schemas.parse_json(await read_body(request, _MAX_PARTS_BODY_BYTES, _memory(request, upload)))
-    parts = _validated(Completion, body).parts
+    body = await read_json(request, _owner(request, upload), _MAX_PARTS_BODY_BYTES)
+    parts = validated(Completion, body).parts
     etags = {part.partNumber: part.etag.removeprefix("W/").strip('"') for part in parts}
     await context(request).files.complete(upload, etags)
     return json_response({"access_url": _access_url(request, upload)})
-
-
-def _validated(model: type[Model], fields: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise schemas.invalid_input(error) from None
 
 
 def _announced(request: Request) -> int | None:
@@ -208,7 +196,7 @@ def _announced(request: Request) -> int | None:
 
 async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
     """The body as it arrives. Raises `RequestError` when the client leaves before its end, and when too many upload."""
-    _memory(request, upload).take(SPOOL_BYTES)
+    memory(request, _owner(request, upload)).take(SPOOL_BYTES)
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
@@ -219,9 +207,8 @@ async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
             return
 
 
-def _memory(request: Request, upload: Upload) -> Reservation:
-    ctx = context(request)
-    return ctx.limits.memory(request, ctx.auth.named(upload.owner))
+def _owner(request: Request, upload: Upload) -> Caller:
+    return context(request).auth.named(upload.owner)
 
 
 ROUTES: list[BaseRoute] = [

@@ -8,6 +8,7 @@ in is answered before the socket is closed.
 """
 
 import asyncio
+import dataclasses
 import time
 import uuid
 from typing import Any, TypeAlias
@@ -19,13 +20,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from pipelines.messages import Priority
 from server.access.auth import Caller
 from server.context import Context, context
-from server.fal import decoding, endpoints, schemas
+from server.fal import decoding, schemas
 from server.fal.errors import FalError, RequestError
-from server.fal.hosts import base_url
-from server.generate import Call
 from server.logs import fault
 from server.web.clock import late
 from server.web.connection import stop
+from server.web.request import authorize, memory, new_call
 from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 
 # What came in: an input, or the reason for which there is no room for it, or the code with which the socket has ended.
@@ -38,10 +38,7 @@ _IDLE: End = 0  # no code of a websocket
 async def websocket_run(socket: WebSocket) -> None:
     """Serve one socket to its end."""
     ctx = context(socket)
-    target = endpoints.resolve(socket.path_params["app"])
-    caller = ctx.auth.caller(socket, target.app)
-    if target.path:
-        raise endpoints.no_such_path(target)
+    _, caller = authorize(socket, {""})
     ctx.limits.session(socket, caller)
     await socket.accept()
     try:
@@ -56,9 +53,8 @@ class Conversation:
     def __init__(self, ctx: Context, socket: WebSocket, caller: Caller) -> None:
         self._ctx = ctx
         self._socket = socket
-        self._caller = caller
-        self._memory = ctx.limits.memory(socket, caller)
-        self._cdn = base_url(socket.scope, "cdn")
+        self._call = new_call(socket, caller, Priority.RUN)
+        self._memory = memory(socket, caller)
 
     async def serve(self) -> None:
         """Answer inputs until the client leaves, none comes for too long, or the server drains."""
@@ -121,13 +117,7 @@ class Conversation:
         """The output for an input. Raises `FalError`, whatever goes wrong."""
         if isinstance(given, FalError):
             raise given
-        call = Call(
-            id=identity,
-            tenant=self._caller.id,
-            allowance=self._caller.allowance,
-            priority=Priority.RUN,
-            cdn=self._cdn,
-        )
+        call = dataclasses.replace(self._call, id=identity)
         try:
             return await self._ctx.generate(schemas.validate(decoding.decode_json(given)), call)
         except FalError:
@@ -140,7 +130,7 @@ class Conversation:
 
 
 def _left(given: Input | End) -> bool:
-    """Whether there is nobody to answer any more."""
+    """Return whether the client has gone, so that no answer can reach it."""
     return isinstance(given, End) and given not in {_IDLE, DRAINING}
 
 

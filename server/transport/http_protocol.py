@@ -57,7 +57,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._expect_headers()
-        if self._one_too_many:  # where nobody is idle it is heard, and closed for the next one or told 429
+        if self._one_too_many:  # where no connection is idle it is heard, and closed for the next one or told 429
             self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -187,7 +187,7 @@ class HttpProtocol(HttpToolsProtocol):
         return len(self.connections) > self._limits.max_connections
 
     def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest, so that nobody is kept out by those who want nothing."""
+        """Close the connection that has been idle for longest, to make room for one that asks for something."""
         others = (other for other in self.connections if isinstance(other, HttpProtocol) and other is not self)
         idle = (other for other in others if other._idle)
         longest = min(idle, key=lambda other: other._idle_since, default=None)

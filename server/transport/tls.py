@@ -113,15 +113,17 @@ def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
     context.load_cert_chain(files.cert, files.key)
 
 
-async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings) -> None:
-    """Renew a running server's certificate when its time comes. Never returns; what fails is tried again a day later,
-    of which a certificate near its end has sixty."""
+async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings, every_s: float = _DAY_S) -> None:
+    """Renew a running server's certificate in time: look every `every_s` seconds. Never returns.
+
+    What fails is tried again at the next look; a certificate is renewed sixty days before its end.
+    """
     while True:
-        await asyncio.sleep(_DAY_S)
+        await asyncio.sleep(every_s)
         try:
             load_chain(context, await asyncio.to_thread(ensure, settings))
         except Exception:  # noqa: BLE001 — whatever it is, a task that ends here ends unheard
-            _log.exception("the certificate could not be looked after; the next try is in a day")
+            _log.exception("the certificate could not be looked after; the next try is in %.0f s", every_s)
 
 
 # --- files --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""uvicorn's websocket class with what it lacks: a pace, a bound on what is kept, and politeness.
+"""uvicorn's websocket class with what it lacks: a frame rate, a bound on what is kept, and politeness.
 
     frames              `max_frame_rate` for each socket; more wait in the network        slowed down
     unread answers      nothing is read from a client that does not read                  slowed down
@@ -33,10 +33,10 @@ from server.fal.errors import FalError, PlainError
 from server.settings import ConnectionSettings
 from server.transport.http_protocol import refusal
 
-# A socket that sends too fast is read from again after so many seconds: ten times a second, some frames at once.
+# A socket that sends too fast is read from again after this many seconds: ten times a second, some frames at once.
 _PAUSE_S = 0.1
 
-# So many seconds' worth of frames may come at once. A hundred sockets that begin together cost everybody else that.
+# This many seconds' worth of frames may come at once. A hundred sockets that begin together cost everybody else that.
 _BURST_S = 0.25
 
 
@@ -161,7 +161,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
     def shutdown(self) -> None:
-        """Let the app finish what it has in hand (uvicorn would cut it off); the drain's end cancels it."""
+        """Let the app finish what is in flight (uvicorn would cut it off); the drain's end cancels it."""
         if not self.close_sent:
             self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
 

@@ -1,4 +1,6 @@
-"""Who may knock. A server without keys trusts whoever reaches it, so a web page must not be able to.
+"""Refuses callers from other machines and web pages while there are no keys.
+
+A server without keys trusts whoever reaches it, so a web page must not be able to.
 
 Without keys: `Host` is loopback's or one of fal's names (against DNS rebinding), and `Origin` is absent, loopback's,
 the server's own, or allowed by the operator (a page elsewhere can't use someone's localhost). Else 403, websockets
@@ -18,7 +20,7 @@ from server.web.responses import error_response
 
 
 class OriginGuard:
-    """ASGI middleware that turns away what may not call. Raises `SettingsError` for an allowed origin that is none."""
+    """ASGI middleware that answers 403 to what may not call. Raises `SettingsError` for a malformed allowed origin."""
 
     def __init__(self, app: ASGIApp, auth: Auth, settings: AccessSettings) -> None:
         self._app = app
@@ -30,7 +32,7 @@ class OriginGuard:
                 raise SettingsError(f"allow-origin: {origin!r} is no web origin; one looks like https://{origin}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
+        """Serve one request or websocket."""
         if scope["type"] in {"http", "websocket"} and (refusal := self._refusal(scope)):
             await error_response(refusal)(scope, receive, send)
             return
@@ -58,7 +60,7 @@ class OriginGuard:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host name or address (no brackets) means this machine."""
+    """Return whether a host name or address (no brackets) means this machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:

@@ -323,7 +323,7 @@ async def test_a_full_inbox_drops_the_oldest_and_says_how_many():
 
 async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound():
     inbox = Inbox(None, room(), MB)
-    inbox.pace(0.5)
+    inbox.set_limit(0.5)
 
     dropped = sum(inbox.put(frame) for frame in "abcdefgh")
 
@@ -333,7 +333,7 @@ async def test_a_slow_engine_shortens_the_wait_of_a_client_that_named_no_bound()
 
 async def test_a_named_bound_is_kept_however_slow_the_engine():
     inbox = Inbox(8, room(), MB)
-    inbox.pace(5.0)
+    inbox.set_limit(5.0)
 
     assert sum(inbox.put(frame) for frame in "abcdefgh") == 0
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from server.app import Parts
 from server.cli import serve as serving_command
-from server.cli.launcher import Server, running, start
 from server.cli.arguments import command_line
+from server.cli.launcher import Server, running, start
 from server.environment import FIELDS, load
 
 __all__ = ["APP", "CALL", "Server", "clean_env", "post", "serve", "serving", "start_server", "submitted", "until"]

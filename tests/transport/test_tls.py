@@ -186,27 +186,26 @@ def test_a_running_context_takes_the_renewed_certificate(settings, files):
 
 
 @pytest.mark.anyio
-async def test_a_running_server_renews_its_certificate(settings, files, monkeypatch):
+async def test_a_running_server_renews_its_certificate(settings, files):
     context = tls.server_context(files)
-    monkeypatch.setattr(tls, "_DAY_S", 0.01)
     wanted = Settings(data_dir=settings.data_dir, tls_names="box.lan")
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        renewing = tasks.create_task(tls.keep_fresh(context, wanted))
+        renewing = tasks.create_task(tls.keep_fresh(context, wanted, every_s=0.01))
         while not accepts(files, context, "box.lan"):  # noqa: ASYNC110 — nobody tells when it is renewed
             await asyncio.sleep(0.01)
         renewing.cancel()
 
 
 @pytest.mark.anyio
-async def test_a_server_whose_disk_failed_renews_its_certificate_later(settings, files, monkeypatch, caplog):
+async def test_a_server_whose_disk_failed_renews_its_certificate_later(settings, files, caplog):
     context = tls.server_context(files)
-    monkeypatch.setattr(tls, "_DAY_S", 0.01)
+    wanted = Settings(data_dir=settings.data_dir, tls_names="box.lan")
     key = files.ca_key.read_bytes()
     files.ca_key.write_text("nonsense")
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
-        renewing = tasks.create_task(tls.keep_fresh(context, Settings(data_dir=settings.data_dir, tls_names="box.lan")))
+        renewing = tasks.create_task(tls.keep_fresh(context, wanted, every_s=0.01))
         while "could not be looked after" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         files.ca_key.write_bytes(key)

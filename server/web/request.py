@@ -1,0 +1,82 @@
+"""What API handlers begin with: which endpoint is meant, who calls, the JSON that came, and the `Call` made of it."""
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import pydantic
+from starlette.requests import HTTPConnection, Request
+
+from pipelines.messages import Priority
+from server.access.auth import Caller
+from server.access.limits import Reservation
+from server.context import context
+from server.fal import endpoints, schemas
+from server.fal.hosts import base_url
+from server.generate import Call
+from server.web.access_log import request_id
+from server.web.connection import read_body
+
+Model = TypeVar("Model", bound=pydantic.BaseModel)
+
+
+def find_endpoint(connection: HTTPConnection, paths: Collection[str] | None = None) -> endpoints.Target:
+    """Return what the URL names. Raises `PlainError` 404 for an unknown app and for a sub path not in `paths`."""
+    target = endpoints.resolve(connection.path_params["app"])
+    _check_path(target, paths)
+    return target
+
+
+def authorize(connection: HTTPConnection, paths: Collection[str] | None = None) -> tuple[endpoints.Target, Caller]:
+    """Return what the URL names, and who calls it. Raises `PlainError` 401, 403 or 404.
+
+    A caller without permission is told so before a sub path that is not in `paths`.
+    """
+    target = find_endpoint(connection)
+    caller = context(connection).auth.caller(connection, target.app)
+    _check_path(target, paths)
+    return target, caller
+
+
+def _check_path(target: endpoints.Target, paths: Collection[str] | None) -> None:
+    if paths is not None and target.path not in paths:
+        raise endpoints.no_such_path(target)
+
+
+async def read_json(
+    request: Request,
+    caller: Caller,
+    limit: int,
+    decode: Callable[[bytes | bytearray], dict[str, Any]] = schemas.parse_json,
+) -> dict[str, Any]:
+    """Return the JSON object of a body of at most `limit` bytes, counted for the caller. Raises `FalError`."""
+    return decode(await read_body(request, limit, memory(request, caller)))
+
+
+def memory(connection: HTTPConnection, caller: Caller) -> Reservation:
+    """Return a reservation for the bytes that are kept for this caller; it ends with the exchange."""
+    return context(connection).limits.memory(connection, caller)
+
+
+def validated(model: type[Model], fields: dict[str, Any]) -> Model:
+    """Return the fields as a `model`. Raises `InvalidInput`."""
+    try:
+        return model.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise schemas.invalid_input(error) from None
+
+
+def given(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields without those that are null: clients write null for what they leave out."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def new_call(connection: HTTPConnection, caller: Caller, priority: Priority, **options: Any) -> Call:
+    """Return the `Call` of this request or websocket; `options` are further fields of it."""
+    return Call(
+        id=request_id(connection.scope),
+        tenant=caller.id,
+        allowance=caller.allowance,
+        priority=priority,
+        cdn=base_url(connection.scope, "cdn"),
+        **options,
+    )
