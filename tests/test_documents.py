@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted({*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")})
+DOCUMENTS = sorted({*ROOT.glob("docs/*.md"), *ROOT.glob("*.md"), ROOT / "benchmarks/README.md"})
 PAGES = [pytest.param(path, id=str(path.relative_to(ROOT))) for path in DOCUMENTS]
 FOLDERS = "server|pipelines|training|tests|benchmarks|docs|examples|deploy"
 
 # A path of the project, in code marks or in a command: `server/api/run.py`, `tests/chaos/`.
 PATH = re.compile(rf"(?<![\w/.~:-])((?:{FOLDERS})/[\w./-]*\w/?|(?:{FOLDERS})/)")
-MODULE = re.compile(rf"(?:-m |`)((?:{FOLDERS})(?:\.\w+)+)")
+MODULE = re.compile(rf"(?:-m |`)((?:{FOLDERS})(?:\.[a-z_]\w*)+)")
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
@@ -44,7 +44,7 @@ def test_a_path_that_is_not_there_is_found():
     assert not exists(*named("see `server/api/nothing.py`"))
 
 
-@pytest.mark.parametrize(("name", "most"), [("docs/architecture.md", 125), ("CONTRIBUTING.md", 60)])
+@pytest.mark.parametrize(("name", "most"), [("docs/architecture.md", 126), ("CONTRIBUTING.md", 60)])
 def test_a_page_stays_a_page(name, most):
     assert len((ROOT / name).read_text().splitlines()) <= most
 
@@ -56,8 +56,12 @@ def test_the_architecture_page_names_every_package():
     assert {name for name in packages if not re.search(rf"\b{name}\b", page)} == set()
 
 
-def test_the_tables_of_figures_are_narrow():
-    rows = re.findall(r"^\|.*\|$", (ROOT / "docs/reliability.md").read_text(), re.MULTILINE)
+FIGURES = [ROOT / "docs/reliability.md", ROOT / "training/LOG.md", *sorted(ROOT.glob("benchmarks/results/*.md"))]
+
+
+@pytest.mark.parametrize("document", FIGURES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_tables_of_figures_are_narrow(document):
+    rows = re.findall(r"^\|.*\|$", document.read_text(), re.MULTILINE)
     cells = [[cell.split() for cell in row.strip("|").split("|")] for row in rows]
 
     assert max(map(len, cells)) <= 6
