@@ -18,7 +18,6 @@ from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
-from server.fal.errors import PlainError
 from server.generate import Generate, Resources, generate, run_job
 from server.jobs.database import Database
 from server.jobs.queue import Queue
@@ -30,7 +29,7 @@ from server.storage.files import Files
 from server.web.access_log import AccessLog
 from server.web.canonical_path import CanonicalPath
 from server.web.origin_guard import OriginGuard
-from server.web.responses import EXCEPTION_HANDLERS, error_response
+from server.web.responses import EXCEPTION_HANDLERS
 from server.webhooks.delivery import Deliverer
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
@@ -169,7 +168,7 @@ def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) ->
 
 
 class Cors(CORSMiddleware):
-    """starlette's middleware, with its refusal of a preflight (an unknown method) in fal's shape: it has plain text.
+    """starlette's middleware; every preflight is answered 204, and the browser judges by the methods listed.
 
     As fal's own app server: any origin, with credentials. There are no cookies to abuse, a key is sent on purpose.
     `OriginGuard` says which origins reach this point.
@@ -190,7 +189,8 @@ class Cors(CORSMiddleware):
 
     @override
     def preflight_response(self, request_headers: Headers) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code == 200:
-            return response
-        return error_response(PlainError(response.status_code, bytes(response.body).decode()))
+        allowed = super().preflight_response(request_headers).headers
+        return Response(
+            status_code=204,
+            headers={name: value for name, value in allowed.items() if not name.startswith("content-")},
+        )

@@ -483,10 +483,20 @@ async def test_a_preflight_allows_what_fals_clients_send():
 
     answer = await call(Cors(_hello), "OPTIONS", "/anything", headers=headers)
 
-    assert answer.status == 200
+    assert (answer.status, answer.body) == (204, b"")
     assert answer.headers["access-control-allow-origin"] == "https://app.test"
     assert {"GET", "POST", "PUT"} <= set(answer.headers["access-control-allow-methods"].split(", "))
     assert answer.headers["access-control-allow-headers"] == asked
+
+
+@pytest.mark.anyio
+async def test_a_preflight_for_a_method_that_no_route_has_is_answered_with_those_that_there_are():
+    headers = {"origin": "https://app.test", "access-control-request-method": "PATCH"}
+
+    answer = await call(Cors(_hello), "OPTIONS", "/anything", headers=headers)
+
+    assert answer.status == 204
+    assert "PATCH" not in answer.headers["access-control-allow-methods"]
 
 
 @pytest.mark.anyio
