@@ -5,12 +5,82 @@ urgent than those in hand may come on top (the engine takes them at its next ste
 had others in hand too, are run one at a time on an engine that has nothing else.
 """
 
+import asyncio
 import collections
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
+from pipelines.messages import INPUT_FAULTS, Cancelled, Failed, Generated, Log, Preview, Priority, Started, Work
+from server.fal.errors import FalError, RequestError, invalid
 from server.workers.fair_queue import FairQueue
 from server.workers.supervisor import State, Supervisor
-from server.workers.ticket import PendingRequest
+
+Event: TypeAlias = Started | Log | Preview
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class PendingRequest:
+    """A request in the pool: either it waits in `queue`, or `supervisor` has it in hand.
+
+    `level`: the class that it counted as when it was sent. `tries` and `solo_failures`: engines that ended with it,
+    and those of them that had nothing else.
+    """
+
+    work: Work
+    on_event: Callable[[Event], None] | None
+    answer: asyncio.Future[Generated]
+    arrived: float
+    queue: "FairQueue[PendingRequest] | None" = None
+    supervisor: Supervisor | None = None
+    level: int = 0
+    solo_failures: int = 0
+    tries: int = 0
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """The work's priority."""
+        return self.work.priority
+
+    @property
+    def tenant(self) -> str:
+        """Whom fairness counts it for."""
+        return self.work.tenant
+
+    @property
+    def cost(self) -> int:
+        """Images."""
+        return self.work.params.num_images
+
+    def tell(self, event: Event) -> None:
+        """Pass on an event. If the listener fails, so does its request, and nothing else."""
+        if self.on_event is None or self.answer.done():
+            return
+        try:
+            self.on_event(event)
+        except Exception as error:  # noqa: BLE001 – it reaches the listener's owner as `run`'s
+            self.answer.set_exception(error)
+
+    def settle(self, end: Generated | FalError) -> None:
+        """Answer it, unless it has been answered or its caller is gone."""
+        if self.answer.done():
+            return
+        if isinstance(end, Generated):
+            self.answer.set_result(end)
+        else:
+            self.answer.set_exception(end)
+
+
+def verdict(message: Generated | Failed | Cancelled) -> Generated | FalError:
+    """What an engine's last word on a request means to its caller."""
+    if isinstance(message, Generated):
+        return message
+    if isinstance(message, Cancelled):
+        return RequestError("client_cancelled", "The request was cancelled.")
+    if message.kind in INPUT_FAULTS:
+        return invalid("image_url", message.kind, message.message, message.ctx)
+    return RequestError("runner_server_error", message.message)
 
 
 class Dispatcher:
@@ -18,17 +88,17 @@ class Dispatcher:
 
     def __init__(self, supervisors: Sequence[Supervisor]) -> None:
         self._assigned: dict[Supervisor, dict[str, PendingRequest]] = {supervisor: {} for supervisor in supervisors}
-        self._line = FairQueue[PendingRequest]()
+        self._queue = FairQueue[PendingRequest]()
         self._suspects = FairQueue[PendingRequest]()
         self._quarantine: Supervisor | None = None  # the engine that is kept for suspects
 
     @property
     def waiting(self) -> list[PendingRequest]:
         """Those that no engine has."""
-        return [*self._line, *self._suspects]
+        return [*self._queue, *self._suspects]
 
     @property
-    def held(self) -> list[PendingRequest]:
+    def assigned(self) -> list[PendingRequest]:
         """Those that one has."""
         return [pending for assigned in self._assigned.values() for pending in assigned.values()]
 
@@ -58,13 +128,13 @@ class Dispatcher:
 
     def queue(self, pending: PendingRequest, *, suspect: bool = False) -> None:
         """Let it wait."""
-        pending.line = self._suspects if suspect else self._line
-        pending.line.add(pending)
+        pending.queue = self._suspects if suspect else self._queue
+        pending.queue.add(pending)
 
     def dispatch(self, now: float) -> None:
         """Send what waits to engines that have room for it."""
         self._send_suspect(now)
-        while any(self._sent(pending, now) for pending in self._line.heads(now)):
+        while any(self._sent(pending, now) for pending in self._queue.heads(now)):
             pass
 
     def _sent(self, pending: PendingRequest, now: float) -> bool:
@@ -73,7 +143,7 @@ class Dispatcher:
         supervisor = self._freest(level, pending.tenant)
         if supervisor is None:
             return False
-        self._send(self._line, pending, supervisor, level)
+        self._send(self._queue, pending, supervisor, level)
         return True
 
     def _send_suspect(self, now: float) -> None:
@@ -112,9 +182,9 @@ class Dispatcher:
         return sum(pending.level <= level for pending in assigned) < allowed
 
     def _send(
-        self, line: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int
+        self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int
     ) -> None:
-        line.take(pending)
-        pending.line, pending.supervisor, pending.level = None, supervisor, level
+        queue.take(pending)
+        pending.queue, pending.supervisor, pending.level = None, supervisor, level
         self._assigned[supervisor][pending.work.id] = pending
         supervisor.send(pending.work)

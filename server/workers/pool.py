@@ -33,9 +33,8 @@ from pipelines.messages import (
 )
 from server.environment import child_environment
 from server.fal.errors import RequestError
-from server.workers.dispatcher import Dispatcher
+from server.workers.dispatcher import Dispatcher, Event, PendingRequest, verdict
 from server.workers.supervisor import Launch, State, Supervisor
-from server.workers.ticket import Event, PendingRequest, verdict
 
 __all__ = ["Pool", "State"]
 
@@ -182,7 +181,7 @@ class Pool:
             async with asyncio.timeout(grace_s):
                 while self._ids:
                     await self._next_move()
-        for pending in [*self._dispatcher.waiting, *self._dispatcher.held]:
+        for pending in [*self._dispatcher.waiting, *self._dispatcher.assigned]:
             pending.settle(RequestError("runner_disconnected", "The server is stopping."))
         for supervisor, task in zip(self._supervisors, self._tasks, strict=True):
             if supervisor.state is State.READY and not self._dispatcher.count(supervisor):
@@ -243,9 +242,9 @@ class Pool:
         """The caller has its answer or has gone away."""
         if pending.timer is not None:
             pending.timer.cancel()
-        if pending.line is not None:
-            pending.line.remove(pending)
-            pending.line = None
+        if pending.queue is not None:
+            pending.queue.remove(pending)
+            pending.queue = None
         if pending.supervisor is not None:
             pending.supervisor.send(Cancel(pending.work.id))  # it stays in hand until the engine says that it is out
         else:

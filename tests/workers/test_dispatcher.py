@@ -1,13 +1,15 @@
 """Who goes to which engine, with engines that only note what they are sent."""
 
-from pipelines.messages import GenerationParams, Priority, Work
-from server.workers.dispatcher import Dispatcher
+import pytest
+
+from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Priority, Work
+from server.fal.errors import InvalidInput
+from server.workers.dispatcher import Dispatcher, PendingRequest, verdict
 from server.workers.supervisor import State
-from server.workers.ticket import PendingRequest
 
 
 class Device:
-    """In place of a slot."""
+    """In place of a supervisor."""
 
     def __init__(self, state):
         self.state = state
@@ -18,7 +20,7 @@ class Device:
         self.sent.append(message.id)
 
 
-def ticket(name):
+def pending(name):
     params = GenerationParams(prompt="", seed=1)
     work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant="", previews=False)
     return PendingRequest(work, None, None, 0.0)
@@ -28,8 +30,8 @@ def test_suspects_go_one_at_a_time():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
     for name in "ab":
-        dispatcher.queue(ticket(name), suspect=True)
-    dispatcher.queue(ticket("c"))
+        dispatcher.queue(pending(name), suspect=True)
+    dispatcher.queue(pending("c"))
     seen = []
     for last in (None, "a", "b"):
         if last:
@@ -44,10 +46,31 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     one, two = Device(State.STARTING), Device(State.READY)
     dispatcher = Dispatcher([one, two])
     for name in "ab":
-        dispatcher.queue(ticket(name), suspect=True)
+        dispatcher.queue(pending(name), suspect=True)
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
     dispatcher.pop(two, "a")  # its last word
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("message", "error_type"),
+    [
+        (Cancelled("a"), "client_cancelled"),
+        (Failed(id="a", kind="image_too_small", message="Too small"), "image_too_small"),
+        (Failed(id="a", kind="engine_error", message="Something broke"), "runner_server_error"),
+    ],
+)
+def test_what_an_engines_last_word_means(message, error_type):
+    error = verdict(message)
+
+    assert error.error_type == error_type
+    assert isinstance(error, InvalidInput) == (error_type == "image_too_small")
+
+
+def test_a_finished_request_is_its_own_verdict():
+    message = Generated(id="a", pictures=(), timings={})
+
+    assert verdict(message) is message
