@@ -49,7 +49,7 @@ class Queue:
         self._store = store
         self._settings = settings
         self._now = clock
-        self.on_webhook: Callable[[], None] = lambda: None  # called when a webhook has become due
+        self.webhook_due = asyncio.Event()  # set when a webhook has become due
         self._index = JobIndex()
         self._retention = Retention(store.database, self._index.forget, settings, clock)
         self._submitting: collections.Counter[str] = collections.Counter()  # by owner
@@ -146,7 +146,7 @@ class Queue:
     def _accepted(self, snapshot: Snapshot) -> None:
         self._index.add(snapshot)
         if snapshot.completed and snapshot.webhook is not None:
-            self.on_webhook()
+            self.webhook_due.set()
 
     async def get(self, request_id: str) -> Snapshot | None:
         """The job as it stands; None if there is no such job."""
@@ -201,7 +201,7 @@ class Queue:
         self._index.finished(request_id, result, inference_time)
         known = self._index.get(request_id)
         if known is not None and known.webhook is not None:
-            self.on_webhook()
+            self.webhook_due.set()
 
     # --- chores
 

@@ -93,12 +93,11 @@ class Deliverer:
         self._now = clock
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._origins: collections.Counter[str] = collections.Counter()
-        self._nudge = asyncio.Event()
+        self._nudge = queue.webhook_due
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begins with what an earlier server left over."""
-        self._queue.on_webhook = self._nudge.set
         self._loop = asyncio.create_task(self._run(), name="webhooks")
 
     async def close(self, grace_s: float = 5.0) -> None:

@@ -350,7 +350,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
                 await asyncio.sleep(0.01)
         lost.rename(tmp_path / "webhook-keys.json")
         clock.now += HOUR
-        queue.on_webhook()
+        queue.webhook_due.set()
         await emptied(queue)
 
     assert len(receiver.got) == 1
