@@ -72,12 +72,12 @@ def _check_disk(needed: int, reserve: int) -> None:
 
 
 def gigabytes(count: float) -> str:
-    """`count` bytes for people."""
+    """Return `count` bytes in human-readable form."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 class BarReport:
-    """For people at a terminal (or reading a log: then a line every ten seconds)."""
+    """Progress bar for a terminal (or reading a log: then a line every ten seconds)."""
 
     def begin(self, total: int, held: int, files: int) -> None:
         """See `Report`."""
