@@ -114,10 +114,10 @@ class Graphs:
         return bool(graphs)
 
     def _graph(self, name: str, rows: int, size: Size) -> Graph | None:
-        """The smallest one that has so many rows."""
+        """Return the smallest one with at least that number of rows."""
         held = self._held.get((name, size), {})
-        fitting = [captured for captured in held if captured >= rows]
-        return held[min(fitting)] if fitting else None
+        enough = [captured for captured in held if captured >= rows]
+        return held[min(enough)] if enough else None
 
     def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, stream: str) -> None:
         """Capture a shape. What has no room or can't be captured runs as it is."""

@@ -67,7 +67,7 @@ def prepare(name: str, *, exact: bool) -> None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free for this process, its own cache counted in; infinitely many where nobody tells."""
+    """Bytes that are free for this process, its own cache counted in; infinitely many where no system call tells."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
@@ -76,7 +76,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def main_memory(meminfo: Path = MEMINFO) -> float:
-    """Bytes of main memory that are free or can be freed; infinitely many where nobody tells (only Linux does)."""
+    """Bytes of main memory that are free or can be freed; infinitely many except on Linux."""
     if not meminfo.is_file():
         return math.inf
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

@@ -18,7 +18,7 @@ from pipelines.messages import GenerationParams
 from pipelines.weights import checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig
@@ -105,9 +105,15 @@ def set_memory_budget(model: TorchBackend, free: float) -> None:
 
 
 def capture_graphs(
-    model: TorchBackend, graphs: Graphs, max_batch: int, progress: Progress, compiler: Compiler | None = None
+    model: TorchBackend,
+    graphs: Graphs,
+    max_batch: int,
+    progress: Progress,
+    compiler: Compiler | None = None,
+    *,
+    sizes: Sequence[tuple[int, int]] = CAPTURED_SIZES,
 ) -> None:
-    """Run black pictures of the usual sizes and batches through every stage, and keep what that captures."""
+    """Run blank pictures of `sizes` in the usual batches through every stage, keep what that captures."""
     model.graphs = graphs
     form = compiler or (lambda run: run)
     model.unet = graphs.wrap("unet", model.unet, _latent_size, stream="steps", form=form(model.unet))
@@ -119,7 +125,7 @@ def capture_graphs(
     if model.checker is not None:
         model.checker.flags = graphs.wrap("safety", model.checker.flags, _pixels_size, stream="pictures")
     # The largest batch first: the pool has grown to what the others need.
-    shapes = [(size, rows) for size in CAPTURED_SIZES for rows in reversed(batches(max_batch))]
+    shapes = [(size, rows) for size in sizes for rows in reversed(batches(max_batch))]
     model.prompts.clear()  # so that a text is read meanwhile
     with graphs.learning():
         for number, ((height, width), rows) in enumerate(shapes):

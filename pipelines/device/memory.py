@@ -29,11 +29,11 @@ class MemoryBudget:
         self._costs: dict[str, float] = {}
 
     def note(self, stage: str, pixels: int, rows: int, nbytes: int) -> None:
-        """A stage took so many bytes at most, for so many rows of `pixels` pixels each."""
+        """Note the most bytes that a stage took, for `rows` rows of `pixels` pixels each."""
         self._costs[stage] = max(nbytes / (pixels * rows), self._costs.get(stage, 0.0))
 
     def rows(self, stage: str, pixels: int, most: int) -> int:
-        """How many rows of so many pixels the stage may take: from one to `most`; `most` if it was not measured."""
+        """Return how many rows of `pixels` pixels the stage may take: from one to `most`; `most` if not measured."""
         cost = MARGIN * self._costs.get(stage, 0.0) * pixels
         return max(1, int(min(most, self.budget / cost))) if cost else most
 

@@ -28,10 +28,11 @@ class Report(Protocol):
         """Everything is here and verified."""
 
 
-def fetch(config: EngineConfig, *, half: bool, report: Report) -> None:
+def fetch(config: EngineConfig, *, half: bool, report: Report, reserve: int = _RESERVE) -> None:
     """Bring everything that `config` needs into the hub's cache; what is there is verified and kept.
 
     `half`: 16-bit files where there are any. Raises `UnreachableError` or `CheckpointError`; what has come stays.
+    `reserve`: bytes of disk to leave free.
     """
     remotes: dict[str, client.Remote] = {}
 
@@ -50,7 +51,7 @@ def fetch(config: EngineConfig, *, half: bool, report: Report) -> None:
     wanted = list(dict.fromkeys(wanted))
     total = sum(remote.sizes[name] for remote, name in wanted)
     held = sum(remote.held(name) for remote, name in wanted)
-    _check_disk(total - held)
+    _check_disk(total - held, reserve)
     report.begin(total, held, len(wanted))
     for remote, name in wanted:
         remote.fetch(name, report.advance)
@@ -59,11 +60,11 @@ def fetch(config: EngineConfig, *, half: bool, report: Report) -> None:
     report.end()
 
 
-def _check_disk(needed: int) -> None:
+def _check_disk(needed: int, reserve: int) -> None:
     folder = client.cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    if needed and free < needed + _RESERVE:
+    if needed and free < needed + reserve:
         raise CheckpointError(
             f"{gigabytes(needed)} are to be fetched, and {folder} has only {gigabytes(free)} free.",
             "Make room, or point HF_HOME at a larger disk.",
@@ -71,12 +72,12 @@ def _check_disk(needed: int) -> None:
 
 
 def gigabytes(count: float) -> str:
-    """`count` bytes for people."""
+    """Return `count` bytes in human-readable form."""
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 class BarReport:
-    """For people at a terminal (or reading a log: then a line every ten seconds)."""
+    """Progress bar for a terminal (or reading a log: then a line every ten seconds)."""
 
     def begin(self, total: int, held: int, files: int) -> None:
         """See `Report`."""

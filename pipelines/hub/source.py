@@ -11,7 +11,7 @@ from pipelines.errors import CheckpointError
 
 
 class FileSource(Protocol):
-    """What a recipe is made from. `label` names it for people; `hint` says what to do when something is missing."""
+    """What a manifest is made from. `label` names it in messages; `hint` says what to do when something is missing."""
 
     @property
     def label(self) -> str: ...

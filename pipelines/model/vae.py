@@ -1,6 +1,6 @@
 """The autoencoders, pictures ⇄ latents: Stable Diffusion's own (`AutoencoderKL`) and the tiny one (`AutoencoderTiny`).
 
-`of(source)` makes the one that fits. Both have
+`make_vae(source)` makes the one that fits. Both have
 
     encode    [N, 3, H, W] in −1…1 → mean and deviation [N, channels, H/8, W/8] (no deviation: nothing is sampled)
     decode    [N, channels, h, w] → [N, 3, 8h, 8w], about −1…1

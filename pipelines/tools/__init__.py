@@ -1,1 +1,4 @@
-"""."""
+"""Command-line tools of the device side: pull, doctor, bench.
+
+Reading order: __main__; doctor; bench.
+"""

@@ -1,6 +1,6 @@
 """`fourstep bench`: how fast this box is, from JPEG to JPEG through the engine loop, without the web side.
 
-One request after the other tells the latency, many at once the throughput. A table for people; the last line is JSON.
+One request after the other tells the latency, many at once the throughput. A table; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class LocalEngine:
         return time.perf_counter() - begun, latencies
 
     def close(self) -> None:
-        """Return when nothing is in hand."""
+        """Return when nothing is in flight."""
         self.engine.drain()
         self._thread.join()
 
@@ -139,7 +139,7 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """What `run` found, for people."""
+    """Return what `run` found as a human-readable table."""
     lines = [f"{found['model']} on {found['device']}, {found['dtype']}, {SIDE}×{SIDE}, 4 steps"]
     lines += [
         f"{number:>3} at a time  " + "  ".join(f"{name} {value:>8}" for name, value in row.items())

@@ -36,7 +36,7 @@ class Level(enum.Enum):
 
 
 class Finding(NamedTuple):
-    """What a check found: a short subject, one line, and the mend ("" where nothing needs one)."""
+    """What a check found: a short subject, one line, and a hint ("" where nothing needs one)."""
 
     level: Level
     subject: str
@@ -225,7 +225,7 @@ def clock() -> Finding:
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Finding:
-    """The local CA and its certificate, if there are any: in date, and their keys nobody else's to read."""
+    """The local CA and its certificate, if there are any: in date, and their keys readable by their owner alone."""
     if not (folder / "ca.pem").exists():
         return Finding(Level.OK, "certificates", "none yet: `fourstep certs` or --tls-port makes them")
     open_keys = [key.name for key in folder.glob("*key.pem") if key.stat().st_mode & 0o077]

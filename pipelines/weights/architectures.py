@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
@@ -40,30 +41,30 @@ __all__ = [
 
 
 def make_unet(config: Mapping[str, Any]) -> torch.nn.Module:
-    """The UNet of `config` on the meta device."""
-    with torch.device("meta"):
+    """The UNet of `config` with its weights on the meta device."""
+    with init_empty_weights(include_buffers=False):
         return UNet2DConditionModel.from_config(_own(UNet2DConditionModel, config))  # type: ignore[no-any-return]  # untyped
 
 
 def make_vae(config: Mapping[str, Any]) -> torch.nn.Module:
-    """The `AutoencoderKL` or `AutoencoderTiny` of `config` on the meta device."""
+    """The `AutoencoderKL` or `AutoencoderTiny` of `config` with its weights on the meta device."""
     name = config.get("_class_name", "AutoencoderKL")
     classes = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
     if name not in classes:
         raise CheckpointError(f"The VAE is a {name}.", f"Use one of {', '.join(classes)}.")
-    with torch.device("meta"):
+    with init_empty_weights(include_buffers=False):
         return classes[name].from_config(_own(classes[name], config))  # type: ignore[no-any-return]  # untyped
 
 
 def make_text_encoder(config: Mapping[str, Any]) -> torch.nn.Module:
-    """The CLIP text model of `config` on the meta device."""
-    with torch.device("meta"):
+    """The CLIP text model of `config` with its weights on the meta device."""
+    with init_empty_weights(include_buffers=False):
         return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))  # type: ignore[no-any-return]  # untyped
 
 
 def make_safety_checker(config: Mapping[str, Any]) -> torch.nn.Module:
-    """The safety checker of `config` on the meta device."""
-    with torch.device("meta"):
+    """The safety checker of `config` with its weights on the meta device."""
+    with init_empty_weights(include_buffers=False):
         return StableDiffusionSafetyChecker(CLIPConfig.from_dict(dict(config)))  # type: ignore[no-any-return]  # untyped
 
 

@@ -2,7 +2,7 @@
 
 pick      what the configuration means here: names, device, dtype; `auto` is decided
 compose   which files that takes (`pipelines.hub.manifest`)
-fetch     only for `auto` beside an accelerator; everything else is on disk or an error with its mend
+fetch     only for `auto` beside an accelerator; everything else is on disk or an error with its hint
 build     modules on the meta device, weights mapped from disk, LoRA merged in float32, each straight to its place
 """
 
@@ -35,7 +35,7 @@ class LoadedCheckpoint:
     """A loaded SD1.5-shaped model: modules in eval mode on `device` in `dtype`, gradients off, LoRA merged in.
 
     `vae` is an `AutoencoderKL` or an `AutoencoderTiny`; `safety_checker` a `StableDiffusionSafetyChecker` or None;
-    `scheduler_config` the `scheduler_config.json` of the base; `name` is for people; `notice` what the operator must
+    `scheduler_config` the `scheduler_config.json` of the base; `name` is for logs; `notice` what the operator must
     know of this model ("" for nothing).
     """
 
@@ -66,7 +66,7 @@ def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progres
 def _find(
     config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Progress
 ) -> tuple[manifest.Manifest, str]:
-    """The recipe, all of it on disk, and what to tell the operator."""
+    """Find the manifest, all of it on disk, and what to tell the operator."""
     half = dtype.itemsize == 2
     if config.model == "demo":
         return _demo(config)
@@ -86,7 +86,7 @@ def _find(
 
 
 def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
-    """The recipe for `config`, all of it on this machine. Raises `NotOnDiskError` with the command that fetches."""
+    """The manifest for `config`, all of it on disk. Raises `NotOnDiskError` with the command that fetches."""
     hint = f"`{manifest.pull_command(config)}` fetches what is missing."
     return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
 

@@ -1,8 +1,8 @@
 """Builds a module and fills it with weights from safetensors: nothing is initialised first, nothing is kept twice.
 
-The module is made on torch's meta device (no memory), the files are mapped, and each tensor goes from the map straight
-to its device and dtype; on the CPU in the file's own dtype the map itself is the weight. Names and shapes must match
-exactly: a weight left over, missing or of another shape is an error, never a silent default.
+The module's weights are made on torch's meta device (no memory), the files are mapped, and each tensor goes from the
+map straight to its device and dtype; on the CPU in the file's own dtype the map itself is the weight. Names and shapes
+must match exactly: a weight left over, missing or of another shape is an error, never a silent default.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ def fill(
     what: str,
     patch: Patch | None = None,
 ) -> torch.nn.Module:
-    """`module`, made on the meta device, with `tensors` as its weights on `device` in `dtype`; eval mode, no gradients.
+    """Give `module`, made on the meta device, `tensors` as weights on `device` in `dtype`; eval mode, no gradients.
 
     `patch` gets each weight by its name in the module, on its device in the file's dtype, and returns the one to use.
     `what` names the module in errors. Raises `CheckpointError` unless names and shapes match exactly.
@@ -72,7 +72,7 @@ def fill(
         placed = tensor.to(device)
         weights[name] = (patch(name, placed) if patch else placed).to(dtype)
     module.load_state_dict(weights, strict=True, assign=True)
-    _restore_buffers(module, device)
+    module.to(device)  # the buffers that no checkpoint holds; the weights are there
     return module.requires_grad_(False).eval()  # noqa: FBT003 (torch's own signature)
 
 
@@ -101,14 +101,3 @@ def _check(wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
             f"{what}: the weights do not fit the config: {'; '.join(faults)}.",
             "Use a checkpoint of the Stable Diffusion 1.x family, whole and unaltered.",
         )
-
-
-def _restore_buffers(module: torch.nn.Module, device: torch.device) -> None:
-    """Make the buffers that no checkpoint holds: CLIP's position numbers, which alone survive on the meta device."""
-    for owner in module.modules():
-        for name, buffer in owner.named_buffers(recurse=False):
-            if not buffer.is_meta:
-                continue
-            if name != "position_ids":
-                raise AssertionError(f"{type(owner).__name__}.{name} is a buffer that nothing fills")
-            owner.position_ids = torch.arange(buffer.shape[-1], device=device).expand(buffer.shape)

@@ -18,7 +18,6 @@ from tests.support import tiny_models
 def plain_kernels(monkeypatch):
     """As on CUDA: a compiler lays weights out itself, and can't see into oneDNN's layout."""
     monkeypatch.setattr(kernels, "_packs", lambda weight: False)
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
     torch.compiler.reset()
 
 
@@ -26,7 +25,7 @@ def plain_kernels(monkeypatch):
 def test_compiled_pictures_are_those_of_uncompiled_ones(vae, backend):
     compiler, device = Compiler(backend), FakeDevice()
     model = TorchBackend(tiny_models.make(vae=vae()))
-    loader.capture_graphs(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler)
+    loader.capture_graphs(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler, sizes=[(64, 64)])
 
     actual = generate(model, 1)
 

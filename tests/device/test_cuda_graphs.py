@@ -225,13 +225,12 @@ def capture(model, device, max_batch, compiler=None):
     def tell(fraction, what):
         told.append((fraction, what))
 
-    loader.capture_graphs(model, Graphs(device, 10**9), max_batch, tell, compiler)
+    loader.capture_graphs(model, Graphs(device, 10**9), max_batch, tell, compiler, sizes=[(64, 64)])
     return told
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, count):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_captured_pictures_are_those_of_uncaptured_ones(device, count):
     captured = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker()))
 
     told = capture(captured, device, 4)
@@ -247,8 +246,7 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, monkeypatch, cou
 @pytest.mark.parametrize(
     ("max_batch", "steps"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
 )
-def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, monkeypatch, max_batch, steps):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, max_batch, steps):
     model = TorchBackend(tiny_models.make())
 
     capture(model, device, max_batch)
@@ -256,8 +254,7 @@ def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, mo
     assert [rows for rows in range(1, 17) if rows in model.graphs._held["unet", (64, 64)]] == steps
 
 
-def test_batches_without_room_are_left_out_and_the_others_captured(device, monkeypatch, caplog):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_batches_without_room_are_left_out_and_the_others_captured(device, caplog):
     model = TorchBackend(tiny_models.make())
     decode = model.vae_decode
 
@@ -273,8 +270,7 @@ def test_batches_without_room_are_left_out_and_the_others_captured(device, monke
     assert "no room for 4 pictures of 64×64 at once" in caplog.text
 
 
-def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device, monkeypatch):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device):
     model = TorchBackend(tiny_models.make())
     capture(model, device, 1)
 

@@ -66,13 +66,12 @@ def model_under(witness, steps=None, pictures=None, capture=None):
         (witness.stream("steps", steps), witness.stream("pictures", pictures)),
     )
     if capture:
-        loader.capture_graphs(model, Graphs(capture, 10**9), 2, lambda fraction, what: None)
+        loader.capture_graphs(model, Graphs(capture, 10**9), 2, lambda fraction, what: None, sizes=[(64, 64)])
     return model
 
 
 @pytest.mark.parametrize("captures", [False, True], ids=["as it is", "captured"])
-def test_pictures_beside_steps_are_those_that_are_made_alone(monkeypatch, captures):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_pictures_beside_steps_are_those_that_are_made_alone(captures):
     expected = interleaved(TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3))))
 
     with Witness() as witness:
@@ -121,8 +120,7 @@ def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
             interleaved(model)
 
 
-def test_graphs_of_both_lanes_in_one_are_noticed(monkeypatch):
-    monkeypatch.setattr("pipelines.device.loader.CAPTURED_SIZES", ((64, 64),))
+def test_graphs_of_both_lanes_in_one_are_noticed():
     with Witness() as witness:
         model = model_under(witness, capture=FakeDevice())
         model.unet, latents = model.vae_decode, torch.zeros(1, 4, 8, 8)

@@ -292,13 +292,11 @@ def test_offline_nothing_is_asked(served: fake_hub.Hub, monkeypatch: pytest.Monk
     assert served.requests == []
 
 
-def test_disk_that_is_too_small_is_noticed_before_fetching(
-    served: fake_hub.Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(download, "_RESERVE", 10**18)
+def test_disk_that_is_too_small_is_noticed_before_fetching(served: fake_hub.Hub) -> None:
+    config = EngineConfig(model="sd15", data_dir="/nonexistent")
 
     with pytest.raises(CheckpointError, match="free") as caught:
-        fetch()
+        download.fetch(config, half=False, report=Ledger(), reserve=10**18)
 
     assert "HF_HOME" in caught.value.hint
     assert UNET not in served.fetched()
