@@ -2,8 +2,9 @@
 
 On CUDA they are torch's own, weights channels-last. On an x86 CPU in float32 oneDNN gets its weights in the layout that
 it computes in, once, where torch would convert them at every call: a 1280-channel convolution of SD1.5 takes half to a
-quarter of the time, and a matrix product half of MKL's on an AMD core (`benchmarks/results/cpu-kernels.md`). The operators for that are
-those that torch's own compiler writes into its programs; where a build lacks them, torch's public ones do.
+quarter of the time, and a matrix product half of MKL's on an AMD core (`benchmarks/results/cpu-kernels.md`). The
+operators for that are those that torch's own compiler writes into its programs; where a build lacks them, torch's
+public ones do.
 
 Activations are channels-last everywhere: [N, C, H, W] with C innermost, so that [N, H·W, C] is a view of them.
 """
