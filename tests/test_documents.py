@@ -56,18 +56,6 @@ def test_the_architecture_page_names_every_package():
     assert {name for name in packages if not re.search(rf"\b{name}\b", page)} == set()
 
 
-FIGURES = [ROOT / "docs/reliability.md", ROOT / "training/LOG.md", *sorted(ROOT.glob("benchmarks/results/*.md"))]
-
-
-@pytest.mark.parametrize("document", FIGURES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_tables_of_figures_are_narrow(document):
-    rows = re.findall(r"^\|.*\|$", document.read_text(), re.MULTILINE)
-    cells = [[cell.split() for cell in row.strip("|").split("|")] for row in rows]
-
-    assert max(map(len, cells)) <= 6
-    assert [words for row in cells for words in row if len(words) > 12] == []
-
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = {
     contract["containers"][0]: re.findall(r"\w+", re.sub(r"\(.*?\)", "", " ".join(contract["layers"])))
