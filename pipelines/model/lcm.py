@@ -65,7 +65,7 @@ class Conditioning:
 
     @property
     def summary(self) -> str:
-        """Token counts for the request's log: "95 tokens, 77 used"."""
+        """Return token counts for the request's log: "95 tokens, 77 used"."""
         lines = [f"prompt: {self.prompt.tokens} tokens, {self.prompt.used} used"]
         if self.negative is not None:
             lines.append(f"negative prompt: {self.negative.tokens} tokens, {self.negative.used} used")

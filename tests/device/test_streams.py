@@ -1,4 +1,4 @@
-"""Pictures beside the steps of others: nothing reads what is not there, and nothing that crosses over is lost."""
+"""Work on pictures beside denoising steps: no missing wait between streams, and the same pictures."""
 
 from dataclasses import replace
 

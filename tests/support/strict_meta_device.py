@@ -15,7 +15,7 @@ NOWHERE = torch.device("meta")
 
 
 class Missing(AssertionError):
-    """Something was asked of the device that devices need not have."""
+    """An operation which mps or CUDA need not have."""
 
 
 class _Strict(TorchDispatchMode):
@@ -31,6 +31,6 @@ class _Strict(TorchDispatchMode):
 
 @contextlib.contextmanager
 def device():
-    """The device, for as long as something is to run there; modules come to it by `.to`."""
+    """Give the device within the context; modules move to it by `.to`."""
     with FakeTensorMode(allow_non_fake_inputs=True), _Strict():
         yield NOWHERE
