@@ -15,7 +15,6 @@ from benchmarks.harness import device
 from pipelines.device import loader
 from pipelines.device.cuda_graphs import Cuda, Graphs
 from pipelines.device.torch_backend import TorchBackend
-from pipelines.model import kernels
 from pipelines.weights.checkpoint import LoadedCheckpoint
 from tests.support.published_configs import FULL, TINY
 
@@ -71,15 +70,14 @@ class Bench:
 
     def captured_model(self, model=None, *, sizes=None, rows=None, its_streams=None, compiler=None):
         """A model of ours with its graphs; `rows`: which batches of up to 8 are captured."""
-        made = TorchBackend(model or self.model, its_streams)
-        self.capture_shapes(made, sizes, rows, compiler)
-        return made
+        made = TorchBackend(model or self.model, its_streams=its_streams)
+        return self.capture_shapes(made, sizes, rows, compiler)
 
     def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
-        with only(sizes or ((self.side, self.side),), rows):
-            loader.capture_graphs(
-                made, Graphs(self.make_capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler
-            )
+        batches = sorted(rows, reverse=True) if rows else loader.batches(8)
+        shapes = [(size, batch) for size in sizes or ((self.side, self.side),) for batch in batches]
+        graphs = Graphs(self.make_capture(), 2**40)
+        return loader.capture_graphs(made, graphs, shapes, lambda fraction, what: None, compiler)
 
     def note_peaks(self):
         """Keep what was allocated and reserved at most so far: measuring a stage starts torch's count again."""
@@ -89,7 +87,7 @@ class Bench:
         return torch.full((rows,), 500, device=self.device)
 
     def unet_inputs(self, rows):
-        latent, network = self.side // 8, self.ours.network
+        latent, network = self.side // 8, self.ours.functions.unet
         return (
             self.randn(rows, 4, latent, latent),
             self.randn(rows, sum(network.shift_widths)),
@@ -142,27 +140,14 @@ def make_bench(*, dry, minutes):
 
 
 @contextlib.contextmanager
-def only(sizes, rows=None):
-    """Captures of some sizes and batches: the others cost time and tell nothing new."""
-    kept = loader.CAPTURED_SIZES, loader.batches
-    loader.CAPTURED_SIZES = sizes
-    if rows:
-        loader.batches = lambda most: sorted(rows)
-    try:
-        yield
-    finally:
-        loader.CAPTURED_SIZES, loader.batches = kept
-
-
-@contextlib.contextmanager
 def plain_weights(bench):
     """For a while no weights are in oneDNN's layout, and no functions of ours have such: a compiler lays them out."""
-    kept, kernels._packs = kernels._packs, lambda weight: False
     vars(bench).pop("ours", None)
+    kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
         yield
     finally:
-        kernels._packs = kept
+        torch.backends.mkldnn.enabled = kept
         vars(bench).pop("ours", None)
 
 

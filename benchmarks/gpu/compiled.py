@@ -20,9 +20,9 @@ def compile_all(bench, found, compiler):
     """Each function by itself, then the engine with all of them."""
     latent, many = bench.side // 8, bench.batches[-2]
     functions = (
-        ("unet", bench.ours.network, bench.unet_inputs),
-        ("decode", bench.ours.vae_decode, lambda count: (bench.randn(count, 4, latent, latent),)),
-        ("encode", bench.ours.vae_encode, lambda count: (bench.randn(count, 3, bench.side, bench.side),)),
+        ("unet", bench.ours.functions.unet, bench.unet_inputs),
+        ("decode", bench.ours.functions.vae_decode, lambda count: (bench.randn(count, 4, latent, latent),)),
+        ("encode", bench.ours.functions.vae_encode, lambda count: (bench.randn(count, 3, bench.side, bench.side),)),
     )
     for rows in ((1,), (1, many)):
         for name, function, make in functions:

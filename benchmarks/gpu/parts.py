@@ -28,7 +28,7 @@ def unet(bench, found):
     """One UNet call by number of rows: diffusers', ours, ours captured; two rows are one picture with guidance."""
     for rows in bench.batches:
         row = found[f"rows {rows}"] = {}
-        inputs, network = bench.unet_inputs(rows), bench.ours.network
+        inputs, network = bench.unet_inputs(rows), bench.ours.functions.unet
         row["ours_ms"] = bench.ms(functools.partial(network, *inputs))
         replay, destroy = bench.captured(network, inputs)
         row["captured_ms"] = bench.ms(replay)
@@ -42,7 +42,7 @@ def unet(bench, found):
 def stages(bench, found):
     """Autoencoders, text and safety checker for one row and for many; the tiny autoencoder beside the full one."""
     small = random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype)
-    autoencoders = {"vae": (bench.model.vae, bench.ours.vae), "taesd": (small, vae.make_vae(small))}
+    autoencoders = {"vae": (bench.model.vae, vae.make_vae(bench.model.vae)), "taesd": (small, vae.make_vae(small))}
     for rows in (bench.batches[0], bench.batches[-2]):
         images = bench.randn(rows, 3, bench.side, bench.side).clamp(-1, 1)
         latents = bench.randn(rows, 4, bench.side // 8, bench.side // 8)
@@ -54,7 +54,7 @@ def stages(bench, found):
                 destroy()
                 row["diffusers_ms"] = bench.ms(functools.partial(getattr(theirs, way), given))
         pixels = torch.zeros(rows, bench.side, bench.side, 3, dtype=torch.uint8, device=bench.device)
-        found[f"safety, {rows}"] = {"ours_ms": bench.ms(functools.partial(bench.ours.checker, pixels))}
+        found[f"safety, {rows}"] = {"ours_ms": bench.ms(functools.partial(bench.ours.functions.flags, pixels))}
     ids = torch.zeros(1, 77, dtype=torch.long, device=bench.device)
     found["text"] = {"ours_ms": bench.ms(functools.partial(bench.model.text_encoder, ids))}
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import random
+import time
 
 import torch
 
@@ -59,7 +60,7 @@ def pictures(bench, found):
     with device.switched(allow_fp16_accumulation=True):
         found["fp16_accumulation"] = apart(picture_of(bench, bench.ours), ours)
         inputs = bench.unet_inputs(1)
-        found["fp16_accumulation"]["unet_ms"] = bench.ms(functools.partial(bench.ours.network, *inputs))
+        found["fp16_accumulation"]["unet_ms"] = bench.ms(functools.partial(bench.ours.functions.unet, *inputs))
 
 
 def waits(bench, found):
@@ -93,14 +94,16 @@ def waits(bench, found):
 
 def warm_up(bench, found):
     """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
-    sizes = ((bench.side, bench.side),) if bench.dry else loader.CAPTURED_SIZES
+    sizes = ((bench.side, bench.side),) if bench.dry else loader.SIZES.captured
     model = TorchBackend(bench.model)
     bench.note_peaks()
     found["measure_s"] = seconds(functools.partial(loader.profile_memory, model, bench.side))
-    found["capture_s"] = seconds(functools.partial(bench.capture_shapes, model, sizes))
+    begun = time.perf_counter()
+    model = bench.capture_shapes(model, sizes)
+    found["capture_s"] = round(time.perf_counter() - begun, 1)
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    loader.set_memory_budget(model, devices.free_memory(bench.device))
+    loader.set_memory_budget(model, devices.free_memory(bench.device) * loader.SIZES.stages_share)
     found["memory_budget"] = str(model.memory_budget)
     found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
     model.graphs.evict()

@@ -25,11 +25,11 @@ def hangs(bench, found):
 
 def plain_for_a_while(bench, found):
     """Whether weights are packed before, within and after `plain_weights`, which an exception ends."""
-    packed, first = [kernels._packs(torch.ones(2, 2))], bench.ours
+    packed, first = [kernels.packs(torch.ones(2, 2))], bench.ours
     with contextlib.suppress(ZeroDivisionError), plain_weights(bench):
-        packed.append(kernels._packs(torch.ones(2, 2)))
+        packed.append(kernels.packs(torch.ones(2, 2)))
         plain = bench.ours
         raise ZeroDivisionError
-    packed.append(kernels._packs(torch.ones(2, 2)))
+    packed.append(kernels.packs(torch.ones(2, 2)))
     found["packed"] = packed
     found["made_anew"] = len({first, plain, bench.ours})

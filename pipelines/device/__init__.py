@@ -1,4 +1,5 @@
-"""The model on a device: loaded, measured, captured and fed.
+"""A model on its device, for torch. The only package that knows CUDA and mps.
 
-Reading order: loader, torch_backend; devices, streams, memory; cuda_graphs, compile.
+Reading order: `loader` puts a checkpoint on its device, `torch_backend` runs the stages for the engine, `streams` and
+`cuda_graphs` are how it does so fast, `memory` bounds the batches, `compile` and `devices` are details.
 """

@@ -1,10 +1,10 @@
-"""torch.compile for the functions that are to be captured: fewer kernels, each with less memory traffic.
+"""torch.compile for the captured functions: fewer kernels, each with less memory traffic.
 
-What it has to gain on CUDA: torch's `group_norm` there knows no channels-last, so that every norm costs two changes of
-layout beside it; compiled, norm, SiLU and layout are one kernel. What it costs: a C compiler and Triton on the machine,
-and tens of seconds for each shape at the first start; after that the code is found in the cache.
+Gain on CUDA: torch's `group_norm` has no channels-last kernel there, so every norm costs two changes of layout;
+compiled, norm, SiLU and layout are one kernel. Cost: a C compiler and Triton on the machine, and tens of seconds for
+each shape at the first start; later starts find the code in the cache.
 
-No mode but the default: `reduce-overhead` would capture graphs of its own, with memory that ours can't share.
+Only the default mode: `reduce-overhead` would capture graphs of its own, whose memory ours can't share.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Shapes of one function that may be compiled, where torch's own 8 would make it give up: sizes × batches, and some.
+# Most shapes of one function to compile: sizes × batches, and a margin. Torch gives up after 8 by default.
 SHAPES = 64
 
 
 class Compiler:
-    """Compiles functions at their first call of each shape. After the first failure all run as they are written."""
+    """Compiles functions at their first call of each shape. After the first failure all run uncompiled."""
 
     def __init__(self, backend: str = "inductor") -> None:
         self._backend = backend
@@ -33,7 +33,7 @@ class Compiler:
         torch._dynamo.config.recompile_limit = SHAPES
 
     def __call__(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """`run`, compiled. Raises what `run` would raise for want of memory, and nothing else of its own."""
+        """Return `run`, compiled. Compiling adds no error of its own except `torch.OutOfMemoryError`."""
         compiled = torch.compile(run, backend=self._backend, dynamic=False, fullgraph=True)
 
         @functools.wraps(run, updated=())
@@ -52,5 +52,5 @@ class Compiler:
 
 
 def _brief(error: Exception) -> str:
-    """What went wrong in one line: compilers' messages are pages long."""
+    """Return the error in one line; compilers' messages are pages long."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,19 +1,18 @@
-"""Captured shapes: what a device can replay as a whole, without being told kernel by kernel.
+"""CUDA graphs of a model's functions: a call of a captured shape is one launch.
 
-A UNet call of SD1.5 is some 900 kernels, which Python and the driver take longer to launch than an H100 to run. A CUDA
-graph launches them at once, but holds for one shape only. So the stages' functions, which take and give tensors
-[rows, …], are captured for a few numbers of rows and the sizes that most requests have; a call with fewer rows than
-were captured fills only its own, and its outputs are cut back. Everything else runs as it is, slower.
+A UNet call of SD1.5 is some 900 kernels, which Python and the driver take longer to launch than an H100 takes to run
+them. A CUDA graph launches them at once, but for one shape only. So the model's functions, which take and return
+tensors [rows, …], are captured for a few numbers of rows and the most frequent sizes. A call with fewer rows than were
+captured fills only its own, and its outputs are cut back. All other shapes run uncaptured, slower.
 
-    learning    calls made meanwhile are captured: that is how a device is warmed up
-    replay      inputs in, graph run, outputs out
-    evict       give all of them up, where one picture alone has no room beside them
+    learning    calls made meanwhile are captured, as at warm-up
+    replay      copy the inputs in, run the graph, copy the outputs out
+    evict       destroy all graphs, when one picture alone has no room beside them
 
-Rows that a call does not fill hold whatever was there before. No row reads another, so they change nothing but the
-time.
+Rows that a call does not fill hold old values. No row reads another, so they cost time and change no result.
 
-Graphs of one lane (`pipelines.device.streams`) never run at once, so they share one pool of memory: it is as large as
-the largest of them needs, not as all of them together. Graphs of different lanes do run at once and share nothing.
+Graphs of one stream (`pipelines.device.streams`) never run at once, so they share one memory pool, as large as the
+largest of them needs. Graphs of different streams do run at once and share nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,33 +37,33 @@ Size: TypeAlias = tuple[int, int]
 logger = logging.getLogger(__name__)
 
 # Runs before a capture: the first one loads kernels and lets cuDNN choose, which a capture must not contain.
-REHEARSALS = 2
+WARM_UP_RUNS = 2
 
 
 class Graph(Protocol):
-    """A function captured for one shape. `nbytes`: by how much it made the device's memory in use grow."""
+    """A function captured for one shape. `nbytes`: device memory that the capture took."""
 
     nbytes: int
 
     def replay(self, inputs: Tensors) -> Any:
-        """The function's outputs for inputs of at most the captured number of rows; the caller's to keep."""
+        """Return the outputs for inputs of at most the captured number of rows. The caller may keep them."""
 
     def destroy(self) -> None:
-        """Give everything back. No replay comes after it."""
+        """Free all memory. The graph can't be replayed afterwards."""
 
 
 class Capture(Protocol):
-    """How a device captures."""
+    """A device's way to capture functions."""
 
     def pool(self) -> Any:
-        """Memory for graphs of which never two run at once."""
+        """Return a memory pool for graphs which never run at once."""
 
     def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
-        """`run` for inputs of this shape. Raises `torch.OutOfMemoryError` where there is no room."""
+        """Capture `run` for inputs of this shape. Raises `torch.OutOfMemoryError` if there is no room."""
 
 
 class Graphs:
-    """All that is captured on a device, within `budget` bytes. Used from the device's thread."""
+    """All graphs on a device, within `budget` bytes. Used from the device's thread."""
 
     def __init__(self, device: Capture, budget: int) -> None:
         self._device = device
@@ -75,10 +75,10 @@ class Graphs:
     def wrap(
         self, name: str, run: Run, size: Callable[[Tensor], Size], *, stream: str = "", form: Run | None = None
     ) -> Run:
-        """`run` with its shapes captured: a function of tensors [rows, …] that returns one such, or a tuple of them.
+        """Return `run` with graphs: a function of tensors [rows, …] which returns a tensor or a tuple of them.
 
-        `size` tells from the first of them how large the pictures are, `stream` whose calls it never runs beside.
-        `form` is captured in its place: the same function, compiled.
+        `size`: first input → size of the pictures. `stream`: the stream in which it is called; graphs of one stream
+        share memory. `form`: the same function compiled, captured instead of `run`.
         """
 
         def call(*inputs: Tensor) -> Any:
@@ -92,7 +92,7 @@ class Graphs:
 
     @contextlib.contextmanager
     def learning(self) -> Iterator[None]:
-        """Meanwhile every call of a new shape is captured, the most wanted ones first: nothing makes room for them."""
+        """Capture every new shape within the context. Call the most frequent first: none is evicted for another."""
         self._learning = True
         try:
             yield
@@ -101,11 +101,11 @@ class Graphs:
 
     @property
     def nbytes(self) -> int:
-        """What all graphs hold on the device."""
+        """Device memory of all graphs."""
         return sum(graph.nbytes for graphs in self._held.values() for graph in graphs.values())
 
     def evict(self) -> bool:
-        """Destroy all: they share their memory, so that less gives nothing back. False if there were none."""
+        """Destroy all graphs; they share memory, so fewer would free nothing. Return False if there were none."""
         graphs = [graph for held in self._held.values() for graph in held.values()]
         for graph in graphs:
             graph.destroy()
@@ -114,13 +114,13 @@ class Graphs:
         return bool(graphs)
 
     def _graph(self, name: str, rows: int, size: Size) -> Graph | None:
-        """Return the smallest one with at least that number of rows."""
+        """Return the smallest graph with at least `rows` rows."""
         held = self._held.get((name, size), {})
-        enough = [captured for captured in held if captured >= rows]
-        return held[min(enough)] if enough else None
+        large_enough = [captured for captured in held if captured >= rows]
+        return held[min(large_enough)] if large_enough else None
 
     def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, stream: str) -> None:
-        """Capture a shape. What has no room or can't be captured runs as it is."""
+        """Capture a shape. A shape which has no room or can't be captured runs uncaptured."""
         what = f"{name} for {len(inputs[0])} rows of {size[0]}×{size[1]}"
         if stream not in self._pools:
             self._pools[stream] = self._device.pool()
@@ -140,24 +140,25 @@ class Graphs:
 
 
 def cut(outputs: Any, rows: int) -> Any:
-    """The first rows of a tensor, or of each of a tuple; None stays."""
+    """Return the first rows of a tensor, or of each of a tuple; None stays."""
     if isinstance(outputs, tuple):
         return tuple(cut(output, rows) for output in outputs)
     return None if outputs is None else outputs[:rows]
 
 
-class Cuda:
-    """A `Capture`: CUDA's graphs. `exact`: kernels that always sum in the same order, in whichever process."""
+class Cuda(Capture):
+    """CUDA graphs. `exact`: only kernels that sum in the same order in every process."""
 
     def __init__(self, *, exact: bool = False) -> None:
         self._exact = exact
 
+    @override
     def pool(self) -> Any:
-        """See `Capture`."""
         return torch.cuda.graph_pool_handle()
 
+    @override
     def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
-        """See `Capture`. The current stream must be the lane's own: graphs share memory and scratch by stream."""
+        # The current stream must be the one of later calls: graphs share memory and scratch by stream.
         cudnn: Any = torch.backends.cudnn
         chooses, cudnn.benchmark = cudnn.benchmark, not self._exact
         try:
@@ -166,15 +167,15 @@ class Cuda:
             cudnn.benchmark = chooses
 
 
-class CudaGraph:
-    """A `Graph`: `torch.cuda.CUDAGraph` with the tensors that it reads and writes."""
+class CudaGraph(Graph):
+    """`torch.cuda.CUDAGraph` with the tensors that it reads and writes."""
 
     def __init__(self, run: Run, inputs: Tensors, pool: Any) -> None:
         self._inputs = tuple(tensor.clone() for tensor in inputs)
-        for _ in range(REHEARSALS):
+        for _ in range(WARM_UP_RUNS):
             run(*self._inputs)
         torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # else what the rehearsals leave behind would hide what the graph takes
+        torch.cuda.empty_cache()  # else what the warm-up runs leave behind would hide what the graph takes
         before = torch.cuda.memory_reserved()
         self._graph = torch.cuda.CUDAGraph()
         # On this very stream: memory is shared within a pool only by captures of one stream, and cuBLAS keeps its
@@ -184,16 +185,16 @@ class CudaGraph:
             self._outputs = run(*self._inputs)
         self.nbytes = torch.cuda.memory_reserved() - before
 
+    @override
     def replay(self, inputs: Tensors) -> Any:
-        """See `Graph`."""
         for held, given in zip(self._inputs, inputs, strict=True):
             held[: len(given)].copy_(given, non_blocking=True)
         self._graph.replay()
         # The next replay writes over the outputs.
         return clone(self._outputs)
 
+    @override
     def destroy(self) -> None:
-        """See `Graph`."""
         torch.cuda.synchronize()  # its last replay may still run
         self._graph.reset()
         self._inputs, self._outputs = (), None
@@ -201,7 +202,7 @@ class CudaGraph:
 
 
 def clone(outputs: Any) -> Any:
-    """A copy of a tensor, or of each of a tuple; None stays."""
+    """Return a copy of a tensor, or of each of a tuple; None stays."""
     if isinstance(outputs, tuple):
         return tuple(clone(output) for output in outputs)
     return None if outputs is None else outputs.clone()

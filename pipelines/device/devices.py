@@ -1,4 +1,4 @@
-"""Which device and number format an engine uses, and how a CPU is made to serve as one."""
+"""The device and number format of an engine, its free memory, and the allocator settings of a CPU."""
 
 import ctypes
 import math
@@ -21,7 +21,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `name` means: `auto` is cuda, then mps, then cpu. Raises `CheckpointError` if it is not there."""
+    """Return the device that `name` means: `auto` is cuda, then mps, then cpu. Raises `CheckpointError` if absent."""
     if name == "auto":
         return _best()
     try:
@@ -39,7 +39,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that `name` means: `auto` is float16 on cuda, where it is fast, and float32 elsewhere."""
+    """Return the dtype that `name` means: `auto` is float16 on cuda, where it is fast, and float32 elsewhere."""
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
@@ -54,10 +54,10 @@ def pick(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def prepare(name: str, *, exact: bool) -> None:
-    """Make the device that `name` means this thread's own, before anything is made on it. Raises `CheckpointError`.
+    """Make the device that `name` means this thread's current one, before any tensor is made. Raises `CheckpointError`.
 
-    `exact`: only kernels that always sum in the same order, chosen by rule and not by a race between them, so that
-    another process or another device of the kind computes the same.
+    `exact`: only kernels that always sum in the same order, chosen by rule and not by timing, so that another process
+    or another device of the same kind computes the same.
     """
     device = pick_device(name)
     if device.type == "cuda":
@@ -67,7 +67,7 @@ def prepare(name: str, *, exact: bool) -> None:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that are free for this process, its own cache counted in; infinitely many where no system call tells."""
+    """Return the bytes free for this process, its own cache included; infinity if the system does not tell."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
@@ -76,7 +76,7 @@ def free_memory(device: torch.device) -> float:
 
 
 def main_memory(meminfo: Path = MEMINFO) -> float:
-    """Bytes of main memory that are free or can be freed; infinitely many except on Linux."""
+    """Return the bytes of main memory that are free or can be freed; infinity except on Linux, which tells."""
     if not meminfo.is_file():
         return math.inf
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
@@ -84,11 +84,11 @@ def main_memory(meminfo: Path = MEMINFO) -> float:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees for its next allocations, where that can be had (glibc).
+    """Keep the memory that this process frees for its next allocations, where the allocator can (glibc).
 
-    Else every large activation is memory that the kernel hands out anew and page by page: a third of the time of an
-    autoencoder on batches. The process holds the most that it ever needed, as a CUDA process does. To be called when
-    the weights are in place: they are to lie outside of what is kept.
+    Otherwise the kernel maps every large activation anew, page by page: a third of an autoencoder's time on batches.
+    The process then holds the most that it ever needed, as a CUDA process does. Call it when the weights are in place,
+    so that they lie outside of what is kept.
     """
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "gnu_get_libc_version"):

@@ -1,8 +1,9 @@
-"""A model fitted to its device before the loop: loaded, measured, captured where that can be, and given its memory."""
+"""Loads a model onto its device for the engine: weights, memory profile, CUDA graphs, memory budget."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipelines.device import devices, memory
 from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Cuda, Graphs
 from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
-from pipelines.engine.backend import ImageCodec, LoadedBackend
+from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
 from pipelines.messages import GenerationParams
 from pipelines.weights import checkpoint
@@ -20,8 +21,10 @@ from pipelines.weights import checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pipelines.device.cuda_graphs import Size
     from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig
+    from pipelines.model.functions import ModelFunctions
     from pipelines.model.lcm import Conditioning
     from pipelines.model.trajectory import Trajectory
 
@@ -29,31 +32,43 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The size that most requests have. On a CPU full-size weights take half a minute for that; a small picture brings the
-# weights in and tells the pace just as well.
-WARM_UP_SIDE = 512
-WARM_UP_SIDE_CPU = 128
 
-# The sizes that most requests have, the most wanted first, the batches up to the largest that is allowed, and the share
-# of the memory beside the weights that their graphs may take.
-CAPTURED_SIZES = ((512, 512), (512, 768), (768, 512), (768, 768))
-_GRAPHS_SHARE = 0.5
+@dataclass(frozen=True, kw_only=True)
+class CaptureSizes:
+    """Shapes that are run before the first request, and the memory for them.
 
-# Of what memory is left, the share that stages may count on: what the driver and other programs take comes and goes.
-_STAGES_SHARE = 0.8
+    `warm_up_side`: side of the square picture of the profile and the first run, the size that most requests have.
+    `warm_up_side_cpu`: the same for a CPU, where full-size weights take half a minute for 512; a small picture loads
+    the weights into memory and measures the speed just as well. `captured`: height and width of the graphs, the most
+    frequent first, each for the batches up to the largest allowed.
+    `graphs_share`: share of the memory beside the weights that graphs may take. `stages_share`: share of the memory
+    left then that stages may count on; the driver's and other programs' need varies.
+    """
+
+    warm_up_side: int = 512
+    warm_up_side_cpu: int = 128
+    captured: tuple[Size, ...] = ((512, 512), (512, 768), (768, 512), (768, 768))
+    graphs_share: float = 0.5
+    stages_share: float = 0.8
 
 
-def load(config: EngineConfig, progress: Progress) -> LoadedBackend:
-    """The model that `config` names, on its device. Raises `CheckpointError`; `NoRoomError` if its memory runs out."""
+SIZES = CaptureSizes()
+
+
+def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) -> LoadedBackend:
+    """Return the model that `config` names, on its device.
+
+    Raises `CheckpointError`; `NoRoomError` if memory runs out.
+    """
     try:
-        return _load(config, progress)
+        return _load(config, progress, sizes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise NoRoomError(config.device) from error
 
 
-def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
+def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> LoadedBackend:
     if config.threads:
         torch.set_num_threads(config.threads)
     devices.prepare(config.device, exact=config.max_batch == 1)
@@ -64,11 +79,14 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     cpu = model.device.type == "cpu"
     if cpu:
         devices.keep_freed_memory()
-    profile_memory(backend, WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE)
+    warm_up_side = sizes.warm_up_side_cpu if cpu else sizes.warm_up_side
+    profile_memory(backend, warm_up_side)
     if model.device.type == "cuda":
-        graphs = Graphs(Cuda(exact=config.max_batch == 1), int(devices.free_memory(model.device) * _GRAPHS_SHARE))
-        capture_graphs(backend, graphs, config.max_batch, progress, Compiler() if config.compile else None)
-    set_memory_budget(backend, devices.free_memory(model.device))
+        room = int(devices.free_memory(model.device) * sizes.graphs_share)
+        graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
+        shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]
+        backend = capture_graphs(backend, graphs, shapes, progress, Compiler() if config.compile else None)
+    set_memory_budget(backend, devices.free_memory(model.device) * sizes.stages_share)
     return LoadedBackend(
         model=backend,
         codec=ImageCodec(config),
@@ -76,22 +94,22 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         notice=model.notice,
-        warm_up_side=WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE,
+        warm_up_side=warm_up_side,
         overlaps=backend.overlaps,
     )
 
 
 def profile_memory(model: TorchBackend, side: int) -> None:
-    """Run a black picture through every stage as it is, and note the memory that each takes."""
+    """Run a black picture through every stage, uncaptured, and record the memory that each takes."""
     device, pixels = model.model.device, side * side
     (item,) = _black(model, side, side, 1)
     if device.type == "cuda":
         model.step(model.encode([item]))  # libraries that are loaded now would count
     trajectories: list[Trajectory] = []
     for stage, run in (
-        ("encode", lambda: trajectories.extend(model.encode([item]))),
-        ("steps", lambda: model.step(trajectories)),
-        ("decode", lambda: model.check(model.decode(trajectories))),
+        (Stage.ENCODE, lambda: trajectories.extend(model.encode([item]))),
+        (Stage.STEP, lambda: model.step(trajectories)),
+        (Stage.DECODE, lambda: model.check(model.decode(trajectories))),
     ):
         model.settle()
         model.memory_budget.note(stage, pixels, 1, memory.peak(device, run))
@@ -99,43 +117,48 @@ def profile_memory(model: TorchBackend, side: int) -> None:
 
 
 def set_memory_budget(model: TorchBackend, free: float) -> None:
-    """Let the stages share the memory that is left, as many at a time as there are lanes."""
-    model.memory_budget.budget = free * _STAGES_SHARE / (1 + model.overlaps)
+    """Divide `free` bytes among the stages that may run at once, one for each stream."""
+    model.memory_budget.budget = free / (1 + model.overlaps)
     logger.info("memory: %s", model.memory_budget)
 
 
 def capture_graphs(
     model: TorchBackend,
     graphs: Graphs,
-    max_batch: int,
+    shapes: Sequence[tuple[Size, int]],
     progress: Progress,
     compiler: Compiler | None = None,
-    *,
-    sizes: Sequence[tuple[int, int]] = CAPTURED_SIZES,
-) -> None:
-    """Run blank pictures of `sizes` in the usual batches through every stage, keep what that captures."""
-    model.graphs = graphs
-    form = compiler or (lambda run: run)
-    model.unet = graphs.wrap("unet", model.unet, _latent_size, stream="steps", form=form(model.unet))
-    model.vae_encode = graphs.wrap("encode", model.vae_encode, _size, stream="pictures", form=form(model.vae_encode))
-    model.vae_decode = graphs.wrap(
-        "decode", model.vae_decode, _latent_size, stream="pictures", form=form(model.vae_decode)
-    )
-    model.prompts.embed = graphs.wrap("text", model.prompts.embed, _text_size, stream="pictures")
-    if model.checker is not None:
-        model.checker.flags = graphs.wrap("safety", model.checker.flags, _pixels_size, stream="pictures")
-    # The largest batch first: the pool has grown to what the others need.
-    shapes = [(size, rows) for size in sizes for rows in reversed(batches(max_batch))]
-    model.prompts.clear()  # so that a text is read meanwhile
+) -> TorchBackend:
+    """Return `model` with captured functions: black pictures of each (size, rows) are run through every stage.
+
+    With only single pictures, a step with guidance is captured too; its two rows fit no batch.
+    """
+    captured = model.captured(captured_functions(model.functions, graphs, compiler), graphs)
+    alone = max(rows for _, rows in shapes) == 1
     with graphs.learning():
         for number, ((height, width), rows) in enumerate(shapes):
             progress(number / len(shapes), f"preparing for {rows} pictures of {height}×{width}")
-            _capture_size(model, height, width, rows, guided=rows == 1 == max_batch)
-    model.settle()
+            _capture_size(captured, height, width, rows, guided=alone)
+    captured.settle()
+    return captured
+
+
+def captured_functions(plain: ModelFunctions, graphs: Graphs, compiler: Compiler | None = None) -> ModelFunctions:
+    """Return the functions with their shapes captured in `graphs`, UNet and autoencoder compiled if asked for."""
+    form = compiler or (lambda run: run)
+    steps, pictures = "steps", "pictures"
+    return replace(
+        plain,
+        embed=graphs.wrap("text", plain.embed, _text_size, stream=pictures),
+        unet=graphs.wrap("unet", plain.unet, _latent_size, stream=steps, form=form(plain.unet)),
+        vae_encode=graphs.wrap("encode", plain.vae_encode, _size, stream=pictures, form=form(plain.vae_encode)),
+        vae_decode=graphs.wrap("decode", plain.vae_decode, _latent_size, stream=pictures, form=form(plain.vae_decode)),
+        flags=plain.flags and graphs.wrap("safety", plain.flags, _pixels_size, stream=pictures),
+    )
 
 
 def _capture_size(model: TorchBackend, height: int, width: int, rows: int, *, guided: bool) -> None:
-    """Every stage once, and a step with guidance where no batch has its two rows. Without room: nothing."""
+    """Run every stage once, and a step with guidance if `guided`. A shape without room is left out."""
     try:
         trajectories = model.encode(_black(model, height, width, rows))
         model.step(trajectories)
@@ -155,28 +178,31 @@ def _black(
 
 
 def batches(most: int) -> list[int]:
-    """Numbers of pictures to capture: powers of two, and the largest batch itself."""
-    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    """Return the numbers of pictures to capture: powers of two and the largest batch, largest first.
+
+    After the largest, the memory pool has all that the others need.
+    """
+    return [most, *(2**power for power in reversed(range(most.bit_length())) if 2**power < most)]
 
 
 def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
-    """Height and width of the pictures of [N, channels, h, w]."""
+    """Return height and width of the pictures of [N, channels, h, w]."""
     _, _, height, width = latents.shape
     return 8 * height, 8 * width
 
 
 def _size(images: torch.Tensor) -> tuple[int, int]:
-    """Height and width of [N, channels, H, W]."""
+    """Return height and width of [N, channels, H, W]."""
     _, _, height, width = images.shape
     return height, width
 
 
 def _pixels_size(pixels: torch.Tensor) -> tuple[int, int]:
-    """Height and width of [N, H, W, 3]."""
+    """Return height and width of [N, H, W, 3]."""
     _, height, width, _ = pixels.shape
     return height, width
 
 
 def _text_size(ids: torch.Tensor) -> tuple[int, int]:
-    """Of [rows, length] token ids."""
+    """Return the size of token ids [rows, length]."""
     return 1, ids.shape[1]

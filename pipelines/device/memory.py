@@ -1,8 +1,8 @@
-"""How many pictures of a size a stage may take at once, from the memory that it was seen to take. Pure but for `peak`.
+"""Memory budget of the stages: how many pictures of a size a call may take, from its measured memory.
 
-What a stage needs grows with pixels and rows: activations are all there is (attention keeps no matrix of its scores).
-So it is measured once, and the rest is proportion. A picture alone always runs: if that takes more than there is,
-memory runs out, and what can make room does (`pipelines.engine.stage_runner`).
+A stage's memory grows in proportion to pixels × rows: it is all activations (attention keeps no matrix of its scores).
+So each stage is measured once. One picture alone always runs; if memory runs out then, the engine gives up what it can
+(`pipelines.engine.stage_runner`). All but `peak` is arithmetic.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Sizes that were not measured get other kernels with other scratch, and memory falls to pieces.
+# Unmeasured sizes get other kernels with other scratch, and memory fragments.
 MARGIN = 1.25
 
 
 class MemoryBudget:
-    """What stages take of `budget` bytes."""
+    """Rows per call for each stage, within `budget` bytes."""
 
     def __init__(self, budget: float) -> None:
         self.budget = budget
         self._costs: dict[str, float] = {}
 
     def note(self, stage: str, pixels: int, rows: int, nbytes: int) -> None:
-        """Note the most bytes that a stage took, for `rows` rows of `pixels` pixels each."""
+        """Record that a stage took at most `nbytes` bytes for `rows` rows of `pixels` pixels each."""
         self._costs[stage] = max(nbytes / (pixels * rows), self._costs.get(stage, 0.0))
 
     def rows(self, stage: str, pixels: int, most: int) -> int:
-        """Return how many rows of `pixels` pixels the stage may take: from one to `most`; `most` if not measured."""
+        """Return how many rows of `pixels` pixels the stage may take, from 1 to `most`; `most` if not measured."""
         cost = MARGIN * self._costs.get(stage, 0.0) * pixels
         return max(1, int(min(most, self.budget / cost))) if cost else most
 
@@ -43,10 +43,10 @@ class MemoryBudget:
 
 
 def peak(device: torch.device, run: Callable[[], object]) -> int:
-    """By how many bytes a call makes the memory in use grow at most.
+    """Return the most bytes by which a call makes the memory in use grow.
 
     On CUDA the allocator counts. On a CPU the size of the process tells little (freed memory stays, shared pages come
-    and go), so what the operators return is counted as long as it lives; their own scratch is left to the margin.
+    and go), so the tensors that operators return are counted while they live; their scratch is left to the margin.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -60,7 +60,7 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Counts the bytes of all storages that operators have made and that are still there."""
+    """Counts the bytes of all live storages that operators have made."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -84,6 +84,6 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's o
 
 
 def _storages(tree: Any) -> list[torch.UntypedStorage]:
-    """Of all tensors but those in a layout of oneDNN's own: weights."""
+    """Return the storages of all strided tensors; weights in oneDNN's own layout have none."""
     tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
     return [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]

@@ -1,14 +1,13 @@
-"""Lanes: orders of work of their own on one device, so that the pictures of some requests (autoencoder, safety checker,
-copies to the host) go beside the denoising steps of others.
+"""Streams of a device: work on pictures (autoencoder, safety checker, copies to the host) runs beside denoising steps.
 
-What is launched in a lane runs in order; what is launched in two runs at once. Three things keep that safe:
+Work submitted to one stream runs in order; work of two streams may run at once. Three methods keep that safe:
 
-    mark      a point in a lane; the host can wait for it, or ask how long after another it came
-    follow    what comes next in this lane waits, on the device, for a mark of another, and uses that lane's tensors:
-              their memory is not given to anybody before it is done, even when the host has let go of them
-    to_host   a copy into pinned memory that the host must not read before a mark made after it
+    record_event    a point in a stream; the host can wait for it, or measure the time since another
+    wait_event      later work of this stream waits, on the device, for an event of another stream; the tensors named
+                    there are not freed before this stream is done with them, even if the host has dropped them
+    to_host         a copy into pinned memory; the host must wait for an event recorded after it before reading
 
-A device that does one thing at a time (mps), or all that it is told at once (cpu), has one `Direct` lane for all.
+A device which does one thing at a time (mps), or is done when a call returns (cpu), has one `HostStream` for all.
 """
 
 from __future__ import annotations
@@ -18,8 +17,9 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from typing_extensions import override
 
-from pipelines.engine.backend import HostEvent
+from pipelines.engine.backend import Event, HostEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,108 +27,108 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from pipelines.engine.backend import Event
-
 
 class Stream(Protocol):
-    """See this module. Used from the device's thread; marks from any."""
+    """An order of work on a device. Used from the device's thread; its events from any."""
 
     def use(self) -> AbstractContextManager[Any]:
-        """What is launched within is launched in this lane."""
+        """Submit all work within the context to this stream."""
 
     def record_event(self) -> Event:
-        """The point up to which work has been launched in this lane."""
+        """Return the point up to which work has been submitted to this stream."""
 
     def wait_event(self, event: Any, *tensors: Tensor) -> None:
-        """Wait, on the device, for another lane's mark; `tensors` of that lane will be used here."""
+        """Wait, on the device, for another stream's event; `tensors` of that stream will be used here."""
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """A copy of it in host memory, there once this lane has come to a mark made afterwards."""
+        """Return a copy in host memory, complete once an event recorded afterwards has passed."""
 
 
-class Direct:
-    """The lane of a device that needs no other. `settle` returns when the device has done all that it was told."""
+class HostStream(Stream):
+    """The only stream of a device. `settle` returns when the device has done all that was submitted."""
 
     def __init__(self, settle: Callable[[], object]) -> None:
         self._settle = settle
 
+    @override
     def use(self) -> AbstractContextManager[None]:
-        """See `Stream`."""
         return contextlib.nullcontext()
 
+    @override
     def record_event(self) -> HostEvent:
-        """See `Stream`. Has passed: a device without events can't be asked for it later."""
-        self._settle()
+        self._settle()  # a device without events can't be asked later
         return HostEvent(time.monotonic())
 
+    @override
     def wait_event(self, event: Any, *tensors: Tensor) -> None:
-        """See `Stream`."""
+        return
 
+    @override
     def to_host(self, tensor: Tensor) -> Tensor:
-        """See `Stream`."""
         return tensor.cpu()
 
 
-class CudaEvent:
-    """An `Event`: an event of a stream."""
+class CudaEvent(Event):
+    """An event of a CUDA stream."""
 
     def __init__(self, stream: Any) -> None:
-        # Blocking: a thread that waits sleeps, where it would spin on a core that the codec could use.
+        # Blocking: a thread that waits sleeps; it would otherwise spin on a core that the codec could use.
         self.event: Any = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         self.event.record(stream)
 
     @property
+    @override
     def passed(self) -> bool:
-        """See `Event`."""
         passed: bool = self.event.query()
         return passed
 
+    @override
     def wait(self) -> None:
-        """See `Event`."""
         self.event.synchronize()
 
+    @override
     def since(self, earlier: CudaEvent) -> float:
-        """See `Event`."""
         self.wait()
         milliseconds: float = earlier.event.elapsed_time(self.event)
         return milliseconds / 1e3
 
 
-class CudaStream:
-    """A lane that is a CUDA stream."""
+class CudaStream(Stream):
+    """A CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
 
+    @override
     def use(self) -> AbstractContextManager[Any]:
-        """See `Stream`."""
         use: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
         return use
 
+    @override
     def record_event(self) -> CudaEvent:
-        """See `Stream`."""
         return CudaEvent(self._stream)
 
+    @override
     def wait_event(self, event: Any, *tensors: Tensor) -> None:
-        """See `Stream`."""
         self._stream.wait_event(event.event)
         for tensor in tensors:
             tensor.record_stream(self._stream)
 
+    @override
     def to_host(self, tensor: Tensor) -> Tensor:
-        """See `Stream`. Torch keeps pinned buffers for the next copy, and waits for the last one before reuse."""
+        # Torch keeps pinned buffers for the next copy, and waits for the last one before reuse.
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
 
 def streams_for(device: torch.device) -> tuple[Stream, Stream]:
-    """A device's lanes: for the denoising steps, and for all that is done to pictures."""
+    """Return a device's streams: one for denoising steps, one for all work on pictures. They may be the same."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # the weights are made in no lane
+        torch.cuda.synchronize(device)  # the weights are made in no stream of ours
         return CudaStream(device), CudaStream(device)
-    stream = Direct(torch.mps.synchronize if device.type == "mps" else _nothing)
+    stream = HostStream(torch.mps.synchronize if device.type == "mps" else _nothing)
     return stream, stream
 
 
 def _nothing() -> None:
-    """A CPU is done when a call returns."""
+    """Settle a CPU, which is done when a call returns."""

@@ -1,17 +1,18 @@
-"""The engine loop's model in earnest: `Lcm` on a device, with what the loop must know of torch."""
+"""`Backend` for torch devices: `Lcm` in the streams of a device, and the memory, events and errors of torch."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from typing_extensions import override
 
 from pipelines.device import streams
 from pipelines.device.memory import MemoryBudget
-from pipelines.engine.backend import FaultKind
+from pipelines.engine.backend import Backend, FaultKind, Stage
 from pipelines.model.lcm import Lcm
 
 if TYPE_CHECKING:
@@ -21,15 +22,16 @@ if TYPE_CHECKING:
     from pipelines.device.streams import Stream
     from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import GenerationParams
+    from pipelines.model.functions import ModelFunctions
     from pipelines.model.lcm import Conditioning
     from pipelines.model.trajectory import Trajectory
     from pipelines.weights.checkpoint import LoadedCheckpoint
 
-    Pictures = tuple[Pixels, list[bool], list[bool]]
+    Pictures: TypeAlias = tuple[Pixels, list[bool], list[bool]]
 
 logger = logging.getLogger(__name__)
 
-# Launched steps whose end is not waited for: the last one, which keeps the device busy while the loop decides.
+# Submitted steps whose end is not waited for: the last one, which keeps the device busy while the loop decides.
 _STEPS_AHEAD = 1
 
 # What a bare RuntimeError says when memory is out: the CPU allocators (c10/core/impl/alloc_cpu.cpp), and libraries that
@@ -43,19 +45,31 @@ _OUT_OF_MEMORY = (
 )
 
 
-class TorchBackend(Lcm):
-    """A `Backend` for torch devices. Steps go in one stream of the device; all that makes or reads pictures in another.
+class TorchBackend(Lcm, Backend):
+    """Denoising steps run in one stream of the device, all work on pictures in another.
 
-    What crosses over: a trajectory's tensors, made beside the steps and then read by them (`begun`), and the latents
-    that a step leaves, which decoding reads. Everything else stays in its lane.
+    Two kinds of tensors cross between streams: a trajectory's, made beside the steps and then read by them (`begun`),
+    and the latents that a step leaves, which decoding reads. All others stay in their stream.
     """
 
-    def __init__(self, model: LoadedCheckpoint, its_streams: tuple[Stream, Stream] | None = None) -> None:
-        super().__init__(model)
-        self.graphs: Graphs | None = None
+    def __init__(
+        self,
+        model: LoadedCheckpoint,
+        functions: ModelFunctions | None = None,
+        its_streams: tuple[Stream, Stream] | None = None,
+        graphs: Graphs | None = None,
+    ) -> None:
+        super().__init__(model, functions)
+        self.graphs = graphs
         self.memory_budget = MemoryBudget(math.inf)
         self._steps, self._pictures = its_streams or streams.streams_for(model.device)
         self._ahead: deque[Event] = deque()
+
+    def captured(self, functions: ModelFunctions, graphs: Graphs) -> TorchBackend:
+        """Return this backend with functions captured in `graphs`. Both share streams and memory budget."""
+        backend = TorchBackend(self.model, functions, (self._steps, self._pictures), graphs)
+        backend.memory_budget = self.memory_budget
+        return backend
 
     @property
     def overlaps(self) -> bool:
@@ -67,15 +81,15 @@ class TorchBackend(Lcm):
         for stream in (self._steps, self._pictures):
             stream.record_event().wait()
 
-    # --- stages, each in its lane ------------------------------------------------------------------------------------
+    # --- stages, each in its stream ----------------------------------------------------------------------------------
 
+    @override
     def prepare(self, params: GenerationParams) -> Conditioning:
-        """See `Lcm`."""
         with self._pictures.use():
             return super().prepare(params)
 
+    @override
     def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
-        """See `Lcm`."""
         with self._pictures.use():
             trajectories = super().encode(items)
         begun = self._pictures.record_event()
@@ -83,8 +97,8 @@ class TorchBackend(Lcm):
             trajectory.begun = begun
         return trajectories
 
+    @override
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        """See `Lcm`, and `Backend` for what is waited for."""
         for trajectory in trajectories:
             if trajectory.begun is not None:
                 self._steps.wait_event(trajectory.begun, *trajectory.tensors)
@@ -96,26 +110,26 @@ class TorchBackend(Lcm):
         if len(self._ahead) > _STEPS_AHEAD:
             self._ahead.popleft().wait()
 
+    @override
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        """See `Lcm`."""
         self._pictures.wait_event(self._steps.record_event(), *(trajectory.denoised for trajectory in trajectories))
         with self._pictures.use():
             return super().decode(trajectories)
 
+    @override
     def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        """See `Lcm`."""
         with self._pictures.use():
             return super().finite(trajectories)
 
+    @override
     def check(self, pixels: torch.Tensor) -> torch.Tensor:
-        """See `Lcm`."""
         with self._pictures.use():
             return super().check(pixels)
 
     # --- what the loop must know -------------------------------------------------------------------------------------
 
+    @override
     def fetch(self, pixels: torch.Tensor, finite: torch.Tensor, unsafe: torch.Tensor) -> Callable[[], Pictures]:
-        """See `Backend`."""
         with self._pictures.use():
             copies = [self._pictures.to_host(tensor) for tensor in (pixels, finite, unsafe)]
         arrived = self._pictures.record_event()
@@ -127,24 +141,25 @@ class TorchBackend(Lcm):
 
         return wait
 
-    def record_event(self, stage: str) -> Event:
-        """See `Backend`."""
-        return (self._steps if stage == "steps" else self._pictures).record_event()
+    @override
+    def record_event(self, stage: Stage) -> Event:
+        return (self._steps if stage == Stage.STEP else self._pictures).record_event()
 
-    def room(self, stage: str, pixels: int, most: int) -> int:
-        """See `Backend`."""
-        return self.memory_budget.rows("decode" if stage == "preview" else stage, pixels, most)
+    @override
+    def room(self, stage: Stage, pixels: int, most: int) -> int:
+        return self.memory_budget.rows(Stage.DECODE if stage == Stage.PREVIEW else stage, pixels, most)
 
+    @override
     def diagnose(self, error: Exception) -> FaultKind:
-        """Out of memory is torch's own error or an allocator's; any other error of the device outlives its call."""
+        # Out of memory is torch's own error or an allocator's; any other error of the device outlives its call.
         if is_out_of_memory(error):
             return FaultKind.OUT_OF_MEMORY
         if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
             return FaultKind.DEVICE_LOST
         return FaultKind.OTHER
 
+    @override
     def relieve(self) -> bool:
-        """See `Backend`: what is captured."""
         relieved = self.graphs is not None and self.graphs.evict()
         if relieved:
             logger.warning("gave up all captured shapes for their memory: they run slower until a restart")
@@ -152,6 +167,6 @@ class TorchBackend(Lcm):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception means that memory ran out: torch's own, or an allocator's in a bare RuntimeError."""
+    """Return whether memory ran out: torch's own error, or an allocator's in a bare RuntimeError."""
     words = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)

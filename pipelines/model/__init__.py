@@ -1,4 +1,5 @@
-"""The algorithm and its networks: latent consistency image-to-image with Stable Diffusion 1.5.
+"""Latent consistency image-to-image on Stable Diffusion 1.x: the algorithm and its networks.
 
-Reading order: lcm; noise_schedule, trajectory; prompts, safety; unet, vae, blocks, kernels.
+Reading order: `lcm` is the algorithm from top to bottom; `noise_schedule`, `trajectory`, `prompts` and `safety` are its
+parts; `unet` and `vae` are the networks, built of `blocks`, which are built of `kernels`.
 """

@@ -1,6 +1,6 @@
-"""What UNets and autoencoders of Stable Diffusion 1.x are built of, with nothing left in them that isn't the model.
+"""Layers of the UNets and autoencoders of Stable Diffusion 1.x, with only what the model computes.
 
-Made from diffusers' modules, whose weights they share where the device computes in the same layout. Against those:
+Made from diffusers' modules, whose weights they share where the device computes in the same layout. Differences:
 activations stay channels-last; query, key and value come from one product; keys and values of the prompt, and what a
 resnet adds for its timestep, are given, not computed; no dropout, no division by one, no copies between layouts.
 """
@@ -60,7 +60,7 @@ class LayerNorm(Norm):
 
 
 class Resnet(nn.Module):
-    """A `ResnetBlock2D`: norm, SiLU, convolution, twice; between them the shift that stands for the timestep."""
+    """A `ResnetBlock2D`: norm, SiLU, convolution, twice; between them the timestep's shift is added."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Resnet(nn.Module):
 
 
 def adds_nothing(attention: Any) -> bool:
-    """Whether all that an `Attention` gives is zero, whatever it is given. False where its weights have no values."""
+    """Return whether an `Attention`'s output is always zero. False for weights without values (meta device)."""
     out = attention.to_out[0]
     return not out.weight.is_meta and not out.weight.any() and (out.bias is None or not out.bias.any())
 
@@ -108,7 +108,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """An `Attention` of [N, T, C] to a text whose keys and values are known."""
+    """An `Attention` of [N, T, C] to a text, given its keys and values."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         require(source.norm_type == "layer_norm" and not source.only_cross_attention, "other transformers")
-        # Of what adds nothing to its input nothing is computed: the demo model leaves its largest attention out so.
+        # Attention that adds zero is left out; in the demo model that is the largest one.
         self.to_itself = None if adds_nothing(source.attn1) else SelfAttention(source.attn1)
         self.norm_self = LayerNorm(source.norm1)
         self.norm_text, self.to_text = LayerNorm(source.norm2), CrossAttention(source.attn2)
@@ -154,7 +154,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A `Transformer2DModel` over the pixels of [N, C, H, W]; 1×1 convolutions are products like the rest."""
+    """A `Transformer2DModel` over the pixels of [N, C, H, W]; its 1×1 convolutions are matrix products."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -184,11 +184,11 @@ class PixelAttention(nn.Module):
 
 
 def to_tokens(x: Tensor) -> Tensor:
-    """[N, C, H, W] → [N, H·W, C]: a view, channels-last."""
+    """Return [N, C, H, W] as [N, H·W, C]: a view if channels-last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def to_picture(tokens: Tensor, like: Tensor) -> Tensor:
-    """[N, H·W, C] → [N, C, H, W] with the height and width of `like`."""
+    """Return [N, H·W, C] as [N, C, H, W] with the height and width of `like`."""
     height, width = like.shape[2:]
     return tokens.view(len(tokens), height, width, -1).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
-"""Convolutions and matrix products in the form in which a device runs them fastest. Weights in, callables out.
+"""Convolutions and matrix products in a device's fastest form: weights in, modules out.
 
 On CUDA they are torch's own, weights channels-last. On an x86 CPU in float32 oneDNN gets its weights in the layout that
-it computes in, once, where torch would convert them at every call: a 1280-channel convolution of SD1.5 takes half to a
+it computes in, once; torch would convert them at every call: a 1280-channel convolution of SD1.5 takes half to a
 quarter of the time, and a matrix product half of MKL's on an AMD core (`benchmarks/results/cpu-kernels.md`). The
 operators for that are those that torch's own compiler writes into its programs; where a build lacks them, torch's
 public ones do.
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """`x → x · weightᵀ + bias` for x [..., in] and weight [out, in]."""
-    return PackedLinear(weight, bias) if _packs(weight) else Linear(weight, bias)
+    """Return `x → x · weightᵀ + bias` for x [..., in] and weight [out, in]."""
+    return PackedLinear(weight, bias) if packs(weight) else Linear(weight, bias)
 
 
 def conv(source: Any, *, relu: bool = False) -> nn.Module:
-    """The convolution of a `Conv2d`, and `(x, plus) → conv(x) + plus`; a ReLU after that, if asked for."""
+    """Return the convolution of a `Conv2d`: `(x, plus=None) → conv(x) + plus`, then a ReLU if `relu`."""
     if source.groups != 1 or source.padding_mode != "zeros" or tuple(source.dilation) != (1, 1):
         raise ValueError(f"not a plain convolution: {source}")
-    return (PackedConv if _packs(source.weight) else Conv)(source, relu=relu)
+    return (PackedConv if packs(source.weight) else Conv)(source, relu=relu)
 
 
 def upsampling_conv(source: Any) -> nn.Module:
-    """Nearest-neighbour doubling of both sides and then the 3×3 `Conv2d`, as one operation of 4/9 of the cost."""
+    """Return nearest-neighbour doubling of both sides, then a 3×3 `Conv2d`, as one operation at 4/9 of the cost."""
     return _transposed(doubling_kernel(source.weight), source.bias, padding=1)
 
 
 def conv_pair(first: Any, second: Any, *, doubles: bool) -> nn.Module:
-    """Two 3×3 convolutions with nothing between them, as one; `doubles`: nearest-neighbour doubling before both.
+    """Return two 3×3 convolutions with nothing between them as one; `doubles`: nearest-neighbour doubling before both.
 
-    One convolution sees what the first would give beyond the picture's edge, where the second is to see zeros. So the
-    outermost pixels are computed again, by both, from a strip of the picture.
+    The fused one sees the first's results beyond the picture's edge, where the second must see zeros. So the outermost
+    pixels are computed again, by both in turn, from a strip of the picture.
     """
     inner, outer = _exact(first.weight), _exact(second.weight)
     bias = outer.sum(dim=(2, 3)) @ (inner.new_zeros(len(inner)) if first.bias is None else _exact(first.bias))
@@ -62,7 +62,7 @@ def conv_pair(first: Any, second: Any, *, doubles: bool) -> nn.Module:
 
 
 def doubling_kernel(weight: Tensor) -> Tensor:
-    """The transposed convolution (stride 2, padding 1) that doubling and a 3×3 convolution are: [in, out, 4, 4].
+    """Return the transposed convolution (stride 2, padding 1) of doubling and a 3×3 convolution: [in, out, 4, 4].
 
     Each pixel of the doubled picture is one of four copies, so of the nine products that a 3×3 kernel makes there,
     those with copies of one pixel share a factor, and their weights can be added beforehand. That is the 3×3 kernel
@@ -75,12 +75,12 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 
 
 def _exact(weight: Tensor) -> Tensor:
-    """In float64, on the host: mps has none."""
+    """Return the weight in float64, on the host: mps has none."""
     return weight.cpu().double()
 
 
 class Linear(nn.Module):
-    """See `linear`."""
+    """A matrix product by torch's own operator."""
 
     weight: Tensor
     bias: Tensor | None
@@ -113,7 +113,7 @@ class PackedLinear(nn.Module):
 
 
 class Conv(nn.Module):
-    """See `conv`."""
+    """A convolution by torch's own operator."""
 
     weight: Tensor
     bias: Tensor | None
@@ -161,7 +161,7 @@ class PackedConv(nn.Module):
 
 
 class FusedPair(nn.Module):
-    """See `conv_pair`. `depth`: how many rows of the picture its outermost row of results depends on."""
+    """Two convolutions as one. `depth`: number of input rows on which the outermost row of results depends."""
 
     def __init__(self, together: nn.Module, apart: nn.Module, depth: int) -> None:
         super().__init__()
@@ -180,7 +180,7 @@ class FusedPair(nn.Module):
 
 
 def _transposed(weight: Tensor, bias: Tensor | None, padding: int) -> nn.Module:
-    return (PackedTransposedConv if _packs(weight) else TransposedConv)(weight, bias, padding)
+    return (PackedTransposedConv if packs(weight) else TransposedConv)(weight, bias, padding)
 
 
 class TransposedConv(nn.Module):
@@ -220,13 +220,17 @@ class PackedTransposedConv(nn.Module):
         return out
 
 
-def _packs(weight: Tensor) -> bool:
-    """Whether oneDNN is to hold this weight: where it is known to be faster, and where this torch can do it."""
+def packs(weight: Tensor) -> bool:
+    """Return whether oneDNN is to hold this weight: where that is faster, and where this torch can do it.
+
+    `torch.backends.mkldnn.enabled = False` turns it off, as for torch's own operators.
+    """
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and platform.machine() in {"x86_64", "AMD64"}
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]  # torch's own
+        and bool(torch.backends.mkldnn.enabled)
         and hasattr(torch.ops.mkldnn, "_convolution_transpose_pointwise")
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     )

@@ -1,21 +1,20 @@
-"""Latent consistency image-to-image, the algorithm from top to bottom.
+"""Latent consistency image-to-image: the algorithm from top to bottom.
 
     prepare   prompts → keys and values of cross attention     text encoder, cached
-    encode    pixels → latents at their first timestep         VAE encoder; all of an image's noise is drawn here
+    encode    pixels → latents at their first timestep         VAE encoder; draws all of an image's noise
     step      latents → latents, one timestep further          UNet, one call for the whole batch
     decode    denoised estimate → pixels                       VAE decoder
     check     pixels → unsafe or not                           safety checker
 
-One image on its way is a `Trajectory`, which carries everything that is its own: text, coefficients, noise, latents.
-A batch is therefore any list of trajectories of one size, and may be another list at every step: members stand at
-different timesteps, have different numbers of them, and go with or without guidance. Nothing that a member computes
-reads another member, so a picture does not depend on its batch-mates (but for the last bits of float arithmetic).
+An image being denoised is a `Trajectory`, which holds all of its own state: text, coefficients, noise, latents. So a
+batch is any list of trajectories of one size, and may be another list at every step: members may be at different
+timesteps, have different numbers of them, and run with or without guidance. No member reads another, so a picture does
+not depend on its batch (except for the last bits of float arithmetic).
 
-The latents stay in float32 between steps whatever the model's dtype is; at four steps that costs nothing and the result
-is nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise went
-up in `encode`, and the only shapes that it knows are (rows, height, width). So the functions that do the work, `unet`,
-`vae_encode`, `vae_decode` and the checker's `flags`, can be replaced by compiled or captured ones
-(`pipelines.device.cuda_graphs`).
+Latents stay in float32 between steps, whatever the model's dtype: at four steps that costs nothing and the result is
+nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise are
+uploaded in `encode`, and its shapes depend on (rows, height, width) only. So the functions that do the work
+(`pipelines.model.functions`) may be compiled or captured ones (`pipelines.device.cuda_graphs`).
 
 The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
 """
@@ -28,26 +27,25 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from pipelines.model import vae
+from pipelines.model.functions import make_functions
 from pipelines.model.noise_schedule import Schedule
 from pipelines.model.prompts import Prompt, PromptEncoder
-from pipelines.model.safety import SafetyChecker
 from pipelines.model.trajectory import Coefficients, Posterior, Trajectory, coefficient_table, draw_noise
-from pipelines.model.unet import Unet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
     from pipelines.messages import GenerationParams
+    from pipelines.model.functions import ModelFunctions
     from pipelines.weights.checkpoint import LoadedCheckpoint
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 
 class UnetInputs(NamedTuple):
-    """What one UNet call reads, first a row for each image's prompt, then one for each negative prompt.
+    """Inputs of one UNet call: first a row for each image's prompt, then one for each negative prompt.
 
     In the model's dtype: `sample` [rows, channels, h, w]; `shifts` [rows, …] of each row's timestep and `context`
     [rows, length, …] of its text, as `Unet.shifts` and `Unet.context` make them.
@@ -67,7 +65,7 @@ class Conditioning:
 
     @property
     def summary(self) -> str:
-        """Token counts for the request's log: "95 tokens, 77 used"."""
+        """Return token counts for the request's log: "95 tokens, 77 used"."""
         lines = [f"prompt: {self.prompt.tokens} tokens, {self.prompt.used} used"]
         if self.negative is not None:
             lines.append(f"negative prompt: {self.negative.tokens} tokens, {self.negative.used} used")
@@ -81,26 +79,26 @@ class Conditioning:
 
 
 class Lcm:
-    """A loaded model and the five stages. Used from one thread, the one that feeds the device."""
+    """The five stages of a model. Used from one thread, the device's.
 
-    def __init__(self, model: LoadedCheckpoint) -> None:
+    `functions`: what the device computes; the checkpoint's own (`make_functions`) unless given.
+    """
+
+    def __init__(self, model: LoadedCheckpoint, functions: ModelFunctions | None = None) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.scheduler_config)
-        self.network = Unet(model.unet)
-        self.vae = vae.make_vae(model.vae)
-        self.prompts = PromptEncoder(model.tokenizer, model.text_encoder, self.network.context, self._upload)
-        self.checker = None if model.safety_checker is None else SafetyChecker(model.safety_checker)
-        self.unet: Callable[..., torch.Tensor] = self.network  # of `UnetInputs`
-        self.vae_encode: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]] = self.vae.encode
-        self.vae_decode: Callable[[torch.Tensor], torch.Tensor] = self.vae.decode
+        self.functions = functions or make_functions(model)
+        self.prompts = PromptEncoder(
+            model.tokenizer, model.text_encoder.config, self.functions.embed, self.functions.context, self._upload
+        )
         self._shifts: dict[int, torch.Tensor] = {}  # by timestep: there are 50
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
 
     def release(self) -> None:
-        """Let go of the modules that the network and the autoencoder were made from; `model` has shells of them then.
+        """Free the weights of the modules from which UNet and autoencoder were made; `model` keeps them without values.
 
-        What they share with ours stays. The rest is the weights in a layout that is not computed in.
+        Weights that the functions share stay. The rest is the same weights in another layout.
         """
         for part in (self.model.unet, self.model.vae):
             part.to("meta")
@@ -108,7 +106,7 @@ class Lcm:
     # --- prepare ---------------------------------------------------------------------------------------------------
 
     def prepare(self, params: GenerationParams) -> Conditioning:
-        """The request's embeddings and token counts. A guidance scale up to 1 means none: no negative prompt then."""
+        """Return a request's encoded prompts. A guidance scale up to 1 means no guidance, so no negative prompt."""
         guided = params.guidance_scale > 1.0
         return Conditioning(
             prompt=self.prompts.encode(params.prompt),
@@ -119,10 +117,10 @@ class Lcm:
 
     @torch.inference_mode()
     def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
-        """Start a trajectory for each (params, conditioning, pixels, seed) of one size.
+        """Return a new trajectory for each (params, conditioning, pixels, seed) of one size.
 
         `pixels`: uint8 [H, W, 3], sides multiples of 8. The seed is the image's own (the request's plus its number);
-        any integer will do, taken modulo 2⁶⁴.
+        any integer, taken modulo 2⁶⁴.
         """
         pictures = {id(pixels): pixels for _, _, pixels, _ in items}  # images of one request share theirs
         posteriors = dict(zip(pictures, self._posteriors(np.stack(list(pictures.values()))), strict=True))
@@ -132,9 +130,9 @@ class Lcm:
         ]
 
     def _posteriors(self, pixels: Pixels) -> list[Posterior]:
-        """The VAE encoder's answer for each of uint8 [N, H, W, 3]."""
+        """Return the VAE encoder's output for each of uint8 [N, H, W, 3]."""
         images = self._upload(torch.from_numpy(pixels)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        means, deviations = self.vae_encode(images.to(self.model.dtype))
+        means, deviations = self.functions.vae_encode(images.to(self.model.dtype))
         if deviations is None:
             return [Posterior(mean, None) for mean in means.float()]
         return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
@@ -142,7 +140,7 @@ class Lcm:
     def _start(
         self, params: GenerationParams, conditioning: Conditioning, posterior: Posterior, seed: int
     ) -> Trajectory:
-        """Sample the posterior, then bring the latents to their first timestep."""
+        """Return a trajectory: sample the posterior, then add the noise of the first timestep."""
         steps = self.schedule.steps(params.num_inference_steps, params.strength)
         mean, deviation = posterior
         sampled = 0 if deviation is None else 1
@@ -164,16 +162,16 @@ class Lcm:
 
     def _shifts_at(self, timestep: int) -> torch.Tensor:
         if timestep not in self._shifts:
-            self._shifts[timestep] = self.network.shifts(timestep)
+            self._shifts[timestep] = self.functions.shifts(timestep)
         return self._shifts[timestep]
 
     # --- step ------------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        """One UNet call that takes every trajectory one timestep further. All are of one size and unfinished.
+        """Take every trajectory one timestep further, in one UNet call. All are of one size and unfinished.
 
-        If it raises, no trajectory has changed: the call, or a smaller one, can be made again.
+        If it raises, no trajectory has changed: the call, or a smaller one, can be repeated.
         """
         members = sorted(trajectories, key=lambda member: -member.rows)  # guided first: slices find them
         guided = sum(member.rows > 1 for member in members)
@@ -188,7 +186,7 @@ class Lcm:
             shifts=torch.stack([member.shifts[member.step] for member, _ in rows]),
             context=torch.stack([member.contexts[row] for member, row in rows]),
         )
-        output = self.unet(*inputs)
+        output = self.functions.unet(*inputs)
         output = apply_guidance(output.float(), now.guidance, guided)
         latents, denoised = lcm_step(latents, output, noise, now, self.schedule.clip)
 
@@ -200,10 +198,10 @@ class Lcm:
 
     @torch.inference_mode()
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        """The pictures so far: uint8 [N, H, W, 3] on the device; of unfinished trajectories, their estimate."""
+        """Return the current pictures: uint8 [N, H, W, 3] on the device; unfinished trajectories as estimated."""
         latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
-        images = self.vae_decode(latents.to(self.model.dtype)).float()
-        # What is not a number makes the sum none.
+        images = self.functions.vae_decode(latents.to(self.model.dtype)).float()
+        # A NaN or infinity anywhere makes the sum one.
         for member, finite in zip(trajectories, images.sum(dim=(1, 2, 3)).isfinite(), strict=True):
             member.finite = finite
         levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -212,26 +210,27 @@ class Lcm:
 
     @torch.inference_mode()
     def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        """Whether each one's last `decode` came out as numbers: bool [N] on the device. NaN would show as black."""
+        """Return whether each one's last `decode` was finite: bool [N] on the device. NaN would show as black."""
         return torch.stack([member.finite for member in trajectories])
 
     # --- check -----------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def check(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Which pictures of uint8 [N, H, W, 3] are unsafe: bool [N] on the device; none, if there is no checker."""
-        if self.checker is None:
+        """Return which pictures of uint8 [N, H, W, 3] are unsafe: bool [N] on the device; none without a checker."""
+        if self.functions.flags is None:
             return torch.zeros(len(pixels), dtype=torch.bool, device=pixels.device)
-        return self.checker(pixels)
+        return self.functions.flags(pixels)
 
     def _upload(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A host tensor on the device; on CUDA without waiting for the device, which only pinned memory allows."""
+        """Copy a host tensor to the device; on CUDA from pinned memory, which needs no wait for the device."""
         if self.model.device.type == "cuda":
             return tensor.pin_memory().to(self.model.device, non_blocking=True)
         return tensor.to(self.model.device)
 
 
 def apply_guidance(output: torch.Tensor, guidance: torch.Tensor, guided: int) -> torch.Tensor:
-    """Classifier-free guidance: the first `guided` outputs move away from their negative prompts' (the last rows)."""
+    """Apply classifier-free guidance: move the first `guided` outputs away from their negative prompts' (last rows)."""
     images = len(guidance)
     prompt, negative = output[:images], output[images:]
     moved = negative + guidance[:guided] * (prompt[:guided] - negative)
@@ -241,7 +240,7 @@ def apply_guidance(output: torch.Tensor, guidance: torch.Tensor, guided: int) ->
 def lcm_step(
     latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor, now: Coefficients, clip: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`LCMScheduler.step` for a batch, each row by its own coefficients: the next latents and the denoised estimate."""
+    """Return the next latents and the denoised estimate: `LCMScheduler.step` with each row's own coefficients."""
     clean = now.clean_sample * latents + now.clean_output * output
     if clip is not None:
         clean = clean.clamp(-clip, clip)

@@ -1,4 +1,4 @@
-"""LCM timesteps and coefficients: what each UNet call of a request is told, and what is made of its answer. No torch.
+"""LCM timesteps and coefficients: the timestep of each UNet call, and how its output gives the next latents. No torch.
 
 The timesteps are those of diffusers' `LCMScheduler.set_timesteps(steps, strength=strength)`; the coefficients are its
 `step` and `add_noise`, worked out beforehand so that a step on the device is a handful of multiplications:
@@ -37,7 +37,7 @@ SIGMA_DATA = 0.5
 def lcm_timesteps(
     num_inference_steps: int, strength: float, *, original_steps: int = 50, train_steps: int = 1000
 ) -> tuple[int, ...]:
-    """The timesteps of a request, descending; one UNet call each.
+    """Return the timesteps of a request, descending; one UNet call each.
 
     Of the `original_steps` timesteps that the LCM was distilled on, `strength` keeps the lower part, and
     `num_inference_steps` of those are taken evenly spaced. Where fewer are kept than asked for, all of them are taken:
@@ -58,7 +58,7 @@ def lcm_timesteps(
 
 
 class Step(NamedTuple):
-    """One UNet call: its timestep, and the coefficients of the formulas in this module's docstring."""
+    """The timestep of a UNet call, and the coefficients of the formulas in this module's docstring."""
 
     timestep: int
     clean_sample: float
@@ -84,7 +84,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Schedule:
-        """The schedule of a `scheduler_config.json`, whichever scheduler wrote it; what is missing takes LCM's default.
+        """Return the schedule of any scheduler's `scheduler_config.json`; missing settings take LCM's defaults.
 
         Settings that no LCM step reads (`steps_offset`, `timestep_spacing`, and `set_alpha_to_one`, since no step goes
         below timestep 0) are ignored, as diffusers ignores them. Raises `CheckpointError` for what can't be run.
@@ -109,7 +109,7 @@ class Schedule:
         )
 
     def steps(self, num_inference_steps: int, strength: float) -> tuple[Step, ...]:
-        """One `Step` per UNet call of a request, in order; see `lcm_timesteps` for how many."""
+        """Return one `Step` per UNet call of a request, in order; `lcm_timesteps` gives their number."""
         timesteps = lcm_timesteps(
             num_inference_steps,
             strength,
@@ -120,7 +120,7 @@ class Schedule:
         return tuple(self._step(now, then) for now, then in zip(timesteps, following, strict=False))
 
     def levels(self, timestep: int) -> tuple[float, float]:
-        """How much signal and how much noise the latents of a timestep hold: √ᾱ and √(1 − ᾱ)."""
+        """Return the levels of signal and noise in the latents of a timestep: √ᾱ and √(1 − ᾱ)."""
         alpha = float(self.alphas_cumprod[timestep])
         return math.sqrt(alpha), math.sqrt(1.0 - alpha)
 
@@ -141,7 +141,7 @@ class Schedule:
         )
 
     def _clean(self, timestep: int) -> tuple[float, float]:
-        """How the clean latents follow from sample and output, by what the UNet was trained to predict."""
+        """Return the coefficients of sample and output in the clean latents, by the UNet's prediction type."""
         signal, noise = self.levels(timestep)
         if self.prediction_type == "epsilon":
             return 1.0 / signal, -noise / signal
@@ -177,7 +177,7 @@ def _betas(config: Mapping[str, Any]) -> Floats:
 
 
 def _cosine_betas(count: int) -> Floats:
-    """Nichol & Dhariwal's cosine schedule, each β capped at 0.999."""
+    """Return Nichol & Dhariwal's cosine schedule, each β capped at 0.999."""
     signal: Floats = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1.0 - signal[1:] / signal[:-1], 0.999)
 

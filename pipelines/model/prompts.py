@@ -1,5 +1,8 @@
-"""Text to what the UNet reads of it. Cut to the model's length, padded and encoded as diffusers' `encode_prompt` does,
-then taken through every cross attention's keys and values; cached."""
+"""Prompts → keys and values of the UNet's cross attention, cached.
+
+A text is cut to the model's length, padded and encoded as diffusers' `encode_prompt` does it, then projected to the
+keys and values of every cross attention.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ MAX_CHARACTERS = 50_000
 class Prompt(NamedTuple):
     """An encoded text: its `context` [length, …] on the device, length 77 for SD1.5.
 
-    `tokens`: how many the text has, with the two that begin and end it; `used`: how many of them the model saw.
+    `tokens`: the text's number of tokens, begin and end included; `used`: the number that the model saw.
     """
 
     context: torch.Tensor
@@ -32,28 +35,34 @@ class Prompt(NamedTuple):
 
 
 class PromptEncoder:
-    """Tokenizer, text encoder and `project` (see `Unet.context`) behind an LRU cache. Used from one thread."""
+    """Tokenizer, text encoder and projection behind an LRU cache. Used from one thread.
+
+    `config`: the text encoder's. `embed`: token ids and mask → embedding, `make_embed` or a captured form of it.
+    `project`: embedding → keys and values, the UNet's. `upload`: host tensor → the device.
+    """
 
     def __init__(
         self,
         tokenizer: Any,
-        text_encoder: Any,
+        config: Any,
+        embed: Callable[..., torch.Tensor],
         project: Callable[[torch.Tensor], torch.Tensor],
         upload: Callable[[torch.Tensor], torch.Tensor],
+        *,
         capacity: int = CACHED_PROMPTS,
     ) -> None:
         self._tokenizer = tokenizer
-        self._text_encoder = text_encoder
+        self._embed = embed
         self._project = project
         self._upload = upload
         self._capacity = capacity
         self._cache: OrderedDict[str, Prompt] = OrderedDict()
         # A tokenizer saved without its length claims 1e30; the position embeddings are what there is.
-        self._length = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
-        self.embed: Callable[..., torch.Tensor] = self._embed  # what a device computes; may be captured
+        self._length = min(tokenizer.model_max_length, config.max_position_embeddings)
+        self._masked = getattr(config, "use_attention_mask", False)
 
     def encode(self, text: str) -> Prompt:
-        """The encoded text, the tokens beyond the model's length cut off (the end mark stays)."""
+        """Return the encoded text, its tokens cut to the model's length (the end token stays)."""
         text = text[:MAX_CHARACTERS]
         prompt = self._cache.get(text)
         if prompt is None:
@@ -63,21 +72,17 @@ class PromptEncoder:
         self._cache.move_to_end(text)
         return prompt
 
-    def clear(self) -> None:
-        """Forget all texts."""
-        self._cache.clear()
-
     @torch.inference_mode()
     def _encode(self, text: str) -> Prompt:
         ids, mask, tokens = self._tokenize(text)
-        read = [ids, mask] if getattr(self._text_encoder.config, "use_attention_mask", False) else [ids]
-        embedding = self.embed(*map(self._upload, read))[0]
+        read = [ids, mask] if self._masked else [ids]
+        embedding = self._embed(*map(self._upload, read))[0]
         return Prompt(context=self._project(embedding), tokens=tokens, used=min(tokens, self._length))
 
     def _tokenize(self, text: str) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Token ids and attention mask, int64 [1, length] each, and how many tokens the text has.
+        """Return token ids and attention mask, int64 [1, length] each, and the text's number of tokens.
 
-        Cut and padded by hand, as the tokenizer would: asked for both, it would have to read the text twice.
+        Cut and padded here as the tokenizer would: for both it would have to read the text twice.
         """
         every = self._tokenizer(text, verbose=False).input_ids
         kept = every if len(every) <= self._length else [*every[: self._length - 1], every[-1]]
@@ -86,8 +91,13 @@ class PromptEncoder:
         mask = torch.tensor([len(kept) * [1] + missing * [0]])
         return ids, mask, len(every)
 
-    def _embed(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Token ids [rows, length], and the mask if this encoder reads one → [rows, length, width]."""
+
+def make_embed(text_encoder: Any) -> Callable[..., torch.Tensor]:
+    """Return token ids [rows, length], and the mask if the encoder reads one → [rows, length, width]."""
+
+    def embed(ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         # [0] is the last hidden state, after the encoder's final layer norm.
-        embedding: torch.Tensor = self._text_encoder(ids, attention_mask=mask)[0]
+        embedding: torch.Tensor = text_encoder(ids, attention_mask=mask)[0]
         return embedding
+
+    return embed

@@ -1,4 +1,4 @@
-"""The safety checker on device tensors: the decisions of diffusers' `StableDiffusionSafetyChecker`, for a whole batch.
+"""Safety checker on device tensors: the decisions of diffusers' `StableDiffusionSafetyChecker`, for a whole batch.
 
 diffusers takes each picture through Pillow, and scores through a Python loop on the CPU (15 ms and more a request).
 Here everything up to the list of flags stays on the device.
@@ -6,13 +6,10 @@ Here everything up to the list of flags stays on the device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 # Of openai/clip-vit-large-patch14, which every published checker builds on (its preprocessor_config.json).
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -31,14 +28,10 @@ class SafetyChecker:
         device = checker.concept_embeds.device
         self._mean = torch.tensor(CLIP_MEAN, device=device).view(3, 1, 1)
         self._std = torch.tensor(CLIP_STD, device=device).view(3, 1, 1)
-        self.flags: Callable[[torch.Tensor], torch.Tensor] = self._flags  # what a device computes; may be captured
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """One flag per picture of uint8 [N, H, W, 3] on the checker's device: bool [N] there."""
-        return self.flags(pixels)
-
-    def _flags(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return one flag per picture of uint8 [N, H, W, 3] on the checker's device: bool [N] there."""
         checker = self._checker
         inputs = self.preprocess(pixels).to(checker.concept_embeds.dtype)
         embeddings = checker.visual_projection(checker.vision_model(inputs)[1]).float()
@@ -48,7 +41,7 @@ class SafetyChecker:
         return _above_any(concepts + adjustment)
 
     def preprocess(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What `CLIPImageProcessor` makes of uint8 [N, H, W, 3]: float32 [N, 3, size, size], normalised.
+        """Return `CLIPImageProcessor`'s result for uint8 [N, H, W, 3]: float32 [N, 3, size, size], normalised.
 
         Shortest side to `size` by Pillow's bicubic filter, centre crop.
         """
@@ -67,14 +60,14 @@ class SafetyChecker:
 
 
 def _score(embeddings: torch.Tensor, concepts: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    """Cosine of each picture with each concept, less that concept's threshold: float32 [N, concepts]."""
+    """Return each picture's cosine with each concept, minus that concept's threshold: float32 [N, concepts]."""
     cosine = F.normalize(embeddings) @ F.normalize(concepts.float()).T
     return cosine - thresholds.float()
 
 
 def _above_any(scores: torch.Tensor) -> torch.Tensor:
-    """Which rows of [N, concepts] are above zero anywhere, in whole thousandths: diffusers decides on three decimals.
+    """Return which rows of [N, concepts] have a score above zero, rounded to thousandths as in diffusers: bool [N].
 
-    What is not a number counts as above, unlike in diffusers: a checker that can't tell has not said that all is well.
+    NaN counts as above, unlike in diffusers: a checker that failed must not pass a picture.
     """
     return ~((scores * 1000).round() <= 0).all(dim=1)

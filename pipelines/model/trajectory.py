@@ -1,4 +1,4 @@
-"""One image on its way through the algorithm (`pipelines.model.lcm`): all that is its own, and how that begins."""
+"""State of one image being denoised (`pipelines.model.lcm`), and the noise and coefficients of its start."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from pipelines.engine.backend import Event
     from pipelines.model.noise_schedule import Step
 
-# torch takes seeds of 64 bits; others count modulo that, so -1 is 2⁶⁴ − 1, as in torch.
+# torch takes seeds of 64 bits; others are reduced modulo 2⁶⁴, so -1 is 2⁶⁴ − 1, as in torch.
 SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class Posterior(NamedTuple):
-    """What the VAE encoder says of one picture: float32 [channels, h, w] each, unscaled.
+    """The VAE encoder's output for one picture: float32 [channels, h, w] each, unscaled.
 
     `deviation` is None for an `AutoencoderTiny`, whose latents are not sampled.
     """
@@ -29,7 +29,7 @@ class Posterior(NamedTuple):
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class Trajectory:
-    """One image on its way. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""
+    """One image being denoised. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""
 
     contexts: tuple[torch.Tensor, ...]  # of each row; shared with the prompts' cache
     shifts: tuple[torch.Tensor, ...]  # of each step; shared with the timesteps' cache
@@ -43,7 +43,7 @@ class Trajectory:
 
     @property
     def steps(self) -> int:
-        """UNet calls that this image takes in all."""
+        """Total UNet calls of this image."""
         return len(self.table)
 
     @property
@@ -58,12 +58,12 @@ class Trajectory:
 
     @property
     def ready(self) -> bool:
-        """Whether a step would find everything there."""
+        """Whether the device has made everything that a step reads."""
         return self.begun is None or self.begun.passed
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        """What a step reads."""
+        """All tensors that a step reads."""
         return (*self.contexts, *self.shifts, self.table, self.noise, self.latents)
 
 
@@ -80,7 +80,7 @@ class Coefficients(NamedTuple):
 
 
 def draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
-    """`count` draws of an image's own CPU generator in order, and a last one that is zero: float32 [count + 1, …].
+    """Return `count` draws of an image's own CPU generator in order, and a last one of zeros: float32 [count + 1, …].
 
     On the CPU whatever the device is, so that a seed gives the same picture everywhere.
     """
@@ -92,5 +92,5 @@ def draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
 
 
 def coefficient_table(steps: Sequence[Step], guidance: float) -> torch.Tensor:
-    """What an image's every step reads: float32 [steps, 7], a row of `Coefficients` each."""
+    """Return the coefficients of an image's steps: float32 [steps, 7], a row of `Coefficients` each."""
     return torch.tensor([(*step[1:], guidance) for step in steps], dtype=torch.float32)

@@ -1,10 +1,10 @@
-"""The UNet of Stable Diffusion 1.x, top to bottom, with everything taken out that can be known beforehand.
+"""The UNet of Stable Diffusion 1.x, split by how often each part must be computed.
 
     context   a prompt's keys and values in every cross-attention layer      once per prompt
     shifts    what each resnet adds for a timestep                           once per timestep
     forward   the rest: latents → the model's output                         every step
 
-All three are exact: sums and products that diffusers' `UNet2DConditionModel` makes anew at every step.
+All three are exact; diffusers' `UNet2DConditionModel` computes all of it at every step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Unet(nn.Module):
-    """Made from a `UNet2DConditionModel`. Raises `CheckpointError` if that is not of Stable Diffusion 1.x's kind."""
+    """A `UNet2DConditionModel`. Raises `CheckpointError` unless it is of the Stable Diffusion 1.x family."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -59,19 +59,19 @@ class Unet(nn.Module):
         self._to_context = kernels.linear(torch.cat(keys_values), None)
 
     def context(self, embedding: Tensor) -> Tensor:
-        """A prompt's embedding [length, width] → its keys and values in all layers: [length, sum of context_widths]."""
+        """Return an embedding's keys and values in all layers: [length, width] → [length, sum of context_widths]."""
         known: Tensor = self._to_context(embedding)
         return known
 
     def shifts(self, timestep: int) -> Tensor:
-        """What all resnets add at a timestep: [sum of shift_widths]."""
+        """Return what all resnets add at a timestep: [sum of shift_widths]."""
         steps = torch.full((1,), timestep, device=self._device)  # a copy of the host's would be waited for
         embedding = self._time_out(F.silu(self._time_in(self._waves(steps).to(self._dtype))))
         shifts: Tensor = self._to_shifts(F.silu(embedding))[0]
         return shifts
 
     def forward(self, sample: Tensor, shifts: Tensor, context: Tensor) -> Tensor:
-        """One denoising step.
+        """Return the model's output for one denoising step.
 
         `sample` [N, 4, h, w], `shifts` [N, …] and `context` [N, length, …], all in the model's dtype → [N, 4, h, w].
         """
@@ -98,7 +98,7 @@ class Unet(nn.Module):
 
 
 class Level(nn.Module):
-    """A down, middle or up block: its layers, and how it changes the size at its end (None: not at all)."""
+    """A down, middle or up block: its layers, then a change of size (None: none)."""
 
     def __init__(self, source: Any, resize: nn.Module | None) -> None:
         super().__init__()
@@ -117,10 +117,10 @@ class Layer(nn.Module):
         super().__init__()
         self.resnet = Resnet(resnet)
         self.transformer: Any = None if attention is None else Transformer(attention)
-        self.number, self.texts = 0, slice(0)  # where in the UNet: see `number_layers`
+        self.number, self.texts = 0, slice(0)  # index in the UNet, set by `number_layers`
 
     def forward(self, x: Tensor, shift: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
-        """`shift` and `known`: what all layers of the UNet are given, in order."""
+        """`shift` and `known`: the shifts and the keys and values of all layers of the UNet, in order."""
         x = self.resnet(x, shift[self.number])
         if self.transformer is None:
             return x
@@ -151,7 +151,7 @@ class Upsample(nn.Module):
         self.conv = kernels.conv(source.conv)
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
-        """To twice the size of `x`, or to `size`: that, or one pixel less where the way down had rounded up."""
+        """Return `x` at twice its size, or at `size`: one pixel less where downsampling had rounded up."""
         height, width = x.shape[2:]
         if size is None or size == (2 * height, 2 * width):
             doubled: Tensor = self.doubling(x)
@@ -161,7 +161,7 @@ class Upsample(nn.Module):
 
 
 def number_layers(levels: Sequence[Level]) -> None:
-    """Tell each layer which of all shifts is its own, and which of the contexts are its transformer's."""
+    """Set each layer's index among all shifts, and its transformer's slice of all contexts."""
     texts = 0
     for number, layer in enumerate(chain.from_iterable(level.layers for level in levels)):
         blocks = 0 if layer.transformer is None else len(layer.transformer.blocks)
@@ -170,17 +170,17 @@ def number_layers(levels: Sequence[Level]) -> None:
 
 
 def downsamples(block: Any) -> nn.Module | None:
-    """How a down block ends."""
+    """Return a down block's change of size, if any."""
     return Downsample(block.downsamplers[0]) if block.downsamplers else None
 
 
 def upsamples(block: Any) -> nn.Module | None:
-    """How an up block ends."""
+    """Return an up block's change of size, if any."""
     return Upsample(block.upsamplers[0]) if block.upsamplers else None
 
 
 def _in_order(source: Any) -> tuple[list[Any], list[Any]]:
-    """All resnets, and all cross attentions, as `forward` comes upon them."""
+    """Return all resnets and all cross attentions, in the order of `forward`."""
     levels = [*source.down_blocks, source.mid_block, *source.up_blocks]
     transformers = chain.from_iterable(getattr(level, "attentions", []) for level in levels)
     blocks = chain.from_iterable(transformer.transformer_blocks for transformer in transformers)

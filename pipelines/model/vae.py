@@ -1,6 +1,6 @@
-"""The autoencoders, pictures ⇄ latents: Stable Diffusion's own (`AutoencoderKL`) and the tiny one (`AutoencoderTiny`).
+"""Autoencoders, pictures ⇄ latents: Stable Diffusion's own (`AutoencoderKL`) and the tiny one (`AutoencoderTiny`).
 
-`make_vae(source)` makes the one that fits. Both have
+Both, made by `make_vae`, have two methods:
 
     encode    [N, 3, H, W] in −1…1 → mean and deviation [N, channels, H/8, W/8] (no deviation: nothing is sampled)
     decode    [N, channels, h, w] → [N, 3, 8h, 8w], about −1…1
@@ -31,7 +31,7 @@ LOG_VARIANCE = (-30.0, 20.0)
 
 
 def make_vae(source: Any) -> KlVae | TinyVae:
-    """The autoencoder of diffusers' module."""
+    """Return the autoencoder of diffusers' module."""
     return KlVae(source) if hasattr(source, "quant_conv") else TinyVae(source)
 
 
@@ -56,13 +56,13 @@ class KlVae(nn.Module):
         self.decoder_out = OutBlock(decoder)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See this module."""
+        """Return mean and deviation of the latents of [N, 3, H, W]; the tiny one has no deviation."""
         moments: Tensor = self.encoder(images.contiguous(memory_format=torch.channels_last))
         mean, log_variance = moments.chunk(2, dim=1)
         return mean, (0.5 * log_variance.clamp(*LOG_VARIANCE)).exp()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See this module."""
+        """Return the pictures of [N, channels, h, w]: [N, 3, 8h, 8w]."""
         x = self.decoder_in(latents.contiguous(memory_format=torch.channels_last))
         for blocks in self.decoder_up:
             x = blocks(x)
@@ -86,7 +86,7 @@ class Blocks(nn.Module):
 
 
 class Middle(nn.Module):
-    """The `UNetMidBlock2D` of an autoencoder: a resnet, then attention and a resnet, as often as there are."""
+    """The `UNetMidBlock2D` of an autoencoder: a resnet, then pairs of attention and resnet."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Middle(nn.Module):
 
 
 class OutBlock(nn.Module):
-    """How encoder and decoder end: norm, SiLU, convolution."""
+    """The end of an encoder or decoder: norm, SiLU, convolution."""
 
     def __init__(self, source: Any) -> None:
         super().__init__()
@@ -123,12 +123,12 @@ class TinyVae(nn.Module):
         self.decoder = nn.Sequential(*_tiny_layers(source.decoder.layers))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See this module."""
+        """Return mean and deviation of the latents of [N, 3, H, W]; the tiny one has no deviation."""
         latents: Tensor = self.encoder(((images + 1) / 2).contiguous(memory_format=torch.channels_last))
         return latents, None
 
     def decode(self, latents: Tensor) -> Tensor:
-        """See this module."""
+        """Return the pictures of [N, channels, h, w]: [N, 3, 8h, 8w]."""
         tamed = torch.tanh(latents / 3) * 3
         images: Tensor = self.decoder(tamed.contiguous(memory_format=torch.channels_last))
         return images * 2 - 1
@@ -151,14 +151,14 @@ class TinyBlock(nn.Module):
 
 
 def _tiny_layers(source: Any) -> Iterator[nn.Module]:
-    """The layers of a tiny encoder or decoder, convolutions taken together with what comes before or after."""
+    """Yield the layers of a tiny encoder or decoder, each convolution fused with its neighbours where possible."""
     before: Any = None
     for layer, after in pairwise([*source, None]):
         if isinstance(layer, nn.Conv2d):
             doubles = isinstance(before, nn.Upsample)
             if isinstance(after, nn.Conv2d):
                 yield kernels.conv_pair(layer, after, doubles=doubles)
-            elif not isinstance(before, nn.Conv2d):  # else it has been taken together with that
+            elif not isinstance(before, nn.Conv2d):  # else it is fused with that already
                 yield (
                     kernels.upsampling_conv(layer) if doubles else kernels.conv(layer, relu=isinstance(after, nn.ReLU))
                 )

@@ -4,28 +4,24 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.device import loader
 from pipelines.device.compile import Compiler
-from pipelines.device.cuda_graphs import Graphs
 from pipelines.device.torch_backend import TorchBackend
-from pipelines.model import kernels
 from pipelines.model.lcm import Lcm
-from tests.device.test_cuda_graphs import FakeDevice, generate
+from tests.device.test_cuda_graphs import FakeDevice, capture, generate
 from tests.support import tiny_models
 
 
 @pytest.fixture(autouse=True)
 def plain_kernels(monkeypatch):
     """As on CUDA: a compiler lays weights out itself, and can't see into oneDNN's layout."""
-    monkeypatch.setattr(kernels, "_packs", lambda weight: False)
     torch.compiler.reset()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 @pytest.mark.parametrize(("vae", "backend"), [(tiny_models.vae, "eager"), (tiny_models.tiny_vae, "aot_eager")])
 def test_compiled_pictures_are_those_of_uncompiled_ones(vae, backend):
     compiler, device = Compiler(backend), FakeDevice()
-    model = TorchBackend(tiny_models.make(vae=vae()))
-    loader.capture_graphs(model, Graphs(device, 10**9), 1, lambda fraction, what: None, compiler, sizes=[(64, 64)])
+    model = capture(TorchBackend(tiny_models.make(vae=vae())), device, 1, compiler=compiler)
 
     actual = generate(model, 1)
 

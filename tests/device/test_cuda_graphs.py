@@ -1,4 +1,6 @@
-"""Which calls are captured, replayed and given up: on a device that only pretends to capture."""
+"""CUDA graphs: which calls are captured, replayed and evicted, on a fake device."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from pipelines.device import loader
 from pipelines.device.cuda_graphs import Graphs
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.messages import GenerationParams
+from pipelines.model.functions import make_functions
 from pipelines.model.lcm import Lcm
 from tests.support import tiny_models
 
@@ -81,7 +84,7 @@ def learned(device, *calls, budget=10**9, run=double):
 
 
 def holds(graphs, name, count, size):
-    """Whether a call of so many rows has a graph."""
+    """Whether a call of `count` rows has a graph."""
     return graphs._graph(name, count, size) is not None
 
 
@@ -141,7 +144,7 @@ def test_what_is_captured_is_captured_once(device):
     assert len(device.graphs) == 1
 
 
-def test_graphs_share_memory_within_a_lane_and_never_between_two(device):
+def test_graphs_share_memory_within_a_stream_and_never_between_two(device):
     graphs = Graphs(device, 10**9)
     calls = [graphs.wrap(name, double, size_of, stream=stream) for name, stream in (("a", "x"), ("b", "y"), ("c", "y"))]
     with graphs.learning():
@@ -219,21 +222,21 @@ def generate(model, count):
     return model.decode(trajectories).numpy()
 
 
-def capture(model, device, max_batch, compiler=None):
-    told = []
+def ignore(fraction, what):
+    pass
 
-    def tell(fraction, what):
-        told.append((fraction, what))
 
-    loader.capture_graphs(model, Graphs(device, 10**9), max_batch, tell, compiler, sizes=[(64, 64)])
-    return told
+def capture(model, device, max_batch, tell=ignore, compiler=None):
+    """The model with batches of 64×64 captured."""
+    shapes = [((64, 64), rows) for rows in loader.batches(max_batch)]
+    return loader.capture_graphs(model, Graphs(device, 10**9), shapes, tell, compiler)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_captured_pictures_are_those_of_uncaptured_ones(device, count):
-    captured = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker()))
+    model, told = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker())), []
 
-    told = capture(captured, device, 4)
+    captured = capture(model, device, 4, lambda fraction, what: told.append((fraction, what)))
     learning_replays = sum(graph.replays for graph in device.graphs)
     actual = generate(captured, count)
 
@@ -247,32 +250,28 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, count):
     ("max_batch", "steps"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
 )
 def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, max_batch, steps):
-    model = TorchBackend(tiny_models.make())
-
-    capture(model, device, max_batch)
+    model = capture(TorchBackend(tiny_models.make()), device, max_batch)
 
     assert [rows for rows in range(1, 17) if rows in model.graphs._held["unet", (64, 64)]] == steps
 
 
 def test_batches_without_room_are_left_out_and_the_others_captured(device, caplog):
-    model = TorchBackend(tiny_models.make())
-    decode = model.vae_decode
+    checkpoint = tiny_models.make()
+    functions = make_functions(checkpoint)
 
     def small(latents):
         if len(latents) > 2:
             raise torch.OutOfMemoryError
-        return decode(latents)
+        return functions.vae_decode(latents)
 
-    model.vae_decode = small
-    capture(model, device, 4)
+    model = capture(TorchBackend(checkpoint, replace(functions, vae_decode=small)), device, 4)
 
     assert [holds(model.graphs, "decode", rows, (64, 64)) for rows in (1, 2, 4)] == [True, True, False]
     assert "no room for 4 pictures of 64×64 at once" in caplog.text
 
 
 def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device):
-    model = TorchBackend(tiny_models.make())
-    capture(model, device, 1)
+    model = capture(TorchBackend(tiny_models.make()), device, 1)
 
     assert [model.relieve(), model.relieve()] == [True, False]
     assert device.graphs

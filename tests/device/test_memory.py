@@ -1,4 +1,4 @@
-"""How many pictures have room: the policy, and what is measured for it."""
+"""Memory budget: the policy, and the measurement behind it."""
 
 import math
 
@@ -8,14 +8,14 @@ import torch
 from pipelines.device import loader
 from pipelines.device.memory import MARGIN, MemoryBudget, peak
 from pipelines.device.torch_backend import TorchBackend
-from pipelines.engine.backend import HostEvent
+from pipelines.engine.backend import HostEvent, Stage
 from tests.support import tiny_models
 
 CPU = torch.device("cpu")
 
 
 def measured(budget, **costs):
-    """A footprint that has seen each stage take so many bytes a pixel."""
+    """A budget with measured stages: bytes per pixel of each."""
     seen = MemoryBudget(budget)
     for stage, cost in costs.items():
         seen.note(stage, 100, 2, int(cost * 200))
@@ -77,9 +77,9 @@ def test_a_model_is_measured_and_its_rows_are_capped_by_size():
 
     assert costs.keys() == {"encode", "steps", "decode"}
     assert min(costs.values()) > 8  # a picture has three bytes a pixel, twelve as floats
-    assert model.room("decode", 64 * 64, 32) == model.room("preview", 64 * 64, 32) == int(20 * 0.8 / MARGIN)
-    assert model.room("decode", 1024 * 1024, 32) == 1
-    assert isinstance(model.record_event("steps"), HostEvent)
+    assert model.room(Stage.DECODE, 64 * 64, 32) == model.room(Stage.PREVIEW, 64 * 64, 32) == int(20 / MARGIN)
+    assert model.room(Stage.DECODE, 1024 * 1024, 32) == 1
+    assert isinstance(model.record_event(Stage.STEP), HostEvent)
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -87,6 +87,6 @@ def test_what_a_stage_takes_grows_with_the_rows(count):
     model = TorchBackend(tiny_models.make())
     latents = torch.zeros(count, 4, 8, 8)
 
-    taken = peak(CPU, lambda: model.vae_decode(latents))
+    taken = peak(CPU, lambda: model.functions.vae_decode(latents))
 
-    assert taken == count * peak(CPU, lambda: model.vae_decode(latents[:1]))
+    assert taken == count * peak(CPU, lambda: model.functions.vae_decode(latents[:1]))

@@ -1,4 +1,4 @@
-"""Pictures beside the steps of others: nothing reads what is not there, and nothing that crosses over is lost."""
+"""Work on pictures beside denoising steps: no missing wait between streams, and the same pictures."""
 
 from dataclasses import replace
 
@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.device import loader, streams
-from pipelines.device.cuda_graphs import Graphs
+from pipelines.device import streams
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.messages import GenerationParams
-from pipelines.model import kernels
 from pipelines.model.lcm import Lcm
-from tests.device.test_cuda_graphs import FakeDevice
+from tests.device.test_cuda_graphs import FakeDevice, capture
 from tests.support import strict_meta_device, tiny_models
 from tests.support.stream_races import HOST, Careless, Forgetful, Race, Stream, Witness
 from tests.support.strict_meta_device import NOWHERE
@@ -28,7 +26,7 @@ REQUESTS = {
 @pytest.fixture(autouse=True)
 def plain_kernels(monkeypatch):
     """oneDNN's weights are no storages that a witness could know."""
-    monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 def begin(model, name):
@@ -60,14 +58,12 @@ def interleaved(model):
     return [wait() for wait in (picture_b, preview, picture_c, picture_a)]
 
 
-def model_under(witness, steps=None, pictures=None, capture=None):
+def model_under(witness, steps=None, pictures=None, device=None):
     model = TorchBackend(
         tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3)),
-        (witness.stream("steps", steps), witness.stream("pictures", pictures)),
+        its_streams=(witness.stream("steps", steps), witness.stream("pictures", pictures)),
     )
-    if capture:
-        loader.capture_graphs(model, Graphs(capture, 10**9), 2, lambda fraction, what: None, sizes=[(64, 64)])
-    return model
+    return capture(model, device, 2) if device else model
 
 
 @pytest.mark.parametrize("captures", [False, True], ids=["as it is", "captured"])
@@ -75,7 +71,7 @@ def test_pictures_beside_steps_are_those_that_are_made_alone(captures):
     expected = interleaved(TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker(threshold=0.3))))
 
     with Witness() as witness:
-        actual = interleaved(model_under(witness, capture=FakeDevice() if captures else None))
+        actual = interleaved(model_under(witness, device=FakeDevice() if captures else None))
 
     for (pixels, finite, unsafe), (pixels_alone, finite_alone, unsafe_alone) in zip(actual, expected, strict=True):
         assert np.abs(pixels.astype(int) - pixels_alone.astype(int)).max() <= (1 if captures else 0)
@@ -84,7 +80,7 @@ def test_pictures_beside_steps_are_those_that_are_made_alone(captures):
 
 @pytest.mark.parametrize("which", ["steps", "pictures"])
 @pytest.mark.parametrize(("kind", "words"), [(Careless, "not written yet"), (Forgetful, "give it to others")])
-def test_a_lane_that_does_not_wait_or_does_not_hold_on_is_noticed(which, kind, words):
+def test_a_stream_that_does_not_wait_or_does_not_hold_on_is_noticed(which, kind, words):
     with Witness() as witness:
         model = model_under(witness, **{which: kind})
 
@@ -110,37 +106,37 @@ def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
             pixels = super().decode(trajectories)
             return pixels if pixels.sum().item() else None
 
-    class LooksInALane(TorchBackend, Looks):
+    class LooksInAStream(TorchBackend, Looks):
         pass
 
     with Witness() as witness:
-        model = LooksInALane(tiny_models.make(), (witness.stream("steps"), witness.stream("pictures")))
+        model = LooksInAStream(tiny_models.make(), its_streams=(witness.stream("steps"), witness.stream("pictures")))
 
         with pytest.raises(Race, match="waits for the host"):
             interleaved(model)
 
 
-def test_graphs_of_both_lanes_in_one_are_noticed():
+def test_graphs_of_both_streams_in_one_are_noticed():
     with Witness() as witness:
-        model = model_under(witness, capture=FakeDevice())
-        model.unet, latents = model.vae_decode, torch.zeros(1, 4, 8, 8)
+        model = model_under(witness, device=FakeDevice())
+        decode, latents = model.functions.vae_decode, torch.zeros(1, 4, 8, 8)
         with model._pictures.use(), torch.inference_mode():
-            model.vae_decode(latents)
+            decode(latents)
 
         with pytest.raises(Race), model._steps.use(), torch.inference_mode():
-            model.unet(latents)
+            decode(latents)
 
 
 def test_a_step_returns_when_the_one_before_is_done():
     with Witness() as witness:
         model = model_under(witness)
         b = begin(model, "b")
-        marks = []
+        events = []
         for _ in range(3):
             model.step([b])
-            marks.append(model._ahead[-1])
+            events.append(model._ahead[-1])
 
-    assert [record_event.passed for record_event in marks] == [True, True, False]
+    assert [event.passed for event in events] == [True, True, False]
 
 
 def test_a_trajectory_is_ready_once_it_is_encoded():
@@ -154,7 +150,7 @@ def test_a_trajectory_is_ready_once_it_is_encoded():
 
 
 def test_memory_that_the_host_writes_again_must_have_been_read():
-    """The witness itself: the host may not touch what a lane has not been waited for."""
+    """The witness itself: the host may not touch what a stream has not been waited for."""
     with Witness() as witness:
         stream = Stream(witness, "steps")
         given = torch.ones(3)
@@ -191,7 +187,7 @@ def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype
     assert {tensor.dtype for tensor in trajectories[0].contexts + trajectories[0].shifts} == {dtype}
 
 
-def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
+def test_a_device_that_does_one_thing_at_a_time_has_one_stream():
     steps, pictures = streams.streams_for(torch.device("cpu"))
     tensor = torch.ones(3)
 
@@ -202,12 +198,12 @@ def test_a_device_that_does_one_thing_at_a_time_has_one_lane():
 
 
 @pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
-def test_a_mark_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
+def test_an_event_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
     waited = []
     monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append(1))
     stream, _ = streams.streams_for(torch.device(kind))
 
-    record_event = stream.record_event()
+    event = stream.record_event()
 
-    assert record_event.passed
+    assert event.passed
     assert len(waited) == waits

@@ -1,4 +1,4 @@
-"""The loop's model on a device: pixels come to the host, and torch's errors are told apart."""
+"""`TorchBackend`: pixels come to the host, and torch's errors are classified."""
 
 import numpy as np
 import pytest

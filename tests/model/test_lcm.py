@@ -4,6 +4,8 @@ Two references: one put together here from diffusers' own parts, for every stren
 `StableDiffusionImg2ImgPipeline` itself, which is given the timesteps (left alone it would run fewer).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.messages import GenerationParams
+from pipelines.model.functions import make_functions
 from pipelines.model.lcm import Lcm
 from pipelines.model.noise_schedule import lcm_timesteps
 from tests.support import tiny_models
@@ -359,25 +362,33 @@ def test_requests_may_join_and_leave_at_any_step(lcm, order):
     assert [levels_apart(actual[index], expected[index]) for index in range(len(requests))] <= [1] * len(requests)
 
 
-def test_one_unet_call_serves_the_whole_batch(lcm):
-    rows = []
-    hook = lcm.network.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0].shape[0]))
+def counting(function, rows):
+    """The function, which notes the rows of each call."""
+
+    def call(*inputs):
+        rows.append(len(inputs[0]))
+        return function(*inputs)
+
+    return call
+
+
+def test_one_unet_call_serves_the_whole_batch(model):
+    rows, functions = [], make_functions(model)
+    lcm = Lcm(model, replace(functions, unet=counting(functions.unet, rows)))
 
     trajectories = start_together(lcm, MIXED[:4])
     lcm.step(trajectories)
-    hook.remove()
 
     assert [trajectory.rows for trajectory in trajectories] == [1, 2, 1, 2]
     assert rows == [6]
     assert [trajectory.step for trajectory in trajectories] == [1, 1, 1, 1]
 
 
-def test_images_of_one_request_share_one_vae_encode(lcm):
-    rows = []
-    hook = lcm.vae.encoder.register_forward_pre_hook(lambda _, arguments: rows.append(arguments[0].shape[0]))
+def test_images_of_one_request_share_one_vae_encode(model):
+    rows, functions = [], make_functions(model)
+    lcm = Lcm(model, replace(functions, vae_encode=counting(functions.vae_encode, rows)))
 
     start(lcm, params(num_images=4), picture())
-    hook.remove()
 
     assert rows == [1]
 
@@ -398,14 +409,11 @@ def out_of_memory(sample, shifts, context):
     raise MemoryError(len(sample))
 
 
-def test_after_a_step_that_fails_every_member_is_where_it_was():
-    lcm = Lcm(tiny_models.make())
+def test_after_a_step_that_fails_every_member_is_where_it_was(lcm, model):
     trajectories = start_together(lcm, MIXED[:3])
 
-    unet, lcm.unet = lcm.unet, out_of_memory
     with pytest.raises(MemoryError):
-        lcm.step(trajectories)
-    lcm.unet = unet
+        Lcm(model, replace(lcm.functions, unet=out_of_memory)).step(trajectories)
 
     assert [trajectory.step for trajectory in trajectories] == [0, 0, 0]
     while running := [trajectory for trajectory in trajectories if not trajectory.finished]:

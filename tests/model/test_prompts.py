@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
 
-from pipelines.model.prompts import MAX_CHARACTERS, PromptEncoder
+from pipelines.model.prompts import MAX_CHARACTERS, PromptEncoder, make_embed
 from tests.support import tiny_models
 
 TEXTS = {
@@ -28,7 +28,8 @@ def same(tensor):
 
 def encoder_for(text_encoder, project=same, tokenizer=None, **options):
     """An encoder whose `context` is the embedding itself, unless told otherwise."""
-    return PromptEncoder(tokenizer or tiny_models.tokenizer(), text_encoder, project, same, **options)
+    tokenizer, embed = tokenizer or tiny_models.tokenizer(), make_embed(text_encoder)
+    return PromptEncoder(tokenizer, text_encoder.config, embed, project, same, **options)
 
 
 def diffusers_embedding(text_encoder, text):

@@ -117,8 +117,13 @@ def test_the_autoencoder_decodes_what_diffusers_decodes(source, size, noise):
 
 @pytest.fixture(params=[True, False], ids=["packed", "plain"])
 def _packing(request, monkeypatch):
-    if not request.param:
-        monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", request.param)
+
+
+@pytest.fixture
+def _plain_weights(monkeypatch):
+    """As on a GPU."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
 
 
 @pytest.mark.usefixtures("_packing")
@@ -199,8 +204,8 @@ def test_a_dilated_convolution_is_refused():
         kernels.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
 
 
-def test_a_compiler_takes_the_unet_as_one_graph(monkeypatch, noise):
-    monkeypatch.setattr(kernels, "_packs", lambda weight: False)  # as on a GPU
+@pytest.mark.usefixtures("_plain_weights")
+def test_a_compiler_takes_the_unet_as_one_graph(noise):
     ours = Unet(tiny_models.unet())
     inputs = noise(2, 4, 8, 8), noise(2, sum(ours.shift_widths)), noise(2, 77, sum(ours.context_widths))
 
@@ -210,8 +215,8 @@ def test_a_compiler_takes_the_unet_as_one_graph(monkeypatch, noise):
 
 
 @pytest.mark.parametrize("source", [tiny_models.vae, tiny_models.tiny_vae])
-def test_a_compiler_takes_the_autoencoders_as_one_graph(monkeypatch, source, noise):
-    monkeypatch.setattr(kernels, "_packs", lambda weight: False)
+@pytest.mark.usefixtures("_plain_weights")
+def test_a_compiler_takes_the_autoencoders_as_one_graph(source, noise):
     ours, images, latents = vae.make_vae(source()), noise(1, 3, 64, 64), noise(1, 4, 8, 8)
 
     decode = torch.compile(ours.decode, backend="eager", fullgraph=True, dynamic=False)

@@ -1,4 +1,4 @@
-"""The most memory that a process has held. Not `ru_maxrss`: on Linux a child begins with its parent's."""
+"""Peak memory of a process. Not by `ru_maxrss`: on Linux a child begins with its parent's."""
 
 import re
 import resource
@@ -9,7 +9,7 @@ PROC = Path("/proc")
 
 
 def megabytes(pid: int | str = "self") -> float:
-    """The peak so far, in MB. Of others only Linux tells."""
+    """Return the peak so far, in MB. Only Linux tells that of another process."""
     status = PROC / str(pid) / "status"
     if pid != "self" or status.exists():
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
@@ -18,7 +18,7 @@ def megabytes(pid: int | str = "self") -> float:
 
 
 def restart(pid: int | str = "self") -> None:
-    """Measure from now on, where the system can."""
+    """Reset the peak, where the system can."""
     clear = PROC / str(pid) / "clear_refs"
     if clear.exists():
         clear.write_text("5")

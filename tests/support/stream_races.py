@@ -1,9 +1,9 @@
-"""Lanes that only pretend to run at once, and a witness who notices what would go wrong if they did.
+"""Fake streams and a race detector: finds what would go wrong if the streams really ran at once.
 
-Everything is computed at once and in order. Beside it the witness keeps for each lane what it is ordered after (a
-vector clock), and for each piece of memory who made it, wrote it last and has read it since. So it sees a missing wait
-however the lanes would have run: a `Race` is a read or write of what another lane may not be done with, memory that
-another lane may be given meanwhile, or a lane that waits for the host to look at a number.
+Everything is computed immediately and in order. Meanwhile the `Witness` keeps a vector clock for each stream, and for
+each storage which stream made it, wrote it last and has read it since. So it finds a missing wait whatever the timing.
+A `Race` is a read or write of memory that another stream may still use, memory that another stream may be given
+meanwhile, or a stream that waits for the host to read a number.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ HOST = "host"
 
 
 class Race(AssertionError):
-    """Two lanes, or a lane and the host, in each other's way."""
+    """Two streams, or a stream and the host, use memory at once."""
 
 
 class Memory:
-    """One storage: who made it, wrote it last and when, has read it since and when, and who may use it."""
+    """One storage: its owner stream, last write, reads since then, and the streams that may use it."""
 
     def __init__(self, owner):
         self.owner, self.written, self.read, self.users = owner, (owner, 0), {}, {owner, HOST}
 
 
 class Witness(TorchDispatchMode):
-    """Everything within happens under its eyes. `stream(name)` makes lanes for it."""
+    """Checks every operation within its context. `stream(name)` makes streams for it."""
 
     def __init__(self):
         super().__init__()
         self.now = HOST
         self._clock = Counter()
-        self._after = defaultdict(Counter)  # what each lane, or the host, is ordered after: times of the others
+        self._after = defaultdict(Counter)  # what each stream, or the host, is ordered after: times of the others
         self._known = {}
 
     def stream(self, name, kind=None):
@@ -102,7 +102,7 @@ class Witness(TorchDispatchMode):
 
 
 class Stream:
-    """A `lanes.Stream` under a witness."""
+    """A `Stream` under a witness."""
 
     def __init__(self, witness, name):
         self.witness, self.name, self.under_way = witness, name, []
@@ -123,7 +123,7 @@ class Stream:
         self.witness.allow(self.name, tensors)
 
     def to_host(self, tensor):
-        """What the host finds there is nonsense until it has waited."""
+        """The host reads nonsense there until it has waited."""
         arriving = tensor.clone()
         host = torch.full_like(tensor, 77)
         self.under_way.append((host, arriving))
@@ -131,31 +131,31 @@ class Stream:
 
 
 class Careless(Stream):
-    """Waits for nobody."""
+    """Never waits for another stream."""
 
     def wait_event(self, event, *tensors):
         self.witness.allow(self.name, tensors)
 
 
 class Forgetful(Stream):
-    """Waits, but lets others have the memory that it still reads."""
+    """Waits, but lets other streams have the memory that it still reads."""
 
     def wait_event(self, event, *tensors):
         self.witness.order(self.name, event.times)
 
 
 class Event:
-    """A `stages.Event`: not passed until somebody waits."""
+    """An event: not passed until something waits for it."""
 
     def __init__(self, stream, times, copies):
         self.times, self.passed = times, False
-        self._lane, self._copies = stream, copies
+        self._stream, self._copies = stream, copies
 
     def wait(self):
         self.passed = True
-        self._lane.witness.order(HOST, self.times)
+        self._stream.witness.order(HOST, self.times)
         with torch.inference_mode(), torch.utils._python_dispatch._disable_current_modes():
-            for host, arriving in self._lane.under_way[: self._copies]:
+            for host, arriving in self._stream.under_way[: self._copies]:
                 host.copy_(arriving)
 
     def since(self, earlier):

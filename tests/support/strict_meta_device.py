@@ -1,7 +1,7 @@
-"""A device that is not there: what runs on it has shapes and no numbers, and must do without what mps or CUDA lack.
+"""A strict meta device: tensors have shapes and no values, and operations that mps or CUDA lack raise.
 
-So nothing can look at a number, mix its tensors with the host's, make a float64 there (mps has none), or copy from
-memory of the host that is not pinned without waiting for the copy.
+So code on it can't read a value, mix its tensors with the host's, make a float64 (mps has none), or copy from unpinned
+host memory without waiting for the copy.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ NOWHERE = torch.device("meta")
 
 
 class Missing(AssertionError):
-    """Something was asked of the device that devices need not have."""
+    """An operation which mps or CUDA need not have."""
 
 
 class _Strict(TorchDispatchMode):
@@ -31,6 +31,6 @@ class _Strict(TorchDispatchMode):
 
 @contextlib.contextmanager
 def device():
-    """The device, for as long as something is to run there; modules come to it by `.to`."""
+    """Give the device within the context; modules move to it by `.to`."""
     with FakeTensorMode(allow_non_fake_inputs=True), _Strict():
         yield NOWHERE

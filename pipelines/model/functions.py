@@ -1,0 +1,52 @@
+"""The functions of a model which a device computes: all its networks, as one value.
+
+`Lcm` calls them and knows nothing else of the networks. Each may be compiled or captured
+(`pipelines.device.cuda_graphs`): it takes and returns tensors [rows, …] in the model's dtype. `context` and `shifts`
+are called once per prompt and once per timestep, and stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import Tensor
+
+from pipelines.model.prompts import make_embed
+from pipelines.model.safety import SafetyChecker
+from pipelines.model.unet import Unet
+from pipelines.model.vae import make_vae
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipelines.weights.checkpoint import LoadedCheckpoint
+
+Encoded: TypeAlias = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFunctions:
+    """A model's functions. `unet` takes `UnetInputs`; `flags` is None without a safety checker."""
+
+    embed: Callable[..., Tensor]  # token ids and mask [rows, length] → [rows, length, width]
+    context: Callable[[Tensor], Tensor]  # an embedding → the keys and values of all its cross attentions
+    shifts: Callable[[int], Tensor]  # a timestep → what the resnets add for it
+    unet: Callable[..., Tensor]
+    vae_encode: Callable[[Tensor], Encoded]
+    vae_decode: Callable[[Tensor], Tensor]
+    flags: Callable[[Tensor], Tensor] | None
+
+
+def make_functions(model: LoadedCheckpoint) -> ModelFunctions:
+    """Return the functions of a checkpoint, as they are. Raises `CheckpointError` for another family's networks."""
+    network, vae = Unet(model.unet), make_vae(model.vae)
+    return ModelFunctions(
+        embed=make_embed(model.text_encoder),
+        context=network.context,
+        shifts=network.shifts,
+        unet=network,
+        vae_encode=vae.encode,
+        vae_decode=vae.decode,
+        flags=None if model.safety_checker is None else SafetyChecker(model.safety_checker),
+    )
