@@ -11,7 +11,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from pipelines.messages import INPUT_FAULTS, Cancelled, Failed, Generated, Log, Preview, Priority, Started, Work
+from pipelines.messages import (
+    INPUT_FAULTS,
+    Cancelled,
+    Failed,
+    Generated,
+    Log,
+    Preview,
+    Priority,
+    Started,
+    Work,
+    fair_limit,
+)
 from server.fal.errors import FalError, RequestError, invalid
 from server.workers.fair_queue import FairQueue
 from server.workers.supervisor import State, Supervisor
@@ -177,8 +188,7 @@ class Dispatcher:
         """Those less urgent don't count; one of a tenant that has less than an equal share goes on top."""
         assigned = self._assigned[supervisor].values()
         share = collections.Counter(pending.tenant for pending in assigned)
-        part = supervisor.capacity // len({*share, tenant})
-        allowed = 2 * supervisor.capacity if share[tenant] < part else supervisor.capacity
+        allowed = fair_limit(supervisor.capacity, share[tenant], len({*share, tenant}))
         return sum(pending.level <= level for pending in assigned) < allowed
 
     def _send(

@@ -83,7 +83,7 @@ class FairQueue(Generic[T]):
 
     def _rank(self, item: T, now: float) -> tuple[int, float, int, float]:
         level = item.priority.level(now - item.arrived)
-        return max(level, Priority.RUN), self._share(item), level, item.arrived
+        return Priority.between_tenants(level), self._share(item), level, item.arrived
 
     def _share(self, item: T) -> float:
         return max(self._clock, self._had.get(item.tenant, 0.0))

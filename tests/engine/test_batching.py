@@ -38,7 +38,7 @@ def urgency(candidate):
 
 
 def between_tenants(candidate):
-    return batching.between_tenants(urgency(candidate))
+    return Priority.between_tenants(urgency(candidate))
 
 
 def rows(requests):
