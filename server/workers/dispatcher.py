@@ -30,6 +30,20 @@ from server.workers.supervisor import State, Supervisor
 Event: TypeAlias = Started | Log | Preview
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RerunLimits:
+    """How many engines may end while they have a request, until it is answered with an error.
+
+    `solo_failures`: engines which had nothing else. `tries`: engines in any company.
+    """
+
+    solo_failures: int = 3
+    tries: int = 10
+
+
+RERUN_LIMITS = RerunLimits()
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class PendingRequest:
     """A request in the pool: either it waits in `queue`, or `supervisor` has it in hand.
@@ -63,6 +77,10 @@ class PendingRequest:
     def cost(self) -> int:
         """Images."""
         return self.work.params.num_images
+
+    def exhausted(self, limits: RerunLimits) -> bool:
+        """Return whether it may not be run again."""
+        return self.solo_failures >= limits.solo_failures or self.tries >= limits.tries
 
     def tell(self, event: Event) -> None:
         """Pass on an event. If the listener fails, so does its request, and nothing else."""

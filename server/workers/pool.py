@@ -33,8 +33,9 @@ from pipelines.messages import (
 )
 from server.environment import child_environment
 from server.fal.errors import RequestError
-from server.workers.dispatcher import Dispatcher, Event, PendingRequest, verdict
-from server.workers.supervisor import Launch, State, Supervisor
+from server.workers.dispatcher import RERUN_LIMITS, Dispatcher, Event, PendingRequest, RerunLimits, verdict
+from server.workers.process import PROCESS_TIMES, Launch, ProcessTimes
+from server.workers.supervisor import RESTART_POLICY, RestartPolicy, State, Supervisor
 
 __all__ = ["Pool", "State"]
 
@@ -49,9 +50,6 @@ ENVIRONMENT = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",  # one short prompt at a time: its threads would only be in torch's way
 }
-
-MAX_SOLO_FAILURES = 3
-TRIES = 10
 
 # For an orderly exit after the last answer: there is nothing left to do by then.
 EXIT_S = 2.0
@@ -72,15 +70,19 @@ class Pool:
         start_timeout_s: float = 120.0,
         command: Sequence[str] = COMMAND,
         patience_s: float = PATIENCE_S,
+        times: ProcessTimes = PROCESS_TIMES,
+        restarts: RestartPolicy = RESTART_POLICY,
+        reruns: RerunLimits = RERUN_LIMITS,
     ) -> None:
         compiled = str(Path(config.data_dir) / "compiled")  # what torch.compile makes, for the next start
         environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
-        launch = Launch(command=command, environment=environment, patience_s=patience_s)
+        launch = Launch(command=command, environment=environment, patience_s=patience_s, times=times)
         self._supervisors = [
-            Supervisor(msgspec.structs.replace(config, device=device), launch, self) for device in devices
+            Supervisor(msgspec.structs.replace(config, device=device), launch, self, restarts) for device in devices
         ]
         self._dispatcher = Dispatcher(self._supervisors)
         self._ids: set[str] = set()
+        self._reruns = reruns
         self._start_timeout_s = start_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
@@ -228,7 +230,7 @@ class Pool:
             pending.solo_failures += len(requests) == 1
             if pending.answer.done():
                 self._forget(pending)
-            elif pending.solo_failures >= MAX_SOLO_FAILURES or pending.tries >= TRIES:
+            elif pending.exhausted(self._reruns):
                 pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
             else:
                 pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))

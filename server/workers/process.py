@@ -7,6 +7,7 @@ for longer than it may, it is killed: SIGKILL, because a stopped or hung process
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import socket
@@ -32,30 +33,53 @@ from pipelines.messages import (
 
 logger = logging.getLogger(__name__)
 
-# Until an engine is ready it says how far it is when there is something to say: reading 4 GB from a slow disk, a large
-# file coming in from the hub, or a compilation take their time.
-LOADING_PATIENCE_S = 600.0
-
 # Enough for a request's answer of one picture in one read; grows to the largest message that comes.
 BUFFER = 512 * 1024
 
-# A process that SIGKILL does not end by then sits in a driver, and may for ever.
-REAP_S = 10.0
-# What a process said before it ended is read at once, unless a child of its own keeps its end open.
-LAST_WORDS_S = 1.0
-
-# How late a look may come before it says more about us than about the engine.
-LATE_S = 1.0
-
 STDERR = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessTimes:
+    """Limits in seconds on how long the parts of a process's life take.
+
+    `loading_patience_s`: silence allowed until the engine is ready. It reports progress when there is some: reading
+    4 GB from a slow disk, a large download or a compilation take minutes.
+    `reap_s`: wait for a killed process to end. One that does not sits in a driver, perhaps for ever.
+    `last_messages_s`: wait for the end of its messages after that, which come at once unless a child of the process
+    keeps its end of the socket open.
+    `late_s`: delay of a check of its silence beyond which it was the server that did not run.
+    """
+
+    loading_patience_s: float = 600.0
+    reap_s: float = 10.0
+    last_messages_s: float = 1.0
+    late_s: float = 1.0
+
+
+PROCESS_TIMES = ProcessTimes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How engine processes are started and watched.
+
+    `patience_s`: seconds that an engine may be silent, unless its last `Beat` asked for more.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    patience_s: float
+    times: ProcessTimes = PROCESS_TIMES
 
 
 class EngineProcess(asyncio.BufferedProtocol):
     """A running engine. `hear` is called with each of its messages, in order, from the event loop."""
 
-    def __init__(self, hear: Callable[[FromEngine], None], patience_s: float) -> None:
+    def __init__(self, hear: Callable[[FromEngine], None], patience_s: float, times: ProcessTimes) -> None:
         self._hear = hear
         self._patience_s = patience_s
+        self._times = times
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._process: Process
@@ -63,34 +87,27 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._buffer = bytearray(BUFFER)
         self._filled = 0
         self._closed = self._loop.create_future()
-        self._allowed_s = max(patience_s, LOADING_PATIENCE_S)
+        self._allowed_s = max(patience_s, times.loading_patience_s)
         self._heard_at = self._loop.time()
         self._stage = "loading"
         self._watch: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def start(
-        cls,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        config: EngineConfig,
-        hear: Callable[[FromEngine], None],
-        patience_s: float,
-    ) -> "EngineProcess":
+    async def start(cls, launch: Launch, config: EngineConfig, hear: Callable[[FromEngine], None]) -> "EngineProcess":
         """Start the process and tell it what to load. Raises `OSError` when there can't be one."""
         ours, theirs = socket.socketpair()
-        engine = cls(hear, patience_s)
+        engine = cls(hear, launch.patience_s, launch.times)
         try:
             with theirs:
                 engine._process = await asyncio.create_subprocess_exec(
-                    *command,
+                    *launch.command,
                     "--fd",
                     str(theirs.fileno()),
                     stdin=DEVNULL,
                     stdout=STDERR,
                     pass_fds=(theirs.fileno(),),
                     start_new_session=True,  # a Ctrl-C is for the server, which drains first
-                    env=environment,
+                    env=launch.environment,
                 )
         except BaseException:
             ours.close()
@@ -141,8 +158,8 @@ class EngineProcess(asyncio.BufferedProtocol):
     async def _end(self) -> int | None:
         self.kill()
         try:
-            await asyncio.wait({self._exited}, timeout=REAP_S)
-            await asyncio.wait({self._closed}, timeout=LAST_WORDS_S)
+            await asyncio.wait({self._exited}, timeout=self._times.reap_s)
+            await asyncio.wait({self._closed}, timeout=self._times.last_messages_s)
         finally:
             self._transport.abort()
             if self._watch is not None:
@@ -198,7 +215,7 @@ class EngineProcess(asyncio.BufferedProtocol):
     def _look(self, expected: float = math.inf) -> None:
         """Look again and again whether the process has been silent for too long, and kill it then."""
         now = self._loop.time()
-        if now > expected + LATE_S:
+        if now > expected + self._times.late_s:
             self._heard_at = now  # we were stopped ourselves, and have not read what it said meanwhile
         if now > self._heard_at + self._allowed_s:
             silence = now - self._heard_at

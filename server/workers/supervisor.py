@@ -11,7 +11,6 @@ import enum
 import logging
 import math
 import signal
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pipelines.messages import (
@@ -25,19 +24,36 @@ from pipelines.messages import (
     SetupFailed,
     ToEngine,
 )
-from server.workers.process import EngineProcess
+from server.workers.process import EngineProcess, Launch
 
 logger = logging.getLogger(__name__)
 
-# Poison requests end at most three engines each, so it takes four of them on end to look like a broken device.
-FAILURES = 10
-# An engine that was ready for so long before it ended does not add to a row.
-STABLE_S = 60.0
-# Before the second replacement in a row, doubled with each, up to the longest.
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 10.0
-# A device that is out: a driver that was reset, or other programs that have left its memory, bring it back.
-OUT_PAUSE_S = 300.0
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """When an engine that ended is replaced, and after how many ends in a row its device counts as DEFUNCT.
+
+    `failures`: ends in a row that make the device DEFUNCT. A poison request ends at most three engines, so it takes
+    four of them in succession to look like a broken device.
+    `stable_s`: seconds of being ready after which an engine's end starts a new row.
+    `first_pause_s`: the pause before the second replacement in a row; doubled with each, up to `longest_pause_s`.
+    `defunct_pause_s`: the pause of a DEFUNCT device, which a driver's reset or memory freed by others may bring back.
+    """
+
+    failures: int = 10
+    stable_s: float = 60.0
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 10.0
+    defunct_pause_s: float = 300.0
+
+    def pause_s(self, ends: int) -> float:
+        """Return the seconds to wait before a replacement, after this many ends in a row."""
+        if ends >= self.failures:
+            return self.defunct_pause_s
+        return min(self.longest_pause_s, math.ldexp(self.first_pause_s, ends - 2)) if ends > 1 else 0.0
+
+
+RESTART_POLICY = RestartPolicy()
 
 
 class State(enum.StrEnum):
@@ -63,19 +79,10 @@ class Owner(Protocol):
         """The engine has ended; what it had in hand is as good as never sent."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Launch:
-    """How engine processes are started. `patience_s`: for how long one may be silent without having said so."""
-
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    patience_s: float
-
-
 class Supervisor:
     """One device, and what its engine said of itself. `detail` is for people: how far loading is, or what to do."""
 
-    def __init__(self, config: EngineConfig, launch: Launch, owner: Owner) -> None:
+    def __init__(self, config: EngineConfig, launch: Launch, owner: Owner, restarts: RestartPolicy) -> None:
         self.device = config.device
         self.state = State.STARTING
         self.detail = "Starting the engine."
@@ -85,6 +92,7 @@ class Supervisor:
         self.restarts = 0
         self._config = config
         self._launch = launch
+        self._restart_policy = restarts
         self._owner = owner
         self._engine: EngineProcess | None = None
         self._failures = 0
@@ -120,17 +128,14 @@ class Supervisor:
             self._owner.lost(self)
             if self.state is State.SETUP_FAILED:
                 return
-            await asyncio.sleep(self._pause_s())
+            await asyncio.sleep(self._restart_policy.pause_s(self._failures))
             self.restarts += 1
 
     async def _live(self) -> str:
         """One engine, from start to end. What its end was."""
-        launch = self._launch
         self._ready_at = math.inf
         try:
-            engine = self._engine = await EngineProcess.start(
-                launch.command, launch.environment, self._config, self._hear, launch.patience_s
-            )
+            engine = self._engine = await EngineProcess.start(self._launch, self._config, self._hear)
         except OSError as error:
             return f"it could not be started ({error.strerror})"
         try:
@@ -168,12 +173,13 @@ class Supervisor:
         if self.state is State.SETUP_FAILED:
             return
         logger.error("the engine on %s has ended: %s", self.device, end)
-        stable = asyncio.get_running_loop().time() > self._ready_at + STABLE_S
+        stable = asyncio.get_running_loop().time() > self._ready_at + self._restart_policy.stable_s
         self._failures = 1 if stable else self._failures + 1
-        if self._failures >= FAILURES:
+        if self._failures >= self._restart_policy.failures:
+            pause_s = self._restart_policy.defunct_pause_s
             detail = (
                 f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
-                f"See the log and `fourstep doctor`; it is tried again every {OUT_PAUSE_S / 60:.0f} minutes."
+                f"See the log and `fourstep doctor`; it is tried again every {pause_s / 60:.0f} minutes."
             )
             self._become(State.DEFUNCT, detail)
         else:
@@ -182,12 +188,6 @@ class Supervisor:
     def _become(self, state: State, detail: str) -> None:
         self.state, self.detail = state, detail
         self._owner.changed()
-
-    def _pause_s(self) -> float:
-        if self.state is State.DEFUNCT:
-            return OUT_PAUSE_S
-        in_a_row = self._failures - 1
-        return min(LONGEST_PAUSE_S, math.ldexp(FIRST_PAUSE_S, in_a_row - 1)) if in_a_row else 0.0
 
 
 def _describe(status: int | None) -> str:

@@ -13,9 +13,10 @@ import pytest
 
 from pipelines.messages import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
 from server.fal.errors import InvalidInput, RequestError
-from server.workers import pool as workers
-from server.workers import process, supervisor
+from server.workers.dispatcher import RerunLimits
 from server.workers.pool import COMMAND, Pool, State
+from server.workers.process import ProcessTimes
+from server.workers.supervisor import RestartPolicy
 from tests.support.server_process import clean_env
 
 WAIT_S = 30.0
@@ -161,9 +162,8 @@ async def test_requests_that_wait_for_a_model_that_can_not_be_had_are_refused():
 
 
 @pytest.mark.anyio
-async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 3)
-    async with pool_of("dying", "good") as pool:
+async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on():
+    async with pool_of("dying", "good", restarts=RestartPolicy(failures=3)) as pool:
         while pool.engines[0]["state"] != State.DEFUNCT:
             answer = await pool.run(work("a"))
 
@@ -173,9 +173,8 @@ async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on(
 
 
 @pytest.mark.anyio
-async def test_when_every_device_is_out_requests_are_refused(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 2)
-    async with pool_of("dying", ready=False) as pool:
+async def test_when_every_device_is_out_requests_are_refused():
+    async with pool_of("dying", ready=False, restarts=RestartPolicy(failures=2)) as pool:
         with pytest.raises(RequestError) as refused:
             await pool.run(work("a"))
         state = pool.state
@@ -187,10 +186,8 @@ async def test_when_every_device_is_out_requests_are_refused(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_a_device_that_was_out_comes_back(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 1)
-    monkeypatch.setattr(supervisor, "OUT_PAUSE_S", 0.0)
-    async with pool_of() as pool:
+async def test_a_device_that_was_out_comes_back():
+    async with pool_of(restarts=RestartPolicy(failures=1, defunct_pause_s=0.0)) as pool:
         os.kill(pid_of(pool), signal.SIGKILL)
         await until(lambda: pool.state is State.DEFUNCT)
         await until(lambda: pool.state is State.READY)
@@ -212,9 +209,8 @@ async def test_what_an_engine_had_in_hand_when_it_was_killed_is_run_again():
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_is_still_being_reaped_is_sent_nothing(monkeypatch):
-    monkeypatch.setattr(process, "LAST_WORDS_S", 2 * WAIT_S)
-    async with pool_of("one", "two") as pool:
+async def test_an_engine_that_is_still_being_reaped_is_sent_nothing():
+    async with pool_of("one", "two", times=ProcessTimes(last_messages_s=2 * WAIT_S)) as pool:
         await until(lambda: all(engine["state"] == State.READY for engine in pool.engines))
         dead = pid_of(pool)
         await pool.run(work("a", prompt="child"))
@@ -256,9 +252,8 @@ async def test_a_stopped_engine_is_noticed_and_replaced(busy):
 
 
 @pytest.mark.anyio
-async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever(monkeypatch):
-    monkeypatch.setattr(workers, "MAX_SOLO_FAILURES", 1)
-    async with pool_of(patience_s=1.5) as pool:
+async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever():
+    async with pool_of(patience_s=1.5, reruns=RerunLimits(solo_failures=1)) as pool:
         with pytest.raises(RequestError) as failed:
             await pool.run(work("a", prompt="hang"))
 
@@ -294,9 +289,8 @@ async def test_an_end_in_company_is_no_strike():
 
 
 @pytest.mark.anyio
-async def test_engines_that_send_nonsense_are_replaced(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 2)
-    async with pool_of("garbled", ready=False) as pool:
+async def test_engines_that_send_nonsense_are_replaced():
+    async with pool_of("garbled", ready=False, restarts=RestartPolicy(failures=2)) as pool:
         await until(lambda: pool.state is State.DEFUNCT)
 
         assert "signal 9" in pool.detail

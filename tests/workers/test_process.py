@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from pipelines.messages import EngineConfig
-from server.workers.process import EngineProcess
+from server.workers.process import EngineProcess, Launch
 
 SLEEPING = (sys.executable, "-c", "import time; time.sleep(600)")
 
@@ -16,7 +16,7 @@ SLEEPING = (sys.executable, "-c", "import time; time.sleep(600)")
 async def start():
     """A process that says nothing."""
     config = EngineConfig(model="instant", data_dir="")
-    return await EngineProcess.start(SLEEPING, os.environ, config, hear=print, patience_s=60.0)
+    return await EngineProcess.start(Launch(command=SLEEPING, environment=os.environ, patience_s=60.0), config, print)
 
 
 def children():
