@@ -1,8 +1,9 @@
-"""A device and the engine on it: started, replaced when it ends, given up when that does not help.
+"""Supervises the engine of one device: starts it, replaces it when it ends, gives up when that does not help.
 
-An engine that ends is replaced at once; ends in a row, with no request finished in between, are followed by growing
-pauses, and after `FAILURES` of them the device is DEFUNCT: reported, given no work, and tried again every few minutes.
-An engine whose model can't be had leaves it SETUP_FAILED, and is not tried again: that takes the operator.
+An engine that ends is replaced at once. Ends in a row, with no request finished in between, are followed by growing
+pauses; after a number of them (`RestartPolicy`) the device is DEFUNCT: reported, given no work, and tried again every
+few minutes. An engine whose model can't be loaded leaves the device SETUP_FAILED; it is not replaced, because only the
+operator can help.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestartPolicy:
-    """When an engine that ended is replaced, and after how many ends in a row its device counts as DEFUNCT.
+    """When an engine that ended is replaced, and when its device is DEFUNCT.
 
     `failures`: ends in a row that make the device DEFUNCT. A poison request ends at most three engines, so it takes
     four of them in succession to look like a broken device.
@@ -57,7 +58,7 @@ RESTART_POLICY = RestartPolicy()
 
 
 class State(enum.StrEnum):
-    """Of an engine, and of the pool, which has the best of its engines'."""
+    """State of an engine, and of the pool, which has the best of its engines' states."""
 
     READY = "READY"
     BUSY = "BUSY"
@@ -67,20 +68,20 @@ class State(enum.StrEnum):
 
 
 class Owner(Protocol):
-    """Who is told what happens to a slot."""
+    """Receiver of a supervisor's events."""
 
     def heard(self, supervisor: "Supervisor", message: FromEngine) -> None:
-        """The engine said something of a request."""
+        """Handle an engine's message about a request."""
 
     def changed(self) -> None:
-        """A slot's state is another one."""
+        """Handle a change of a supervisor's state."""
 
     def lost(self, supervisor: "Supervisor") -> None:
-        """The engine has ended; what it had in hand is as good as never sent."""
+        """Handle the end of an engine: the requests that were assigned to it are not finished."""
 
 
 class Supervisor:
-    """One device, and what its engine said of itself. `detail` is for people: how far loading is, or what to do."""
+    """One device and its engine. `detail`, human-readable: the progress of loading, or what the operator has to do."""
 
     def __init__(self, config: EngineConfig, launch: Launch, owner: Owner, restarts: RestartPolicy) -> None:
         self.device = config.device
@@ -101,27 +102,27 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The engine's process id, if there is one."""
+        """Return the engine's process id, None if there is no engine."""
         return None if self._engine is None else self._engine.pid
 
     def send(self, message: ToEngine) -> None:
-        """Tell the engine, if there is one."""
+        """Send a message to the engine, if there is one."""
         if self._engine is not None:
             self._engine.send(message)
 
     def drain(self) -> None:
-        """Let the engine finish and end; no other follows it."""
+        """Let the engine finish and exit, and start no other."""
         self._draining = True
         self.send(Drain())
 
     def finished_one(self) -> None:
-        """A request was finished: the device works."""
+        """Note that a request was finished: the device works."""
         self._failures = 0
 
     async def keep_running(self) -> None:
-        """Have an engine run on the device until drained, or until its model turns out not to be had."""
+        """Run engines on the device, one after the other, until drained or SETUP_FAILED."""
         while True:
-            end = await self._live()
+            end = await self._run_one()
             if self._draining:
                 return
             self._note_end(end)
@@ -131,8 +132,8 @@ class Supervisor:
             await asyncio.sleep(self._restart_policy.pause_s(self._failures))
             self.restarts += 1
 
-    async def _live(self) -> str:
-        """One engine, from start to end. What its end was."""
+    async def _run_one(self) -> str:
+        """Run one engine from its start to its end. Return why it ended, in words that follow "because"."""
         self._ready_at = math.inf
         try:
             engine = self._engine = await EngineProcess.start(self._launch, self._config, self._hear)
@@ -140,7 +141,7 @@ class Supervisor:
             return f"it could not be started ({error.strerror})"
         try:
             await engine.over()
-            if self.state is State.READY:  # reaping takes its time, in which it must be sent nothing
+            if self.state is State.READY:  # while it is reaped, it must be sent nothing
                 self._become(State.STARTING, "The engine has ended.")
         finally:
             self._engine = None
@@ -154,7 +155,7 @@ class Supervisor:
             case Beat() | Loading():
                 pass
             case Ready() if self._engine is None:
-                pass  # the last words of one that is being reaped
+                pass  # the last message of one that is being reaped
             case Ready(model=model, device=device, capacity=capacity, notice=notice):
                 self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()
@@ -164,7 +165,7 @@ class Supervisor:
                 self._become(State.READY, "")
             case SetupFailed(reason, hint):
                 detail = f"{reason} {hint} Then start the server again."
-                logger.error("the model can't be had: %s", detail)
+                logger.error("the model can't be loaded: %s", detail)
                 self._become(State.SETUP_FAILED, detail)
             case _:
                 self._owner.heard(self, message)
@@ -191,7 +192,7 @@ class Supervisor:
 
 
 def _describe(status: int | None) -> str:
-    """How a process ended, in words that follow "because"."""
+    """Return how a process of this exit status ended, in words that follow "because"."""
     if status is None:
         return "it was killed, though it is still there"
     if status < 0:
