@@ -1,4 +1,4 @@
-"""Policy of who goes next on the device. Pure functions: no torch, no threads, the time is an argument.
+"""Policy of what runs next on the device. Pure functions: no torch, no threads, the time is an argument.
 
 An unfinished request is `waiting` (decoded, not yet on the device) or `active` (its images are between two steps). The
 loop asks two questions in each pass; no request waits for a batch to fill.

@@ -1,4 +1,4 @@
-"""Who goes to which engine, with engines that only note what they are sent."""
+"""Assignment of requests to engines, with devices that only record what they are sent."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from server.workers.supervisor import State
 
 
 class Device:
-    """In place of a supervisor."""
+    """Stand-in for a supervisor."""
 
     def __init__(self, state):
         self.state = state
@@ -49,7 +49,7 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
         dispatcher.queue(pending(name), suspect=True)
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
-    dispatcher.pop(two, "a")  # its last word
+    dispatcher.pop(two, "a")  # its last message
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
@@ -63,7 +63,7 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
         (Failed(id="a", kind="engine_error", message="Something broke"), "runner_server_error"),
     ],
 )
-def test_what_an_engines_last_word_means(message, error_type):
+def test_an_engines_last_message_becomes_the_callers_answer(message, error_type):
     error = verdict(message)
 
     assert error.error_type == error_type
