@@ -196,10 +196,10 @@ class Pool(Owner):
                 task.cancel()
             await asyncio.wait(self._tasks)
 
-    # --- supervisors call --------------------------------------------------------------------------------------------
+    # --- supervisors call ---------------------------------------------------------------------------------------------
 
     @override
-    def heard(self, supervisor: Supervisor, message: FromEngine) -> None:
+    def on_message(self, supervisor: Supervisor, message: FromEngine) -> None:
         match message:
             case Started(id=request_id) | Log(id=request_id) | Preview(id=request_id):
                 pending = self._dispatcher.get(supervisor, request_id)
@@ -207,13 +207,13 @@ class Pool(Owner):
                     pending.tell(message)
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
                 pending = self._dispatcher.pop(supervisor, request_id)
-                supervisor.finished_one()
+                supervisor.note_finished()
                 if pending is not None:
                     self._settle(pending, message)
                 self._dispatch()
 
     @override
-    def changed(self) -> None:
+    def on_state_change(self) -> None:
         if self.state in _HOPELESS:
             for pending in self._dispatcher.waiting:
                 pending.settle(RequestError("runner_scheduling_failure", self.detail))
@@ -223,7 +223,7 @@ class Pool(Owner):
         self._dispatch()
 
     @override
-    def lost(self, supervisor: Supervisor) -> None:
+    def on_engine_end(self, supervisor: Supervisor) -> None:
         requests = self._dispatcher.empty(supervisor)
         for pending in requests:
             pending.tries += 1
@@ -236,9 +236,9 @@ class Pool(Owner):
                 pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
                 self._dispatcher.queue(pending, suspect=True)
                 self._set_timer(pending)
-        self.changed()
+        self.on_state_change()
 
-    # --- waiting requests --------------------------------------------------------------------------------------------
+    # --- waiting requests ---------------------------------------------------------------------------------------------
 
     def _leave(self, pending: PendingRequest) -> None:
         """Remove a request whose caller has its answer or is gone."""

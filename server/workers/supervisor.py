@@ -70,13 +70,13 @@ class State(enum.StrEnum):
 class Owner(Protocol):
     """Receiver of a supervisor's events."""
 
-    def heard(self, supervisor: "Supervisor", message: FromEngine) -> None:
+    def on_message(self, supervisor: "Supervisor", message: FromEngine) -> None:
         """Handle an engine's message about a request."""
 
-    def changed(self) -> None:
+    def on_state_change(self) -> None:
         """Handle a change of a supervisor's state."""
 
-    def lost(self, supervisor: "Supervisor") -> None:
+    def on_engine_end(self, supervisor: "Supervisor") -> None:
         """Handle the end of an engine: the requests that were assigned to it are not finished."""
 
 
@@ -115,7 +115,7 @@ class Supervisor:
         self._draining = True
         self.send(Drain())
 
-    def finished_one(self) -> None:
+    def note_finished(self) -> None:
         """Note that a request was finished: the device works."""
         self._failures = 0
 
@@ -126,7 +126,7 @@ class Supervisor:
             if self._draining:
                 return
             self._note_end(end)
-            self._owner.lost(self)
+            self._owner.on_engine_end(self)
             if self.state is State.SETUP_FAILED:
                 return
             await asyncio.sleep(self._restart_policy.pause_s(self._failures))
@@ -142,7 +142,7 @@ class Supervisor:
         try:
             await engine.over()
             if self.state is State.READY:  # while it is reaped, it must be sent nothing
-                self._become(State.STARTING, "The engine has ended.")
+                self._set_state(State.STARTING, "The engine has ended.")
         finally:
             self._engine = None
             status = await engine.reap()
@@ -162,13 +162,13 @@ class Supervisor:
                 logger.info("%s is ready on %s", model, device)
                 if notice:
                     logger.warning("%s", notice)
-                self._become(State.READY, "")
+                self._set_state(State.READY, "")
             case SetupFailed(reason, hint):
                 detail = f"{reason} {hint} Then start the server again."
                 logger.error("the model can't be loaded: %s", detail)
-                self._become(State.SETUP_FAILED, detail)
+                self._set_state(State.SETUP_FAILED, detail)
             case _:
-                self._owner.heard(self, message)
+                self._owner.on_message(self, message)
 
     def _note_end(self, end: str) -> None:
         if self.state is State.SETUP_FAILED:
@@ -182,13 +182,13 @@ class Supervisor:
                 f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
                 f"See the log and `fourstep doctor`; it is tried again every {pause_s / 60:.0f} minutes."
             )
-            self._become(State.DEFUNCT, detail)
+            self._set_state(State.DEFUNCT, detail)
         else:
-            self._become(State.STARTING, f"The engine has ended because {end}; it is started again.")
+            self._set_state(State.STARTING, f"The engine has ended because {end}; it is started again.")
 
-    def _become(self, state: State, detail: str) -> None:
+    def _set_state(self, state: State, detail: str) -> None:
         self.state, self.detail = state, detail
-        self._owner.changed()
+        self._owner.on_state_change()
 
 
 def _describe(status: int | None) -> str:

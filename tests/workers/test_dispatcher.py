@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Priority, Work
 from server.fal.errors import InvalidInput
-from server.workers.dispatcher import Dispatcher, PendingRequest, verdict
+from server.workers.dispatcher import Dispatcher, PendingRequest, RerunLimits, verdict
 from server.workers.supervisor import State
 
 
@@ -53,6 +53,16 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("solo_failures", "tries", "exhausted"), [(0, 0, False), (1, 3, False), (2, 2, True), (0, 4, True)]
+)
+def test_a_request_is_run_again_up_to_either_limit(solo_failures, tries, exhausted):
+    request = pending("a")
+    request.solo_failures, request.tries = solo_failures, tries
+
+    assert request.exhausted(RerunLimits(solo_failures=2, tries=4)) is exhausted
 
 
 @pytest.mark.parametrize(
