@@ -12,7 +12,7 @@ An engine's messages about one request come in this order; messages about differ
 
 import enum
 from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import msgspec
 
@@ -40,6 +40,19 @@ class Priority(enum.IntEnum):
     def level(self, waited_s: float) -> int:
         """Return the class that it counts as after waiting: 0 is the most urgent."""
         return max(0, self - int(waited_s / AGEING_S))
+
+    @staticmethod
+    def between_tenants(level: int) -> int:
+        """Return the class by which requests of different tenants are ordered: REALTIME and RUN are one."""
+        return max(level, Priority.RUN)
+
+
+def fair_limit(limit: int, held: int, tenants: int) -> int:
+    """Return how many units may be in use when a tenant which holds `held` of them gets another.
+
+    `limit`, or twice as many while the tenant holds less than an equal part: `limit` divided by `tenants`.
+    """
+    return 2 * limit if held < limit // tenants else limit
 
 
 class GenerationParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,22 +203,14 @@ class Generated(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     timings: dict[str, float]
 
 
-FailureKind: TypeAlias = Literal[
-    # the input's fault: fal's model error types, answered 422 with loc ["body", "image_url"]
-    "image_load_error",
-    "unsupported_image_format",
-    "image_too_small",
-    "image_too_large",
-    "file_too_large",
-    # the engine's fault
-    "out_of_memory",
-    "bad_output",
-    "engine_error",
+# Fal's model error types, answered 422 with loc ["body", "image_url"].
+InputFault: TypeAlias = Literal[
+    "image_load_error", "unsupported_image_format", "image_too_small", "image_too_large", "file_too_large"
 ]
+EngineFault: TypeAlias = Literal["out_of_memory", "bad_output", "engine_error"]
+FailureKind: TypeAlias = InputFault | EngineFault
 
-INPUT_FAULTS: frozenset[str] = frozenset(
-    {"image_load_error", "unsupported_image_format", "image_too_small", "image_too_large", "file_too_large"}
-)
+INPUT_FAULTS: frozenset[str] = frozenset(get_args(InputFault))
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -1,4 +1,4 @@
-"""Policy of who goes next on the device. Pure functions: no torch, no threads, the time is an argument.
+"""Policy of what runs next on the device. Pure functions: no torch, no threads, the time is an argument.
 
 An unfinished request is `waiting` (decoded, not yet on the device) or `active` (its images are between two steps). The
 loop asks two questions in each pass; no request waits for a batch to fill.
@@ -22,7 +22,7 @@ from collections import Counter
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pipelines.messages import Priority
+from pipelines.messages import Priority, fair_limit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -58,33 +58,27 @@ def level(candidate: Candidate, now: float) -> int:
     return candidate.priority.level(now - candidate.arrived)
 
 
-def between_tenants(level: int) -> int:
-    """Return the class by which requests of different tenants are ordered."""
-    return max(level, Priority.RUN)
-
-
 def admissible(waiting: Sequence[C], active: Iterable[C], limit: int, now: float) -> list[C]:
     """Return the waiting requests that join now, most urgent first; among equals, of the tenant with fewest rows first.
 
-    A request joins while the rows at least as urgent as it are fewer than `limit`; while its tenant has less than an
-    equal share, fewer than twice `limit`. So a request of many rows overshoots a little instead of waiting for an empty
-    device, which may never come.
+    A request joins while the rows at least as urgent as it are fewer than its tenant's `fair_limit`. So a request of
+    many rows overshoots a little instead of waiting for an empty device, which may never come.
     """
     on_device = [(level(request, now), request) for request in active]
     share = Counter[str]()
     for _, request in on_device:
         share[request.tenant] += request.rows
     rest, chosen = list(waiting), []
-    equal_share = limit // len({*share, *(request.tenant for request in waiting)} or {""})
+    tenants = len({*share, *(request.tenant for request in waiting)})
 
     def rank(request: C) -> tuple[int, int, int, float]:
         urgency = level(request, now)
-        return between_tenants(urgency), share[request.tenant], urgency, request.arrived
+        return Priority.between_tenants(urgency), share[request.tenant], urgency, request.arrived
 
     while rest:
         best = min(rest, key=rank)
         urgency = level(best, now)
-        allowed = 2 * limit if share[best.tenant] < equal_share else limit
+        allowed = fair_limit(limit, share[best.tenant], tenants)
         if sum(request.rows for other, request in on_device if other <= urgency) >= allowed:
             break  # no request overtakes the one whose turn it is
         rest.remove(best)
@@ -104,7 +98,7 @@ def next_step(images: Iterable[S], limit: Callable[[Any], int], now: float) -> l
     ranked = []
     for image in sorted(images, key=lambda image: (level(image, now), image.arrived)):
         urgency = level(image, now)
-        ranked.append(((between_tenants(urgency), turns[image.tenant], urgency, image.arrived), image))
+        ranked.append(((Priority.between_tenants(urgency), turns[image.tenant], urgency, image.arrived), image))
         turns[image.tenant] += 1
     ordered = [image for _, image in sorted(ranked, key=itemgetter(0))]
     if not ordered:

@@ -1,8 +1,8 @@
-"""Which engine has what in hand, who waits for one, and who gets what next.
+"""Assigns pending requests to engine processes: fair order, per-engine capacity, suspects alone.
 
-An engine gets no more than it wants in hand, so that what waits can still be put in order here; only requests more
-urgent than those in hand may come on top (the engine takes them at its next step). Suspects, whose engine died while it
-had others in hand too, are run one at a time on an engine that has nothing else.
+An engine is assigned no more requests than its capacity, so that the others can still be ordered here. Requests that
+are more urgent than the assigned ones may exceed it: the engine takes them at its next step. A suspect is a request
+whose engine died; suspects are run one at a time, on an engine that has nothing else.
 """
 
 import asyncio
@@ -11,7 +11,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from pipelines.messages import INPUT_FAULTS, Cancelled, Failed, Generated, Log, Preview, Priority, Started, Work
+from pipelines.messages import (
+    INPUT_FAULTS,
+    Cancelled,
+    Failed,
+    Generated,
+    Log,
+    Preview,
+    Priority,
+    Started,
+    Work,
+    fair_limit,
+)
 from server.fal.errors import FalError, RequestError, invalid
 from server.workers.fair_queue import FairQueue
 from server.workers.supervisor import State, Supervisor
@@ -19,12 +30,26 @@ from server.workers.supervisor import State, Supervisor
 Event: TypeAlias = Started | Log | Preview
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RerunLimits:
+    """The number of engines that may end while a request is assigned to them, before it is answered with an error.
+
+    `solo_failures`: engines which had nothing else. `tries`: all.
+    """
+
+    solo_failures: int = 3
+    tries: int = 10
+
+
+RERUN_LIMITS = RerunLimits()
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class PendingRequest:
-    """A request in the pool: either it waits in `queue`, or `supervisor` has it in hand.
+    """A request in the pool: either it waits in `queue`, or it is assigned to `supervisor`'s engine.
 
-    `level`: the class that it counted as when it was sent. `tries` and `solo_failures`: engines that ended with it,
-    and those of them that had nothing else.
+    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `solo_failures`: those of them
+    that had nothing else.
     """
 
     work: Work
@@ -40,21 +65,25 @@ class PendingRequest:
 
     @property
     def priority(self) -> Priority:
-        """The work's priority."""
+        """Return the work's priority."""
         return self.work.priority
 
     @property
     def tenant(self) -> str:
-        """Whom fairness counts it for."""
+        """Return the caller that fairness counts it for."""
         return self.work.tenant
 
     @property
     def cost(self) -> int:
-        """Images."""
+        """Return the number of images."""
         return self.work.params.num_images
 
+    def exhausted(self, limits: RerunLimits) -> bool:
+        """Return whether it may not be run again."""
+        return self.solo_failures >= limits.solo_failures or self.tries >= limits.tries
+
     def tell(self, event: Event) -> None:
-        """Pass on an event. If the listener fails, so does its request, and nothing else."""
+        """Pass an event to the listener. If the listener fails, so does its request, and nothing else."""
         if self.on_event is None or self.answer.done():
             return
         try:
@@ -63,7 +92,7 @@ class PendingRequest:
             self.answer.set_exception(error)
 
     def settle(self, end: Generated | FalError) -> None:
-        """Answer it, unless it has been answered or its caller is gone."""
+        """Answer it, unless it is answered already or its caller is gone."""
         if self.answer.done():
             return
         if isinstance(end, Generated):
@@ -73,7 +102,7 @@ class PendingRequest:
 
 
 def verdict(message: Generated | Failed | Cancelled) -> Generated | FalError:
-    """What an engine's last word on a request means to its caller."""
+    """Convert an engine's last message about a request to the caller's answer."""
     if isinstance(message, Generated):
         return message
     if isinstance(message, Cancelled):
@@ -84,41 +113,41 @@ def verdict(message: Generated | Failed | Cancelled) -> Generated | FalError:
 
 
 class Dispatcher:
-    """The requests of a pool with these engines. Whatever changes calls for a `dispatch`."""
+    """The requests of a pool with these engines. Call `dispatch` after every change."""
 
     def __init__(self, supervisors: Sequence[Supervisor]) -> None:
         self._assigned: dict[Supervisor, dict[str, PendingRequest]] = {supervisor: {} for supervisor in supervisors}
         self._queue = FairQueue[PendingRequest]()
         self._suspects = FairQueue[PendingRequest]()
-        self._quarantine: Supervisor | None = None  # the engine that is kept for suspects
+        self._quarantine: Supervisor | None = None  # its engine is reserved for suspects
 
     @property
     def waiting(self) -> list[PendingRequest]:
-        """Those that no engine has."""
+        """Return the requests that are assigned to no engine."""
         return [*self._queue, *self._suspects]
 
     @property
     def assigned(self) -> list[PendingRequest]:
-        """Those that one has."""
+        """Return the requests that are assigned to an engine."""
         return [pending for assigned in self._assigned.values() for pending in assigned.values()]
 
     def count(self, supervisor: Supervisor) -> int:
-        """How many an engine has."""
+        """Return the number of requests that are assigned to an engine."""
         return len(self._assigned[supervisor])
 
     def get(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
-        """What an engine has under this id."""
+        """Return an engine's request of this id, None if it has none."""
         return self._assigned[supervisor].get(request_id)
 
     def pop(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
-        """The same, which the engine has no longer."""
+        """Return an engine's request of this id and take it from the engine; None if it has none."""
         pending = self._assigned[supervisor].pop(request_id, None)
         if pending is not None:
             pending.supervisor = None
         return pending
 
     def empty(self, supervisor: Supervisor) -> list[PendingRequest]:
-        """All that an engine had in hand, for it is no more."""
+        """Return all requests of an engine that has ended, and take them from it."""
         requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
         if self._quarantine is supervisor:
             self._quarantine = None
@@ -127,18 +156,21 @@ class Dispatcher:
         return requests
 
     def queue(self, pending: PendingRequest, *, suspect: bool = False) -> None:
-        """Let it wait."""
+        """Add a request to those that wait; a suspect to those that are run alone."""
         pending.queue = self._suspects if suspect else self._queue
         pending.queue.add(pending)
 
     def dispatch(self, now: float) -> None:
-        """Send what waits to engines that have room for it."""
+        """Send waiting requests to engines that have room for them."""
         self._send_suspect(now)
         while any(self._sent(pending, now) for pending in self._queue.heads(now)):
             pass
 
     def _sent(self, pending: PendingRequest, now: float) -> bool:
-        """Send it where there is room. If there is none for the first in line, another may be below its share."""
+        """Send a request to an engine with room; return whether there is one.
+
+        Without room for the first of the queue there may be room for another, whose tenant is below its share.
+        """
         level = pending.priority.level(now - pending.arrived)
         supervisor = self._freest(level, pending.tenant)
         if supervisor is None:
@@ -147,7 +179,10 @@ class Dispatcher:
         return True
 
     def _send_suspect(self, now: float) -> None:
-        """Run suspects one at a time on an engine that gets nothing else meanwhile: the first to be free of others."""
+        """Send the next suspect to the engine that is reserved for suspects, once that is idle.
+
+        The ready engine with the fewest requests is reserved while there are suspects; it gets nothing else.
+        """
         ready = [supervisor for supervisor in self._assigned if supervisor.state is State.READY]
         if self._suspects and self._quarantine not in ready:
             self._quarantine = min(ready, key=self.count, default=None)
@@ -159,7 +194,7 @@ class Dispatcher:
             self._quarantine = None
 
     def _freest(self, level: int, tenant: str) -> Supervisor | None:
-        """The least loaded engine with room for a request of this class and tenant."""
+        """Return the least loaded engine with room for a request of this class and tenant, None if there is none."""
         free = [
             supervisor
             for supervisor in self._assigned
@@ -174,11 +209,10 @@ class Dispatcher:
         )
 
     def _has_room(self, supervisor: Supervisor, level: int, tenant: str) -> bool:
-        """Those less urgent don't count; one of a tenant that has less than an equal share goes on top."""
+        """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`."""
         assigned = self._assigned[supervisor].values()
         share = collections.Counter(pending.tenant for pending in assigned)
-        part = supervisor.capacity // len({*share, tenant})
-        allowed = 2 * supervisor.capacity if share[tenant] < part else supervisor.capacity
+        allowed = fair_limit(supervisor.capacity, share[tenant], len({*share, tenant}))
         return sum(pending.level <= level for pending in assigned) < allowed
 
     def _send(

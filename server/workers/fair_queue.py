@@ -1,11 +1,12 @@
-"""Who waits for an engine, and who goes next. Pure: the time comes in as an argument.
+"""Queue of requests that wait for an engine, in fair order. Pure: the time is an argument.
 
-Order: the class of the priority after the time waited (so nobody starves), then the tenant that has had least, then who
-came first. Realtime and run are one class between tenants, so that nobody's flood of frames holds up another's calls;
-within a tenant realtime goes first. What a tenant has had is counted in images since it last had nothing to wait for:
-one that comes with a thousand requests gets its share beside one that comes with one, and nobody saves up by staying
-away.
-(Start-time fair queueing: Goyal, Vin, Cheng, 1996.)
+Order: the priority's class after the time waited (so no request starves), then the tenant with the fewest images
+served, then the earliest arrival. Between tenants realtime and run are one class, so that one tenant's flood of frames
+does not hold up another's calls; within a tenant realtime goes first.
+
+A tenant's images are counted since it last had no request waiting. So a tenant with a thousand requests gets an equal
+share beside a tenant with one, and an absent tenant saves nothing up (start-time fair queueing: Goyal, Vin, Cheng,
+1996).
 """
 
 import itertools
@@ -17,7 +18,7 @@ from pipelines.messages import Priority
 
 
 class Waiting(Protocol):
-    """What the line looks at. `arrived`: seconds on the clock that `now` is read from; `cost`: images."""
+    """A request, as the queue sees it. `arrived`: seconds on the clock of `now`. `cost`: images."""
 
     @property
     def priority(self) -> Priority: ...
@@ -33,11 +34,11 @@ T = TypeVar("T", bound=Waiting)
 
 
 class FairQueue(Generic[T]):
-    """Requests that wait. Costs nothing per request that waits, only per tenant and class."""
+    """Waiting requests in fair order. Finding the next takes time per tenant and priority, not per request."""
 
     def __init__(self) -> None:
         self._queues: dict[tuple[Priority, str], deque[T]] = {}
-        self._had: dict[str, float] = {}
+        self._served: dict[str, float] = {}
         self._clock = 0.0
 
     def __len__(self) -> int:
@@ -50,7 +51,7 @@ class FairQueue(Generic[T]):
         return itertools.chain.from_iterable(self._queues.values())
 
     def add(self, item: T) -> None:
-        """Stand in line: at the end, or in front for one that has been here before."""
+        """Append a request to those of its tenant and priority; one older than all of them goes to the front."""
         queue = self._queues.setdefault((item.priority, item.tenant), deque())
         if queue and item.arrived < queue[0].arrived:
             queue.appendleft(item)
@@ -58,15 +59,15 @@ class FairQueue(Generic[T]):
             queue.append(item)
 
     def first(self, now: float) -> T:
-        """Who goes next. The line must not be empty."""
+        """Return the request that goes next. The queue must not be empty."""
         return self.heads(now)[0]
 
     def heads(self, now: float) -> list[T]:
-        """The first of each tenant and priority, in the order in which they go."""
+        """Return the first request of each tenant and priority, in the order in which they go."""
         return sorted((queue[0] for queue in self._queues.values()), key=lambda item: self._rank(item, now))
 
     def remove(self, item: T) -> None:
-        """Leave the line without having gone. Raises `ValueError` for one who is not in it."""
+        """Remove a request that is not served. Raises `ValueError` if it is not in the queue."""
         key = (item.priority, item.tenant)
         queue = self._queues.get(key, deque[T]())
         queue.remove(item)
@@ -74,16 +75,16 @@ class FairQueue(Generic[T]):
             del self._queues[key]
 
     def take(self, item: T) -> None:
-        """Leave the line to go: counted for its tenant."""
+        """Remove a request that is served, and count its images for its tenant."""
         self.remove(item)
         self._clock = self._share(item)
-        self._had[item.tenant] = self._clock + item.cost
+        self._served[item.tenant] = self._clock + item.cost
         if not self._queues:
-            self._had.clear()
+            self._served.clear()
 
     def _rank(self, item: T, now: float) -> tuple[int, float, int, float]:
         level = item.priority.level(now - item.arrived)
-        return max(level, Priority.RUN), self._share(item), level, item.arrived
+        return Priority.between_tenants(level), self._share(item), level, item.arrived
 
     def _share(self, item: T) -> float:
-        return max(self._clock, self._had.get(item.tenant, 0.0))
+        return max(self._clock, self._served.get(item.tenant, 0.0))

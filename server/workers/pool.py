@@ -1,12 +1,12 @@
-"""The pool: an engine process per device, and the requests that wait for one, are in hand, or must be run again.
+"""The pool of engine processes, one per device: runs requests on them, again when an engine dies.
 
-    run ─▶ line ─▶ an engine's hands ─▶ answer
-             ▲            │ the engine died
-             └────────────┘ alone: a strike; with others: suspects, run one at a time
+    run ─▶ queue ─▶ assigned to an engine ─▶ answer
+             ▲                │ the engine died
+             └────────────────┘ as suspects, run one at a time
 
-Who goes to which engine is `server.workers.dispatcher`' to say. A request whose engine died is run again. Who killed
-it can't be known when there were several: each of them is then run on an engine that has nothing else, and one that
-has seen three engines die alone, or ten in any company, is answered with an error.
+A request whose engine died is run again. If the engine had several, the one that killed it is unknown; each is then run
+on an engine that has nothing else. A request is answered with an error after three engines died with it alone, or ten
+in any company.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
+from typing_extensions import override
 
 from pipelines.messages import (
     PATIENCE_S,
@@ -33,8 +34,9 @@ from pipelines.messages import (
 )
 from server.environment import child_environment
 from server.fal.errors import RequestError
-from server.workers.dispatcher import Dispatcher, Event, PendingRequest, verdict
-from server.workers.supervisor import Launch, State, Supervisor
+from server.workers.dispatcher import RERUN_LIMITS, Dispatcher, Event, PendingRequest, RerunLimits, verdict
+from server.workers.process import PROCESS_TIMES, Launch, ProcessTimes
+from server.workers.supervisor import RESTART_POLICY, Owner, RestartPolicy, State, Supervisor
 
 __all__ = ["Pool", "State"]
 
@@ -42,27 +44,23 @@ logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
 
-# What libraries in an engine process read: nothing leaves the box but what was asked for.
+# For the libraries in an engine process: no telemetry.
 ENVIRONMENT = {
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # one short prompt at a time: its threads would only be in torch's way
+    "TOKENIZERS_PARALLELISM": "false",  # prompts are short: its threads would only compete with torch's
 }
 
-MAX_SOLO_FAILURES = 3
-TRIES = 10
-
-# For an orderly exit after the last answer: there is nothing left to do by then.
+# Seconds for an engine's exit after the last answer, when it has nothing left to do.
 EXIT_S = 2.0
 
-# The pool is as well as the best of its engines.
 _BEST_FIRST = (State.READY, State.BUSY, State.STARTING, State.DEFUNCT, State.SETUP_FAILED)
 _HOPELESS = (State.DEFUNCT, State.SETUP_FAILED)
 
 
-class Pool:
-    """Engines for `devices`, one each. `config` is what they share."""
+class Pool(Owner):
+    """Engines for `devices`, one each, with the same `config` but for the device."""
 
     def __init__(
         self,
@@ -72,47 +70,51 @@ class Pool:
         start_timeout_s: float = 120.0,
         command: Sequence[str] = COMMAND,
         patience_s: float = PATIENCE_S,
+        times: ProcessTimes = PROCESS_TIMES,
+        restarts: RestartPolicy = RESTART_POLICY,
+        reruns: RerunLimits = RERUN_LIMITS,
     ) -> None:
-        compiled = str(Path(config.data_dir) / "compiled")  # what torch.compile makes, for the next start
+        compiled = str(Path(config.data_dir) / "compiled")  # torch.compile's cache for later starts
         environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
-        launch = Launch(command=command, environment=environment, patience_s=patience_s)
+        launch = Launch(command=command, environment=environment, patience_s=patience_s, times=times)
         self._supervisors = [
-            Supervisor(msgspec.structs.replace(config, device=device), launch, self) for device in devices
+            Supervisor(msgspec.structs.replace(config, device=device), launch, self, restarts) for device in devices
         ]
         self._dispatcher = Dispatcher(self._supervisors)
         self._ids: set[str] = set()
+        self._reruns = reruns
         self._start_timeout_s = start_timeout_s
         self._tasks: list[asyncio.Task[None]] = []
         self._closing = False
         self._moved = asyncio.Event()  # set whenever a state changes or a request ends
 
-    # --- what the rest of the server sees ----------------------------------------------------------------------------
+    # --- the rest of the server calls ---------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
-        """The best of the engines' states."""
+        """Return the best of the engines' states."""
         return min(map(self._state_of, self._supervisors), key=_BEST_FIRST.index)
 
     @property
     def detail(self) -> str:
-        """How far loading is, or what is to be done; "" when all is well. For people."""
+        """Return the progress of loading or what the operator has to do, human-readable; "" when all is well."""
         return next(
             (supervisor.detail for supervisor in self._supervisors if self._state_of(supervisor) is self.state), ""
         )
 
     @property
     def model(self) -> str:
-        """What is loaded: "demo", a hub id, a file's name; "" before the first engine is ready."""
+        """Return the loaded model: "demo", a hub id, a file's name; "" before the first engine is ready."""
         return next((supervisor.model for supervisor in self._supervisors if supervisor.model), "")
 
     @property
     def notice(self) -> str:
-        """What the operator must know of the model that is loaded."""
+        """Return what the operator must know of the loaded model, "" for nothing."""
         return next((supervisor.notice for supervisor in self._supervisors if supervisor.notice), "")
 
     @property
     def engines(self) -> list[dict[str, str | int | None]]:
-        """Each engine's `device`, `pid`, `state` and `restarts`."""
+        """Return each engine's `device`, `pid`, `state` and `restarts`."""
         return [
             {
                 "device": supervisor.device,
@@ -125,11 +127,11 @@ class Pool:
 
     @property
     def capacity(self) -> int:
-        """How many requests the engines that are up want in hand, all together."""
+        """Return the number of requests that the ready engines take at once, all together."""
         return sum(supervisor.capacity for supervisor in self._supervisors if supervisor.state is State.READY)
 
     async def start(self) -> None:
-        """Start the engines; returns at once, they load meanwhile."""
+        """Start the engines; return at once, before they have loaded."""
         self._tasks = [
             asyncio.create_task(supervisor.keep_running(), name=supervisor.device) for supervisor in self._supervisors
         ]
@@ -137,7 +139,7 @@ class Pool:
             task.add_done_callback(_report)
 
     async def loaded_model(self) -> str:
-        """`model`, once the first engine is ready; "" when it can't be had. Raises `RequestError` `startup_timeout`."""
+        """Return `model` once an engine is ready, "" if it can't be loaded. Raises `RequestError` `startup_timeout`."""
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 while not self.model and self.state not in _HOPELESS and not self._closing:
@@ -147,18 +149,18 @@ class Pool:
         return self.model
 
     def check(self) -> None:
-        """Raises `RequestError` `runner_scheduling_failure`, with the mend, when there is no hope of an engine."""
+        """Raise `RequestError` `runner_scheduling_failure`, with a hint, if no engine is or will become ready."""
         if self._closing:
             raise RequestError("runner_scheduling_failure", "The server is stopping.")
         if self.state in _HOPELESS:
             raise RequestError("runner_scheduling_failure", self.detail)
 
     async def run(self, work: Work, on_event: Callable[[Event], None] | None = None) -> Generated:
-        """Have an engine do this, and say what it says on the way to `on_event`. Cancelling stops it on the device.
+        """Run a request on an engine and pass its events to `on_event`. Cancelling stops it on the device.
 
-        Another with the same id goes first if it is still here: a cancelled one is until its engine lets go of it.
-        Raises `InvalidInput` for a picture that can't be used and `RequestError` for everything else:
-        `startup_timeout`, `runner_scheduling_failure`, `runner_disconnected`, `runner_server_error`.
+        An earlier request of the same id is waited for; a cancelled one stays until its engine has dropped it. Raises
+        `InvalidInput` for a picture that can't be used and `RequestError` for everything else: `startup_timeout`,
+        `runner_scheduling_failure`, `runner_disconnected`, `runner_server_error`.
         """
         self.check()
         while work.id in self._ids:
@@ -175,7 +177,7 @@ class Pool:
             self._leave(pending)
 
     async def close(self, grace_s: float) -> None:
-        """Take nothing new, give what is here `grace_s` seconds to finish, then end the engines."""
+        """Refuse new requests, wait up to `grace_s` seconds for the others, then end the engines."""
         self._closing = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
@@ -194,10 +196,10 @@ class Pool:
                 task.cancel()
             await asyncio.wait(self._tasks)
 
-    # --- what a slot says (its Owner) --------------------------------------------------------------------------------
+    # --- supervisors call ---------------------------------------------------------------------------------------------
 
-    def heard(self, supervisor: Supervisor, message: FromEngine) -> None:
-        """Pass a message on to whose request it is about."""
+    @override
+    def on_message(self, supervisor: Supervisor, message: FromEngine) -> None:
         match message:
             case Started(id=request_id) | Log(id=request_id) | Preview(id=request_id):
                 pending = self._dispatcher.get(supervisor, request_id)
@@ -205,13 +207,13 @@ class Pool:
                     pending.tell(message)
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
                 pending = self._dispatcher.pop(supervisor, request_id)
-                supervisor.finished_one()
+                supervisor.note_finished()
                 if pending is not None:
                     self._settle(pending, message)
                 self._dispatch()
 
-    def changed(self) -> None:
-        """A slot is in another state: what waits may go, may wait only so long, or waits in vain."""
+    @override
+    def on_state_change(self) -> None:
         if self.state in _HOPELESS:
             for pending in self._dispatcher.waiting:
                 pending.settle(RequestError("runner_scheduling_failure", self.detail))
@@ -220,33 +222,33 @@ class Pool:
         self._moved.set()
         self._dispatch()
 
-    def lost(self, supervisor: Supervisor) -> None:
-        """Have what the engine had in hand run again, by itself; or not, if it has been the end of too many."""
+    @override
+    def on_engine_end(self, supervisor: Supervisor) -> None:
         requests = self._dispatcher.empty(supervisor)
         for pending in requests:
             pending.tries += 1
             pending.solo_failures += len(requests) == 1
             if pending.answer.done():
                 self._forget(pending)
-            elif pending.solo_failures >= MAX_SOLO_FAILURES or pending.tries >= TRIES:
+            elif pending.exhausted(self._reruns):
                 pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
             else:
                 pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
                 self._dispatcher.queue(pending, suspect=True)
                 self._set_timer(pending)
-        self.changed()
+        self.on_state_change()
 
-    # --- how a request waits -----------------------------------------------------------------------------------------
+    # --- waiting requests ---------------------------------------------------------------------------------------------
 
     def _leave(self, pending: PendingRequest) -> None:
-        """The caller has its answer or has gone away."""
+        """Remove a request whose caller has its answer or is gone."""
         if pending.timer is not None:
             pending.timer.cancel()
         if pending.queue is not None:
             pending.queue.remove(pending)
             pending.queue = None
         if pending.supervisor is not None:
-            pending.supervisor.send(Cancel(pending.work.id))  # it stays in hand until the engine says that it is out
+            pending.supervisor.send(Cancel(pending.work.id))  # assigned until the engine confirms
         else:
             self._forget(pending)
 
@@ -255,7 +257,7 @@ class Pool:
         self._moved.set()
 
     def _settle(self, pending: PendingRequest, message: Generated | Failed | Cancelled) -> None:
-        """Answer with an engine's last word on a request."""
+        """Answer a request with an engine's last message about it."""
         if pending.answer.done():
             self._forget(pending)  # the caller is gone
         else:
@@ -265,12 +267,12 @@ class Pool:
         self._dispatcher.dispatch(asyncio.get_running_loop().time())
 
     async def _next_move(self) -> None:
-        """Return when a state has changed or a request has gone."""
+        """Return when a state has changed or a request has been removed."""
         self._moved.clear()
         await self._moved.wait()
 
     def _set_timer(self, pending: PendingRequest) -> None:
-        """A waiting request's time runs while no engine is up."""
+        """Limit how long a request waits while no engine is ready; lift the limit while one is."""
         up = any(supervisor.state is State.READY for supervisor in self._supervisors)
         if up and pending.timer is not None:
             pending.timer.cancel()
@@ -292,6 +294,6 @@ class Pool:
 
 
 def _report(task: asyncio.Task[None]) -> None:
-    """A slot's task ends by itself only where nothing is left to run."""
+    """Log a supervisor's failure, which leaves its device without an engine."""
     if not task.cancelled() and task.exception() is not None:
-        logger.critical("the engine on %s is no longer looked after", task.get_name(), exc_info=task.exception())
+        logger.critical("the engine on %s is no longer supervised", task.get_name(), exc_info=task.exception())

@@ -1,12 +1,13 @@
-"""One engine process, from its start to its end: frames out, frames in, and a watch on its silence.
+"""One engine process, from its start to its end: frames sent, frames received, silence watched.
 
-The process is a child with one end of a Unix stream socket pair; nothing else ties it to us, and when our end closes,
-however we end, it ends (see `pipelines.worker`). Everything it says counts as a sign of life. When it has been silent
-for longer than it may, it is killed: SIGKILL, because a stopped or hung process heeds nothing else.
+The process is a child with one end of a Unix stream socket pair. It exits when the server's end closes, however the
+server ends. Every message from it counts as a sign of life. When it has been silent for longer than allowed, it is
+killed with SIGKILL, because a stopped or hung process reacts to nothing else.
 """
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import math
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import msgspec
+from typing_extensions import override
 
 from pipelines.messages import (
     Beat,
@@ -32,30 +34,53 @@ from pipelines.messages import (
 
 logger = logging.getLogger(__name__)
 
-# Until an engine is ready it says how far it is when there is something to say: reading 4 GB from a slow disk, a large
-# file coming in from the hub, or a compilation take their time.
-LOADING_PATIENCE_S = 600.0
-
-# Enough for a request's answer of one picture in one read; grows to the largest message that comes.
+# Bytes of the receive buffer at the start: an answer with one picture in one read. It grows to the largest message.
 BUFFER = 512 * 1024
-
-# A process that SIGKILL does not end by then sits in a driver, and may for ever.
-REAP_S = 10.0
-# What a process said before it ended is read at once, unless a child of its own keeps its end open.
-LAST_WORDS_S = 1.0
-
-# How late a look may come before it says more about us than about the engine.
-LATE_S = 1.0
 
 STDERR = 2
 
 
-class EngineProcess(asyncio.BufferedProtocol):
-    """A running engine. `hear` is called with each of its messages, in order, from the event loop."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessTimes:
+    """Limits in seconds on how long the parts of a process's life take.
 
-    def __init__(self, hear: Callable[[FromEngine], None], patience_s: float) -> None:
+    `loading_patience_s`: silence allowed until the engine is ready. It reports progress when there is some: reading
+    4 GB from a slow disk, a large download or a compilation take minutes.
+    `reap_s`: wait for a killed process to end. One that does not sits in a driver, perhaps for ever.
+    `last_messages_s`: wait for the end of its messages after that, which come at once unless a child of the process
+    keeps its end of the socket open.
+    `late_s`: delay of a check of its silence beyond which it was the server that did not run.
+    """
+
+    loading_patience_s: float = 600.0
+    reap_s: float = 10.0
+    last_messages_s: float = 1.0
+    late_s: float = 1.0
+
+
+PROCESS_TIMES = ProcessTimes()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How engine processes are started and watched.
+
+    `patience_s`: seconds that an engine may be silent, unless its last `Beat` asked for more.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    patience_s: float
+    times: ProcessTimes = PROCESS_TIMES
+
+
+class EngineProcess(asyncio.BufferedProtocol):
+    """A running engine. `hear` is called from the event loop with each of its messages, in order."""
+
+    def __init__(self, hear: Callable[[FromEngine], None], patience_s: float, times: ProcessTimes) -> None:
         self._hear = hear
         self._patience_s = patience_s
+        self._times = times
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._process: Process
@@ -63,34 +88,27 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._buffer = bytearray(BUFFER)
         self._filled = 0
         self._closed = self._loop.create_future()
-        self._allowed_s = max(patience_s, LOADING_PATIENCE_S)
+        self._allowed_s = max(patience_s, times.loading_patience_s)
         self._heard_at = self._loop.time()
         self._stage = "loading"
         self._watch: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def start(
-        cls,
-        command: Sequence[str],
-        environment: Mapping[str, str],
-        config: EngineConfig,
-        hear: Callable[[FromEngine], None],
-        patience_s: float,
-    ) -> "EngineProcess":
-        """Start the process and tell it what to load. Raises `OSError` when there can't be one."""
+    async def start(cls, launch: Launch, config: EngineConfig, hear: Callable[[FromEngine], None]) -> "EngineProcess":
+        """Start the process and send it the configuration. Raises `OSError` if it can't be started."""
         ours, theirs = socket.socketpair()
-        engine = cls(hear, patience_s)
+        engine = cls(hear, launch.patience_s, launch.times)
         try:
             with theirs:
                 engine._process = await asyncio.create_subprocess_exec(
-                    *command,
+                    *launch.command,
                     "--fd",
                     str(theirs.fileno()),
                     stdin=DEVNULL,
                     stdout=STDERR,
                     pass_fds=(theirs.fileno(),),
-                    start_new_session=True,  # a Ctrl-C is for the server, which drains first
-                    env=environment,
+                    start_new_session=True,  # Ctrl-C goes to the server alone, which drains first
+                    env=launch.environment,
                 )
         except BaseException:
             ours.close()
@@ -109,27 +127,28 @@ class EngineProcess(asyncio.BufferedProtocol):
 
     @property
     def pid(self) -> int:
-        """The process's id."""
+        """Return the process id."""
         return self._process.pid
 
     def send(self, message: ToEngine) -> None:
-        """Put a message on its way, unless the process is gone."""
+        """Send a message, unless the process is gone."""
         if not self._transport.is_closing():
             self._transport.write(write_frame(message))
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the process."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
     async def over(self) -> None:
-        """Wait for the first sign of its end, after which nothing that is sent is read: it has exited, or hung up."""
+        """Wait until it has exited or closed its socket: from then on it reads nothing."""
         await asyncio.wait({self._exited, self._closed}, return_when=asyncio.FIRST_COMPLETED)
 
     async def reap(self) -> int | None:
-        """End it, and hear all it has said. Its exit status, negative for a signal; None if it won't die.
+        """Kill the process and receive its remaining messages.
 
-        Whoever is cancelled while it waits here still waits: a process that is left now would stay a zombie.
+        Return its exit status, negative for a signal, or None if it does not end. A caller that is cancelled meanwhile
+        still waits, because a process that is not reaped stays a zombie.
         """
         ending = asyncio.ensure_future(self._end())
         try:
@@ -141,8 +160,8 @@ class EngineProcess(asyncio.BufferedProtocol):
     async def _end(self) -> int | None:
         self.kill()
         try:
-            await asyncio.wait({self._exited}, timeout=REAP_S)
-            await asyncio.wait({self._closed}, timeout=LAST_WORDS_S)
+            await asyncio.wait({self._exited}, timeout=self._times.reap_s)
+            await asyncio.wait({self._closed}, timeout=self._times.last_messages_s)
         finally:
             self._transport.abort()
             if self._watch is not None:
@@ -151,16 +170,19 @@ class EngineProcess(asyncio.BufferedProtocol):
 
     # --- what the transport calls ------------------------------------------------------------------------------------
 
+    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Part of `asyncio.BufferedProtocol`, as are the three below."""
         self._transport = cast("asyncio.Transport", transport)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed.set_result(None)
 
+    @override
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._buffer)[self._filled :]
 
+    @override
     def buffer_updated(self, nbytes: int) -> None:
         self._filled += nbytes
         self._heard_at = self._loop.time()
@@ -171,7 +193,7 @@ class EngineProcess(asyncio.BufferedProtocol):
                     self._take(parse_from_engine(frame_body(view, begin, end)))
                     begin = end
         except (msgspec.MsgspecError, OverlongFrame):
-            logger.exception("engine %d sends what is no message; killed", self.pid)
+            logger.exception("engine %d has sent an invalid message; killed", self.pid)
             self._give_up()
             return
         self._keep_from(begin, end - begin)
@@ -186,7 +208,7 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._hear(message)
 
     def _keep_from(self, begin: int, needed: int) -> None:
-        """Move the unfinished frame to the front of a buffer that will hold it."""
+        """Move the unfinished frame to the front of the buffer, which grows to `needed` bytes if it is smaller."""
         rest = self._buffer[begin : self._filled]
         if needed > len(self._buffer):
             self._buffer = bytearray(needed)
@@ -196,10 +218,13 @@ class EngineProcess(asyncio.BufferedProtocol):
     # --- the watch ---------------------------------------------------------------------------------------------------
 
     def _look(self, expected: float = math.inf) -> None:
-        """Look again and again whether the process has been silent for too long, and kill it then."""
+        """Check again and again whether the process has been silent for too long, and kill it then.
+
+        `expected`: when this check was due, in the loop's seconds.
+        """
         now = self._loop.time()
-        if now > expected + LATE_S:
-            self._heard_at = now  # we were stopped ourselves, and have not read what it said meanwhile
+        if now > expected + self._times.late_s:
+            self._heard_at = now  # the server itself did not run, and has not read what came meanwhile
         if now > self._heard_at + self._allowed_s:
             silence = now - self._heard_at
             logger.error("engine %d has been silent for %.0f s at the stage %r; killed", self.pid, silence, self._stage)
@@ -209,6 +234,6 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._watch = self._loop.call_later(pause, self._look, now + pause)
 
     def _give_up(self) -> None:
-        """End it without waiting for its end, nor for what it may still say."""
+        """Kill the process and drop what it may still send."""
         self.kill()
         self._transport.abort()

@@ -1,8 +1,9 @@
-"""A device and the engine on it: started, replaced when it ends, given up when that does not help.
+"""Supervises the engine of one device: starts it, replaces it when it ends, gives up when that does not help.
 
-An engine that ends is replaced at once; ends in a row, with no request finished in between, are followed by growing
-pauses, and after `FAILURES` of them the device is DEFUNCT: reported, given no work, and tried again every few minutes.
-An engine whose model can't be had leaves it SETUP_FAILED, and is not tried again: that takes the operator.
+An engine that ends is replaced at once. Ends in a row, with no request finished in between, are followed by growing
+pauses; after a number of them (`RestartPolicy`) the device is DEFUNCT: reported, given no work, and tried again every
+few minutes. An engine whose model can't be loaded leaves the device SETUP_FAILED; it is not replaced, because only the
+operator can help.
 """
 
 import asyncio
@@ -11,7 +12,6 @@ import enum
 import logging
 import math
 import signal
-from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from pipelines.messages import (
@@ -25,23 +25,40 @@ from pipelines.messages import (
     SetupFailed,
     ToEngine,
 )
-from server.workers.process import EngineProcess
+from server.workers.process import EngineProcess, Launch
 
 logger = logging.getLogger(__name__)
 
-# Poison requests end at most three engines each, so it takes four of them on end to look like a broken device.
-FAILURES = 10
-# An engine that was ready for so long before it ended does not add to a row.
-STABLE_S = 60.0
-# Before the second replacement in a row, doubled with each, up to the longest.
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 10.0
-# A device that is out: a driver that was reset, or other programs that have left its memory, bring it back.
-OUT_PAUSE_S = 300.0
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RestartPolicy:
+    """When an engine that ended is replaced, and when its device is DEFUNCT.
+
+    `failures`: ends in a row that make the device DEFUNCT. A poison request ends at most three engines, so it takes
+    four of them in succession to look like a broken device.
+    `stable_s`: seconds of being ready after which an engine's end starts a new row.
+    `first_pause_s`: the pause before the second replacement in a row; doubled with each, up to `longest_pause_s`.
+    `defunct_pause_s`: the pause of a DEFUNCT device, which a driver's reset or memory freed by others may bring back.
+    """
+
+    failures: int = 10
+    stable_s: float = 60.0
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 10.0
+    defunct_pause_s: float = 300.0
+
+    def pause_s(self, ends: int) -> float:
+        """Return the seconds to wait before a replacement, after this many ends in a row."""
+        if ends >= self.failures:
+            return self.defunct_pause_s
+        return min(self.longest_pause_s, math.ldexp(self.first_pause_s, ends - 2)) if ends > 1 else 0.0
+
+
+RESTART_POLICY = RestartPolicy()
 
 
 class State(enum.StrEnum):
-    """Of an engine, and of the pool, which has the best of its engines'."""
+    """State of an engine, and of the pool, which has the best of its engines' states."""
 
     READY = "READY"
     BUSY = "BUSY"
@@ -51,31 +68,22 @@ class State(enum.StrEnum):
 
 
 class Owner(Protocol):
-    """Who is told what happens to a slot."""
+    """Receiver of a supervisor's events."""
 
-    def heard(self, supervisor: "Supervisor", message: FromEngine) -> None:
-        """The engine said something of a request."""
+    def on_message(self, supervisor: "Supervisor", message: FromEngine) -> None:
+        """Handle an engine's message about a request."""
 
-    def changed(self) -> None:
-        """A slot's state is another one."""
+    def on_state_change(self) -> None:
+        """Handle a change of a supervisor's state."""
 
-    def lost(self, supervisor: "Supervisor") -> None:
-        """The engine has ended; what it had in hand is as good as never sent."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Launch:
-    """How engine processes are started. `patience_s`: for how long one may be silent without having said so."""
-
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    patience_s: float
+    def on_engine_end(self, supervisor: "Supervisor") -> None:
+        """Handle the end of an engine: the requests that were assigned to it are not finished."""
 
 
 class Supervisor:
-    """One device, and what its engine said of itself. `detail` is for people: how far loading is, or what to do."""
+    """One device and its engine. `detail`, human-readable: the progress of loading, or what the operator has to do."""
 
-    def __init__(self, config: EngineConfig, launch: Launch, owner: Owner) -> None:
+    def __init__(self, config: EngineConfig, launch: Launch, owner: Owner, restarts: RestartPolicy) -> None:
         self.device = config.device
         self.state = State.STARTING
         self.detail = "Starting the engine."
@@ -85,6 +93,7 @@ class Supervisor:
         self.restarts = 0
         self._config = config
         self._launch = launch
+        self._restart_policy = restarts
         self._owner = owner
         self._engine: EngineProcess | None = None
         self._failures = 0
@@ -93,50 +102,47 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The engine's process id, if there is one."""
+        """Return the engine's process id, None if there is no engine."""
         return None if self._engine is None else self._engine.pid
 
     def send(self, message: ToEngine) -> None:
-        """Tell the engine, if there is one."""
+        """Send a message to the engine, if there is one."""
         if self._engine is not None:
             self._engine.send(message)
 
     def drain(self) -> None:
-        """Let the engine finish and end; no other follows it."""
+        """Let the engine finish and exit, and start no other."""
         self._draining = True
         self.send(Drain())
 
-    def finished_one(self) -> None:
-        """A request was finished: the device works."""
+    def note_finished(self) -> None:
+        """Note that a request was finished: the device works."""
         self._failures = 0
 
     async def keep_running(self) -> None:
-        """Have an engine run on the device until drained, or until its model turns out not to be had."""
+        """Run engines on the device, one after the other, until drained or SETUP_FAILED."""
         while True:
-            end = await self._live()
+            end = await self._run_one()
             if self._draining:
                 return
             self._note_end(end)
-            self._owner.lost(self)
+            self._owner.on_engine_end(self)
             if self.state is State.SETUP_FAILED:
                 return
-            await asyncio.sleep(self._pause_s())
+            await asyncio.sleep(self._restart_policy.pause_s(self._failures))
             self.restarts += 1
 
-    async def _live(self) -> str:
-        """One engine, from start to end. What its end was."""
-        launch = self._launch
+    async def _run_one(self) -> str:
+        """Run one engine from its start to its end. Return why it ended, in words that follow "because"."""
         self._ready_at = math.inf
         try:
-            engine = self._engine = await EngineProcess.start(
-                launch.command, launch.environment, self._config, self._hear, launch.patience_s
-            )
+            engine = self._engine = await EngineProcess.start(self._launch, self._config, self._hear)
         except OSError as error:
             return f"it could not be started ({error.strerror})"
         try:
             await engine.over()
-            if self.state is State.READY:  # reaping takes its time, in which it must be sent nothing
-                self._become(State.STARTING, "The engine has ended.")
+            if self.state is State.READY:  # while it is reaped, it must be sent nothing
+                self._set_state(State.STARTING, "The engine has ended.")
         finally:
             self._engine = None
             status = await engine.reap()
@@ -149,49 +155,44 @@ class Supervisor:
             case Beat() | Loading():
                 pass
             case Ready() if self._engine is None:
-                pass  # the last words of one that is being reaped
+                pass  # the last message of one that is being reaped
             case Ready(model=model, device=device, capacity=capacity, notice=notice):
                 self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
                 self._ready_at = asyncio.get_running_loop().time()
                 logger.info("%s is ready on %s", model, device)
                 if notice:
                     logger.warning("%s", notice)
-                self._become(State.READY, "")
+                self._set_state(State.READY, "")
             case SetupFailed(reason, hint):
                 detail = f"{reason} {hint} Then start the server again."
-                logger.error("the model can't be had: %s", detail)
-                self._become(State.SETUP_FAILED, detail)
+                logger.error("the model can't be loaded: %s", detail)
+                self._set_state(State.SETUP_FAILED, detail)
             case _:
-                self._owner.heard(self, message)
+                self._owner.on_message(self, message)
 
     def _note_end(self, end: str) -> None:
         if self.state is State.SETUP_FAILED:
             return
         logger.error("the engine on %s has ended: %s", self.device, end)
-        stable = asyncio.get_running_loop().time() > self._ready_at + STABLE_S
+        stable = asyncio.get_running_loop().time() > self._ready_at + self._restart_policy.stable_s
         self._failures = 1 if stable else self._failures + 1
-        if self._failures >= FAILURES:
+        if self._failures >= self._restart_policy.failures:
+            pause_s = self._restart_policy.defunct_pause_s
             detail = (
                 f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
-                f"See the log and `fourstep doctor`; it is tried again every {OUT_PAUSE_S / 60:.0f} minutes."
+                f"See the log and `fourstep doctor`; it is tried again every {pause_s / 60:.0f} minutes."
             )
-            self._become(State.DEFUNCT, detail)
+            self._set_state(State.DEFUNCT, detail)
         else:
-            self._become(State.STARTING, f"The engine has ended because {end}; it is started again.")
+            self._set_state(State.STARTING, f"The engine has ended because {end}; it is started again.")
 
-    def _become(self, state: State, detail: str) -> None:
+    def _set_state(self, state: State, detail: str) -> None:
         self.state, self.detail = state, detail
-        self._owner.changed()
-
-    def _pause_s(self) -> float:
-        if self.state is State.DEFUNCT:
-            return OUT_PAUSE_S
-        in_a_row = self._failures - 1
-        return min(LONGEST_PAUSE_S, math.ldexp(FIRST_PAUSE_S, in_a_row - 1)) if in_a_row else 0.0
+        self._owner.on_state_change()
 
 
 def _describe(status: int | None) -> str:
-    """How a process ended, in words that follow "because"."""
+    """Return how a process of this exit status ended, in words that follow "because"."""
     if status is None:
         return "it was killed, though it is still there"
     if status < 0:

@@ -1,4 +1,4 @@
-"""R2: requests that make the engine fail in every way it can, each in the company of requests that must not notice."""
+"""R2: requests that make the engine fail in every way it can, each beside requests that must not be affected."""
 
 import itertools
 import signal
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from tests.chaos.harness import PICTURE, Victim, call
 from tests.support.server_process import APP
 
-# What a prompt does to the faulty engine: the status that its own caller gets, and whether the engine is lost.
+# Prompt to the faulty engine: the status that its caller gets, and whether the engine is lost.
 ENDS = {
     "raise": (500, False),
     "nan": (500, False),
@@ -27,9 +27,9 @@ PATIENCE_S = 3.0  # as shipped: 30; R1 has that
 
 
 def infected(folder, injections, *, faults=ALL, one_try=False):
-    """So many faults, one after the other; what became of them, of their neighbours and of the engine.
+    """Inject faults one after the other; return counts of what went wrong with them, their neighbours and the engine.
 
-    `slowest_return_s` is counted from the poisonous request's end to the first work that the next engine has done.
+    `slowest_return_s`: from the end of a poison request to the first answer of the next engine.
     """
     seen = {"wrong_ends": 0, "neighbours_hurt": 0, "needless_restarts": 0}
     with Victim(folder, "--model", "instant:20", faulty=True, patience_s=PATIENCE_S, one_try=one_try) as victim:
@@ -51,14 +51,14 @@ def infected(folder, injections, *, faults=ALL, one_try=False):
 
 
 def replacement_s(victim):
-    """Seconds from an engine's death to the next one's readiness: what loading takes here."""
+    """Return the seconds from an engine's death until the next one is ready: how long loading takes here."""
     began = time.monotonic()
     victim.wait_ready(but_not=victim.signal_engine(signal.SIGKILL))
     return round(time.monotonic() - began, 2)
 
 
 def inject(victim, callers, fault, seed, seen):
-    """One fault and its neighbours, all at once. Seconds until an engine worked again after it, 0.0 for one unhurt."""
+    """Send a fault and its neighbours at once. Return the seconds until an engine worked again, 0.0 if none ended."""
     status, lost = ENDS[fault]
     before = engine(victim)["pid"]
     poison = callers.submit(ask, victim, fault, seed)
@@ -76,7 +76,7 @@ def inject(victim, callers, fault, seed, seen):
 
 
 def ask(victim, prompt, seed):
-    """When one call was answered, with what status and which seed."""
+    """Return when one call was answered, its status and its seed."""
     body = {"prompt": prompt, "image_url": PICTURE, "seed": seed}
     status, answer = call(victim.port, "POST", f"/run/{APP}", body, timeout=120)
     return time.monotonic(), status, answer.get("seed")

@@ -83,7 +83,7 @@ def main():
     if asked.get("lets_go_first"):
         queue.Runner = LetsGo
     if asked.get("one_try"):
-        workers.TRIES = 1
+        pool["reruns"] = workers.RerunLimits(tries=1)
     if asked.get("no_retries"):
         delivery.RETRIES = 0
     parts = Parts(

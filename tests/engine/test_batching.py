@@ -1,4 +1,4 @@
-"""Who joins the device and who shares a step."""
+"""Which requests join the device and which images share a step."""
 
 from dataclasses import dataclass
 
@@ -38,7 +38,7 @@ def urgency(candidate):
 
 
 def between_tenants(candidate):
-    return batching.between_tenants(urgency(candidate))
+    return Priority.between_tenants(urgency(candidate))
 
 
 def rows(requests):
@@ -55,7 +55,7 @@ def test_each_admitted_request_found_room_among_those_at_least_as_urgent(waiting
 
 
 @given(waiting=candidates(), active=candidates())
-def test_who_joins_a_full_device_had_less_than_an_equal_share_of_it(waiting, active):
+def test_the_tenant_of_a_request_that_joins_a_full_device_had_less_than_an_equal_share_of_it(waiting, active):
     chosen = batching.admissible(waiting, active, LIMIT, NOW)
 
     tenants = {request.tenant for request in [*waiting, *active]}
@@ -82,7 +82,7 @@ def test_an_idle_device_takes_the_most_urgent_request_at_once(waiting):
 
 
 @given(waiting=candidates(priority=st.just(Priority.RUN), rows=st.just(1), arrived=st.just(NOW)))
-def test_tenants_who_wait_share_the_device_evenly(waiting):
+def test_waiting_tenants_share_the_device_evenly(waiting):
     chosen = batching.admissible(waiting, [], LIMIT, NOW)
 
     share = {tenant: sum(request.tenant == tenant for request in chosen) for tenant in "abc"}

@@ -1,15 +1,15 @@
-"""Who goes to which engine, with engines that only note what they are sent."""
+"""Assignment of requests to engines, with devices that only record what they are sent."""
 
 import pytest
 
 from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Priority, Work
 from server.fal.errors import InvalidInput
-from server.workers.dispatcher import Dispatcher, PendingRequest, verdict
+from server.workers.dispatcher import Dispatcher, PendingRequest, RerunLimits, verdict
 from server.workers.supervisor import State
 
 
 class Device:
-    """In place of a supervisor."""
+    """Stand-in for a supervisor."""
 
     def __init__(self, state):
         self.state = state
@@ -49,10 +49,20 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
         dispatcher.queue(pending(name), suspect=True)
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
-    dispatcher.pop(two, "a")  # its last word
+    dispatcher.pop(two, "a")  # its last message
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("solo_failures", "tries", "exhausted"), [(0, 0, False), (1, 3, False), (2, 2, True), (0, 4, True)]
+)
+def test_a_request_is_run_again_up_to_either_limit(solo_failures, tries, exhausted):
+    request = pending("a")
+    request.solo_failures, request.tries = solo_failures, tries
+
+    assert request.exhausted(RerunLimits(solo_failures=2, tries=4)) is exhausted
 
 
 @pytest.mark.parametrize(
@@ -63,7 +73,7 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
         (Failed(id="a", kind="engine_error", message="Something broke"), "runner_server_error"),
     ],
 )
-def test_what_an_engines_last_word_means(message, error_type):
+def test_an_engines_last_message_becomes_the_callers_answer(message, error_type):
     error = verdict(message)
 
     assert error.error_type == error_type

@@ -1,4 +1,4 @@
-"""The pool, with real engine processes that are killed, stopped, poisoned and broken."""
+"""The pool, with real engine processes: killed, stopped, given poison requests, broken."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,16 @@ import pytest
 
 from pipelines.messages import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
 from server.fal.errors import InvalidInput, RequestError
-from server.workers import pool as workers
-from server.workers import process, supervisor
+from server.workers.dispatcher import RerunLimits
 from server.workers.pool import COMMAND, Pool, State
+from server.workers.process import ProcessTimes
+from server.workers.supervisor import RestartPolicy
 from tests.support.server_process import clean_env
 
 WAIT_S = 30.0
 FAULTY = (sys.executable, "-P", str(Path(__file__).parents[1] / "support" / "faulty_engine.py"))
 
-# Steps of a request that is there until it is cancelled.
+# Steps of a request that does not end before it is cancelled.
 FOREVER = 100_000
 
 
@@ -34,7 +35,7 @@ def work(request_id, *, priority=Priority.RUN, tenant="", previews=False, **para
 
 @contextlib.asynccontextmanager
 async def pool_of(*devices, model="instant", command=FAULTY, ready=True, **options):
-    """A started pool, ready unless told otherwise, its engines ended afterwards."""
+    """Start a pool and wait until it is ready, unless `ready` is false; end its engines afterwards."""
     pool = Pool(EngineConfig(model=model, data_dir=""), devices or ("cpu",), command=command, **options)
     await pool.start()
     try:
@@ -47,7 +48,7 @@ async def pool_of(*devices, model="instant", command=FAULTY, ready=True, **optio
 
 
 async def started(pool, *works):
-    """Tasks of these requests, once each is on a device."""
+    """Return the tasks of these requests, once each is on a device."""
     events = [asyncio.Event() for _ in works]
     tasks = [
         asyncio.create_task(pool.run(one, lambda said, event=event: isinstance(said, Started) and event.set()))
@@ -58,7 +59,7 @@ async def started(pool, *works):
 
 
 async def until(condition):
-    """Return when this is so. Processes give no event to wait for."""
+    """Return when the condition holds. Processes give no event to wait for."""
     while not condition():  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
@@ -117,7 +118,7 @@ async def test_who_asks_for_the_loaded_model_too_early_waits_for_it():
 
 
 @pytest.mark.anyio
-async def test_a_model_that_can_not_be_had_is_none():
+async def test_a_model_that_can_not_be_loaded_is_none():
     async with pool_of("absent", ready=False) as pool:
         assert await pool.loaded_model() == ""
 
@@ -141,7 +142,7 @@ async def test_requests_do_not_wait_longer_than_the_start_timeout():
 
 
 @pytest.mark.anyio
-async def test_without_a_model_requests_are_refused_with_the_mend():
+async def test_without_a_model_requests_are_refused_with_the_hint():
     async with pool_of("absent", ready=False) as pool:
         await until(lambda: pool.state is State.SETUP_FAILED)
         with pytest.raises(RequestError) as refused:
@@ -152,7 +153,7 @@ async def test_without_a_model_requests_are_refused_with_the_mend():
 
 
 @pytest.mark.anyio
-async def test_requests_that_wait_for_a_model_that_can_not_be_had_are_refused():
+async def test_requests_that_wait_for_a_model_that_can_not_be_loaded_are_refused():
     async with pool_of("absent", ready=False) as pool:
         with pytest.raises(RequestError) as refused:
             await pool.run(work("a"))
@@ -161,9 +162,8 @@ async def test_requests_that_wait_for_a_model_that_can_not_be_had_are_refused():
 
 
 @pytest.mark.anyio
-async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 3)
-    async with pool_of("dying", "good") as pool:
+async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on():
+    async with pool_of("dying", "good", restarts=RestartPolicy(failures=3)) as pool:
         while pool.engines[0]["state"] != State.DEFUNCT:
             answer = await pool.run(work("a"))
 
@@ -173,24 +173,21 @@ async def test_a_device_that_keeps_failing_is_taken_out_and_the_others_carry_on(
 
 
 @pytest.mark.anyio
-async def test_when_every_device_is_out_requests_are_refused(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 2)
-    async with pool_of("dying", ready=False) as pool:
+async def test_when_every_device_is_out_requests_are_refused():
+    async with pool_of("dying", ready=False, restarts=RestartPolicy(failures=2)) as pool:
         with pytest.raises(RequestError) as refused:
             await pool.run(work("a"))
         state = pool.state
 
     assert state is State.DEFUNCT
     assert refused.value.error_type == "runner_scheduling_failure"
-    # Which status is now and then lost to a race in asyncio's own child watcher; the server runs on uvloop's.
+    # Which status is sometimes lost to a race in asyncio's own child watcher; the server runs on uvloop's.
     assert "has ended 2 times in a row, the last time because it exited with status" in refused.value.body["detail"]
 
 
 @pytest.mark.anyio
-async def test_a_device_that_was_out_comes_back(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 1)
-    monkeypatch.setattr(supervisor, "OUT_PAUSE_S", 0.0)
-    async with pool_of() as pool:
+async def test_a_device_that_was_out_comes_back():
+    async with pool_of(restarts=RestartPolicy(failures=1, defunct_pause_s=0.0)) as pool:
         os.kill(pid_of(pool), signal.SIGKILL)
         await until(lambda: pool.state is State.DEFUNCT)
         await until(lambda: pool.state is State.READY)
@@ -200,7 +197,7 @@ async def test_a_device_that_was_out_comes_back(monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_what_an_engine_had_in_hand_when_it_was_killed_is_run_again():
+async def test_requests_in_flight_on_an_engine_that_is_killed_are_run_again():
     async with pool_of(model="instant:100") as pool:
         tasks = await started(pool, *(work(number) for number in range(8)))
         late = [asyncio.create_task(pool.run(work(number))) for number in range(8, 40)]
@@ -212,9 +209,8 @@ async def test_what_an_engine_had_in_hand_when_it_was_killed_is_run_again():
 
 
 @pytest.mark.anyio
-async def test_an_engine_that_is_still_being_reaped_is_sent_nothing(monkeypatch):
-    monkeypatch.setattr(process, "LAST_WORDS_S", 2 * WAIT_S)
-    async with pool_of("one", "two") as pool:
+async def test_an_engine_that_is_still_being_reaped_is_sent_nothing():
+    async with pool_of("one", "two", times=ProcessTimes(last_messages_s=2 * WAIT_S)) as pool:
         await until(lambda: all(engine["state"] == State.READY for engine in pool.engines))
         dead = pid_of(pool)
         await pool.run(work("a", prompt="child"))
@@ -223,7 +219,7 @@ async def test_an_engine_that_is_still_being_reaped_is_sent_nothing(monkeypatch)
             await until(lambda: pool.engines[0]["state"] != State.READY)
             answers = await asyncio.gather(*(pool.run(work(number)) for number in range(8)))
         finally:
-            os.killpg(dead, signal.SIGKILL)  # the child, which would keep the line open
+            os.killpg(dead, signal.SIGKILL)  # the child, which would keep the socket open
 
         assert all(isinstance(answer, Generated) for answer in answers)
 
@@ -256,9 +252,8 @@ async def test_a_stopped_engine_is_noticed_and_replaced(busy):
 
 
 @pytest.mark.anyio
-async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever(monkeypatch):
-    monkeypatch.setattr(workers, "MAX_SOLO_FAILURES", 1)
-    async with pool_of(patience_s=1.5) as pool:
+async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever():
+    async with pool_of(patience_s=1.5, reruns=RerunLimits(solo_failures=1)) as pool:
         with pytest.raises(RequestError) as failed:
             await pool.run(work("a", prompt="hang"))
 
@@ -267,7 +262,7 @@ async def test_a_hung_engine_is_noticed_and_its_request_is_not_tried_for_ever(mo
 
 @pytest.mark.slow
 @pytest.mark.anyio
-async def test_a_poison_request_stops_after_three_strikes_and_its_neighbours_are_answered():
+async def test_a_poison_request_stops_after_three_solo_failures_and_its_neighbours_are_answered():
     async with pool_of(model="instant:20") as pool:
         works = [work(number, prompt="crash" if number == 3 else "") for number in range(8)]
         answers = await asyncio.gather(*map(pool.run, works), return_exceptions=True)
@@ -275,12 +270,12 @@ async def test_a_poison_request_stops_after_three_strikes_and_its_neighbours_are
         poison = answers.pop(3)
         assert (poison.status, poison.error_type) == (500, "runner_server_error")
         assert all(isinstance(answer, Generated) for answer in answers)
-        # One end with company, which is nobody's strike; then three alone.
+        # One end in company, which is no solo failure; then three alone.
         assert 3 <= restarts(pool)[0] <= 4
 
 
 @pytest.mark.anyio
-async def test_an_end_in_company_is_no_strike():
+async def test_an_end_in_company_is_no_solo_failure():
     starts = []
     async with pool_of(model="instant:200") as pool:
         first = asyncio.create_task(pool.run(work("first"), starts.append))
@@ -294,9 +289,8 @@ async def test_an_end_in_company_is_no_strike():
 
 
 @pytest.mark.anyio
-async def test_engines_that_send_nonsense_are_replaced(monkeypatch):
-    monkeypatch.setattr(supervisor, "FAILURES", 2)
-    async with pool_of("garbled", ready=False) as pool:
+async def test_engines_that_send_nonsense_are_replaced():
+    async with pool_of("garbled", ready=False, restarts=RestartPolicy(failures=2)) as pool:
         await until(lambda: pool.state is State.DEFUNCT)
 
         assert "signal 9" in pool.detail
@@ -333,7 +327,7 @@ async def test_cancelling_the_caller_stops_the_request_on_the_device():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        namesake = await pool.run(work("a"))  # goes only when the first one is out of the engine
+        namesake = await pool.run(work("a"))  # starts only when the engine has dropped the first one
 
     assert namesake.id == "a"
 
@@ -364,7 +358,7 @@ async def test_the_least_loaded_engine_is_next():
 
 
 @pytest.mark.anyio
-async def test_an_urgent_request_is_not_kept_waiting_by_full_hands():
+async def test_an_urgent_request_is_not_kept_waiting_by_a_full_engine():
     async with pool_of() as pool:
         background = [
             asyncio.create_task(
@@ -381,7 +375,7 @@ async def test_an_urgent_request_is_not_kept_waiting_by_full_hands():
 
 
 @pytest.mark.anyio
-async def test_a_call_is_not_kept_waiting_by_the_frames_that_another_tenant_fills_the_hands_with():
+async def test_a_call_is_not_kept_waiting_by_the_frames_with_which_another_tenant_fills_the_engine():
     async with pool_of() as pool:
         flood = [
             asyncio.create_task(
@@ -488,7 +482,7 @@ def test_no_engine_outlives_a_killed_server(stopped):
 
 
 def is_running(pid):
-    """Whether a process is there and no zombie (whom the machine's first process may be slow to bury)."""
+    """Return whether a process is there and no zombie, which the machine's first process may be slow to reap."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return False

@@ -1,4 +1,4 @@
-"""One engine process: whatever happens to who started it, it is reaped."""
+"""One engine process: it is reaped, also when its starter is cancelled."""
 
 import asyncio
 import os
@@ -8,24 +8,24 @@ import psutil
 import pytest
 
 from pipelines.messages import EngineConfig
-from server.workers.process import EngineProcess
+from server.workers.process import EngineProcess, Launch
 
 SLEEPING = (sys.executable, "-c", "import time; time.sleep(600)")
 
 
 async def start():
-    """A process that says nothing."""
+    """Start a process that sends nothing."""
     config = EngineConfig(model="instant", data_dir="")
-    return await EngineProcess.start(SLEEPING, os.environ, config, hear=print, patience_s=60.0)
+    return await EngineProcess.start(Launch(command=SLEEPING, environment=os.environ, patience_s=60.0), config, print)
 
 
 def children():
-    """The processes that this one has started and not reaped."""
+    """Return the ids of the processes that this one has started and not reaped."""
     return {child.pid for child in psutil.Process().children()}
 
 
 @pytest.mark.anyio
-async def test_a_process_is_reaped_also_by_who_is_cancelled_meanwhile():
+async def test_a_process_is_reaped_also_by_a_caller_that_is_cancelled_meanwhile():
     engine = await start()
     reaping = asyncio.create_task(engine.reap())
     await asyncio.sleep(0)
