@@ -22,15 +22,12 @@ from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
-from server.jobs.runner import DISK_RETRY_S, TICK_S, Runner, commit
+from server.jobs.runner import Runner, commit
 from server.jobs.store import JobStore
+from server.jobs.times import SHIPPED, QueueTimes
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
-
-HEARTBEAT_S = 15.0  # four to a lease
-QUOTA_EVERY_S = 1.0
-EXPIRE_EVERY_S = 30.0
 
 
 class Queue:
@@ -44,10 +41,12 @@ class Queue:
         capacity: Callable[[], int],
         settings: QueueSettings,
         key_share: float,
+        times: QueueTimes = SHIPPED,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._times = times
         self._now = clock
         self.webhook_due = asyncio.Event()  # set when a webhook has become due
         self._index = JobIndex()
@@ -61,6 +60,7 @@ class Queue:
             waiting=self.length,
             finished=self._finished,
             key_share=key_share,
+            times=times,
             clock=clock,
         )
         self._scheduler: asyncio.Task[None] | None = None
@@ -72,10 +72,10 @@ class Queue:
             self._index.add(snapshot)
         self._scheduler = _start("queue-scheduler", self._runner.schedule())
         for every_s, chore in (
-            (TICK_S, self._tick),
-            (HEARTBEAT_S, self._runner.heartbeat),
-            (QUOTA_EVERY_S, self._retention.keep_quota),
-            (EXPIRE_EVERY_S, self._retention.expire),
+            (self._times.tick, self._tick),
+            (self._times.heartbeat, self._runner.heartbeat),
+            (self._times.quota, self._retention.keep_quota),
+            (self._times.expire, self._retention.expire),
         ):
             self._chores.append(_start(f"queue-{chore.__name__}", self._every(every_s, chore)))
 
@@ -211,7 +211,7 @@ class Queue:
                 await chore()
             except DatabaseError as error:
                 log_database_error(LOG, "the queue's housekeeping failed", error)
-                await asyncio.sleep(DISK_RETRY_S)
+                await asyncio.sleep(self._times.disk_retry)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:

@@ -17,14 +17,11 @@ from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
+from server.jobs.times import QueueTimes
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-TICK_S = 0.1  # how late a start timeout, a changed queue position or a freed engine may be noticed
-LEASE_S = 60.0  # a worker that is silent for so long has lost its jobs
-DISK_RETRY_S = 1.0  # a result that can't be written is kept and tried again: a full disk loses nothing
 
 
 class Runner:
@@ -42,6 +39,7 @@ class Runner:
         waiting: Callable[[], int],
         finished: Callable[[str, Result, float], None],
         key_share: float,
+        times: QueueTimes,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
@@ -51,6 +49,7 @@ class Runner:
         self._waiting = waiting
         self._finished = finished
         self._key_share = key_share
+        self._times = times
         self._now = clock
         self._worker = uuid.uuid4().hex
         self._running: set[Attempt] = set()
@@ -92,7 +91,7 @@ class Runner:
     async def heartbeat(self) -> None:
         """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
         before = list(self._running)
-        held = await self._store.heartbeat(self._worker, LEASE_S, self._now())
+        held = await self._store.heartbeat(self._worker, self._times.lease, self._now())
         for attempt in before:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
@@ -118,7 +117,7 @@ class Runner:
     async def _claim(self, count: int) -> list[Job]:
         try:
             served = self._well_served(count)
-            return await self._store.claim(self._worker, count, LEASE_S, self._now(), after_others=served)
+            return await self._store.claim(self._worker, count, self._times.lease, self._now(), after_others=served)
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
             return []
@@ -135,7 +134,7 @@ class Runner:
 
     async def _wait_for_work(self) -> None:
         try:
-            async with asyncio.timeout(TICK_S):
+            async with asyncio.timeout(self._times.tick):
                 await self._nudge.wait()
         except TimeoutError:
             pass
@@ -197,7 +196,7 @@ class Runner:
                 log_database_error(LOG, "a job's end could not be stored", error)
                 if self.draining:
                     return
-                await asyncio.sleep(DISK_RETRY_S)
+                await asyncio.sleep(self._times.disk_retry)
             else:
                 return
 

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import urllib.parse
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -37,8 +37,6 @@ class JobStore:
 
     Writing operations return futures; one that nobody awaits any longer is carried out all the same.
     """
-
-    finish_statement: ClassVar[sa.UpdateBase] = sql.FINISH
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -138,7 +136,7 @@ class JobStore:
             "message": result.error,
             "kind": result.error_type,
         }
-        row = connection.execute(self.finish_statement, values).one_or_none()
+        row = connection.execute(sql.FINISH, values).one_or_none()
         if row is None:
             return False
         with contextlib.nullcontext() if row.store_io else secure_delete(connection):

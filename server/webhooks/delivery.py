@@ -17,6 +17,7 @@ receiver's answer, so a kill in between sends one twice: receivers go by `reques
 
 import asyncio
 import collections
+import dataclasses
 import hashlib
 import logging
 import time
@@ -34,8 +35,6 @@ from server.webhooks.signing_keys import SigningKeys
 LOG = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-RETRIES = 10
-SPREAD_S = 2 * 3600.0
 IN_FLIGHT = 128  # deliveries at once
 PER_ORIGIN = 16  # of those, to one receiver: one that hangs leaves room for the others
 LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
@@ -50,11 +49,21 @@ class Post(Protocol):
         """POST `body` within `timeout` seconds."""
 
 
-def retry_delay(attempts: int, scale: float = 1.0) -> float | None:
-    """Seconds to wait after so many failed attempts (from 1), None to give up: 7, 14, 28, … 3604, two hours in all."""
-    if attempts > RETRIES:
-        return None
-    return scale * SPREAD_S * 2.0 ** (attempts - 1) / (2.0**RETRIES - 1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrySchedule:
+    """When a failed webhook is tried again: `retries` times over `spread_s` seconds, each wait twice the last."""
+
+    retries: int = 10
+    spread_s: float = 2 * 3600.0
+
+    def delay(self, attempts: int) -> float | None:
+        """Return the seconds to wait after `attempts` failed attempts (from 1): 7, 14, 28, … 3604. None: give up."""
+        if attempts > self.retries:
+            return None
+        return self.spread_s * 2.0 ** (attempts - 1) / (2.0**self.retries - 1)
+
+
+_SHIPPED = RetrySchedule()
 
 
 def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes, now: float) -> dict[str, str]:
@@ -71,7 +80,7 @@ def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes
 
 
 class Deliverer:
-    """Empties the outbox. `scale` shortens the waits between attempts, for tests."""
+    """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer."""
 
     def __init__(
         self,
@@ -80,7 +89,7 @@ class Deliverer:
         keys: SigningKeys,
         post: Post,
         *,
-        scale: float = 1.0,
+        schedule: RetrySchedule = _SHIPPED,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,7 +97,7 @@ class Deliverer:
         self._outbox = outbox
         self._keys = keys
         self._post = post
-        self._scale = scale
+        self._schedule = schedule
         self._timeout_s = timeout_s
         self._now = clock
         self._in_flight: dict[int, asyncio.Task[None]] = {}
@@ -185,7 +194,7 @@ class Deliverer:
     async def _record(self, webhook: Webhook, snapshot: Snapshot, failure: str) -> None:
         """Keeps at it until it is on disk: what is not recorded is sent again."""
         attempts = webhook.attempts + 1
-        delay = retry_delay(attempts, self._scale) if failure else None
+        delay = self._schedule.delay(attempts) if failure else None
         if delay is not None:
             LOG.info("webhook of job %s failed, attempt %d: %s", snapshot.id, attempts, failure)
         elif failure:

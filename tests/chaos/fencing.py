@@ -14,6 +14,7 @@ import time
 import uuid
 
 import sqlalchemy as sa
+from typing_extensions import override
 
 from server.jobs import schema
 from server.jobs.database import Database
@@ -30,12 +31,14 @@ FORKS = multiprocessing.get_context("forkserver")
 class Unfenced(JobStore):
     """The control: publishes without asking whose the job is, or whether it is over."""
 
-    finish_statement = (
-        sa.update(schema.jobs)
-        .where(schema.jobs.c.seq == sa.bindparam("job"))
-        .values(status=Status.COMPLETED.value, result_status=sa.bindparam("code"))
-        .returning(schema.jobs.c.webhook, schema.jobs.c.store_io)
-    )
+    @override
+    def finish(self, job, result, logs, inference_time, now):
+        complete = (
+            sa.update(schema.jobs)
+            .where(schema.jobs.c.seq == job.seq)
+            .values(status=Status.COMPLETED.value, result_status=result.status)
+        )
+        return self.database.write(lambda connection: connection.execute(complete).rowcount == 1)
 
 
 def frozen_workers(folder, jobs, *, fenced, seed=0):
