@@ -32,13 +32,11 @@ class Unfenced(JobStore):
     """The control: publishes without asking whose the job is, or whether it is over."""
 
     @override
-    def finish(self, job, result, logs, inference_time, now):
-        complete = (
-            sa.update(schema.jobs)
-            .where(schema.jobs.c.seq == job.seq)
-            .values(status=Status.COMPLETED.value, result_status=result.status)
-        )
-        return self.database.write(lambda connection: connection.execute(complete).rowcount == 1)
+    def _end(self, connection, end):
+        jobs = schema.jobs
+        query = sa.select(jobs.c.fence, jobs.c.status).where(jobs.c.seq == end.seq)
+        fence, status = connection.execute(query).one()
+        return super()._end(connection, end._replace(fence=fence, seen=Status(status)))
 
 
 def frozen_workers(folder, jobs, *, fenced, seed=0):
