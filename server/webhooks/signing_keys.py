@@ -1,7 +1,7 @@
 """The Ed25519 keys that sign webhooks, and the JWKS document that receivers check them with.
 
 Receivers may keep a JWKS document for a day. So a new key is published a day before it signs, and an old one a day
-after it has signed for the last time; a rotation takes effect by itself, nobody has to come back for it.
+after it has signed for the last time; a rotation takes effect by itself.
 """
 
 import base64
@@ -100,7 +100,7 @@ class SigningKeys:
                 self._read_at = changed_at
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"{self._path} holds no signing keys ({error}). Mend: restore it; or remove it, start again and have"
+                f"{self._path} holds no signing keys ({error}). Hint: restore it; or remove it, start again and have"
                 " receivers of webhooks fetch the new key"
             ) from error
         return self._keys

@@ -155,7 +155,7 @@ def test_keys_are_readable_by_their_owner_alone_and_outlive_the_server(keys, tmp
 def test_a_file_without_signing_keys_is_said_with_what_would_do(tmp_path, content):
     (tmp_path / "webhook-keys.json").write_bytes(content)
 
-    with pytest.raises(SettingsError, match=r"webhook-keys\.json holds no signing keys .* Mend: restore it"):
+    with pytest.raises(SettingsError, match=r"webhook-keys\.json holds no signing keys .* Hint: restore it"):
         SigningKeys(tmp_path / "webhook-keys.json")
 
 
