@@ -8,7 +8,6 @@ Positions, status and log lines are answered from the `JobIndex`, which follows 
 """
 
 import asyncio
-import collections
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -48,17 +47,14 @@ class Queue:
         self._settings = settings
         self._times = times
         self._now = clock
-        self.webhook_due = asyncio.Event()  # set when a webhook has become due
         self._index = JobIndex()
+        self.webhook_due = self._index.webhook_due
         self._retention = Retention(store.database, self._index.forget, settings, clock)
-        self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._runner = Runner(
             store,
             self._index,
             run,
             capacity=capacity,
-            waiting=self.length,
-            finished=self._finished,
             key_share=key_share,
             times=times,
             clock=clock,
@@ -96,11 +92,11 @@ class Queue:
 
     def length(self) -> int:
         """Jobs that wait."""
-        return self._index.waiting + self._submitting.total()
+        return self._index.waiting
 
     def owned(self, owner: str) -> int:
         """Those of one owner."""
-        return self._index.owned(owner) + self._submitting[owner]
+        return self._index.owned(owner)
 
     @property
     def in_flight(self) -> int:
@@ -116,11 +112,11 @@ class Queue:
         if new.result is None:
             self._admit(new)
         written = self._store.submit(new, self._now())
-        self._submitting[new.owner] += 1
-        written.add_done_callback(lambda _: self._submitted(new.owner))
+        self._index.submitting(new.owner)
+        written.add_done_callback(lambda _: self._index.submitted(new.owner))
         self.wake()  # now, so that the claim shares the submit's transaction
         try:
-            snapshot = await commit(written, self._accepted)
+            snapshot = await commit(written, self._index.add)
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be stored", error)
             raise overloaded("The server can't store requests at present") from error
@@ -137,16 +133,6 @@ class Queue:
             raise overloaded("This key has too many requests in the queue")
         if new.max_queue_length is not None and self.length() > new.max_queue_length:
             raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
-
-    def _submitted(self, owner: str) -> None:
-        self._submitting[owner] -= 1
-        if not self._submitting[owner]:
-            del self._submitting[owner]
-
-    def _accepted(self, snapshot: Snapshot) -> None:
-        self._index.add(snapshot)
-        if snapshot.completed and snapshot.webhook is not None:
-            self.webhook_due.set()
 
     async def get(self, request_id: str) -> Snapshot | None:
         """The job as it stands; None if there is no such job."""
@@ -174,7 +160,7 @@ class Queue:
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
-            self._finished(request_id, cancelled())
+            self._index.finished(request_id, cancelled())
         if outcome is Outcome.REQUESTED:
             self._runner.cancel(request_id)
 
@@ -197,12 +183,6 @@ class Queue:
         finally:
             self._index.unwatch(request_id, changed)
 
-    def _finished(self, request_id: str, result: Result, inference_time: float = 0.0) -> None:
-        self._index.finished(request_id, result, inference_time)
-        known = self._index.get(request_id)
-        if known is not None and known.webhook is not None:
-            self.webhook_due.set()
-
     # --- chores
 
     async def _every(self, seconds: float, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -223,7 +203,7 @@ class Queue:
 
         def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
             if ended:
-                self._finished(request_id, result)
+                self._index.finished(request_id, result)
 
         await commit(self._store.finish_waiting(request_id, result, self._now()), follow)
 

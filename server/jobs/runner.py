@@ -1,6 +1,7 @@
-"""Jobs in this server's hands: claimed, as many as the engines have room for, run, and published or put back.
+"""Jobs that this server runs: it claims as many as the engines have room for, runs each and publishes its result.
 
-A claim is a lease, renewed by `heartbeat`; what it is worth is decided by the job's fence when the result is published.
+A claim is a lease, which `heartbeat` renews. Whether a result may still be published is decided by the job's fence: the
+number that the claim returned, compared with the stored one in the publishing transaction.
 """
 
 import asyncio
@@ -25,9 +26,11 @@ T = TypeVar("T")
 
 
 class Runner:
-    """Runs a queue's jobs. `capacity()` says how many may be in the engines' hands at once: 0 while there is no engine;
-    `waiting()` how many wait; `finished` is told of each that has its result on disk. `key_share`: the part of the
-    engines that one owner may have while others wait."""
+    """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
+
+    `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
+    part of the engines that one owner may have while others wait.
+    """
 
     def __init__(
         self,
@@ -36,8 +39,6 @@ class Runner:
         run: Run,
         *,
         capacity: Callable[[], int],
-        waiting: Callable[[], int],
-        finished: Callable[[str, Result, float], None],
         key_share: float,
         times: QueueTimes,
         clock: Callable[[], float],
@@ -46,8 +47,6 @@ class Runner:
         self._index = index
         self._run = run
         self._capacity = capacity
-        self._waiting = waiting
-        self._finished = finished
         self._key_share = key_share
         self._times = times
         self._now = clock
@@ -104,7 +103,7 @@ class Runner:
         """Claims and runs jobs, until `drain`."""
         while not self.draining:
             free = self._capacity() - len(self._running)
-            if free <= 0 or not self._waiting():
+            if free <= 0 or not self._index.waiting:
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
@@ -175,7 +174,7 @@ class Runner:
 
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
             if mine:
-                self._finished(job.id, result, took)
+                self._index.finished(job.id, result, took)
 
         await self._insist(lambda: self._store.finish(job, result, logs, took, self._now()), follow)
 
