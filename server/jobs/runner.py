@@ -58,27 +58,27 @@ class Runner:
 
     @property
     def in_flight(self) -> int:
-        """Jobs that run."""
+        """Number of running jobs."""
         return len(self._running)
 
     def wake(self) -> None:
-        """Looks for work now: there is more of it, or more room for it."""
+        """Look for work now. To be called when there is more work or more capacity."""
         self._nudge.set()
 
     def cancel(self, request_id: str) -> None:
-        """Stops the job, if it runs here."""
+        """Stop the job if it runs here."""
         for attempt in self._running:
             if attempt.job.id == request_id:
                 attempt.cancel()
 
     def drain(self) -> None:
-        """Claims no more; what runs goes on."""
+        """Claim no more jobs; running ones go on."""
         if not self.draining:
             self.draining, self._drained_at = True, time.monotonic()
             self.wake()
 
     async def close(self, grace_s: float) -> None:
-        """Puts back into the queue what still runs `grace_s` after draining began."""
+        """Put jobs that still run `grace_s` after draining began back into the queue."""
         tasks = [attempt.task for attempt in self._running if attempt.task is not None]
         if tasks:
             left = max(0.0, self._drained_at + grace_s - time.monotonic())
@@ -88,7 +88,7 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def heartbeat(self) -> None:
-        """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
+        """Renew the leases, then release lapsed ones: in this order a server that was frozen keeps its jobs."""
         before = list(self._running)
         held = await self._store.heartbeat(self._worker, self._times.lease, self._now())
         for attempt in before:
@@ -100,7 +100,7 @@ class Runner:
     # --- claiming and running
 
     async def schedule(self) -> None:
-        """Claims and runs jobs, until `drain`."""
+        """Claim and run jobs, until `drain`."""
         while not self.draining:
             free = self._capacity() - len(self._running)
             if free <= 0 or not self._index.waiting:
@@ -122,9 +122,9 @@ class Runner:
             return []
 
     def _well_served(self, free: int) -> list[str]:
-        """Owners who have their share of the engines already, while others wait.
+        """Return the owners who already have their share of the engines, if others wait.
 
-        So a key with a thousand jobs in the queue does not keep out one with a single job.
+        So a key with a thousand jobs in the queue does not delay one with a single job.
         """
         running = collections.Counter(attempt.job.owner for attempt in self._running)
         share = max(1, int((free + running.total()) * self._key_share))
@@ -187,7 +187,7 @@ class Runner:
         await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
 
     async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
-        """Writes, again and again if need be: the disk may be full, and the result is still in hand."""
+        """Repeat a write until it succeeds: the disk may be full, and the result exists only in memory."""
         while True:
             try:
                 await commit(write(), follow)
@@ -201,8 +201,7 @@ class Runner:
 
 
 async def commit(written: asyncio.Future[T], follow: Callable[[T], None]) -> T:
-    """Waits for a write; `follow` brings the board up to date, in the order of commits, even if the waiter has
-    been cancelled meanwhile."""
+    """Wait for a write. `follow` is called with its value in the order of commits, also if the waiter was cancelled."""
 
     def settled(done: asyncio.Future[T]) -> None:
         if not done.cancelled() and done.exception() is None:
