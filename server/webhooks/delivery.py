@@ -1,6 +1,6 @@
-"""Signed webhooks, delivered at least once. This is the protocol; source: fal's "Webhooks".
+"""Signed webhooks, delivered at least once. Source of the protocol: fal's "Webhooks".
 
-A job submitted with `?fal_webhook=URL` sets off one POST to that URL when it ends:
+The end of a job that was submitted with `?fal_webhook=URL` is POSTed to that URL:
 
     X-Fal-Webhook-Request-Id    request id
     X-Fal-Webhook-User-Id       id of the key that submitted the job
@@ -11,8 +11,8 @@ A job submitted with `?fal_webhook=URL` sets off one POST to that URL when it en
     {"request_id", "gateway_request_id", "status": "OK" | "ERROR", "payload", "error"?, "payload_error"?}
 
 Any 2xx within 15 s is success. Anything else is tried again, ten times over two hours, each time with a new timestamp
-and signature over the same bytes. The outbox is filled in the transaction that ends the job and emptied after the
-receiver's answer, so a kill in between sends one twice: receivers go by `request_id`.
+and signature over the same bytes. A webhook enters the outbox in the transaction that ends the job and leaves it after
+the receiver's answer, so a kill in between sends it twice: receivers tell by `request_id`.
 """
 
 import asyncio
@@ -43,10 +43,10 @@ ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an emp
 
 
 class Post(Protocol):
-    """`server.outbound.fetch.Fetch.post`: sends, and returns the status code; raises if there was none."""
+    """A function that sends a POST."""
 
     async def __call__(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109
-        """POST `body` within `timeout` seconds."""
+        """Send `body` within `timeout` seconds; return the status code. Raises if there was no answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ _SHIPPED = RetrySchedule()
 
 
 def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes, now: float) -> dict[str, str]:
-    """The headers of one attempt at `now`."""
+    """Return the headers of one attempt at `now`."""
     timestamp = str(int(now))
     lines = (request_id, user_id, timestamp, hashlib.sha256(body).hexdigest())
     return {
@@ -106,11 +106,11 @@ class Deliverer:
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins with what an earlier server left over."""
+        """Begin, with what an earlier server left in the outbox."""
         self._loop = asyncio.create_task(self._run(), name="webhooks")
 
     async def close(self, grace_s: float = 5.0) -> None:
-        """Starts no more; gives those under way `grace_s`, for cutting one off may mean sending it twice."""
+        """Start no more deliveries; give those in flight `grace_s`, because a cut one may be sent twice."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
@@ -133,7 +133,7 @@ class Deliverer:
                 await self._sleep(pause)
 
     async def _dispatch(self) -> float:
-        """Sets off what is due and there is room for; returns for how long there is nothing to do."""
+        """Start due deliveries, up to the limits; return the seconds until there may be more to start."""
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return LONGEST_SLEEP_S
@@ -159,7 +159,7 @@ class Deliverer:
         try:
             snapshot = await self._queue.get(webhook.request_id)
             result = await self._queue.result(webhook.request_id)
-            if snapshot is None:  # its tombstone has gone too
+            if snapshot is None:  # its tombstone has been deleted too
                 await self._outbox.done(webhook)
                 return
             body = snapshot.webhook_body(result.body if result else None)
@@ -176,7 +176,7 @@ class Deliverer:
             self._nudge.set()
 
     async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
-        """Why it failed, in words that hold nothing of URL, body or keys; "" when it did not."""
+        """Send once; return why it failed, without anything of URL, body or keys, or "" if it succeeded."""
         try:
             headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
             async with asyncio.timeout(self._timeout_s):
@@ -192,7 +192,7 @@ class Deliverer:
         return "" if 200 <= status < 300 else f"status {status}"
 
     async def _record(self, webhook: Webhook, snapshot: Snapshot, failure: str) -> None:
-        """Keeps at it until it is on disk: what is not recorded is sent again."""
+        """Record an attempt, repeating the write until it succeeds: an unrecorded one would be sent again."""
         attempts = webhook.attempts + 1
         delay = self._schedule.delay(attempts) if failure else None
         if delay is not None:
