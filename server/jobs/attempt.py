@@ -1,4 +1,4 @@
-"""One try at a queued job: runs it, times it, and says what its end means — a result, or back to the queue."""
+"""One try at a queued job: runs and times it, and decides whether its end is a result or a retry."""
 
 import asyncio
 import logging
@@ -19,8 +19,8 @@ Run: TypeAlias = Callable[[Job, OnEvent], Awaitable[dict[str, Any]]]
 
 MAX_RETRY_DELAY_S = 30.0
 
-# Faults of the way to the engine: another try may well succeed. An engine that answered with an error (500) has been
-# tried as often as makes sense by the pool itself.
+# The connection to the engine failed: another try may well succeed. What an engine answered with an error (500) the
+# pool itself has tried again.
 _WORTH_A_TRY = frozenset(
     {
         "runner_connection_timeout",
@@ -30,22 +30,22 @@ _WORTH_A_TRY = frozenset(
         "runner_incomplete_response",
     }
 )
-# There was no engine to try: the job waits for one, however long that takes.
+# There was no engine: the job waits for one without limit.
 _NO_ENGINE = frozenset({"runner_scheduling_failure", "startup_timeout"})
-# There was no room for the result: the disk is full, for however long that may last.
+# There was no room for the result: the disk is full.
 _NO_ROOM = "concurrent_requests_limit"
-NO_ROOM_DELAY_S = 3.0  # each try is work for an engine; a freed disk is noticed within this time
+NO_ROOM_DELAY_S = 3.0  # each try costs an engine a run; freed space is noticed within this time
 
 
 class Retry(NamedTuple):
-    """Back to the queue for `delay_s` seconds; `refund`: it did not count as a try."""
+    """Return to the queue for `delay_s` seconds. With `refund` the attempt does not count as a try."""
 
     delay_s: float
     refund: bool
 
 
 def retry(error: FalError, job: Job) -> Retry | None:
-    """Whether and when a job that ended with `error` is run again."""
+    """Return when a job that ended with `error` is run again; None if it is not."""
     if error.error_type in _NO_ENGINE:
         return Retry(1.0, refund=True)
     if error.error_type == _NO_ROOM and not job.no_retry:
@@ -56,7 +56,7 @@ def retry(error: FalError, job: Job) -> Retry | None:
 
 
 class Attempt:
-    """A claimed job in the engines' hands. `start_in`: seconds within which an engine must take it, None for ever."""
+    """One run of a claimed job. `start_in`: seconds within which an engine must start it; None: no limit."""
 
     def __init__(self, job: Job, run: Run, *, start_in: float | None, on_log: Callable[[Log], None]) -> None:
         self.job = job
@@ -68,16 +68,16 @@ class Attempt:
 
     @property
     def took(self) -> float:
-        """Seconds since an engine took it, or since it was claimed if none has."""
+        """Seconds since an engine started the job, or since its claim if none has."""
         return round(time.perf_counter() - self._began, 6)
 
     def cancel(self) -> None:
-        """Stops it, whatever it is doing."""
+        """Stop the run, in whatever state it is."""
         if self.task is not None:
             self.task.cancel()
 
     async def make(self) -> Result | Retry:
-        """Runs the job once."""
+        """Run the job once."""
         if self.job.attempt > MAX_TRIES:
             return Result.failure(RequestError("runner_server_error", f"Gave up after {MAX_TRIES} tries"))
         try:

@@ -1,8 +1,8 @@
-"""One SQLite file: a writer that commits in groups, readers that never wait for it, numbered schema steps.
+"""One SQLite database: a writer thread that commits in groups, reader threads, numbered schema steps.
 
-A write resolves after its COMMIT under `synchronous=FULL`: what resolved is on disk. The lines that are SQLite's alone
-are all in this module; PostgreSQL would bring its own `_connect`, `used_bytes` and `wipe`. `server.cli.serve` sees to
-it that a data directory, and so its database, has one server.
+A write resolves after its COMMIT under `synchronous=FULL`: it is then on disk. Readers never wait for the writer. All
+code that is specific to SQLite is in this module. A data directory, and so its database, has one server: the `serve`
+command holds a lock on it.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ Step: TypeAlias = Callable[[sa.Connection], None]
 
 DatabaseError = DBAPIError  # what reads and writes raise when the disk is full or broken
 
-READERS = 2  # threads that read: one may wait for the disk while the other answers
+READERS = 2  # reader threads: one may wait for the disk while the other answers
 BUSY_TIMEOUT_S = 10  # a checkpoint that truncates holds the write lock for as long as it copies
 WAL_BYTES = 64 * 1024 * 1024  # the write-ahead log is cut back to this after a burst of large inputs
 
@@ -35,7 +35,7 @@ class DatabaseTooNew(Exception):
 
 
 class Database:
-    """Opens the file and brings its tables up to date. Blocks; the rest is for the event loop."""
+    """An open database, its tables brought up to date. Opening blocks; methods are called from the event loop."""
 
     def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
         self._engine = sa.create_engine(
@@ -57,11 +57,14 @@ class Database:
             yield self._connection
 
     def write(self, operation: Callable[[sa.Connection], T]) -> asyncio.Future[T]:
-        """What `operation` returned, after COMMIT. It may be run twice and is run even if nobody waits any longer."""
+        """Return a future of what `operation` returns, resolved after COMMIT.
+
+        The operation may be run twice, and is run even if its caller no longer waits.
+        """
         return self._writer.submit(operation)
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
-        """What `query` returned, on a reader's thread."""
+        """Run `query` on a reader thread and return its value."""
 
         def run() -> T:
             with self._engine.connect() as connection:
@@ -70,7 +73,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     async def close(self) -> None:
-        """Writes out what was submitted and lets go of the file."""
+        """Write out what was submitted, then close the file."""
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -80,7 +83,7 @@ class Database:
         self._engine.dispose()
 
     async def used_bytes(self) -> int:
-        """What the tables take on disk, without free pages."""
+        """Return the size of the tables on disk in bytes, without free pages."""
 
         def query(connection: sa.Connection) -> int:
             names = ("page_count", "freelist_count", "page_size")
@@ -90,7 +93,7 @@ class Database:
         return await self.read(query)
 
     async def give_back_pages(self, count: int) -> None:
-        """Returns up to `count` free pages to the file system."""
+        """Return up to `count` free pages to the file system."""
 
         def operation(connection: sa.Connection) -> None:
             free: int = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
@@ -100,14 +103,16 @@ class Database:
         await self.write(operation)
 
     async def empty_log(self) -> None:
-        """Moves the write-ahead log into the file and truncates it, so that nothing deleted is left in it. Does what it
-        can while others read: call again later."""
+        """Copy the write-ahead log into the file and truncate it, so that no deleted data is left in it.
+
+        While others read this may do only a part: call it again later.
+        """
         await self.read(lambda connection: connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all())
 
 
 @contextlib.contextmanager
 def secure_delete(connection: sa.Connection) -> Iterator[None]:
-    """Within, deletes overwrite with zeros; elsewhere they only free the pages, which is half the writing."""
+    """Make deletes within this context overwrite with zeros; others only free the pages, which writes half as much."""
     connection.exec_driver_sql("PRAGMA secure_delete=ON").all()
     try:
         yield
@@ -116,7 +121,7 @@ def secure_delete(connection: sa.Connection) -> Iterator[None]:
 
 
 def log_database_error(log: logging.Logger, what: str, error: DatabaseError) -> None:
-    """One line: a full disk fails every second, and a traceback would say no more."""
+    """Log an error in one line: on a full disk it comes every second, and a traceback adds nothing."""
     log.error("%s: %s", what, error.orig)
 
 

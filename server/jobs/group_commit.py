@@ -1,9 +1,8 @@
-"""One thread that writes, and shares each transaction among all who wait.
+"""Group commit: one writer thread that puts all waiting operations into one transaction.
 
-A durable commit costs a disk flush however little it writes. So operations that arrive while one flush is under way are
-put into the next transaction together, and each caller's future resolves after that COMMIT: alone a write takes one
-flush, a hundred at once take one flush too. If a transaction fails, it is rolled back and its operations are run again
-one by one, so that each fails or succeeds for reasons of its own.
+A durable commit costs a disk flush, however little it writes. Operations that arrive during a flush share the next
+transaction, and their futures resolve after its COMMIT: one write takes one flush, and so do a hundred at once. If a
+transaction fails, it is rolled back and its operations are run one by one, so that only those at fault fail.
 """
 
 import asyncio
@@ -35,8 +34,10 @@ class _Settled(NamedTuple):
 
 
 class GroupCommit(Generic[C]):
-    """`transaction()` opens a transaction on the writer's own connection: commits on leaving, rolls back on an
-    exception. Operations must have no effect but on that connection, for they may be run twice."""
+    """A writer thread. `transaction()` opens a transaction: commits on leaving, rolls back on an exception.
+
+    Operations must have no effect but on that transaction's connection, for they may be run twice.
+    """
 
     def __init__(self, transaction: Callable[[], AbstractContextManager[C]], name: str) -> None:
         self._transaction = transaction
@@ -46,8 +47,11 @@ class GroupCommit(Generic[C]):
         self._thread.start()
 
     def submit(self, operation: Callable[[C], T]) -> asyncio.Future[T]:
-        """A future with what `operation` returned, resolved after COMMIT. The write happens whether or not anyone still
-        waits. Futures of one transaction resolve in the order of submission. Call from the event loop's thread."""
+        """Return a future of what `operation` returns, resolved after COMMIT. To be called from the event loop.
+
+        The write happens even if its caller no longer waits. Futures of one transaction resolve in the order of
+        submission.
+        """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._closed:
             future.set_exception(Closed())
@@ -56,7 +60,7 @@ class GroupCommit(Generic[C]):
         return future
 
     def close(self) -> None:
-        """Writes what was submitted, then ends the thread. Blocks."""
+        """Write what was submitted, then end the thread. Blocks."""
         if not self._closed:
             self._closed = True
             self._entries.put(None)
@@ -95,7 +99,7 @@ class GroupCommit(Generic[C]):
 
 
 def _resolve(settled: list[_Settled]) -> None:
-    """Hands results to the event loop in one go; an entry's future knows its loop."""
+    """Pass all results to the event loop in one call; each future knows its loop."""
     loop = settled[0].future.get_loop()
     if not loop.is_closed():
         loop.call_soon_threadsafe(_settle, settled)

@@ -1,11 +1,11 @@
-"""A queue job's life, as a pure value. Status, status stream, result and webhook all answer from one `Snapshot`.
+"""A queue job as a value: what is submitted, claimed and shown. Status and webhook are made from one `Snapshot`.
 
     IN_QUEUE ──started──▶ IN_PROGRESS ──finished──▶ COMPLETED
         ▲                      │
         └──────requeued────────┘
 
-A failed job and a cancelled one are COMPLETED too: fal knows no other end, and says which it was by the status code of
-the result. Nothing changes a job after its end. Sources: fal's "Queue" and "Webhooks".
+A failed or cancelled job is COMPLETED too: fal has no other final status, and the status code of the result tells them
+apart. Nothing changes a job after its end. Sources: fal's "Queue" and "Webhooks".
 """
 
 import enum
@@ -23,7 +23,7 @@ MAX_LOGS = 1000  # lines kept of one job; a run logs about five
 
 
 class Status(enum.StrEnum):
-    """The three words that fal's clients know; any other makes them poll for ever or raise."""
+    """The three statuses that fal's clients know; any other makes them poll for ever or raise."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -31,7 +31,7 @@ class Status(enum.StrEnum):
 
 
 class Outcome(enum.Enum):
-    """What a cancel came to: HTTP status and the word in its body."""
+    """Outcome of a cancel: HTTP status, and the word in its body."""
 
     REMOVED = (200, "OK")
     REQUESTED = (202, "CANCELLATION_REQUESTED")
@@ -40,7 +40,7 @@ class Outcome(enum.Enum):
 
     @property
     def http_status(self) -> int:
-        """The answer's status code."""
+        """The answer's HTTP status code."""
         return self.value[0]
 
     @property
@@ -57,7 +57,7 @@ class LogLine(msgspec.Struct, frozen=True):
     message: str
 
     def body(self) -> dict[str, str]:
-        """The line as fal writes it."""
+        """Return the line in fal's form."""
         timestamp = datetime.fromtimestamp(self.at, UTC).isoformat()
         return {"message": self.message, "level": self.level, "source": "USER", "timestamp": timestamp}
 
@@ -73,33 +73,32 @@ class Result(msgspec.Struct, frozen=True):
 
     @classmethod
     def success(cls, output: dict[str, Any]) -> "Result":
-        """200 with the model's output. Raises `TypeError` for what JSON can't say."""
+        """Return 200 with the model's output. Raises `TypeError` for values that JSON can't represent."""
         return cls(200, msgspec.json.encode(output))
 
     @classmethod
     def failure(cls, error: FalError) -> "Result":
-        """The error's own status, body and headers."""
+        """Return the error's own status, body and headers."""
         return cls(error.status, msgspec.json.encode(error.body), error.headers, str(error), error.error_type)
 
 
 def cancelled() -> Result:
-    """What becomes the result of a job that its owner cancelled."""
+    """Return the result of a job that its owner cancelled."""
     return Result.failure(RequestError("client_cancelled", "The request was cancelled by the client"))
 
 
 def new_request_id() -> str:
-    """A request id in fal's form."""
+    """Return a new request id in fal's form."""
     return str(uuid.uuid4())
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
-    """A request at the queue's door.
+    """A job to be submitted.
 
-    `input` is what the runner gets: a JSON object with its seed already drawn, so that a second run gives the same
-    picture. `call` is whatever JSON the runner wants to know beside it (base URL of file links, lifecycle wishes).
-    `app` is `owner/alias` as the URLs handed out show it; `owner` is the caller's id. `start_timeout` is in seconds.
-    `max_owned`: how many jobs of this owner may wait, this one among them.
-    `result` is set where the answer is known already (an invalid input): the job is born COMPLETED.
+    `input` is a JSON object with its seed already drawn, so that a second run gives the same picture. `call` is other
+    JSON that a run needs (base URL of file links, lifetime of files). `app` is `owner/alias` as in the job's URLs;
+    `owner` is the caller's id. `start_timeout` is in seconds. `max_owned`: how many jobs of this owner may wait, with
+    this one. `result` is set where the answer is already known (an invalid input): the job is COMPLETED at once.
     """
 
     app: str
@@ -117,12 +116,12 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     id: str = msgspec.field(default_factory=new_request_id)
 
     def start_by(self, now: float) -> float | None:
-        """When it must have begun, if it is accepted now."""
+        """Return the Unix time by which it must have begun if it is accepted `now`; None: no limit."""
         return None if self.start_timeout is None else now + self.start_timeout
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job in the hands of a worker. `fence` proves that it still is; `attempt` counts from 1."""
+    """A job claimed by a worker. `fence` is the number of its claims so far; `attempt` counts from 1."""
 
     seq: int
     id: str
@@ -138,7 +137,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All that can be said of a job but its payloads. Times are Unix seconds; `seq` is the order of acceptance."""
+    """State of a job without its payloads. Times are Unix seconds; `seq` is the order of acceptance."""
 
     seq: int
     id: str
@@ -160,7 +159,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def accepted(cls, new: NewJob, seq: int, now: float) -> "Snapshot":
-        """A job that has just come in."""
+        """Return the snapshot of a job that has just been stored."""
         return cls(
             seq=seq,
             id=new.id,
@@ -175,29 +174,29 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def completed(self) -> bool:
-        """Whether the job has come to its end, whatever that was."""
+        """Whether the job has ended, with a result, an error or a cancel."""
         return self.status is Status.COMPLETED
 
-    # --- the moves: each returns the next snapshot, and this one again when the job is past it
+    # --- transitions: each returns the next snapshot, or this one if the job has ended
 
     def started(self) -> "Snapshot":
-        """A worker has taken it."""
+        """Return it as claimed by a worker."""
         if self.completed:
             return self
         return msgspec.structs.replace(self, status=Status.IN_PROGRESS, queue_position=None)
 
     def requeued(self) -> "Snapshot":
-        """It waits again, at its old place."""
+        """Return it as waiting again."""
         return self if self.completed else msgspec.structs.replace(self, status=Status.IN_QUEUE)
 
     def logged(self, line: LogLine) -> "Snapshot":
-        """One more line."""
+        """Return it with one more log line, up to `MAX_LOGS`."""
         if self.completed or len(self.logs) >= MAX_LOGS:
             return self
         return msgspec.structs.replace(self, logs=(*self.logs, line))
 
     def finished(self, result: Result, inference_time: float = 0.0) -> "Snapshot":
-        """It is answered; `inference_time` in seconds."""
+        """Return it as ended; `inference_time` in seconds."""
         if self.completed:
             return self
         return msgspec.structs.replace(
@@ -210,10 +209,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             error_type=result.error_type,
         )
 
-    # --- what fal's clients read
+    # --- in fal's form
 
     def urls(self, base_url: str) -> dict[str, str]:
-        """Where the client goes on from here; `base_url` is the queue's, without a slash at its end."""
+        """Return the job's URLs; `base_url` is the queue's, without a slash at its end."""
         response_url = f"{base_url}/{self.app}/requests/{self.id}"
         return {
             "response_url": response_url,
@@ -222,7 +221,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def submit_body(self, base_url: str) -> dict[str, Any]:
-        """The answer to a submit. It always says IN_QUEUE, as fal's does."""
+        """Return the answer to a submit. Its status is always IN_QUEUE, as at fal."""
         return {
             "status": Status.IN_QUEUE.value,
             "request_id": self.id,
@@ -232,8 +231,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def status_body(self, base_url: str, *, logs: bool) -> dict[str, Any]:
-        """The status object of polling and stream. Python's client raises KeyError for a key that its state lacks, so
-        every state has them all; `error` and `error_type` are there for failed jobs only, as fal has it."""
+        """Return the status object of polling and stream.
+
+        fal's Python client raises KeyError for a missing key, so every status has them all; only `error` and
+        `error_type` are left out, as at fal, for jobs that have not failed.
+        """
         body: dict[str, Any] = {
             "status": self.status.value,
             "request_id": self.id,
@@ -249,11 +251,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status_code(self) -> int:
-        """200 once completed, 202 before: fal's SDK goes by it alone."""
+        """200 once completed, 202 before: fal's SDK looks at nothing else."""
         return 200 if self.completed else 202
 
     def webhook_body(self, output: bytes | None) -> bytes:
-        """The webhook's JSON, byte for byte what is signed and sent. `output`: the result's body, None if gone."""
+        """Return the webhook's JSON, the bytes to sign and send. `output`: the result's body, None if deleted."""
         body: dict[str, Any] = {"request_id": self.id, "gateway_request_id": self.id}
         if self.result_status == 200:
             body["status"] = "OK"

@@ -1,14 +1,13 @@
 """The durable queue: accept, claim, run, heartbeat, cancel, expire.
 
 A submit is answered once the job is on disk. A `Runner` claims waiting jobs, as many as the engines have room for, and
-runs each through the `run` that it was given; what that returns or raises is the job's result. Whatever kills the
-server, `start` finds every accepted job, at its old place in the queue, and runs again what had not finished.
+calls `run` for each; what that returns or raises is the job's result. After a crash `start` finds every accepted job at
+its old place in the queue, and jobs that had not finished run again.
 
-Positions, status and log lines are answered from the `JobIndex`, which follows each commit; the database is the truth.
+Positions, status and log lines are answered from the in-memory `JobIndex`, which follows each commit of the database.
 """
 
 import asyncio
-import collections
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -22,19 +21,16 @@ from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
-from server.jobs.runner import DISK_RETRY_S, TICK_S, Runner, commit
+from server.jobs.runner import Runner, commit
 from server.jobs.store import JobStore
+from server.jobs.times import SHIPPED, QueueTimes
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
-HEARTBEAT_S = 15.0  # four to a lease
-QUOTA_EVERY_S = 1.0
-EXPIRE_EVERY_S = 30.0
-
 
 class Queue:
-    """`capacity()` says how many jobs may be in the engines' hands at once: 0 while there is no engine."""
+    """The queue of one server. `capacity()`: how many jobs may be with the engines at once, 0 while there is none."""
 
     def __init__(
         self,
@@ -44,83 +40,83 @@ class Queue:
         capacity: Callable[[], int],
         settings: QueueSettings,
         key_share: float,
+        times: QueueTimes = SHIPPED,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._settings = settings
+        self._times = times
         self._now = clock
-        self.webhook_due = asyncio.Event()  # set when a webhook has become due
         self._index = JobIndex()
+        self.webhook_due = self._index.webhook_due
         self._retention = Retention(store.database, self._index.forget, settings, clock)
-        self._submitting: collections.Counter[str] = collections.Counter()  # by owner
         self._runner = Runner(
             store,
             self._index,
             run,
             capacity=capacity,
-            waiting=self.length,
-            finished=self._finished,
             key_share=key_share,
+            times=times,
             clock=clock,
         )
         self._scheduler: asyncio.Task[None] | None = None
-        self._chores: list[asyncio.Task[None]] = []
+        self._housekeeping: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Takes the database over and begins to run what is in it."""
+        """Take the database over and begin to run its unfinished jobs."""
         for snapshot in await self._store.recover():
             self._index.add(snapshot)
         self._scheduler = _start("queue-scheduler", self._runner.schedule())
-        for every_s, chore in (
-            (TICK_S, self._tick),
-            (HEARTBEAT_S, self._runner.heartbeat),
-            (QUOTA_EVERY_S, self._retention.keep_quota),
-            (EXPIRE_EVERY_S, self._retention.expire),
+        for every_s, work in (
+            (self._times.tick, self._tick),
+            (self._times.heartbeat, self._runner.heartbeat),
+            (self._times.quota, self._retention.keep_quota),
+            (self._times.expire, self._retention.expire),
         ):
-            self._chores.append(_start(f"queue-{chore.__name__}", self._every(every_s, chore)))
+            self._housekeeping.append(_start(f"queue-{work.__name__}", self._every(every_s, work)))
 
     def drain(self) -> None:
-        """Takes and claims no more, and lets go of who watches; what runs goes on."""
+        """Accept and claim no more jobs, and end all watches; running jobs go on."""
         self._runner.drain()
         self._index.wake_all()
 
     async def close(self, grace_s: float = 10.0) -> None:
-        """Drains; puts back into the queue what still runs `grace_s` after draining began."""
+        """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
         self.drain()
-        for chore in self._chores:
-            chore.cancel()
-        await asyncio.gather(*self._chores, *filter(None, [self._scheduler]), return_exceptions=True)
+        for task in self._housekeeping:
+            task.cancel()
+        await asyncio.gather(*self._housekeeping, *filter(None, [self._scheduler]), return_exceptions=True)
         await self._runner.close(grace_s)
 
-    # --- what the routes ask
+    # --- for the routes
 
     def length(self) -> int:
-        """Jobs that wait."""
-        return self._index.waiting + self._submitting.total()
+        """Return the number of waiting jobs."""
+        return self._index.waiting
 
     def owned(self, owner: str) -> int:
-        """Those of one owner."""
-        return self._index.owned(owner) + self._submitting[owner]
+        """Return the number of waiting jobs of one owner."""
+        return self._index.owned(owner)
 
     @property
     def in_flight(self) -> int:
-        """Jobs that run."""
+        """Number of running jobs."""
         return self._runner.in_flight
 
     def wake(self) -> None:
-        """Looks for work now: the capacity has grown."""
+        """Look for work now. To be called when the capacity has grown."""
         self._runner.wake()
 
     async def submit(self, new: NewJob) -> Snapshot:
-        """Accepts a job; it is on disk when this returns. Raises `RequestError` (429) if the queue is full."""
+        """Accept a job; it is on disk when this returns. Raises `RequestError` (429) if the queue is full."""
         if new.result is None:
             self._admit(new)
         written = self._store.submit(new, self._now())
-        self._submitting[new.owner] += 1
-        written.add_done_callback(lambda _: self._submitted(new.owner))
+        self._index.submitting(new.owner)
+        written.add_done_callback(lambda _: self._index.submitted(new.owner))
         self.wake()  # now, so that the claim shares the submit's transaction
         try:
-            snapshot = await commit(written, self._accepted)
+            snapshot = await commit(written, self._index.add)
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be stored", error)
             raise overloaded("The server can't store requests at present") from error
@@ -138,32 +134,24 @@ class Queue:
         if new.max_queue_length is not None and self.length() > new.max_queue_length:
             raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
 
-    def _submitted(self, owner: str) -> None:
-        self._submitting[owner] -= 1
-        if not self._submitting[owner]:
-            del self._submitting[owner]
-
-    def _accepted(self, snapshot: Snapshot) -> None:
-        self._index.add(snapshot)
-        if snapshot.completed and snapshot.webhook is not None:
-            self.webhook_due.set()
-
     async def get(self, request_id: str) -> Snapshot | None:
-        """The job as it stands; None if there is no such job."""
+        """Return the job's present snapshot; None if there is no such job."""
         return self._index.get(request_id) or await self._store.load(request_id)
 
     async def result(self, request_id: str) -> Result | None:
-        """The result of a completed job; None if it is not completed, or its payload is gone."""
+        """Return the result of a completed job; None if it is not completed or its payload has been deleted."""
         return await self._store.result(request_id)
 
     async def delivered(self, snapshot: Snapshot) -> None:
-        """The result has reached its owner: wipes it if that is what the owner asked for (`X-Fal-Store-IO: 0`)."""
+        """Note that the owner has the result; wipe it if the owner asked for that (`X-Fal-Store-IO: 0`)."""
         if not snapshot.store_io:
             await self._retention.forget(snapshot.id)
 
     async def cancel(self, request_id: str) -> Outcome:
-        """Ends a job. Once this has returned 200 or 202, its result is 499 and stays that. Raises `RequestError` (429)
-        when that can't be stored."""
+        """Cancel a job. After an outcome of 200 or 202 its result is 499, for good.
+
+        Raises `RequestError` (429) if that can't be stored.
+        """
         known = self._index.get(request_id)
         cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
         try:
@@ -174,22 +162,24 @@ class Queue:
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
-            self._finished(request_id, cancelled())
+            self._index.finished(request_id, cancelled())
         if outcome is Outcome.REQUESTED:
             self._runner.cancel(request_id)
 
     async def watch(self, request_id: str) -> AsyncGenerator[Snapshot, None]:
-        """The job as it stands, then again whenever that changes, to its end; `logs` has only the lines not yet told.
-        Ends early when the queue closes; has nothing for an unknown id. Close it (`contextlib.aclosing`) when done."""
+        """Yield the job's snapshot, now and at every change, to its end. `logs` holds only lines not yet yielded.
+
+        Ends early when the queue closes; yields nothing for an unknown id. Close it (`contextlib.aclosing`) after use.
+        """
         changed = asyncio.Event()
         self._index.watch(request_id, changed)
-        told, place = 0, None
+        yielded, place = 0, None
         try:
             while (snapshot := await self.get(request_id)) is not None:
-                news = msgspec.structs.replace(snapshot, logs=snapshot.logs[told:])
+                news = msgspec.structs.replace(snapshot, logs=snapshot.logs[yielded:])
                 if news.logs or _place(news) != place:
                     yield news
-                    told, place = len(snapshot.logs), _place(news)
+                    yielded, place = len(snapshot.logs), _place(news)
                 if snapshot.completed or self._runner.draining:
                     return
                 await changed.wait()
@@ -197,21 +187,15 @@ class Queue:
         finally:
             self._index.unwatch(request_id, changed)
 
-    def _finished(self, request_id: str, result: Result, inference_time: float = 0.0) -> None:
-        self._index.finished(request_id, result, inference_time)
-        known = self._index.get(request_id)
-        if known is not None and known.webhook is not None:
-            self.webhook_due.set()
+    # --- housekeeping
 
-    # --- chores
-
-    async def _every(self, seconds: float, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
             try:
-                await chore()
+                await work()
             except DatabaseError as error:
                 log_database_error(LOG, "the queue's housekeeping failed", error)
-                await asyncio.sleep(DISK_RETRY_S)
+                await asyncio.sleep(self._times.disk_retry)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
@@ -223,13 +207,13 @@ class Queue:
 
         def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
             if ended:
-                self._finished(request_id, result)
+                self._index.finished(request_id, result)
 
         await commit(self._store.finish_waiting(request_id, result, self._now()), follow)
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task without which the queue is no queue: its death is never silent."""
+    """Start a task that the queue depends on; if it ends by an error, that is logged as critical."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:

@@ -16,7 +16,7 @@ from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
-FRESH_S = 600.0  # results younger than this are kept even on a full disk: their owners are still to fetch them
+FRESH_S = 600.0  # results younger than this are kept even on a full disk: their owners have yet to fetch them
 EXPIRE_AT_ONCE = 200  # jobs expired in one transaction, so that submits wait milliseconds for it, not seconds
 FREE_PAGES_AT_ONCE = 2048  # 8 MiB given back to the disk in one transaction, for the same reason
 

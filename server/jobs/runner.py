@@ -1,6 +1,7 @@
-"""Jobs in this server's hands: claimed, as many as the engines have room for, run, and published or put back.
+"""Jobs that this server runs: it claims as many as the engines have room for, runs each and publishes its result.
 
-A claim is a lease, renewed by `heartbeat`; what it is worth is decided by the job's fence when the result is published.
+A claim is a lease, which `heartbeat` renews. Whether a result may still be published is decided by the job's fence: the
+number that the claim returned, compared with the stored one in the publishing transaction.
 """
 
 import asyncio
@@ -17,20 +18,19 @@ from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
+from server.jobs.times import QueueTimes
 
 LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-TICK_S = 0.1  # how late a start timeout, a changed queue position or a freed engine may be noticed
-LEASE_S = 60.0  # a worker that is silent for so long has lost its jobs
-DISK_RETRY_S = 1.0  # a result that can't be written is kept and tried again: a full disk loses nothing
-
 
 class Runner:
-    """Runs a queue's jobs. `capacity()` says how many may be in the engines' hands at once: 0 while there is no engine;
-    `waiting()` how many wait; `finished` is told of each that has its result on disk. `key_share`: the part of the
-    engines that one owner may have while others wait."""
+    """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
+
+    `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
+    part of the engines that one owner may have while others wait.
+    """
 
     def __init__(
         self,
@@ -39,18 +39,16 @@ class Runner:
         run: Run,
         *,
         capacity: Callable[[], int],
-        waiting: Callable[[], int],
-        finished: Callable[[str, Result, float], None],
         key_share: float,
+        times: QueueTimes,
         clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._index = index
         self._run = run
         self._capacity = capacity
-        self._waiting = waiting
-        self._finished = finished
         self._key_share = key_share
+        self._times = times
         self._now = clock
         self._worker = uuid.uuid4().hex
         self._running: set[Attempt] = set()
@@ -60,27 +58,27 @@ class Runner:
 
     @property
     def in_flight(self) -> int:
-        """Jobs that run."""
+        """Number of running jobs."""
         return len(self._running)
 
     def wake(self) -> None:
-        """Looks for work now: there is more of it, or more room for it."""
+        """Look for work now. To be called when there is more work or more capacity."""
         self._nudge.set()
 
     def cancel(self, request_id: str) -> None:
-        """Stops the job, if it runs here."""
+        """Stop the job if it runs here."""
         for attempt in self._running:
             if attempt.job.id == request_id:
                 attempt.cancel()
 
     def drain(self) -> None:
-        """Claims no more; what runs goes on."""
+        """Claim no more jobs; running ones go on."""
         if not self.draining:
             self.draining, self._drained_at = True, time.monotonic()
             self.wake()
 
     async def close(self, grace_s: float) -> None:
-        """Puts back into the queue what still runs `grace_s` after draining began."""
+        """Put jobs that still run `grace_s` after draining began back into the queue."""
         tasks = [attempt.task for attempt in self._running if attempt.task is not None]
         if tasks:
             left = max(0.0, self._drained_at + grace_s - time.monotonic())
@@ -90,9 +88,9 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def heartbeat(self) -> None:
-        """Renews leases first, then takes lapsed ones back: a server that was frozen keeps what is still its own."""
+        """Renew the leases, then release lapsed ones: in this order a server that was frozen keeps its jobs."""
         before = list(self._running)
-        held = await self._store.heartbeat(self._worker, LEASE_S, self._now())
+        held = await self._store.heartbeat(self._worker, self._times.lease, self._now())
         for attempt in before:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
@@ -102,10 +100,10 @@ class Runner:
     # --- claiming and running
 
     async def schedule(self) -> None:
-        """Claims and runs jobs, until `drain`."""
+        """Claim and run jobs, until `drain`."""
         while not self.draining:
             free = self._capacity() - len(self._running)
-            if free <= 0 or not self._waiting():
+            if free <= 0 or not self._index.waiting:
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
@@ -118,15 +116,15 @@ class Runner:
     async def _claim(self, count: int) -> list[Job]:
         try:
             served = self._well_served(count)
-            return await self._store.claim(self._worker, count, LEASE_S, self._now(), after_others=served)
+            return await self._store.claim(self._worker, count, self._times.lease, self._now(), after_others=served)
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
             return []
 
     def _well_served(self, free: int) -> list[str]:
-        """Owners who have their share of the engines already, while others wait.
+        """Return the owners who already have their share of the engines, if others wait.
 
-        So a key with a thousand jobs in the queue does not keep out one with a single job.
+        So a key with a thousand jobs in the queue does not delay one with a single job.
         """
         running = collections.Counter(attempt.job.owner for attempt in self._running)
         share = max(1, int((free + running.total()) * self._key_share))
@@ -135,7 +133,7 @@ class Runner:
 
     async def _wait_for_work(self) -> None:
         try:
-            async with asyncio.timeout(TICK_S):
+            async with asyncio.timeout(self._times.tick):
                 await self._nudge.wait()
         except TimeoutError:
             pass
@@ -176,7 +174,7 @@ class Runner:
 
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
             if mine:
-                self._finished(job.id, result, took)
+                self._index.finished(job.id, result, took)
 
         await self._insist(lambda: self._store.finish(job, result, logs, took, self._now()), follow)
 
@@ -189,7 +187,7 @@ class Runner:
         await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
 
     async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
-        """Writes, again and again if need be: the disk may be full, and the result is still in hand."""
+        """Repeat a write until it succeeds: the disk may be full, and the result exists only in memory."""
         while True:
             try:
                 await commit(write(), follow)
@@ -197,14 +195,13 @@ class Runner:
                 log_database_error(LOG, "a job's end could not be stored", error)
                 if self.draining:
                     return
-                await asyncio.sleep(DISK_RETRY_S)
+                await asyncio.sleep(self._times.disk_retry)
             else:
                 return
 
 
 async def commit(written: asyncio.Future[T], follow: Callable[[T], None]) -> T:
-    """Waits for a write; `follow` brings the board up to date, in the order of commits, even if the waiter has
-    been cancelled meanwhile."""
+    """Wait for a write. `follow` is called with its value in the order of commits, also if the waiter was cancelled."""
 
     def settled(done: asyncio.Future[T]) -> None:
         if not done.cancelled() and done.exception() is None:

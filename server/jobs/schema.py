@@ -1,12 +1,12 @@
-"""The job tables, their statements, and the numbered steps that build them. SQL for SQLite and PostgreSQL.
+"""Tables of the job database, their statements, and the numbered steps that build them, for SQLite and PostgreSQL.
 
     jobs      one row per request, kept as a tombstone after its payloads are gone
     payloads  its input until it has finished, then its output; apart, so that reading a status never reads a picture
     events    its log
     outbox    the webhook that its end set off, until that is delivered or given up
 
-A job, its events and its webhook change in one transaction. `jobs.fence` counts the claims of a job: whoever publishes
-must name the fence that it was given, and a worker that lost the job meanwhile names an old one.
+A job, its events and its webhook change in one transaction. `jobs.fence` counts the claims of a job: a worker
+publishes under the fence of its own claim, which is out of date if another has claimed the job since.
 """
 
 from collections.abc import Callable

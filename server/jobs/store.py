@@ -1,7 +1,8 @@
 """Durable jobs: a small set of operations, each a transaction of its own and resolved once it is on disk.
 
-A job, its events and its webhook change together. Who may publish is decided here, by the job's fence: see
-`server.jobs.schema`. Every statement is SQLAlchemy Core and compiles for SQLite and PostgreSQL.
+A job, its events and its webhook change in one transaction. A worker may publish a result only under the job's fence,
+the number of claims so far: another claim since then has made it void. Every statement is SQLAlchemy Core and compiles
+for SQLite and PostgreSQL.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import functools
 import urllib.parse
 from collections.abc import Collection, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
@@ -21,7 +22,7 @@ from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Sta
 
 
 class _End(NamedTuple):
-    """A job's end: which job, as its finisher saw it, and what it ends with."""
+    """A job's end: the job, the fence and status that its finisher saw, and the result."""
 
     seq: int
     fence: int
@@ -35,18 +36,16 @@ class _End(NamedTuple):
 class JobStore:
     """The jobs of one database. Operations are called from the event loop.
 
-    Writing operations return futures; one that nobody awaits any longer is carried out all the same.
+    Writing operations return futures, and are carried out even if the caller no longer waits.
     """
-
-    finish_statement: ClassVar[sa.UpdateBase] = sql.FINISH
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    # --- a job's way
+    # --- a job's life
 
     def submit(self, new: NewJob, now: float) -> asyncio.Future[Snapshot]:
-        """Accepts a job; one with a result is COMPLETED from the start, its webhook due at once."""
+        """Store a new job. One that has a result already is COMPLETED, and its webhook due at once."""
         return self.database.write(functools.partial(self._submit, new, now))
 
     def _submit(self, new: NewJob, now: float, connection: sa.Connection) -> Snapshot:
@@ -74,8 +73,10 @@ class JobStore:
     def claim(
         self, worker: str, count: int, lease_s: float, now: float, *, after_others: Collection[str] = ()
     ) -> asyncio.Future[list[Job]]:
-        """Takes up to `count` waiting jobs, first come first served within a priority; those of the owners named in
-        `after_others` only when there are no others."""
+        """Claim up to `count` waiting jobs for `lease_s` seconds, by priority, then in order of acceptance.
+
+        Jobs of the owners in `after_others` are claimed only if there are no others.
+        """
 
         def operation(connection: sa.Connection) -> list[Job]:
             claim = {"by": worker, "until": now + lease_s, "now": now}
@@ -94,12 +95,12 @@ class JobStore:
     def finish(
         self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float, now: float
     ) -> asyncio.Future[bool]:
-        """Publishes a worker's result. False if the job is no longer that worker's: then nothing was changed."""
+        """Publish a worker's result. False if the job is no longer that worker's: then nothing was changed."""
         end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, now, logs, inference_time)
         return self.database.write(lambda connection: self._end(connection, end))
 
     def finish_waiting(self, request_id: str, result: Result, now: float) -> asyncio.Future[bool]:
-        """Ends a job that nobody has started. False if somebody has, or if it is over."""
+        """End a waiting job. False if it runs or has ended: then nothing was changed."""
 
         def operation(connection: sa.Connection) -> bool:
             row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
@@ -110,7 +111,7 @@ class JobStore:
         return self.database.write(operation)
 
     def cancel(self, request_id: str, logs: Sequence[LogLine], now: float) -> asyncio.Future[Outcome]:
-        """Ends a job on its owner's word. Once this has resolved, no worker can publish for it."""
+        """End a job at its owner's request. Once this has resolved, no worker can publish a result for it."""
 
         def operation(connection: sa.Connection) -> Outcome:
             row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
@@ -125,7 +126,7 @@ class JobStore:
         return self.database.write(operation)
 
     def _end(self, connection: sa.Connection, end: "_End") -> bool:
-        """Ends a job if it is still as `end` has it."""
+        """End a job if its status and fence are still those of `end`; return whether they were."""
         seq, fence, seen, result, now, logs, inference_time = end
         values = {
             "job": seq,
@@ -138,7 +139,7 @@ class JobStore:
             "message": result.error,
             "kind": result.error_type,
         }
-        row = connection.execute(self.finish_statement, values).one_or_none()
+        row = connection.execute(sql.FINISH, values).one_or_none()
         if row is None:
             return False
         with contextlib.nullcontext() if row.store_io else secure_delete(connection):
@@ -154,10 +155,10 @@ class JobStore:
             connection.execute(sql.INSERT_WEBHOOK, webhook)
         return True
 
-    # --- whose it is
+    # --- leases
 
     def release(self, job: Job, *, refund: bool, after: float) -> asyncio.Future[bool]:
-        """Puts a job back at its old place, not to be claimed before `after`. With `refund` the try does not count."""
+        """Put a job back at its old place, not to be claimed before `after`. With `refund` the try does not count."""
 
         def operation(connection: sa.Connection) -> bool:
             held = {"job": job.seq, "held": job.fence, "refund": int(refund), "after": after}
@@ -166,7 +167,7 @@ class JobStore:
         return self.database.write(operation)
 
     def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[dict[str, int]]:
-        """Renews the leases of all that `worker` holds; returns them, request id → fence."""
+        """Renew the leases of all jobs of `worker`; return these jobs, request id → fence."""
 
         def operation(connection: sa.Connection) -> dict[str, int]:
             connection.execute(sql.HEARTBEAT, {"by": worker, "until": now + lease_s})
@@ -175,23 +176,23 @@ class JobStore:
         return self.database.write(operation)
 
     def release_lapsed(self, now: float) -> asyncio.Future[list[str]]:
-        """Puts jobs back whose worker has let its lease run out; returns their request ids."""
+        """Put jobs whose lease has run out back into the queue; return their request ids."""
         return self.database.write(
             lambda connection: list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
         )
 
     async def recover(self) -> list[Snapshot]:
-        """Takes the database over after whatever ended the last server: what was running waits again, at its old place.
+        """Take the database over from the last server: jobs that were running wait again, at their old places.
 
-        Returns all unfinished jobs in the order in which they will be claimed.
+        Return all unfinished jobs in the order in which they will be claimed.
         """
         await self.database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
         return await self.database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
 
-    # --- what is known
+    # --- reading
 
     async def load(self, request_id: str) -> Snapshot | None:
-        """The job's snapshot with its log."""
+        """Return the job's snapshot with its log; None if there is no such job."""
 
         def query(connection: sa.Connection) -> Snapshot | None:
             row = connection.execute(sql.ONE, {"request": request_id}).one_or_none()
@@ -203,7 +204,7 @@ class JobStore:
         return await self.database.read(query)
 
     async def result(self, request_id: str) -> Result | None:
-        """The result; None before the job's end, after its expiry and for unknown ids."""
+        """Return the result; None before the job's end, after its expiry and for unknown ids."""
 
         def query(connection: sa.Connection) -> Result | None:
             row = connection.execute(sql.RESULT, {"request": request_id}).one_or_none()
@@ -242,6 +243,6 @@ def _json(value: Any) -> str:
 
 
 def _origin(url: str) -> str:
-    """Scheme, host and port: what a hanging receiver holds up is its own origin's deliveries."""
+    """Return scheme, host and port: a receiver that hangs delays only deliveries to its own origin."""
     parts = urllib.parse.urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()

@@ -1,6 +1,6 @@
-"""Signed webhooks, delivered at least once. This is the protocol; source: fal's "Webhooks".
+"""Signed webhooks, delivered at least once. Source of the protocol: fal's "Webhooks".
 
-A job submitted with `?fal_webhook=URL` sets off one POST to that URL when it ends:
+The end of a job that was submitted with `?fal_webhook=URL` is POSTed to that URL:
 
     X-Fal-Webhook-Request-Id    request id
     X-Fal-Webhook-User-Id       id of the key that submitted the job
@@ -11,12 +11,13 @@ A job submitted with `?fal_webhook=URL` sets off one POST to that URL when it en
     {"request_id", "gateway_request_id", "status": "OK" | "ERROR", "payload", "error"?, "payload_error"?}
 
 Any 2xx within 15 s is success. Anything else is tried again, ten times over two hours, each time with a new timestamp
-and signature over the same bytes. The outbox is filled in the transaction that ends the job and emptied after the
-receiver's answer, so a kill in between sends one twice: receivers go by `request_id`.
+and signature over the same bytes. A webhook enters the outbox in the transaction that ends the job and leaves it after
+the receiver's answer, so a kill in between sends it twice: receivers tell by `request_id`.
 """
 
 import asyncio
 import collections
+import dataclasses
 import hashlib
 import logging
 import time
@@ -34,8 +35,6 @@ from server.webhooks.signing_keys import SigningKeys
 LOG = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-RETRIES = 10
-SPREAD_S = 2 * 3600.0
 IN_FLIGHT = 128  # deliveries at once
 PER_ORIGIN = 16  # of those, to one receiver: one that hangs leaves room for the others
 LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
@@ -44,21 +43,31 @@ ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an emp
 
 
 class Post(Protocol):
-    """`server.outbound.fetch.Fetch.post`: sends, and returns the status code; raises if there was none."""
+    """A function that sends a POST."""
 
     async def __call__(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109
-        """POST `body` within `timeout` seconds."""
+        """Send `body` within `timeout` seconds; return the status code. Raises if there was no answer."""
 
 
-def retry_delay(attempts: int, scale: float = 1.0) -> float | None:
-    """Seconds to wait after so many failed attempts (from 1), None to give up: 7, 14, 28, … 3604, two hours in all."""
-    if attempts > RETRIES:
-        return None
-    return scale * SPREAD_S * 2.0 ** (attempts - 1) / (2.0**RETRIES - 1)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RetrySchedule:
+    """When a failed webhook is tried again: `retries` times over `spread_s` seconds, each wait twice the last."""
+
+    retries: int = 10
+    spread_s: float = 2 * 3600.0
+
+    def delay(self, attempts: int) -> float | None:
+        """Return the seconds to wait after `attempts` failed attempts (from 1): 7, 14, 28, … 3604. None: give up."""
+        if attempts > self.retries:
+            return None
+        return self.spread_s * 2.0 ** (attempts - 1) / (2.0**self.retries - 1)
+
+
+_SHIPPED = RetrySchedule()
 
 
 def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes, now: float) -> dict[str, str]:
-    """The headers of one attempt at `now`."""
+    """Return the headers of one attempt at `now`."""
     timestamp = str(int(now))
     lines = (request_id, user_id, timestamp, hashlib.sha256(body).hexdigest())
     return {
@@ -71,7 +80,7 @@ def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes
 
 
 class Deliverer:
-    """Empties the outbox. `scale` shortens the waits between attempts, for tests."""
+    """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer."""
 
     def __init__(
         self,
@@ -80,7 +89,7 @@ class Deliverer:
         keys: SigningKeys,
         post: Post,
         *,
-        scale: float = 1.0,
+        schedule: RetrySchedule = _SHIPPED,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -88,7 +97,7 @@ class Deliverer:
         self._outbox = outbox
         self._keys = keys
         self._post = post
-        self._scale = scale
+        self._schedule = schedule
         self._timeout_s = timeout_s
         self._now = clock
         self._in_flight: dict[int, asyncio.Task[None]] = {}
@@ -97,11 +106,11 @@ class Deliverer:
         self._loop: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begins with what an earlier server left over."""
+        """Begin, with what an earlier server left in the outbox."""
         self._loop = asyncio.create_task(self._run(), name="webhooks")
 
     async def close(self, grace_s: float = 5.0) -> None:
-        """Starts no more; gives those under way `grace_s`, for cutting one off may mean sending it twice."""
+        """Start no more deliveries; give those in flight `grace_s`, because a cut one may be sent twice."""
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
@@ -124,7 +133,7 @@ class Deliverer:
                 await self._sleep(pause)
 
     async def _dispatch(self) -> float:
-        """Sets off what is due and there is room for; returns for how long there is nothing to do."""
+        """Start due deliveries, up to the limits; return the seconds until there may be more to start."""
         free = IN_FLIGHT - len(self._in_flight)
         if free <= 0:
             return LONGEST_SLEEP_S
@@ -150,7 +159,7 @@ class Deliverer:
         try:
             snapshot = await self._queue.get(webhook.request_id)
             result = await self._queue.result(webhook.request_id)
-            if snapshot is None:  # its tombstone has gone too
+            if snapshot is None:  # its tombstone has been deleted too
                 await self._outbox.done(webhook)
                 return
             body = snapshot.webhook_body(result.body if result else None)
@@ -167,7 +176,7 @@ class Deliverer:
             self._nudge.set()
 
     async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
-        """Why it failed, in words that hold nothing of URL, body or keys; "" when it did not."""
+        """Send once; return why it failed, without anything of URL, body or keys, or "" if it succeeded."""
         try:
             headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
             async with asyncio.timeout(self._timeout_s):
@@ -183,9 +192,9 @@ class Deliverer:
         return "" if 200 <= status < 300 else f"status {status}"
 
     async def _record(self, webhook: Webhook, snapshot: Snapshot, failure: str) -> None:
-        """Keeps at it until it is on disk: what is not recorded is sent again."""
+        """Record an attempt, repeating the write until it succeeds: an unrecorded one would be sent again."""
         attempts = webhook.attempts + 1
-        delay = retry_delay(attempts, self._scale) if failure else None
+        delay = self._schedule.delay(attempts) if failure else None
         if delay is not None:
             LOG.info("webhook of job %s failed, attempt %d: %s", snapshot.id, attempts, failure)
         elif failure:

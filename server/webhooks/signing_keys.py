@@ -1,7 +1,7 @@
-"""The Ed25519 keys that sign webhooks, and the JWKS document that receivers check them with.
+"""Ed25519 keys that sign webhooks, and the JWKS document by which receivers check signatures.
 
 Receivers may keep a JWKS document for a day. So a new key is published a day before it signs, and an old one a day
-after it has signed for the last time; a rotation takes effect by itself, nobody has to come back for it.
+after it has signed for the last time; a rotation takes effect by itself.
 """
 
 import base64
@@ -29,7 +29,7 @@ class SigningKey(msgspec.Struct, frozen=True):
 
     @property
     def jwk(self) -> dict[str, str]:
-        """The public half. `x` is padded, against RFC 7517: fal's documented Python verifier can't decode it else."""
+        """The public half. `x` is padded, against RFC 7517: fal's documented Python verifier needs that."""
         public = Ed25519PrivateKey.from_private_bytes(self.private).public_key().public_bytes_raw()
         return {"kty": "OKP", "crv": "Ed25519", "x": base64.urlsafe_b64encode(public).decode()}
 
@@ -38,12 +38,12 @@ _DECODE = msgspec.json.Decoder(Annotated[list[SigningKey], msgspec.Meta(min_leng
 
 
 def signer(keys: Sequence[SigningKey], now: float) -> SigningKey:
-    """The youngest key that signs already. `keys` in the order of `signs_from`, the first of them in the past."""
+    """Return the newest key in effect. `keys` are in the order of `signs_from`, the first of them in the past."""
     return [key for key in keys if key.signs_from <= now][-1]
 
 
 def published(keys: Sequence[SigningKey], now: float) -> list[SigningKey]:
-    """The keys to show: those yet to sign, the one that does, and those that a receiver may still need."""
+    """Return the keys to publish: future ones, the one in effect, and old ones that a receiver may still need."""
     successors = [key.signs_from for key in keys[1:]]
     return [
         key
@@ -53,9 +53,9 @@ def published(keys: Sequence[SigningKey], now: float) -> list[SigningKey]:
 
 
 class SigningKeys:
-    """The keys in one file, readable by its owner alone; made at first use, read again when the file has changed.
+    """The keys in one file, readable by its owner alone; created at first use, read again when the file has changed.
 
-    Everything raises `SettingsError`, which says what to do, while the file is lost or damaged.
+    While the file is lost or damaged every method raises `SettingsError`, which says what to do.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -69,21 +69,23 @@ class SigningKeys:
         self._load()
 
     def sign(self, message: bytes) -> bytes:
-        """The 64 bytes of the signature."""
+        """Return the signature, 64 bytes."""
         key = signer(self._load(), self._now())
         return Ed25519PrivateKey.from_private_bytes(key.private).sign(message)
 
     def published(self) -> list[SigningKey]:
-        """The keys that receivers may need, in the order in which they sign."""
+        """Return the keys that receivers may need, in the order in which they sign."""
         return published(self._load(), self._now())
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
-        """The document at `/.well-known/jwks.json`."""
+        """Return the document at `/.well-known/jwks.json`."""
         return {"keys": [key.jwk for key in self.published()]}
 
     def rotate(self) -> SigningKey:
-        """Publishes a new key, which signs from a day later, and returns it; drops those that nobody can need any more.
-        A running server sees it at once."""
+        """Publish a new key, which signs from a day later, and return it; drop keys that no receiver can need.
+
+        A running server sees it at once.
+        """
         key = _new_key(signs_from=self._now() + JWKS_CACHE_S)
         with self._locked():
             _write(self._path, [*self.published(), key])
@@ -100,7 +102,7 @@ class SigningKeys:
                 self._read_at = changed_at
         except (OSError, ValueError) as error:
             raise SettingsError(
-                f"{self._path} holds no signing keys ({error}). Mend: restore it; or remove it, start again and have"
+                f"{self._path} holds no signing keys ({error}). Hint: restore it; or remove it, start again and have"
                 " receivers of webhooks fetch the new key"
             ) from error
         return self._keys
@@ -111,5 +113,5 @@ def _new_key(signs_from: float) -> SigningKey:
 
 
 def _write(path: Path, keys: Sequence[SigningKey]) -> None:
-    """On disk when this returns: a lost key makes signatures that nobody can check."""
+    """Write the keys; they are on disk when this returns, because signatures of a lost key can't be checked."""
     write_whole(path, msgspec.json.encode(keys))

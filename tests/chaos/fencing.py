@@ -14,6 +14,7 @@ import time
 import uuid
 
 import sqlalchemy as sa
+from typing_extensions import override
 
 from server.jobs import schema
 from server.jobs.database import Database
@@ -30,12 +31,12 @@ FORKS = multiprocessing.get_context("forkserver")
 class Unfenced(JobStore):
     """The control: publishes without asking whose the job is, or whether it is over."""
 
-    finish_statement = (
-        sa.update(schema.jobs)
-        .where(schema.jobs.c.seq == sa.bindparam("job"))
-        .values(status=Status.COMPLETED.value, result_status=sa.bindparam("code"))
-        .returning(schema.jobs.c.webhook, schema.jobs.c.store_io)
-    )
+    @override
+    def _end(self, connection, end):
+        jobs = schema.jobs
+        query = sa.select(jobs.c.fence, jobs.c.status).where(jobs.c.seq == end.seq)
+        fence, status = connection.execute(query).one()
+        return super()._end(connection, end._replace(fence=fence, seen=Status(status)))
 
 
 def frozen_workers(folder, jobs, *, fenced, seed=0):

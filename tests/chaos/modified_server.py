@@ -25,11 +25,14 @@ import json
 import sys
 from pathlib import Path
 
+from typing_extensions import override
+
 from server.app import Parts
 from server.generate import generate
-from server.jobs import queue, runner
 from server.jobs.job import Snapshot
+from server.jobs.queue import Queue
 from server.jobs.store import JobStore
+from server.jobs.times import QueueTimes
 from server.webhooks import delivery
 from server.workers import pool as workers
 from tests.support.server_process import serve
@@ -43,6 +46,7 @@ class Hasty(JobStore):
 
     _seqs = itertools.count(1)
 
+    @override
     def submit(self, new, now):
         loop = asyncio.get_running_loop()
         loop.call_later(HASTE_S, super().submit, new, now)
@@ -51,13 +55,17 @@ class Hasty(JobStore):
         return answer
 
 
-class LetsGo(runner.Runner):
-    """Takes its own leases for lapsed, when it has only been frozen."""
+class LetsGo(JobStore):
+    """Takes its own leases for lapsed, when it has only been frozen: releases before it renews."""
 
-    async def heartbeat(self):
-        for request_id in await self._store.release_lapsed(self._now()):
-            self._index.requeued(request_id)
-        await super().heartbeat()
+    @override
+    def heartbeat(self, worker, lease_s, now):
+        self._lapsed = super().release_lapsed(now)
+        return super().heartbeat(worker, lease_s, now)
+
+    @override
+    def release_lapsed(self, now):
+        return self._lapsed
 
 
 def twice():
@@ -78,20 +86,18 @@ def main():
     pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
     if asked.get("faulty"):
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
-    runner.LEASE_S = asked.get("lease_s", runner.LEASE_S)
-    queue.HEARTBEAT_S = asked.get("heartbeat_s", queue.HEARTBEAT_S)
-    if asked.get("lets_go_first"):
-        queue.Runner = LetsGo
+    times = {name: asked[f"{name}_s"] for name in ("lease", "heartbeat") if f"{name}_s" in asked}
+    retries = {"retries": 0} if asked.get("no_retries") else {}
+    spread_s = asked.get("webhook_scale", 1.0) * delivery.RetrySchedule.spread_s
     if asked.get("one_try"):
         pool["reruns"] = workers.RerunLimits(tries=1)
-    if asked.get("no_retries"):
-        delivery.RETRIES = 0
     parts = Parts(
         pool=functools.partial(workers.Pool, **pool),
-        store=Hasty if asked.get("hasty") else JobStore,
+        store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
+        queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(
             delivery.Deliverer,
-            scale=asked.get("webhook_scale", 1.0),
+            schedule=delivery.RetrySchedule(**retries, spread_s=spread_s),
             timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
         ),
         generate=twice() if asked.get("twice") else generate,

@@ -7,18 +7,18 @@ import itertools
 import json
 import logging
 import multiprocessing
+import time
 
 import pytest
 
 from pipelines.messages import Log, Preview, Priority, Started
 from server.fal.errors import InvalidInput, RequestError, invalid
-from server.jobs import queue as queue_module
-from server.jobs import runner
 from server.jobs.attempt import Retry, retry
 from server.jobs.database import Database
 from server.jobs.job import Job, NewJob, Outcome, Result, Status
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
+from server.jobs.times import SHIPPED, QueueTimes
 from server.settings import Settings
 from tests.support.crashing_queue import serve
 
@@ -85,12 +85,12 @@ class Engines:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, **settings):
+async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=time.time, times=SHIPPED, **settings):
     """A started queue on the database in `folder`."""
     store = JobStore(Database(folder / "jobs.sqlite"))
     room = capacity if callable(capacity) else lambda: capacity
     arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings), "key_share": 0.5}
-    queue = Queue(store, engines.run, **arguments, **({"clock": clock} if clock else {}))
+    queue = Queue(store, engines.run, **arguments, times=times, clock=clock)
     await queue.start()
     try:
         yield queue
@@ -400,12 +400,9 @@ async def test_a_job_that_has_started_may_take_its_time(tmp_path, held):
         assert (await ended(queue, job.id)).result_status == 200
 
 
-async def test_a_start_timeout_that_can_not_be_stored_is_stored_as_soon_as_it_can_be(
-    tmp_path, held, monkeypatch, caplog
-):
-    monkeypatch.setattr(queue_module, "DISK_RETRY_S", 0.01)
+async def test_a_start_timeout_that_can_not_be_stored_is_stored_as_soon_as_it_can_be(tmp_path, held, caplog):
     clock = Clock()
-    async with serving(tmp_path, held, capacity=0, clock=clock) as queue:
+    async with serving(tmp_path, held, capacity=0, clock=clock, times=QueueTimes(disk_retry=0.01)) as queue:
         job = await queue.submit(new(start_timeout=2.0))
         await alter(queue, FILL)
         clock.now += 2.0
@@ -464,10 +461,9 @@ async def test_a_used_up_disk_quota_answers_429(tmp_path, held):
             await queue.submit(new())
 
 
-async def test_a_full_disk_refuses_submits_and_keeps_results_until_there_is_room(tmp_path, held, monkeypatch, caplog):
+async def test_a_full_disk_refuses_submits_and_keeps_results_until_there_is_room(tmp_path, held, caplog):
     caplog.set_level(logging.CRITICAL)
-    monkeypatch.setattr(runner, "DISK_RETRY_S", 0.01)
-    async with serving(tmp_path, held) as queue:
+    async with serving(tmp_path, held, times=QueueTimes(disk_retry=0.01)) as queue:
         job = await queue.submit(new())
         await held.until(lambda: held.running == 1)
         pages = await cap_database(queue, pages=1)
@@ -645,9 +641,8 @@ async def test_a_caller_who_leaves_during_submit_leaves_a_job_that_is_known(tmp_
         assert (await ended(queue, wish.id)).result_status == 200
 
 
-async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held, monkeypatch):
-    monkeypatch.setattr(queue_module, "HEARTBEAT_S", 0.02)
-    async with serving(tmp_path, held, capacity=1) as queue:
+async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held):
+    async with serving(tmp_path, held, capacity=1, times=QueueTimes(heartbeat=0.02)) as queue:
         await queue.submit(new(seed=1))
         await held.until(lambda: held.running == 1)
         await queue._store.release_lapsed(now=1e12)
@@ -675,10 +670,9 @@ async def test_other_jobs_can_be_fetched_again_and_again(tmp_path, engines):
         assert (await queue.result(job.id)).status == 200
 
 
-async def test_results_expire_while_the_server_runs(tmp_path, engines, monkeypatch):
-    monkeypatch.setattr(queue_module, "EXPIRE_EVERY_S", 0.02)
-    clock = Clock()
-    async with serving(tmp_path, engines, clock=clock, result_ttl=5.0, tombstone_ttl=50.0) as queue:
+async def test_results_expire_while_the_server_runs(tmp_path, engines):
+    clock, times = Clock(), QueueTimes(expire=0.02)
+    async with serving(tmp_path, engines, clock=clock, times=times, result_ttl=5.0, tombstone_ttl=50.0) as queue:
         job = await queue.submit(new())
         await ended(queue, job.id)
         clock.now += 6.0

@@ -23,11 +23,12 @@ from server.jobs.store import JobStore
 from server.outbound.urls import failed
 from server.settings import Settings, SettingsError
 from server.webhooks import delivery
-from server.webhooks.delivery import Deliverer, retry_delay, signed_headers
+from server.webhooks.delivery import Deliverer, RetrySchedule, signed_headers
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import JWKS_CACHE_S, SigningKeys
 
 HOUR = 3600.0
+AT_ONCE = RetrySchedule(spread_s=0.0)
 BODY = '{"request_id":"r","payload":{"prompt":"ünï"}}'.encode()
 
 
@@ -154,7 +155,7 @@ def test_keys_are_readable_by_their_owner_alone_and_outlive_the_server(keys, tmp
 def test_a_file_without_signing_keys_is_said_with_what_would_do(tmp_path, content):
     (tmp_path / "webhook-keys.json").write_bytes(content)
 
-    with pytest.raises(SettingsError, match=r"webhook-keys\.json holds no signing keys .* Mend: restore it"):
+    with pytest.raises(SettingsError, match=r"webhook-keys\.json holds no signing keys .* Hint: restore it"):
         SigningKeys(tmp_path / "webhook-keys.json")
 
 
@@ -188,7 +189,7 @@ def test_documents_a_day_older_or_younger_than_a_signature_can_check_it_througho
 
 
 def test_ten_retries_spread_over_two_hours_then_it_is_given_up():
-    delays = list(itertools.takewhile(lambda delay: delay is not None, map(retry_delay, itertools.count(1))))
+    delays = list(itertools.takewhile(lambda delay: delay is not None, map(RetrySchedule().delay, itertools.count(1))))
 
     assert len(delays) == 10
     assert sum(delays) == pytest.approx(2 * HOUR)
@@ -318,7 +319,7 @@ async def test_a_cancelled_job_is_told_too(tmp_path):
 @pytest.mark.parametrize("failure", [500, 404, 302, ConnectionError("refused"), None])
 async def test_a_failed_attempt_is_followed_by_another(tmp_path, failure):
     receiver = Receiver(flaky=[failure, 200])
-    async with delivering(tmp_path, receiver, scale=0.0, timeout_s=0.05) as queue:
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE, timeout_s=0.05) as queue:
         await queue.submit(new("http://flaky/hook"))
         await emptied(queue)
 
@@ -329,7 +330,7 @@ async def test_a_failed_attempt_is_followed_by_another(tmp_path, failure):
 async def test_while_its_keys_are_lost_a_webhook_waits_as_for_a_receiver_that_fails(tmp_path, caplog):
     caplog.set_level("INFO", "server.webhooks.delivery")
     receiver = Receiver()
-    async with delivering(tmp_path, receiver, scale=0.0) as queue:
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE) as queue:
         (tmp_path / "webhook-keys.json").unlink()
         await queue.submit(new("http://ok/hook?token=canary"))
         await emptied(queue)
@@ -368,7 +369,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
 )
 async def test_why_a_webhook_failed_is_logged_each_time_and_at_the_end(tmp_path, caplog, failure, reason):
     caplog.set_level("INFO", "server.webhooks.delivery")
-    async with delivering(tmp_path, Receiver(down=[failure]), scale=0.0, timeout_s=0.05) as queue:
+    async with delivering(tmp_path, Receiver(down=[failure]), schedule=AT_ONCE, timeout_s=0.05) as queue:
         job = await queue.submit(new("http://down/hook?token=canary", content={"prompt": "canary"}))
         await emptied(queue)
 
@@ -389,7 +390,7 @@ async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
         clock.now += 1.0
         return clock.now
 
-    async with delivering(tmp_path, receiver, scale=0.0, clock=later) as queue:
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE, clock=later) as queue:
         await queue.submit(new("http://down/hook"))
         await emptied(queue)
 
@@ -433,7 +434,7 @@ async def test_what_one_server_could_not_deliver_the_next_one_does(tmp_path):
 @pytest.mark.anyio
 async def test_a_private_result_is_kept_until_its_webhook_is_out(tmp_path):
     receiver = Receiver(flaky=[500, 500, 200])
-    async with delivering(tmp_path, receiver, scale=0.0) as queue:
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE) as queue:
         job = await queue.submit(new("http://flaky/hook", store_io=False))
         await emptied(queue)
         async with asyncio.timeout(10):
@@ -451,7 +452,7 @@ async def test_a_webhook_that_is_given_up_has_delivered_nothing(tmp_path):
     async def note(snapshot):
         delivered.append(snapshot.id)
 
-    async with delivering(tmp_path, Receiver(down=[500]), scale=0.0) as queue:
+    async with delivering(tmp_path, Receiver(down=[500]), schedule=AT_ONCE) as queue:
         queue.delivered = note
         await queue.submit(new("http://down/hook", store_io=False))
         await emptied(queue)
