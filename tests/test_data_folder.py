@@ -1,5 +1,6 @@
 """A data folder of 0.1.0 (`data_folder_0_1`), opened with today's code: all that was in it is found."""
 
+import asyncio
 import datetime
 import json
 import os
@@ -51,7 +52,7 @@ def key(name):
 async def status(web, name):
     """The status of a job, as its stream ends with it."""
     url = f"{QUEUE}/requests/{EXPECTED['jobs'][name]}/status"
-    await web.call("GET", f"{url}/stream", headers=key("alice"))
+    await asyncio.wait_for(web.call("GET", f"{url}/stream", headers=key("alice")), 10)
     return (await web.call("GET", f"{url}?logs=1", headers=key("alice"))).json()
 
 
