@@ -76,10 +76,16 @@ class Bench:
         return made
 
     def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
-        with only(sizes or ((self.side, self.side),), rows):
-            loader.capture_graphs(
-                made, Graphs(self.make_capture(), 2**40), max(rows or (8,)), lambda fraction, what: None, compiler
-            )
+        """Capture the model at these sizes, by default the bench's, in these batches, by default all up to 8."""
+        loader.capture_graphs(
+            made,
+            Graphs(self.make_capture(), 2**40),
+            max(rows or (8,)),
+            lambda fraction, what: None,
+            compiler,
+            sizes=sizes or ((self.side, self.side),),
+            batches=sorted(rows) if rows else None,
+        )
 
     def note_peaks(self):
         """Keep what was allocated and reserved at most so far: measuring a stage starts torch's count again."""
@@ -139,19 +145,6 @@ def make_bench(*, dry, minutes):
         deadline=time.monotonic() + 60 * minutes,
         memory_peaks=(lambda: next(pretended_peaks, (1e9, 2e9))) if dry else cuda_peaks,
     )
-
-
-@contextlib.contextmanager
-def only(sizes, rows=None):
-    """Captures of some sizes and batches: the others cost time and tell nothing new."""
-    kept = loader.CAPTURED_SIZES, loader.batches
-    loader.CAPTURED_SIZES = sizes
-    if rows:
-        loader.batches = lambda most: sorted(rows)
-    try:
-        yield
-    finally:
-        loader.CAPTURED_SIZES, loader.batches = kept
 
 
 @contextlib.contextmanager

@@ -112,8 +112,9 @@ def capture_graphs(
     compiler: Compiler | None = None,
     *,
     sizes: Sequence[tuple[int, int]] = CAPTURED_SIZES,
+    batches: Sequence[int] | None = None,
 ) -> None:
-    """Run blank pictures of `sizes` in the usual batches through every stage, keep what that captures."""
+    """Run blank pictures of `sizes` in `batches` (None: the usual) through every stage, keep what that captures."""
     model.graphs = graphs
     form = compiler or (lambda run: run)
     model.unet = graphs.wrap("unet", model.unet, _latent_size, stream="steps", form=form(model.unet))
@@ -125,7 +126,7 @@ def capture_graphs(
     if model.checker is not None:
         model.checker.flags = graphs.wrap("safety", model.checker.flags, _pixels_size, stream="pictures")
     # The largest batch first: the pool has grown to what the others need.
-    shapes = [(size, rows) for size in sizes for rows in reversed(batches(max_batch))]
+    shapes = [(size, rows) for size in sizes for rows in reversed(batches or usual_batches(max_batch))]
     model.prompts.clear()  # so that a text is read meanwhile
     with graphs.learning():
         for number, ((height, width), rows) in enumerate(shapes):
@@ -154,7 +155,7 @@ def _black(
     return [(params, conditioning, np.zeros((height, width, 3), np.uint8), 0) for _ in range(rows)]
 
 
-def batches(most: int) -> list[int]:
+def usual_batches(most: int) -> list[int]:
     """Numbers of pictures to capture: powers of two, and the largest batch itself."""
     return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
 
