@@ -1,4 +1,4 @@
-"""What the sections measure with: a stopwatch, captured calls, the engine loop around a model, a pretended device."""
+"""Tools of the sections: timing, captured calls, the engine loop around a model, a fake capture for CPUs."""
 
 import contextlib
 import functools
@@ -21,7 +21,7 @@ from tests.support.published_configs import FULL, TINY
 
 @dataclass
 class Bench:
-    """What the sections share. `quick`: seconds that one measurement may take; `peaks`: bytes, see `note_peaks`."""
+    """State of all sections. `quick`: seconds for one measurement; `peaks`: peak bytes allocated and reserved."""
 
     device: torch.device
     dtype: torch.dtype
@@ -44,7 +44,7 @@ class Bench:
         return self.deadline - time.monotonic()
 
     def ms(self, run, least=3):
-        """Median milliseconds of `run`, warm."""
+        """Return the median milliseconds of `run`, after warm-up."""
         for _ in range(2):
             run()
         device.synchronize()
@@ -63,13 +63,13 @@ class Bench:
         return Pretend() if self.dry else Cuda()
 
     def captured(self, run, inputs):
-        """`run` as a captured call, and how it is given up."""
+        """Return `run` as a captured call, and the function that frees it."""
         capture = self.make_capture()
         graph = capture.capture(run, inputs, capture.pool())
         return functools.partial(graph.replay, inputs), graph.destroy
 
     def captured_model(self, model=None, *, sizes=None, rows=None, its_streams=None, compiler=None):
-        """A model of ours with its graphs; `rows`: which batches of up to 8 are captured."""
+        """Return our model with its graphs; `rows`: the batches to capture, by default all up to 8."""
         made = TorchBackend(model or self.model, its_streams=its_streams)
         return self.capture_shapes(made, sizes, rows, compiler)
 
@@ -80,7 +80,7 @@ class Bench:
         return loader.capture_graphs(made, graphs, shapes, lambda fraction, what: None, compiler)
 
     def note_peaks(self):
-        """Keep what was allocated and reserved at most so far: measuring a stage starts torch's count again."""
+        """Record the peaks so far, because measuring a stage resets torch's count."""
         self.peaks = tuple(map(max, self.peaks, self.memory_peaks()))
 
     def timestep(self, rows):
@@ -99,7 +99,7 @@ class Bench:
 
 
 class Pretend:
-    """A capture for machines that have none."""
+    """Fake capture, for machines without CUDA."""
 
     nbytes = 0
 
@@ -117,12 +117,12 @@ class Pretend:
 
 
 def cuda_peaks():
-    """Bytes allocated and reserved at most since torch's count began."""
+    """Return the most bytes allocated and reserved since torch's count was reset."""
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
 def make_bench(*, dry, minutes):
-    pretended_peaks = iter([(3e9, 6e9)])  # and less from then on, as after a count that has begun again
+    pretended_peaks = iter([(3e9, 6e9)])  # less from then on, as after a reset
     where = torch.device("cpu" if dry else "cuda")
     dtype = torch.float32 if dry else torch.float16
     return Bench(
@@ -141,7 +141,7 @@ def make_bench(*, dry, minutes):
 
 @contextlib.contextmanager
 def plain_weights(bench):
-    """For a while no weights are in oneDNN's layout, and no functions of ours have such: a compiler lays them out."""
+    """Keep weights out of oneDNN's layout within the context, because a compiler chooses their layout."""
     vars(bench).pop("ours", None)
     kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
     try:
@@ -152,7 +152,7 @@ def plain_weights(bench):
 
 
 def loaded(bench, found, **options):
-    """A captured model, and what capturing it took."""
+    """Return a captured model, and record the duration of the capture."""
     begun = time.perf_counter()
     model = bench.captured_model(**options)
     found["capture_s"] = round(time.perf_counter() - begun, 1)
@@ -161,7 +161,7 @@ def loaded(bench, found, **options):
 
 @contextlib.contextmanager
 def serving(bench, backend):
-    """The engine loop around a model, warm; its graphs are given up afterwards."""
+    """Yield the engine loop around a model, after warm-up; free its graphs afterwards."""
     engine = device.Ours(device.config(max_batch=8), backend)
     try:
         engine.many(several(bench, 16), 8)
@@ -172,13 +172,13 @@ def serving(bench, backend):
 
 
 def several(bench, count):
-    """Requests of the usual size, each with a seed of its own."""
+    """Return requests of the usual size with different seeds."""
     data = device.picture(bench.side, bench.side)
     return [(device.request(seed), data) for seed in range(count)]
 
 
 def picture_of(bench, model, **fields):
-    """One request alone through the stages."""
+    """Run one request through the stages; return its pictures."""
     data = device.picture(bench.side, bench.side)
     return device.generate(model, device.request(7, **fields), device.images.decode(data, device.config()))
 

@@ -1,4 +1,4 @@
-"""torch.compile: of our functions, alone and in the engine, and of diffusers as its manual has it."""
+"""Measurements of torch.compile: our functions, alone and in the engine, and diffusers as in its manual."""
 
 import contextlib
 import functools
@@ -11,13 +11,13 @@ from pipelines.device.compile import Compiler
 
 
 def compiled(bench, found):
-    """Our functions compiled, and compiled and captured; then the engine with them, beside `end_to_end`."""
+    """Measure our functions compiled, and compiled and captured; then the engine with them."""
     with plain_weights(bench) if bench.dry else contextlib.nullcontext():
         compile_all(bench, found, Compiler("aot_eager" if bench.dry else "inductor"))
 
 
 def compile_all(bench, found, compiler):
-    """Each function by itself, then the engine with all of them."""
+    """Measure each function alone, then the engine with all of them."""
     latent, many = bench.side // 8, bench.batches[-2]
     functions = (
         ("unet", bench.ours.functions.unet, bench.unet_inputs),
@@ -47,7 +47,7 @@ def compile_all(bench, found, compiler):
 
 
 def compiled_diffusers(bench, found):
-    """diffusers with its UNet and decoder compiled, as its manual has it: the UNet alone, and the whole call."""
+    """Measure diffusers with UNet and decoder compiled as in its manual: the UNet alone, and the whole call."""
     pipeline = device.Diffusers(device.config(), bench.model)
     parts = pipeline.pipeline
     parts.unet.to(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Single parts: the chip's floor, UNet calls, autoencoders, norms, attention, upsampling, and memory at its most."""
+"""Measurements of single parts: hardware limits, UNet, autoencoders, norms, attention, upsampling, peak memory."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from pipelines.weights import architectures
 
 
 def floors(bench, found):
-    """What this chip does at best: a matrix product and a copy."""
+    """Measure the hardware's limits: a matrix product and a copy."""
     side, words = (256, 2**16) if bench.dry else (8192, 2**30)
     a, b = bench.randn(side, side), bench.randn(side, side)
     found["matmul_tflops"] = round(2 * side**3 / bench.ms(lambda: a @ b) / 1e9, 1)
@@ -25,7 +25,7 @@ def floors(bench, found):
 
 
 def unet(bench, found):
-    """One UNet call by number of rows: diffusers', ours, ours captured; two rows are one picture with guidance."""
+    """Measure one UNet call by number of rows: diffusers', ours, ours captured. Guidance takes two rows."""
     for rows in bench.batches:
         row = found[f"rows {rows}"] = {}
         inputs, network = bench.unet_inputs(rows), bench.ours.functions.unet
@@ -40,7 +40,7 @@ def unet(bench, found):
 
 
 def stages(bench, found):
-    """Autoencoders, text and safety checker for one row and for many; the tiny autoencoder beside the full one."""
+    """Measure both autoencoders, text encoder and safety checker, for one row and for many."""
     small = random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype)
     autoencoders = {"vae": (bench.model.vae, vae.make_vae(bench.model.vae)), "taesd": (small, vae.make_vae(small))}
     for rows in (bench.batches[0], bench.batches[-2]):
@@ -60,7 +60,7 @@ def stages(bench, found):
 
 
 def norms(bench, found):
-    """Group norm and SiLU on channels-last pictures: torch's kernel, by way of the other layout, and plain sums."""
+    """Measure group norm and SiLU on channels-last pictures: torch's kernel, via the other layout, and plain sums."""
     for width, side in ((32, 8),) if bench.dry else ((320, 64), (1280, 16), (512, 128), (256, 512), (128, 512)):
         norm = GroupNorm(nn.GroupNorm(32, width).to(bench.device, bench.dtype))
         x = bench.randn(1, width, side, side).contiguous(memory_format=torch.channels_last)
@@ -71,7 +71,7 @@ def norms(bench, found):
 
 
 def norm_by_sums(norm, x):
-    """Group norm of channels-last [N, C, H, W] without another layout: what a compiler would be spared."""
+    """Return the group norm of channels-last [N, C, H, W], computed without a change of layout."""
     rows, width, height, side = x.shape
     groups = x.permute(0, 2, 3, 1).reshape(rows, height * side, norm.groups, -1)
     variance, mean = torch.var_mean(groups.float(), dim=(1, 3), correction=0)
@@ -85,7 +85,7 @@ def laid_out(x):
 
 
 def attention(bench, found):
-    """Self-attention at the finest level (heads of 40) by kernel, plain and padded to 64."""
+    """Measure self-attention at the highest resolution (heads of 40) by kernel, plain and padded to 64."""
     tokens = (bench.side // 8) ** 2
     query, key, value = (bench.randn(2, 8, tokens, 40) for _ in range(3))
     wide = [F.pad(each, (0, 24)) for each in (query, key, value)]
@@ -99,7 +99,7 @@ def attention(bench, found):
 
 
 def upsampling(bench, found):
-    """Doubling and convolution: as two operations, and as the one transposed convolution that we use."""
+    """Measure upsampling and convolution as two operations, and as the one transposed convolution that we use."""
     shapes = ((1280, 8), (1280, 16), (640, 32), (512, 64), (512, 128), (256, 256))
     for width, side in ((32, 8),) if bench.dry else shapes:
         conv = nn.Conv2d(width, width, 3, padding=1).to(bench.device, bench.dtype, memory_format=torch.channels_last)
@@ -112,6 +112,6 @@ def upsampling(bench, found):
 
 
 def memory(bench, found):
-    """What the device held at most so far."""
+    """Record the peak memory of the device so far."""
     bench.note_peaks()
     found["peak_allocated_gb"], found["peak_reserved_gb"] = (round(peak / 1e9, 2) for peak in bench.peaks)

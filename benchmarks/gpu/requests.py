@@ -1,4 +1,4 @@
-"""Whole requests: latency and throughput through the engine loop, pictures, waits for the device, a start's cost."""
+"""Measurements of whole requests: latency, throughput, pictures, waits for the device, cost of a start."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from pipelines.device.torch_backend import TorchBackend
 
 
 def end_to_end(bench, found, model=None, *, theirs=True):
-    """JPEG to JPEG through the engine loop: alone, saturated, mixed, at 70 % load; diffusers' call beside it."""
+    """Measure JPEG to JPEG through the engine loop (alone, saturated, mixed, at 70 % load), and diffusers' call."""
     backend, requests = loaded(bench, found, model=model), several(bench, bench.requests)
     with serving(bench, backend) as engine:
         found["alone"] = percentiles(engine.many(requests, 1)[1])
@@ -34,12 +34,12 @@ def end_to_end(bench, found, model=None, *, theirs=True):
 
 
 def tiny_vae(bench, found):
-    """The same with the tiny autoencoder."""
+    """Measure `end_to_end` with the tiny autoencoder."""
     end_to_end(bench, found, with_tiny_vae(bench), theirs=False)
 
 
 def one_stream(bench, found):
-    """The saturated engine without anything beside the steps: what overlapping gains."""
+    """Measure the saturated engine with one stream, to show the gain of overlapping stages."""
     stream = streams.streams_for(bench.device)[0]
     backend = loaded(bench, found, its_streams=(stream, stream))
     with serving(bench, backend) as engine:
@@ -47,7 +47,7 @@ def one_stream(bench, found):
 
 
 def pictures(bench, found):
-    """Our picture, eager and captured, against diffusers' in the same dtype and in float32, of the same weights."""
+    """Compare our picture, eager and captured, with diffusers' in the same dtype and in float32."""
     data, request = device.picture(bench.side, bench.side), device.request(7)
     ours, theirs = picture_of(bench, bench.ours), device.Diffusers(device.config(), bench.model).pixels(request, data)
     found["to_diffusers"] = apart(ours, theirs)
@@ -64,7 +64,7 @@ def pictures(bench, found):
 
 
 def waits(bench, found):
-    """Which stages wait for the device though they must not: torch makes each such wait an error meanwhile."""
+    """Find stages that wait for the device though they must not; torch raises at each such wait."""
     model, request = bench.captured_model(rows=(1,)), device.request(7)
     pixels = device.images.decode(device.picture(bench.side, bench.side), device.config())
     state = {}
@@ -93,7 +93,7 @@ def waits(bench, found):
 
 
 def warm_up(bench, found):
-    """What a start costs: every usual size and batch captured; what memory that takes, and what is left to batches."""
+    """Measure a start: the capture of all usual sizes and batches, its memory, and the memory left for batches."""
     sizes = ((bench.side, bench.side),) if bench.dry else loader.SIZES.captured
     model = TorchBackend(bench.model)
     bench.note_peaks()

@@ -1,4 +1,4 @@
-"""Sections that go wrong on purpose: what they found before must be kept, and the others must not notice."""
+"""Sections that fail on purpose: their earlier findings must be kept, and other sections must not be affected."""
 
 import contextlib
 import time
@@ -10,13 +10,13 @@ from pipelines.model import kernels
 
 
 def fails(bench, found):
-    """Ends with an exception."""
+    """Raise an exception."""
     found["before"] = 1
     raise ValueError("no")
 
 
 def hangs(bench, found):
-    """Takes longer than it may, within code that catches exceptions as compilers do."""
+    """Exceed the time limit in code that catches exceptions, as compilers do."""
     found["before"] = 2
     with contextlib.suppress(Exception):
         time.sleep(60)
@@ -24,7 +24,7 @@ def hangs(bench, found):
 
 
 def plain_for_a_while(bench, found):
-    """Whether weights are packed before, within and after `plain_weights`, which an exception ends."""
+    """Record whether weights are packed before, within and after a `plain_weights` ended by an exception."""
     packed, first = [kernels.packs(torch.ones(2, 2))], bench.ours
     with contextlib.suppress(ZeroDivisionError), plain_weights(bench):
         packed.append(kernels.packs(torch.ones(2, 2)))
