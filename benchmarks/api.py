@@ -1,9 +1,9 @@
-"""What the server does around the engine, with an engine that takes no time: how much, and at what cost in memory.
+"""Throughput and memory of the server around the engine, with an engine that takes no time.
 
     python -m benchmarks.api [--requests 10000] [--jobs 2000] [--clients 8]
 
 - start: from the start of the process until `/health` answers, median of five;
-- run: requests/s with a 512×512 JPEG decoded and encoded, and how much the API process' memory grows over all of them;
+- run: requests/s with a 512×512 JPEG decoded and encoded, and the growth of the API process over all of them;
 - queue: jobs/s through submit, status until done, result; every accepted job is on disk.
 
 The clients share the cores with the server. Prints a table; the last line is JSON.
@@ -33,7 +33,7 @@ WARM_UP = 500
 
 
 def start_s():
-    """Seconds from the start of a server's process until it answers."""
+    """Return the seconds from the start of a server's process until it answers."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -51,7 +51,7 @@ def start_s():
 
 
 def crowd(url, clients, count, task):
-    """Return calls a second: `count` times `task(client, number)`, by `clients` clients at once."""
+    """Run `task(client, number)` `count` times, by `clients` clients at once; return calls per second."""
     bar = tqdm(total=count, unit="call", leave=False)
     failed = []
 
@@ -79,12 +79,12 @@ def crowd(url, clients, count, task):
 
 
 def memory_mib(pid):
-    """What a process holds in memory, shared pages included."""
+    """Return the resident memory of a process, shared pages included, in MiB."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def run_rate(options):
-    """Requests a second through /run, and how much the API process grew meanwhile."""
+    """Return requests per second through /run, and the growth of the API process."""
     body = json.dumps(arguments()).encode()
 
     def task(client, _):
@@ -98,7 +98,7 @@ def run_rate(options):
 
 
 def queue_rate(options):
-    """Jobs a second from submit to result."""
+    """Return jobs per second from submit to result."""
 
     def task(client, number):
         body = json.dumps({"prompt": "a beach", "image_url": picture, "seed": number}).encode()

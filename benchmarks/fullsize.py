@@ -58,7 +58,7 @@ def measure_ours(folder, options):
 
 
 def measure(request, options, pid):
-    """Wall clock of each request, and what processor time process `pid` spent on it (0 where there is no /proc)."""
+    """Return wall and processor seconds of each request in process `pid`; processor 0 where there is no /proc."""
     walls, processor = [], []
     for _ in range(options.requests):
         begun, spent = time.perf_counter(), processor_seconds(pid)
@@ -103,7 +103,7 @@ def measure_diffusers(folder, options):
 
 
 def run_diffusers(folder, options):
-    """The whole of a request as a script would do it: JPEG in, JPEG out."""
+    """Run requests as a script with diffusers would: JPEG in, JPEG out."""
     begun = time.perf_counter()
     import torch
     from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
@@ -123,7 +123,7 @@ def run_diffusers(folder, options):
 
     def request():
         image = Image.open(io.BytesIO(PICTURE.read_bytes())).convert("RGB")
-        # Its img2img runs int(steps × strength) of the steps that it is asked for.
+        # Its img2img runs int(steps × strength) of the requested steps.
         made = pipeline(
             PROMPT,
             image,
@@ -140,7 +140,7 @@ def run_diffusers(folder, options):
 
 
 def memory(pid):
-    """Peak and anonymous resident memory of a process, GB; empty where there is no /proc."""
+    """Return peak and anonymous resident memory of a process, in GB; empty where there is no /proc."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
         return {}

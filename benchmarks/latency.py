@@ -1,10 +1,10 @@
-"""One client, one request at a time: the wall clock, the engine's own time by stage, and what the server adds.
+"""Latency of one client, one request at a time: wall time, the engine's time by stage, and the server's overhead.
 
     python -m benchmarks.latency [--model instant:5 | demo | …] [--requests 200] [--awake] [--url http://127.0.0.1:8000]
 
 Talks over one keep-alive loopback socket, so that connecting is not counted. Overhead is the wall clock minus
-`timings.inference`, which the engine measures itself. On an idle machine most of it is cores being woken, once per
-thread that a request passes; `--awake` keeps them awake, so that what is left is work. Prints a table; the last line is
+`timings.inference`, which the engine measures itself. On an idle machine most of it is the wake-up of cores, once per
+thread that a request passes; `--awake` keeps cores busy, so that only work remains. Prints a table; the last line is
 JSON.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.harness.http import APP, PICTURE, Client, arguments, awake, serv
 
 
 def measure(call, count, warm_up=5):
-    """Walls and answers of `count` calls, after `warm_up` that don't count; seconds."""
+    """Return wall seconds and answers of `count` calls, after `warm_up` calls."""
     for _ in range(warm_up):
         call()
     walls, answers = [], []
@@ -38,7 +38,7 @@ def quantile(values, q):
 
 
 def summary(walls, answers):
-    """p50/p95/p99 of wall and overhead, and the median of every stage; milliseconds."""
+    """Return p50/p95/p99 of wall and overhead, and the median of every stage, in milliseconds."""
     engine = [answer["timings"]["inference"] for answer in answers]
     overhead = [wall - inside for wall, inside in zip(walls, engine, strict=True)]
     row = {f"wall_p{round(q * 100)}": quantile(walls, q) * 1e3 for q in (0.5, 0.95, 0.99)}
@@ -69,7 +69,7 @@ def main():
 
 
 def cases(client, count, stack):
-    """Each way in, measured one after the other."""
+    """Measure each endpoint, one after the other."""
     body = json.dumps(arguments()).encode()
     results = {"run, data URI": summary(*measure(lambda: client.run(body), count))}
     url = client.upload(PICTURE.read_bytes())

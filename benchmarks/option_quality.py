@@ -1,4 +1,4 @@
-"""What an option that trades pictures for speed costs: PSNR and SSIM against the default, same seeds, same input.
+"""Picture quality of faster options: PSNR and SSIM against the default, same seeds, same input.
 
     python -m benchmarks.option_quality [--model sd15] [--option "vae=tiny"] [--option "dtype=bfloat16"] [--seeds 8]
 
@@ -22,7 +22,7 @@ STRENGTHS = (0.3, 0.5, 0.8)
 
 
 def ssim(one, other, window=7):
-    """Structural similarity (Wang et al. 2004) of uint8 [H, W, 3]: mean over channels, flat 7×7 windows."""
+    """Return structural similarity (Wang et al. 2004) of uint8 [H, W, 3]: mean over channels, flat 7×7 windows."""
     a, b = (torch.from_numpy(each.astype(np.float64)).permute(2, 0, 1)[None] for each in (one, other))
 
     def mean(values):
@@ -37,7 +37,7 @@ def ssim(one, other, window=7):
 
 
 def made(options, fields):
-    """The pictures of all strengths and seeds with these options."""
+    """Return the pictures of all strengths and seeds with these options."""
     names = dict(field.split("=", 1) for field in fields if "=" in field)
     config = device.config(options.model, **({"device": options.device} | names))
     model = loader.load(config, lambda fraction, what: None).model

@@ -1,4 +1,4 @@
-"""Our engine beside plain diffusers: same weights, same number of UNet calls, one run, in turn. Time and pictures.
+"""Comparison with plain diffusers in time and pictures: same weights, same number of UNet calls, in turns.
 
     python -m benchmarks.parity [--model demo | FOLDER] [--rounds 5] [--side 512] [--clients 8] [--threads 0]
 

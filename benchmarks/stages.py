@@ -1,4 +1,4 @@
-"""Where the milliseconds of one request go: a picture.
+"""Duration of each stage of a request, drawn as a bar.
 
     python -m benchmarks.stages [--model demo] [--requests 20] [--out stages.png] [--device auto] [--dtype auto]
 
@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.harness import device
 
-# Pillow's own font knows ASCII alone. In the order in which a request goes through them, with what each is.
+# ASCII only, for Pillow's own font. Stages in a request's order, with descriptions.
 STAGES = {
     "decode_image": ("JPEG to pixels", "#8d99ae"),
     "queue": ("waiting", "#dddddd"),
@@ -31,7 +31,7 @@ WIDTH, BAR, LINE, MARGIN = 1200, 90, 30, 30
 
 
 def measure(options):
-    """Median milliseconds by stage, and of the whole."""
+    """Return median milliseconds by stage, and of the whole request."""
     config = device.config(options.model, lora="none", device=options.device, dtype=options.dtype)
     engine, data = device.Ours(config), device.picture(options.side, options.side)
     try:
@@ -46,7 +46,7 @@ def measure(options):
 
 
 def draw(found, total, title, path):
-    """One bar to scale, and a legend."""
+    """Draw one bar to scale, and a legend."""
     height = 2 * MARGIN + 2 * LINE + BAR + LINE * len(found)
     picture = Image.new("RGB", (WIDTH, height), "white")
     pen, large, small = ImageDraw.Draw(picture), ImageFont.load_default(22), ImageFont.load_default(17)

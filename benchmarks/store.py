@@ -1,10 +1,10 @@
-"""Durable jobs per second at the store: submit, claim, complete, read the result. No HTTP, no engine.
+"""Durable jobs per second of the job store: submit, claim, complete, read the result. No HTTP, no engine.
 
     python -m benchmarks.store [--jobs 5000] [--input 300] [--output 1500] [--rounds 5]
 
-Each client takes one job through its life and waits for every commit; workers claim as much as has been submitted.
-Sizes are bytes of JSON: a stored picture's URL in, file URLs out. The disk's own speed is shown beside, as flushes per
-second. Prints a table; the last line is JSON.
+Each client takes one job through all states and waits for every commit; workers claim what has been submitted. Sizes
+are bytes of JSON: a stored picture's URL in, file URLs out. The disk's own speed is shown too, in flushes per second.
+Prints a table; the last line is JSON.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "pict
 
 
 async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, output_bytes: int) -> float:
-    """Jobs per second with `clients` jobs at once."""
+    """Return jobs per second with `clients` jobs at once."""
     store = JobStore(Database(folder / f"{time.monotonic_ns()}.sqlite"))
     body = b"x" * input_bytes
     result = Result(200, b"x" * output_bytes)
@@ -68,7 +68,7 @@ async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, ou
 
 
 def flushes(folder: Path) -> float:
-    """What the disk can do: 4 KiB appended and flushed, times per second."""
+    """Return how often per second the disk appends and flushes 4 KiB."""
     with (folder / "flushes").open("wb", buffering=0) as file:
         began, count = time.perf_counter(), 0
         while time.perf_counter() - began < 0.5:

@@ -1,4 +1,4 @@
-"""N clients at once over HTTP, each sending its next request when it has its answer: images/s and latency.
+"""Images per second and latency with N clients over HTTP, each sending its next request after the answer.
 
     python -m benchmarks.throughput [--clients 1 2 4 8] [--requests 24] [--model demo] [--url http://127.0.0.1:8000]
 
@@ -19,7 +19,7 @@ from benchmarks.harness.http import Client, arguments, serving
 
 
 class User(threading.Thread):
-    """Sends its requests one after the other over one connection."""
+    """Client that sends its requests one after the other over one connection."""
 
     def __init__(self, url, bodies):
         super().__init__()
@@ -35,7 +35,7 @@ class User(threading.Thread):
 
 
 def turn(url, bodies, clients):
-    """Seconds in all, and each request's latency."""
+    """Return total seconds, and each request's latency."""
     crowd = [User(url, bodies[number::clients]) for number in range(clients)]
     begun = time.perf_counter()
     for client in crowd:

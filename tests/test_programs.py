@@ -1,4 +1,4 @@
-"""Every benchmark, training program and torment starts: `python -m NAME --help`, in a process of its own."""
+"""Every benchmark, training, fault injection and fuzzing program starts: `python -m NAME --help`, one process each."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from tests.support.program_start import start
 
 ROOT = Path(__file__).parents[1]
-# `fourstep` itself with something changed: started by tests, with its command line after a first argument.
-STAND_INS = {"tests.chaos.modified_server", "tests.fuzz.isolated_server"}
+# Variants of `fourstep` that other programs start, with its command line after a first argument.
+VARIANTS = {"tests.chaos.modified_server", "tests.fuzz.isolated_server"}
 
 
 def programs(*folders: str) -> list[str]:
-    """The names for `python -m` of all modules that can be run."""
+    """Return the names for `python -m` of all modules that can be run."""
     files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) if is_program(path)]
     names = [path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in files]
     return [name.removesuffix(".__main__") for name in names]
@@ -29,10 +29,10 @@ PROGRAMS = [*MEASURING, *programs("training", "tests/chaos", "tests/fuzz")]
 
 def test_programs_are_found() -> None:
     assert {"benchmarks.gpu", "benchmarks.option_quality", "training", "tests.chaos", "tests.fuzz"} <= {*PROGRAMS}
-    assert {*PROGRAMS} > STAND_INS
+    assert {*PROGRAMS} > VARIANTS
 
 
-@pytest.mark.parametrize("name", sorted({*PROGRAMS} - STAND_INS))
+@pytest.mark.parametrize("name", sorted({*PROGRAMS} - VARIANTS))
 def test_a_program_starts(name: str, tmp_path: Path) -> None:
     output = tmp_path / "output"
     status = start(name, "--help", output=output)

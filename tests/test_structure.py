@@ -1,6 +1,9 @@
-"""The shape of the tree: how much lies in a folder and in a module, and who may import whom outside the contracts."""
+"""Limits of folders and modules, imports that the import contracts do not cover, and module names in texts."""
 
 import ast
+import io
+import re
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +15,7 @@ PRODUCT = ("server", "pipelines", "training")
 PROGRAMS = ("tests", "benchmarks")
 MODULES_IN_A_FOLDER = dict.fromkeys(PRODUCT, 12) | dict.fromkeys(PROGRAMS, 24)
 LINES_IN_A_MODULE = 300
+DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def modules(*tops: str) -> Iterator[Path]:
@@ -43,6 +47,31 @@ def imported(source: str) -> set[str]:
 
 def below(names: set[str], package: str) -> set[str]:
     return {each for each in names if f"{each}.".startswith(f"{package}.")}
+
+
+# A dotted name of ours in code marks, or what a command starts: `server.jobs.queue`, `python -m training`.
+NAMED = re.compile(rf"(?:-m |`)((?:{'|'.join((*PRODUCT, *PROGRAMS))})(?:\.\w+)*)")
+
+
+def docstrings_and_comments(source: str) -> str:
+    """Return all docstrings and comments of a module, one after the other."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, DOCUMENTED)]
+    found = [ast.get_docstring(node) or "" for node in nodes]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join(found + [token.string for token in tokens if token.type == tokenize.COMMENT])
+
+
+def is_there(dotted: str) -> bool:
+    """Return whether a dotted name is a package, a module, or names that its module has."""
+    words = dotted.split(".")
+    for count in range(len(words), 0, -1):
+        path = ROOT.joinpath(*words[:count])
+        if (module := path.with_suffix(".py")).exists():
+            source = module.read_text()
+            return all(re.search(rf"\b{word}\b", source) for word in words[count:])
+        if path.is_dir():
+            return count == len(words)
+    return False
 
 
 def is_docstring_alone(source: str) -> bool:
@@ -120,3 +149,30 @@ def test_no_folder_of_tests_hides_a_package() -> None:
 
     assert [name(folder) for folder in folders if folder.name in {"server", "pipelines"}] == []
     assert [name(path) for path in modules("tests") if path.name == "__init__.py"] == []
+
+
+def test_modules_that_docstrings_and_comments_name_exist() -> None:
+    found = {
+        name(path): {each for each in NAMED.findall(docstrings_and_comments(path.read_text())) if not is_there(each)}
+        for path in modules(*PRODUCT, *PROGRAMS)
+    }
+
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("`server.jobs.queue`", []),
+        ("`server.cli.launcher.RUN_FILE`", []),
+        ("python -m tests.chaos.full_disk", []),
+        ("`server.attic`", ["server.attic"]),
+        ("`server.cli.launcher.NOTHING`", ["server.cli.launcher.NOTHING"]),
+        ("python -m benchmarks.chaos [--jobs 2000]", ["benchmarks.chaos"]),
+        ("server.url, `servers.py`", []),
+    ],
+)
+def test_names_of_modules_that_are_gone_are_found(text: str, missing: list[str]) -> None:
+    source = f'"""Text: {text}."""\n'
+
+    assert [each for each in NAMED.findall(docstrings_and_comments(source)) if not is_there(each)] == missing

@@ -1,7 +1,7 @@
-"""The built-in demo model: a painter of scenes, and the training of a tiny latent diffusion model on its pictures.
+"""The built-in demo model: training pictures, the training of a tiny latent diffusion model, and its evaluation.
 
-Reading order: `scene` and `layout` (what a picture shows, and where), `canvas`, `places` and `painter` (how it is
-painted), `captions` (how it is told), `data` (pictures on disk), `training` and `muon` (how anything is trained),
-`autoencoder`, `text`, `latents`, `unet`, `checker` (the four parts that are, and what the third learns from),
-`export` (the folder that ships), `classifier` and `evaluate` (whether it works), `sheets` (to look at).
+Reading order: `scenes` (the painted training pictures), `config` (every number of the training), `trainer` and `muon`
+(training loop and optimizer), `networks` (the parts of the model), `export` (the folder that ships), `sampling`
+(pictures from that folder), `evaluate` (figures), `contact_sheet` (pictures to look at), `example_picture` (the photo
+that the server ships).
 """

@@ -1,9 +1,9 @@
-"""Make the demo model from nothing: paint pictures, train the networks, export and judge the result.
+"""Train the demo model from scratch: paint pictures, train the networks, export and evaluate the result.
 
     python -m training [STAGE …]        without arguments: every stage, in order
 
-A stage with a result is skipped; one that was killed goes on from its checkpoint. `export`, `evaluate` and `sheets` run
-each time.
+A stage with a result is skipped; an interrupted one continues from its checkpoint. `export`, `evaluate` and `sheets`
+run every time. Working files are in `.cache/demo_model`.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from training.trainer import on_all_cores
 
 
 class Stage(NamedTuple):
-    """Something to do, and the file that says it is done (None: done anew each time)."""
+    """One step of the training. `leaves`: the file whose presence marks it as done; None: run every time."""
 
     name: str
     run: Callable[[argparse.Namespace], None]
@@ -62,9 +62,9 @@ def main() -> None:
         "stages", nargs="*", metavar="STAGE", help=f"one of {', '.join(stage.name for stage in STAGES)}"
     )
     parser.add_argument(
-        "--folder", type=Path, default=SHIPPED, help="where the model goes, and is judged (%(default)s)"
+        "--folder", type=Path, default=SHIPPED, help="folder to export the model to, and to evaluate (%(default)s)"
     )
-    parser.add_argument("--sheet", type=Path, default=SHEET, help="where the contact sheet goes (%(default)s)")
+    parser.add_argument("--sheet", type=Path, default=SHEET, help="file to write the contact sheet to (%(default)s)")
     asked = parser.parse_args()
     if unknown := set(asked.stages) - {stage.name for stage in STAGES}:
         parser.error(f"unknown stages: {', '.join(sorted(unknown))}")

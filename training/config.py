@@ -1,4 +1,4 @@
-"""What is trained on what, for how long, and where the working files lie. One place for every number of the recipe."""
+"""Settings shared by the training stages: folders, picture sets, number of processes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Contact sheets: what the figures do not say."""
+"""Contact sheets: generated pictures in rows, to judge by eye what figures do not show."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PROMPTS = (
 
 
 def sketch(side: int = 512) -> np.ndarray:
-    """A crude drawing of hills, a sun and a horizon, as one makes it with a mouse."""
+    """Return a crude drawing of hills, a sun and a horizon, as made with a mouse: uint8 [side, side, 3]."""
     image = Image.new("RGB", (side, side), "white")
     draw = ImageDraw.Draw(image)
     at = [(x * side // 100, y * side // 100) for x, y in ((0, 62), (22, 30), (38, 55), (60, 22), (85, 58), (100, 48))]
@@ -34,7 +34,7 @@ def sketch(side: int = 512) -> np.ndarray:
 
 
 def inputs(side: int = 512) -> list[np.ndarray]:
-    """A painted scene that was held out, the bundled photo-like picture, a crude sketch."""
+    """Return the input pictures: a held-out painted scene, the bundled photo-like picture, a crude sketch."""
     photo = (
         Image.open(ROOT / "server" / "static" / "beach.jpg")
         .convert("RGB")
@@ -53,7 +53,7 @@ def contact_sheet(
     cell: int = 160,
     prompts: tuple[str, ...] = PROMPTS,
 ) -> None:
-    """One row per input and strength: the input, then the picture for each prompt."""
+    """Write a sheet with one row per input and strength: the input, then the picture for each prompt."""
     pairs = [(given, strength) for given in inputs(side) for strength in strengths]
     jobs = [(given, GenerationParams(prompt=p, seed=7, strength=s)) for given, s in pairs for p in prompts]
     made = sampling.generate(folder, jobs).reshape(len(pairs), len(prompts), side, side, 3)
@@ -62,7 +62,7 @@ def contact_sheet(
 
 
 def write(target: Path, rows: list[list[np.ndarray]], cell: int) -> None:
-    """Pictures in rows as one small PNG of 256 colours."""
+    """Write rows of pictures as one PNG of 256 colours, each picture `cell` pixels wide."""
     sheet = Image.new("RGB", (len(rows[0]) * cell, len(rows) * cell))
     for y, row in enumerate(rows):
         for x, pixels in enumerate(row):

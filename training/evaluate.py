@@ -1,4 +1,4 @@
-"""Whether it works: figures on held-out scenes, through the engine's own code, judged by the classifier."""
+"""Quality figures of a model folder: held-out scenes, the engine's own code, judged by the classifier."""
 
 import dataclasses
 import json
@@ -16,7 +16,10 @@ from training.scenes.scene import Scene, draw_scene
 
 
 def report(folder: Path, inputs: int = 96, seeds: int = 2, side: int = 512) -> dict[str, float]:
-    """All figures of a model folder, printed as one line of JSON; steering and layout on pictures of `side`."""
+    """Return all figures of a model folder and print them as one line of JSON.
+
+    `side`: the picture size in pixels for steering and layout.
+    """
     judge = classifier.load()
     figures = _reconstruction(folder, judge)
     chosen = [i for i in range(TEST.count) if not TEST.scene(i).warning][:inputs]
@@ -46,7 +49,7 @@ def _accuracy(seen: np.ndarray, scenes: list[Scene], name: str) -> float:
 def _steering(
     folder: Path, judge: classifier.Judge, chosen: list[int], seeds: int, strength: float, *, side: int
 ) -> dict[str, float]:
-    """How often the picture shows what the prompt says, each prompt drawn without regard to its input picture."""
+    """Return, by attribute, how often the picture shows what the prompt says; prompts are independent of inputs."""
     pixels, jobs, asked = _shrunk(side), [], []
     for seed in range(seeds):
         rng = np.random.default_rng([seed, 31])
@@ -59,7 +62,7 @@ def _steering(
 
 
 def _shrunk(side: int) -> np.ndarray:
-    """The held-out pictures at `side`."""
+    """Return the held-out pictures, reduced to `side`."""
     by = TEST.size // side
     means = [picture.reshape(side, by, side, by, 3).mean((1, 3)).round().astype(np.uint8) for picture in TEST.open()]
     return np.stack(means)
@@ -70,11 +73,11 @@ def _params(prompt: str, seed: int, strength: float) -> GenerationParams:
 
 
 def _layout(folder: Path, chosen: list[int], seeds: int, *, side: int) -> float:
-    """How often a picture's outlines match its input's layout better than that of another input of the same place.
+    """Return how often a picture's outlines match its input's layout better than another input's of the same place.
 
-    The prompt keeps the place and names an hour and a weather without regard to the input. Matched are the painter's
-    own pictures of that prompt in either layout, which differ in nothing else. Not the two inputs: rain in one of them
-    or fog in the other has more to say than the layout, and the painter himself would win only 86 of 100 times.
+    The prompt keeps the place; its hour and weather are independent of the input. The picture is compared with the
+    painter's pictures of that prompt in either layout, as these differ in the layout alone. The inputs themselves
+    differ in rain or fog too, which outweighs the layout: the painter's own pictures would win only 86 % of the time.
     """
     pixels, jobs, rivals = _shrunk(side), [], []
     for seed in range(seeds):
@@ -97,7 +100,7 @@ def _layout(folder: Path, chosen: list[int], seeds: int, *, side: int) -> float:
 
 
 def _likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of the two pictures' outlines, on a grid of 32×32."""
+    """Return the correlation of the two pictures' outlines, on a grid of 32×32."""
     return float(np.corrcoef(_outlines(a).ravel(), _outlines(b).ravel())[0, 1])
 
 

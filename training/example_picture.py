@@ -2,7 +2,7 @@
 
     python -m training.example_picture OUTPUT.jpg
 
-It stands in, offline, for the sample picture that the endpoint's documentation uses.
+It replaces, offline, the sample picture of the endpoint's documentation.
 """
 
 import argparse
@@ -16,7 +16,7 @@ Y, X = np.mgrid[0:SIZE, 0:SIZE] / SIZE
 
 
 def noise(rng, octaves=7, stretch=(1, 1), roughness=0.5):
-    """Fractal value noise in 0…1, [SIZE, SIZE]; `stretch` > 1 makes features longer along (y, x)."""
+    """Return fractal value noise in 0…1, [SIZE, SIZE]; `stretch` > 1 makes features longer along (y, x)."""
     total, weight = np.zeros((SIZE, SIZE)), 0.0
     for octave in range(octaves):
         cells = [max(2, int(2 ** (octave + 1) / s)) for s in stretch]
@@ -27,13 +27,13 @@ def noise(rng, octaves=7, stretch=(1, 1), roughness=0.5):
 
 
 def mix(a, b, t):
-    """Linear blend of colours a → b by t, [H, W] → [H, W, 3]."""
+    """Return the linear blend of colours a → b by t, [H, W] → [H, W, 3]."""
     t = np.clip(t, 0, 1)[..., None]
     return np.asarray(a) * (1 - t) + np.asarray(b) * t
 
 
 def beach(rng):
-    """The picture as float [SIZE, SIZE, 3] in 0…1."""
+    """Return the picture as float [SIZE, SIZE, 3] in 0…1."""
     horizon, sun = 0.44, (0.24, 0.70)
     sky = mix((0.13, 0.42, 0.80), (0.72, 0.88, 0.97), (Y / horizon) ** 1.3)
     glow = np.exp(-(((Y - sun[0]) ** 2 + (X - sun[1]) ** 2) / 0.035))
@@ -67,7 +67,7 @@ def beach(rng):
 
 
 def palm(picture, rng):
-    """A palm leaning in from the left, its trunk and fronds drawn as strokes."""
+    """Draw a palm that leans in from the left: trunk and fronds as strokes."""
     colour = np.zeros((SIZE, SIZE, 3))
     cover = np.zeros((SIZE, SIZE))
 

@@ -1,4 +1,4 @@
-"""The trained parts as one folder in diffusers layout, float16 safetensors."""
+"""Export of the trained parts: one folder in diffusers layout, float16 safetensors."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ PREPROCESSOR = {
 
 
 def export(target: Path, denoiser_path: Path = adversarial.FINISH.leaves) -> None:
-    """Writes the folder anew. The path may name an unfinished course, to look at on the way."""
+    """Replace the folder `target`. `denoiser_path` may be the checkpoint of an unfinished training run."""
     shutil.rmtree(target, ignore_errors=True)
     denoiser = unet.load(denoiser_path)
     guard = safety_checker.build()
@@ -56,5 +56,5 @@ def export(target: Path, denoiser_path: Path = adversarial.FINISH.leaves) -> Non
 
 
 def weight_of(folder: Path) -> int:
-    """Bytes of safetensors."""
+    """Return the total size of the safetensors files, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))

@@ -1,19 +1,21 @@
-"""Muon (Jordan et al. 2024): momentum whose every matrix is made nearly orthogonal before it is followed.
+"""Muon optimizer (Jordan et al. 2024): momentum updates, each matrix made nearly orthogonal before it is applied.
 
-Where steps are few and dear it learns more per step than AdamW, which keeps what is no matrix.
+It learns more per step than AdamW where steps are few and expensive. AdamW trains the parameters that are no matrices.
 """
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that takes singular values near 1 in five rounds
-_SCALE = 0.2  # makes a matrix' step about as long as AdamW's, so that both take one rate (Liu et al. 2025)
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that brings singular values near 1 in five iterations
+_SCALE = 0.2  # makes the step as long as AdamW's, so that both use one learning rate (Liu et al. 2025)
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two dimensions and more; a convolution's are taken as [out, the rest]. Each process of the group
-    works out its share of the matrices; their gradients are the same everywhere."""
+    """Optimizer for weights of two or more dimensions; a convolution's are flattened to [out, rest].
+
+    Each process of the group computes the updates of its share of the matrices; gradients are the same in all.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
@@ -36,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal matrix next to `matrix`: singular values between about 0.7 and 1.2."""
+    """Return about the nearest orthogonal matrix: singular values between about 0.7 and 1.2."""
     a, b, c = _COEFFICIENTS
     x = matrix.bfloat16()
     x = x / (x.norm() + 1e-7)

@@ -1,9 +1,8 @@
-"""The loop that every part is trained with: AdamW, or Muon for matrices, in bfloat16 autocast, an average of the
-weights, resumable.
+"""Training loop of all networks: AdamW, or Muon for matrices; bfloat16 autocast, averaged weights, resumable.
 
-One process of one thread per core, gradients averaged once a step: on a machine that does other things too, threads of
-one operation would spend their time waiting for the one that was put aside. Killed at any time, a course goes on from
-its last checkpoint, at most `save_s` back.
+One process with one thread per core; gradients are averaged over the processes once a step. On a shared machine,
+several threads of one operation would wait for the one that is not scheduled. An interrupted run continues from its
+last checkpoint, which is at most `save_s` seconds old.
 """
 
 import copy
@@ -23,13 +22,17 @@ from torch.multiprocessing import spawn
 from training.config import CORES, WORK
 from training.muon import Muon
 
-Loss = Callable[[np.random.Generator], dict[str, Tensor]]  # what to sum up, by name
+Loss = Callable[[np.random.Generator], dict[str, Tensor]]  # the losses to sum, by name
 
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast one part learns: the rate goes up in a line and down in half a cosine to `floor`. `muon`:
-    whether matrices, embeddings excepted, are Muon's."""
+    """Settings of one training run.
+
+    The learning rate rises linearly for `warmup` steps to `rate`, then falls along half a cosine to `floor` of it.
+    `average`: decay of the weights' moving average. `save_s`: seconds between checkpoints. `muon`: train matrices,
+    except embeddings, with Muon.
+    """
 
     name: str
     steps: int
@@ -48,7 +51,7 @@ class Course:
 
 
 def on_all_cores(work: Callable[[], None]) -> None:
-    """Runs `work` (a module's function) once per core, as one group of processes."""
+    """Run `work`, a function of a module, once per core, as one group of processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -56,7 +59,7 @@ def on_all_cores(work: Callable[[], None]) -> None:
 
 
 def rank() -> int:
-    """This process's number in the group; process 0 writes and reports."""
+    """Return this process's number in the group. Process 0 writes and reports."""
     return dist.get_rank()
 
 
@@ -76,9 +79,9 @@ def _member(rank: int, work: Callable[[], None], port: int) -> None:
 def train(
     course: Course, model: nn.Module, loss: Loss, report: Callable[[nn.Module, int], None] | None = None
 ) -> nn.Module:
-    """Trains `model` until `course.steps`, from its checkpoint if there is one; the averaged weights' copy is returned.
+    """Train `model` until `course.steps`, from its checkpoint if there is one. Return a copy with averaged weights.
 
-    `loss` gets a generator of its own per step and process. `report` is told of the average at each checkpoint.
+    `loss` gets one random generator per step and process. `report` gets the average and the step at each checkpoint.
     """
     path, first = WORK / f"{course.name}.pt", dist.get_rank() == 0
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -120,7 +123,7 @@ def train(
 
 
 def _share(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces gradients by their mean over the processes."""
+    """Replace gradients by their mean over the processes."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
@@ -146,7 +149,7 @@ def _save(path: Path, step: int, model: nn.Module, average: nn.Module, optimizer
 
 
 class _Meter:
-    """Mean of the losses since the last word, and the time a step takes."""
+    """Mean of the losses since the last report, and the time per step."""
 
     def __init__(self) -> None:
         self.began, self.steps, self.sums = time.monotonic(), 0, {}

@@ -1,13 +1,13 @@
-"""Everything that a GPU machine must tell about fourstep, in one call of under eight minutes.
+"""All measurements on a GPU, in one run of under eight minutes.
 
     python -m benchmarks.gpu [--out gpu.json] [--minutes 7.5]        on the GPU
     python -m benchmarks.gpu --dry                                   the same code on a CPU, tiny sizes, a fake capture
 
 Needs torch, diffusers, transformers, msgspec, Pillow and this repository; nothing of the web side, no weights (they are
-random, full-size, made on the device) and no network. Sections run in order of importance, each within its own seconds;
-what a section found is in the file after each, also of one that failed or was stopped halfway. The same call again does
-only what is missing in the file. Milliseconds are medians, the device synchronised. Prints a table; the last line is
-JSON.
+random, full-size, made on the device) and no network. Sections run in order of importance, each with its own time
+limit. The file is written after each section, with the findings of failed and stopped sections too. A second call runs
+only the sections that the file lacks. Milliseconds are medians with the device synchronised. Prints a table; the last
+line is JSON.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A section under guard: it ends within its seconds, and what it found is kept however it ends."""
+"""Time limit and error handling of a section: its findings are kept, however it ends."""
 
 import contextlib
 import logging
@@ -10,7 +10,7 @@ import torch
 
 
 def attempt(section, bench, allowed):
-    """What a section found, and how it ended."""
+    """Run a section; return its findings and how it ended."""
     if bench.left < 1:
         return {"ended": "skipped: out of time"}
     found, begun = {}, time.monotonic()
@@ -30,12 +30,12 @@ def attempt(section, bench, allowed):
 
 
 class OutOfTime(BaseException):
-    """A section's seconds are over. Whatever is caught in it, because it may fail, this is not."""
+    """A section has exceeded its time. It is no `Exception`, so that handlers in the section let it through."""
 
 
 @contextlib.contextmanager
 def at_most(seconds):
-    """Raises `OutOfTime` within when the seconds are over: a section must not eat up the others' time."""
+    """Raise `OutOfTime` within the context after the given seconds, so that the other sections keep their time."""
 
     def over(number, frame):
         raise OutOfTime(f"stopped after {seconds:.0f} s")
@@ -50,7 +50,7 @@ def at_most(seconds):
 
 
 class Warnings(logging.Handler):
-    """What `pipelines` warns of meanwhile: shapes that can't be captured, a compiler that is not there."""
+    """Warnings that `pipelines` logs during a section: shapes that can't be captured, a missing compiler."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

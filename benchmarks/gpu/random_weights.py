@@ -16,7 +16,7 @@ TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
 
 
 def random_part(make, config, device, dtype):
-    """A module with random weights made where they are to lie, of a size that keeps activations finite."""
+    """Return a module with random weights, made on its device, small enough that activations stay finite."""
     module = make(config).to_empty(device=device).to(dtype)
     for name, tensor in module.state_dict().items():
         if tensor.dim() > 1 and tensor.is_floating_point():
@@ -35,7 +35,7 @@ def random_model(configs, device, dtype):
         tokenizer = architectures.load_tokenizer(Path(folder))
     checker = random_part(architectures.make_safety_checker, configs["safety_checker"], device, dtype)
     for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
-        thresholds.fill_(2)  # nothing reaches it: random weights must not blacken pictures
+        thresholds.fill_(2)  # unreachable: random weights must not blacken pictures
     return LoadedCheckpoint(
         unet=random_part(architectures.make_unet, configs["unet"], device, dtype),
         vae=random_part(architectures.make_vae, configs["vae"], device, dtype),
@@ -55,7 +55,7 @@ def with_tiny_vae(bench):
 
 
 def in_float32(model):
-    """The same weights, computed with exactly."""
+    """Return a copy of the model in float32."""
     parts = {
         name: copy.deepcopy(getattr(model, name)).float() for name in ("unet", "vae", "text_encoder", "safety_checker")
     }

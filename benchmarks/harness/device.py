@@ -1,4 +1,4 @@
-"""What the benchmarks of the device side measure with: our engine, and diffusers on the same weights.
+"""Tools of the device benchmarks: our engine, and diffusers on the same weights.
 
 Needs `pipelines`, torch and diffusers; nothing of the web side.
 """
@@ -34,13 +34,13 @@ PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
 
 
 def config(model="demo", **options):
-    """An engine's configuration; what the demo model writes goes to a folder of this machine's."""
+    """Return an engine's configuration; the demo model's files go to a folder of this machine."""
     data_dir = Path(tempfile.gettempdir()) / "fourstep-benchmarks"
     return EngineConfig(model=str(model), data_dir=str(data_dir), **options)
 
 
 def load(engine_config):
-    """A model of its own for one side: the two must not share modules."""
+    """Load a model for one side; the two sides must not share modules."""
     return checkpoint.load(engine_config, *devices.pick(engine_config), lambda fraction, what: None)
 
 
@@ -49,23 +49,23 @@ def request(seed=42, **fields):
 
 
 def picture(width=512, height=512):
-    """The example picture at a size: JPEG bytes."""
+    """Return the example picture at a size, as JPEG bytes."""
     with Image.open(PICTURE) as opened:
         pixels = np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
     return images.encode(pixels, 95, "4:4:4")
 
 
 class Took(NamedTuple):
-    """Seconds on the clock, and of all cores together (which other programs' load changes less)."""
+    """Wall seconds, and processor seconds of all cores, which depend less on other programs."""
 
     wall: float
     cpu: float
 
 
 class Side:
-    """`make(*arguments)` in a process of its own, so that two sides share neither threads nor an allocator.
+    """Object made by `make(*arguments)` in its own process, so that two sides share neither threads nor allocator.
 
-    `call(name, *arguments)` runs a method of it there: how long it took, and what it returned.
+    `call(name, *arguments)` runs a method of it there and returns its duration and result.
     """
 
     def __init__(self, make, *arguments, threads=0):
@@ -116,7 +116,7 @@ class Ours(LocalEngine):
         self.model = self.loaded.model
 
     def timed(self, requests, per_second, seed=0):
-        """All of (params, data) at random moments, so many a second on average: each one's latency, seconds."""
+        """Send all of (params, data) at random times, `per_second` on average; return each latency in seconds."""
         gaps = np.random.default_rng(seed).exponential(1 / per_second, len(requests))
         started, latencies, due = {}, [], time.perf_counter()
         for gap, given in zip(gaps, requests, strict=True):
@@ -129,7 +129,7 @@ class Ours(LocalEngine):
         return latencies
 
     def pixels(self, params, data):
-        """The request through our stages without a JPEG at the end: uint8 [images, H, W, 3]."""
+        """Return the pictures of a request without encoding: uint8 [images, H, W, 3]."""
         return generate(self.model, params, images.decode(data, self._config))
 
 
@@ -156,7 +156,7 @@ class Diffusers:
         self.pipeline.set_progress_bar_config(disable=True)
 
     def pixels(self, params, data):
-        """uint8 [images, H, W, 3], with as many UNet calls as ours makes."""
+        """Return uint8 [images, H, W, 3], made with the same number of UNet calls as ours."""
         count, picture_in = params.num_images, Image.fromarray(images.decode(data, config()))
         timesteps = list(lcm_timesteps(params.num_inference_steps, params.strength))
         generators = [torch.Generator().manual_seed(params.seed + number) for number in range(count)]
@@ -181,7 +181,7 @@ class Diffusers:
 
 
 def generate(model, params, pixels):
-    """The request alone through our five stages, without the engine: uint8 [images, H, W, 3]."""
+    """Run one request through our five stages, without the engine loop: uint8 [images, H, W, 3]."""
     conditioning = model.prepare(params)
     items = [(params, conditioning, pixels, params.seed + number) for number in range(params.num_images)]
     trajectories = model.encode(items)
@@ -193,9 +193,9 @@ def generate(model, params, pixels):
 
 
 def race(rounds, **contenders):
-    """What each contender took in each round, one after the other in turn, after a first go that does not count.
+    """Return the duration of each contender in each round; they take turns, after one warm-up each.
 
-    A contender is a side and what to call there.
+    A contender is a side and the method to call there.
     """
     results = {name: [] for name in contenders}
     for number in range(rounds + 1):
@@ -213,12 +213,12 @@ def synchronize():
 
 
 def median_ratio(seconds, one, other):
-    """Median over the rounds of one contender's time by another's."""
+    """Return the median over the rounds of the ratio of two contenders' times."""
     return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)
 
 
 def machine():
-    """What was measured on."""
+    """Describe the machine."""
     cuda = torch.cuda.is_available()
     model = next((line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")), "CPU")
     return {
@@ -234,11 +234,11 @@ def cpu_lines():
 
 
 def levels_apart(one, other):
-    """The largest difference in any channel of any pixel."""
+    """Return the largest difference in any channel of any pixel."""
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
 
 def psnr(one, other):
-    """Peak signal-to-noise ratio in dB; infinite for equal pictures."""
+    """Return the peak signal-to-noise ratio in dB; infinite for equal pictures."""
     error = np.square(one.astype(np.float64) - other).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,4 +1,4 @@
-"""What the benchmarks of the whole server measure with: a server to ask, and a client that costs next to nothing."""
+"""Tools of the server benchmarks: a server to measure, and a client with little overhead."""
 
 import base64
 import contextlib
@@ -20,14 +20,14 @@ APP = "fal-ai/lcm-sd15-i2i"
 
 
 def arguments(**fields):
-    """A request with the example picture as a data URI, answered with one."""
+    """Return a request with the example picture as a data URI, answered with a data URI."""
     uri = f"data:image/jpeg;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
     return {"prompt": PROMPT, "image_url": uri, "seed": 42, "sync_mode": True} | fields
 
 
 @contextlib.contextmanager
 def serving(*flags, ready=True):
-    """A server of its own with a data folder of its own."""
+    """Yield a new server with a temporary data folder."""
     with tempfile.TemporaryDirectory() as data_dir:
         log = Path(data_dir) / "log"
         with log.open("wb") as sink, running(Path(data_dir), *flags, log=sink, ready=ready) as server:
@@ -36,7 +36,7 @@ def serving(*flags, ready=True):
 
 @contextlib.contextmanager
 def awake():
-    """Keeps every core busy with work of the lowest priority, so that none has to be woken for a request."""
+    """Keep every core busy at the lowest priority, so that no core must wake up for a request."""
     spin = [sys.executable, "-S", "-c", "import os; os.nice(19)\nwhile True: pass"]
     with contextlib.ExitStack() as stack:
         for _ in range(os.cpu_count()):
@@ -45,7 +45,7 @@ def awake():
 
 
 class Client:
-    """Calls over one raw connection that stays open: each is one write. `sys.exit` at an answer that is no success."""
+    """Client on one raw keep-alive connection, one write per call. Exits the program at an answer without success."""
 
     def __init__(self, url, timeout=600):
         self.host = urlsplit(url).netloc
@@ -65,7 +65,7 @@ class Client:
         return json.loads(self.call("POST", f"/run/{APP}", body))
 
     def upload(self, data):
-        """A stored file's own URL for `data`."""
+        """Store `data` and return its URL."""
         body = json.dumps({"content_type": "image/jpeg", "file_name": "beach.jpg"}).encode()
         links = json.loads(self.call("POST", "/rest/storage/upload/initiate", body))
         self.call("PUT", links["upload_url"].split(self.host, 1)[1], data, "image/jpeg")
@@ -75,7 +75,7 @@ class Client:
         self._socket.close()
 
     def _answer(self):
-        """Status and body; our server always announces the length."""
+        """Return status and body; our server always sends a length."""
         data = b""
         while b"\r\n\r\n" not in data:
             data += self._received()

@@ -1,21 +1,20 @@
-"""What must hold when things are killed: each promise under its torment, and a control that must break it.
+"""Fault injection: each guarantee of the server under its fault, and controls in which it must fail.
 
     python -m tests.chaos [--jobs 2000]        (--jobs 150 is the short form)
 
 R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
      answered before they are on disk must lose some; workers without the fence must publish some twice.
-     The same with the server frozen past every lease, ping and deadline. Control: one that renews its leases too late
-     must run jobs again.
-R2   requests that make the engine fail, hang and die, in the company of others. Control: where nothing is tried twice,
-     others must be hurt.
+     The same with the server frozen past every lease, ping and deadline. Control: a server that renews its leases too
+     late must run jobs again.
+R2   requests that make the engine fail, hang and die, batched with others. Control: without a second try others must
+     fail too.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
      undelivered; a changed body must not pass for signed.
 R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
-     are on disk must lose some. Left out, with a word, where no mount can be made.
+     are on disk must lose some. Skipped, with a message, where no mount can be made.
 R10  SIGTERM under load.
 
-Everything is on loopback and on `--model instant`. Prints a table; the last line is JSON; exits 1 if anything does not
-hold.
+All of it uses loopback and `--model instant`. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
 """
 
 import argparse
@@ -35,7 +34,7 @@ from tests.chaos.full_disk import NoMount, full_disk
 from tests.chaos.queue_kills import besieged, drained
 from tests.chaos.webhook_delivery import delivered
 
-# Below this many jobs the few that one kill hits are too many percent: such figures are shown and not judged.
+# With fewer jobs, those hit by a single kill are too large a percentage: such figures are shown and not judged.
 JUDGED_FROM = 1000
 SHORT_PATIENCE_S = 3.0
 
@@ -45,7 +44,7 @@ NOTHING_LOST = {"lost": "= 0", "unfinished": "= 0", "changed_results": "= 0", "n
 
 
 def parts(jobs):
-    """Each part: its name, what runs it in a folder, and what its figures must be."""
+    """Yield each part: its name, the function that runs it in a folder, and the bounds of its figures."""
     short = jobs < JUDGED_FROM
     patience_s = SHORT_PATIENCE_S if short else PATIENCE_S
     few = min(jobs, 200)
@@ -135,10 +134,10 @@ def holds(value, bound):
 
 
 def main():
-    """Runs the parts, printing as they end."""
+    """Run the parts, and print the figures of each as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--only", default="", help="parts whose names begin so")
+    parser.add_argument("--only", default="", help="run the parts whose names begin with this")
     asked = parser.parse_args()
     report, broken, load = {}, [], os.getloadavg()[0]
     for name, run, bounds in parts(asked.jobs):

@@ -1,8 +1,8 @@
-"""R8: the disk is filled up under load and freed, again and again; what was acknowledged must be there, and be whole.
+"""R8: the disk is repeatedly filled under load and freed; what was acknowledged must be there and undamaged.
 
-The server's data dir is a tmpfs of 64 MB in a mount namespace of its own, so this module runs as a program inside it:
-`full_disk` starts that. Each cycle a ballast file leaves little room, queue jobs, uploads and stored results take the
-rest, all go on being tried while nothing fits, and then the ballast goes.
+The server's data folder is a tmpfs of 64 MB in its own mount namespace. This module runs as a program inside it,
+started by `full_disk`. In each cycle a ballast file leaves little room; queue jobs, uploads and stored results fill the
+rest and are still tried while nothing fits; then the ballast is deleted.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from tests.chaos.harness import POLL_S, Failed, Victim, history, until
 from tests.support.server_process import APP
 
 SIZE = "64m"
-LEFT = 2 * 1024 * 1024  # what the ballast leaves, to be filled by the load
-SETTLE_S = {False: 60.0, True: 3.0}  # for the last jobs, which the control's never end
-FULL_S = 1.5  # how long the load goes on against a full disk
+LEFT = 2 * 1024 * 1024  # bytes that the ballast leaves for the load to fill
+SETTLE_S = {False: 60.0, True: 3.0}  # for the last jobs; by whether it is the control, whose jobs never end
+FULL_S = 1.5  # how long the load continues on a full disk
 WORKERS = 3  # of each kind
 PADDING = 40_000  # bytes of an input, and of an upload
 KINDS = frozenset({"submit", "upload", "run"})
@@ -36,11 +36,11 @@ IN_NAMESPACE = 'mount -t tmpfs -o size="$0" fourstep "$1" && shift && exec "$@"'
 
 
 class NoMount(Exception):
-    """This machine gives no mounts."""
+    """No mount can be made on this machine."""
 
 
 def full_disk(folder, cycles, **differences):
-    """R8 in a namespace with the small disk; the figures. Raises `NoMount`."""
+    """Run R8 in a namespace with the small disk; return the figures. Raises `NoMount`."""
     disk = folder / "disk"
     disk.mkdir()
     program = [sys.executable, "-m", "tests.chaos.full_disk", str(folder), str(cycles), json.dumps(differences)]
@@ -57,7 +57,7 @@ def _namespace(disk):
 
 
 class Load:
-    """Threads that submit jobs, upload files and run requests without end; what was acknowledged, and what was refused.
+    """Threads that submit jobs, upload files and run requests until closed, and record acknowledgements and refusals.
 
     `jobs`: request id → seed. `files`: URL path → bytes. `refused`: kind → answers of 429. `faults`: any other refusal.
     """
@@ -80,7 +80,7 @@ class Load:
         self._going.set()
 
     def rest(self):
-        """Returns when no call is under way."""
+        """Pause the load; return when no call is in flight."""
         self._going.clear()
         until(lambda: self._resting == len(self._threads), "the load rests")
 
@@ -130,7 +130,7 @@ class Load:
 
 
 def picture(seed):
-    """An input of `PADDING` bytes that an instant engine looks at no closer."""
+    """Return an input of `PADDING` bytes, which an instant engine does not decode."""
     return json.dumps({"prompt": "", "image_url": "data:image/jpeg;base64," + "A" * PADDING, "seed": seed}).encode()
 
 
@@ -139,7 +139,7 @@ def path_of(url):
 
 
 def call(port, method, path, body=None):
-    """Status and body of one call; 0 when the connection broke. An error must be of fal's shape: else 599."""
+    """Return status and body of one call; 0 if the connection broke, 599 if an error is not in fal's format."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -152,10 +152,10 @@ def call(port, method, path, body=None):
     return answer.status, content
 
 
-def tormented(folder, cycles, differences):
-    """Inside the namespace: all cycles, and the audit."""
+def fill_and_free(folder, cycles, differences):
+    """Run all cycles and the audit, inside the namespace; return the figures."""
     disk, back_s, hasty = folder / "disk", [], "hasty" in differences
-    bound = KINDS - {"submit"} if hasty else KINDS  # the hasty know of no full disk
+    bound = KINDS - {"submit"} if hasty else KINDS  # hasty submits do not notice a full disk
     victim = Victim(disk, "--model", "instant:5", **differences)
     victim.log = folder / "log"
     with victim:
@@ -169,7 +169,7 @@ def tormented(folder, cycles, differences):
                 back_s.append(seconds_until_it_works(victim.port))
         finally:
             load.close()
-        with contextlib.suppress(Failed):  # what is left then counts as lost
+        with contextlib.suppress(Failed):  # jobs left then count as lost
             idle = {"waiting": 0, "running": 0}
             until(lambda: victim.health()["queue"] == idle, "the queue is worked off", SETTLE_S[hasty])
         same = pid == (victim.health()["engines"][0]["pid"], victim._process.pid)
@@ -181,12 +181,12 @@ def tormented(folder, cycles, differences):
         "slowest_return_s": round(max(back_s), 2),
         "restarts": int(not same),
         **seen,
-        **autopsy(victim),
+        **inspect_stopped(victim),
     }
 
 
 def fill(disk, load, bound):
-    """Takes the room away and lets the load find that out, all kinds of `bound`; bytes that were free in the end."""
+    """Fill the disk until each kind of call in `bound` has been refused; return the bytes still free."""
     free = shutil.disk_usage(disk).free
     with (disk / "ballast").open("wb") as ballast:
         os.posix_fallocate(ballast.fileno(), 0, max(free - LEFT, 4096))
@@ -199,7 +199,7 @@ def fill(disk, load, bound):
 
 
 def seconds_until_it_works(port):
-    """From now until a job, an upload and a run have each been taken and answered."""
+    """Return the seconds until a job, an upload and a run have each been accepted and answered."""
     began = time.monotonic()
     probe = Load(port)
     probe.go()
@@ -213,7 +213,7 @@ def seconds_until_it_works(port):
 
 
 def audit(victim, load):
-    """Asks for everything that was acknowledged."""
+    """Request everything that was acknowledged; return the counts of lost and damaged items."""
     lost = wrong = 0
     for request_id, seed in load.jobs.items():
         status, content = call(victim.port, "GET", f"/queue/{APP}/requests/{request_id}")
@@ -240,8 +240,8 @@ def whole_jpeg(content):
     return content.startswith(b"\xff\xd8") and content.endswith(b"\xff\xd9")
 
 
-def autopsy(victim):
-    """What the database and the log say when the server has ended."""
+def inspect_stopped(victim):
+    """Return the figures of the database and the log of a stopped server."""
     with contextlib.closing(sqlite3.connect(victim.database)) as connection:
         [(verdict,)] = connection.execute("PRAGMA integrity_check").fetchall()
     jobs = history(victim.database)
@@ -259,7 +259,7 @@ def main():
     parser.add_argument("cycles", type=int)
     parser.add_argument("differences", type=json.loads)
     asked = parser.parse_args()
-    print(json.dumps(tormented(asked.folder, asked.cycles, asked.differences)))
+    print(json.dumps(fill_and_free(asked.folder, asked.cycles, asked.differences)))
 
 
 if __name__ == "__main__":

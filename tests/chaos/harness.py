@@ -1,4 +1,4 @@
-"""A server that is killed and started again, the clients who go on calling it, and the witness in its database."""
+"""A server that can be killed and restarted, clients that keep calling it, and the history of its jobs."""
 
 import collections
 import contextlib
@@ -17,11 +17,11 @@ import time
 from server.jobs.database import Database
 from tests.support.server_process import APP, clean_env
 
-PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine looks at nothing
+PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine decodes nothing
 POLL_S = 0.02
-PATIENCE_S = 60.0  # of the benchmark's own, on a machine that is busy with other things
+PATIENCE_S = 60.0  # of these programs, on a busy machine
 
-# Written by SQLite itself, in the transaction that publishes: nobody can publish behind its back.
+# Written by a trigger in the publishing transaction, so that no publication is missed.
 _WITNESS = """
 CREATE TABLE witness (job INTEGER NOT NULL);
 CREATE TRIGGER published AFTER UPDATE OF status ON jobs WHEN NEW.status = 'COMPLETED'
@@ -39,24 +39,24 @@ History = collections.namedtuple("History", "id status claims tries published re
 
 
 class Failed(Exception):
-    """The benchmark itself got nowhere."""
+    """The program itself failed: no figures."""
 
 
 def add_witness(database):
-    """Makes the database, with a table that gets a row for each publication."""
+    """Create the database, with a table that gets a row for each publication."""
     Database(database)._close()
     with contextlib.closing(sqlite3.connect(database)) as connection:
         connection.executescript(_WITNESS)
 
 
 def history(database):
-    """What became of every job."""
+    """Return the history of every job."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         return [History(*row) for row in connection.execute(_HISTORY)]
 
 
 def until(condition, what, timeout=PATIENCE_S):
-    """Polls. Raises `Failed`."""
+    """Poll until `condition()` is true, and return its value. Raises `Failed` after `timeout` seconds."""
     end = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > end:
@@ -66,7 +66,7 @@ def until(condition, what, timeout=PATIENCE_S):
 
 
 class Victim:
-    """The server on `folder`, always at the same port. `differences`: see `tests.chaos.modified_server`."""
+    """A server on `folder` that keeps its port. `differences`: those of `tests.chaos.modified_server`."""
 
     def __init__(self, folder, *flags, **differences):
         self.folder = folder
@@ -88,7 +88,7 @@ class Victim:
             self.kill()
 
     def start(self):
-        """Returns once it answers."""
+        """Start the server; return when it answers."""
         began = time.monotonic()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(self._command, stderr=log, env=clean_env())
@@ -103,7 +103,7 @@ class Victim:
 
     @contextlib.contextmanager
     def frozen(self):
-        """Within, the server stands still."""
+        """Stop the server's process by SIGSTOP within the context."""
         self._process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -111,7 +111,7 @@ class Victim:
             self._process.send_signal(signal.SIGCONT)
 
     def stop(self):
-        """SIGTERM; seconds until it had ended. Raises `Failed` if it does not, or not with status 0."""
+        """Send SIGTERM; return the seconds until the exit. Raises `Failed` if it is late or not with status 0."""
         began = time.monotonic()
         self._process.send_signal(signal.SIGTERM)
         try:
@@ -123,7 +123,7 @@ class Victim:
         return time.monotonic() - began
 
     def signal_engine(self, number):
-        """Sends the engine a signal; its process id, None if there was none to send it to."""
+        """Send the engine a signal; return its process id, None if there is no engine."""
         health = self.health()
         pid = health and health["engines"][0]["pid"]
         if not pid:
@@ -133,7 +133,7 @@ class Victim:
         return pid
 
     def wait_ready(self, but_not=None):
-        """Returns once an engine serves: another than `but_not`."""
+        """Return when an engine serves that is not process `but_not`."""
 
         def ready():
             health = self.health()
@@ -142,13 +142,13 @@ class Victim:
         until(ready, "an engine is ready")
 
     def health(self):
-        """None while it does not answer."""
+        """Return the health report, None while the server does not answer."""
         with contextlib.suppress(OSError, http.client.HTTPException):
             return call(self.port, "GET", "/health")[1]
 
 
 def shares(total, count):
-    """`total` in so many parts, as equal as can be."""
+    """Split `total` into `count` nearly equal parts."""
     return [total * (part + 1) // count - total * part // count for part in range(count)]
 
 
@@ -158,7 +158,7 @@ def free_port():
 
 
 def call(port, method, path, body=None, timeout=20):
-    """Status and JSON of one call on a connection of its own. Raises `OSError` and `HTTPException`."""
+    """Return status and JSON of one call on a new connection. Raises `OSError` and `HTTPException`."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
         connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -166,9 +166,9 @@ def call(port, method, path, body=None, timeout=20):
 
 
 class Clients:
-    """Threads that each submit a job and wait for its result, as long as there are permits: see `allow`.
+    """Threads that each submit a job and wait for its result, for the number of jobs given to `allow`.
 
-    `accepted`: request id → seed, of what the server said 200 to. `results`: request id → digest of the result.
+    `accepted`: request id → seed, of submits answered with 200. `results`: request id → digest of the result.
     """
 
     def __init__(self, port, count=4, query=lambda: "", prompt=""):
@@ -186,16 +186,16 @@ class Clients:
             thread.start()
 
     def allow(self, jobs):
-        """Lets them submit so many more."""
+        """Allow this number of further submits."""
         self._given += jobs
         self._permits.release(jobs)
 
     def left(self):
-        """Jobs allowed, and without a result."""
+        """Return the number of allowed jobs without a result."""
         return self._given - len(self.results)
 
     def join(self, timeout):
-        """Waits until all allowed jobs have their results. Raises `Failed`."""
+        """Wait until all allowed jobs have their results. Raises `Failed`."""
         try:
             until(lambda: self.left() <= 0, "every client has its results", timeout)
         finally:
@@ -213,7 +213,7 @@ class Clients:
             body = {"prompt": self._prompt, "image_url": PICTURE, "seed": seed}
             status, answer = self._insist("POST", f"/queue/{APP}{self._query()}", body)
             if status != 200:
-                continue  # refused for good, or we are closing
+                continue  # refused for good, or closing
             request_id = answer["request_id"]
             self.accepted[request_id] = seed
             self._follow(request_id)
@@ -223,7 +223,7 @@ class Clients:
         while not self._done.is_set():
             status, _ = self._insist("GET", f"{path}/status")
             if status == 404:
-                self.results[request_id] = None  # lost: the audit will say so
+                self.results[request_id] = None  # lost: the audit counts it
                 return
             if status == 200:
                 self.results[request_id] = digest(*self._insist("GET", path))
@@ -231,7 +231,7 @@ class Clients:
             time.sleep(POLL_S)
 
     def _insist(self, method, path, body=None):
-        """Calls until there is an answer, and one other than a refusal that passes."""
+        """Call until there is an answer other than 429; 0 when closing."""
         while not self._done.is_set():
             with contextlib.suppress(OSError, http.client.HTTPException):
                 status, answer = call(self._port, method, path, body)
@@ -242,7 +242,7 @@ class Clients:
 
 
 def digest(status, result):
-    """A result's identity: two runs differ in the names of their files. None for a call that had no answer."""
+    """Return a digest of a result, different for two runs of one job; None for a call without answer."""
     if not status:
         return None
     return hashlib.sha256(json.dumps([status, result], sort_keys=True).encode()).hexdigest()

@@ -2,17 +2,17 @@
 
     python -m tests.chaos.slow_clients [--rounds 4] [--seconds 6]
 
-Two good clients with run and two with realtime, each one request after the other with a pause between, in this
-process; the others (`tests.chaos.slow_load`) in one of their own, under another key. The engine takes 25 ms. In turns,
-but for the last, which is once, on a server of its own:
+Two good clients use run and two realtime; each sends one request after the other with a pause between. They are in this
+process; the load (`tests.chaos.slow_load`) is in a process of its own and uses another key. The engine takes 25 ms. The
+first three cases take turns; the last runs once, on its own server:
 
-    alone       the good clients
-    harness     with the load aimed at a process that only reads and drops: what it costs that all share two cores
-    attacked    with the load aimed at the server: p99 must stay under twice that of alone
-    control     two protections less: the load has the good clients' own key, and websockets may send as fast as they
-                like: must harm
+    alone       the good clients without load
+    harness     with the load aimed at a process that discards it: the cost of sharing two cores
+    attacked    with the load aimed at the server: p99 must stay under twice that of `alone`
+    control     two protections less: the load has the good clients' key, and frames of websockets are not limited; p99
+                must be twice that of `alone` or more
 
-Prints a table; the last line is JSON; exits 1 if anything does not hold.
+Prints a table; the last line is JSON; exits 1 if a bound does not hold.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tests.support.server_process import APP, clean_env
 MODEL = "instant+jpeg:25"
 GOOD, BAD = "good:a", "bad:b"
 PAUSE_S = 0.05
-SETTLE_S = 4.0  # until everybody is connected
+SETTLE_S = 4.0  # until all clients are connected
 UNLIMITED = ("--max-frame-rate", "1000000000")
 
 SINK = """
@@ -62,7 +62,7 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def loaded(url, tls_url="", key=BAD):
-    """The slow clients and flooders, at their height. Without a `tls_url` nobody answers there."""
+    """Run the slow clients and flooders, all connected. Without a `tls_url` the target answers nothing."""
     command = [sys.executable, "-m", "tests.chaos.slow_load", url, tls_url, key]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as load:
         try:
@@ -74,7 +74,7 @@ def loaded(url, tls_url="", key=BAD):
 
 @contextlib.contextmanager
 def sink():
-    """The URL of a process that takes everything and does nothing."""
+    """Yield the URL of a process that discards all it receives."""
     with subprocess.Popen([sys.executable, "-c", SINK], stdout=subprocess.PIPE, text=True) as process:
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -84,7 +84,7 @@ def sink():
 
 @contextlib.contextmanager
 def served(*flags):
-    """A server with two keys."""
+    """Yield a server with two keys."""
     with tempfile.TemporaryDirectory(prefix="fourstep-slow-") as folder:
         log = Path(folder) / "log"
         env = clean_env({"FOURSTEP_KEYS": f"{GOOD},{BAD}"})
@@ -99,7 +99,7 @@ def served(*flags):
 
 
 async def good_clients(server, seconds):
-    """Milliseconds of each answer, by door."""
+    """Return the milliseconds of each answer, by endpoint."""
     until = time.perf_counter() + seconds
     walls = {"run": [], "realtime": []}
     async with asyncio.TaskGroup() as group:
@@ -150,16 +150,16 @@ def quantile(values, q):
 
 
 def measured(rounds, seconds):
-    """Milliseconds by case and door."""
+    """Return milliseconds by case and endpoint."""
     walls = {case: {"run": [], "realtime": []} for case in ("alone", "harness", "attacked", "control")}
 
     def take(case, server):
-        for door, values in asyncio.run(good_clients(server, seconds)).items():
-            walls[case][door] += values
+        for endpoint, values in asyncio.run(good_clients(server, seconds)).items():
+            walls[case][endpoint] += values
 
     with served() as server, sink() as sink_url:
         take("alone", server)
-        walls["alone"] = {"run": [], "realtime": []}  # that was to warm up
+        walls["alone"] = {"run": [], "realtime": []}  # the first was to warm up
         for _ in range(rounds):
             take("alone", server)
             with loaded(sink_url):
@@ -172,7 +172,7 @@ def measured(rounds, seconds):
 
 
 def main():
-    """Measures and judges."""
+    """Measure all cases, print a table and judge it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=6)
@@ -180,16 +180,16 @@ def main():
     load = os.getloadavg()[0]
     walls = measured(asked.rounds, asked.seconds)
     report, held = {}, True
-    print(f"{'':<10}{'door':<10}{'answers':>8}{'p50':>8}{'p99':>8}   p99 / alone")
-    for case, doors in walls.items():
-        for door, values in doors.items():
+    print(f"{'':<10}{'endpoint':<10}{'answers':>8}{'p50':>8}{'p99':>8}   p99 / alone")
+    for case, endpoints in walls.items():
+        for endpoint, values in endpoints.items():
             row = {"answers": len(values), "p50": quantile(values, 0.5), "p99": quantile(values, 0.99)}
-            row["ratio"] = round(row["p99"] / quantile(walls["alone"][door], 0.99), 2)
+            row["ratio"] = round(row["p99"] / quantile(walls["alone"][endpoint], 0.99), 2)
             good = {"attacked": row["ratio"] < 2, "control": row["ratio"] >= 2}.get(case, True)
             held = held and good
-            report.setdefault(case, {})[door] = row
+            report.setdefault(case, {})[endpoint] = row
             shown = f"{row['answers']:>8}{row['p50']:>8}{row['p99']:>8}{row['ratio']:>8}"
-            print(f"{case:<10}{door:<10}{shown}{'' if good else '   BROKEN'}")
+            print(f"{case:<10}{endpoint:<10}{shown}{'' if good else '   BROKEN'}")
     print(json.dumps({"benchmark": "slow_clients", "load_before": round(load, 1), "held": held, "ms": report}))
     sys.exit(0 if held else 1)
 

@@ -1,4 +1,4 @@
-"""The clients that R7 sets on a server: slow ones and flooders, in a process of their own.
+"""Load of hostile clients for R7: slow connections and websocket flooders, in a process of their own.
 
     python -m tests.chaos.slow_load URL TLS_URL KEY        until stdin is closed
 
@@ -6,8 +6,8 @@
                             that goes no further
     102 flooders            websockets, 34 each: pings, tiny frames, good inputs; more than can be served
 
-They connect within two seconds, and again when the server closes them. A flooder sends a batch of frames four times a
-second, as far as the network takes it: 40 800 frames a second of all of them, for some 400 calls of the system.
+All connect within two seconds, and reconnect when the server closes them. A flooder sends a batch of 100 frames four
+times a second unless its buffer is full: 40 800 frames a second in all, in about 400 system calls.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tests.fuzz.values import data_uri_of, pictures
 from tests.fuzz.websocket_cases import PING, TEXT, frame
 from tests.support.server_process import APP
 
-# Of each kind.
+# Numbers of clients of each kind.
 SLOW = 75
 FLOODERS = 34
 LARGE = 32 << 20
@@ -32,18 +32,18 @@ BATCH = 100
 
 
 class Load:
-    """What they all need to know. Without a `tls_url` this is a rehearsal, against something that answers nothing."""
+    """All clients of the load. Without a `tls_url` the target is a process that answers nothing."""
 
     def __init__(self, url, tls_url, key):
         self._host, self._port = urlsplit(url).hostname, urlsplit(url).port
         self._tls_port = urlsplit(tls_url).port or self._port
-        self._rehearsal = not tls_url
+        self._silent_target = not tls_url
         self._large = "/"
         self._head = f"Host: {self._host}:{self._port}\r\nAuthorization: Key {key}\r\n"
 
     async def run(self, done):
-        """All of them, until `done`."""
-        if not self._rehearsal:
+        """Run all clients until `done`."""
+        if not self._silent_target:
             await self._upload()
         arguments = {"prompt": "p", "image_url": data_uri_of(pictures()["jpeg"]), "seed": 1, "sync_mode": True}
         floods = frame(PING, b"x"), frame(TEXT, b"x"), frame(TEXT, json.dumps(arguments).encode())
@@ -60,7 +60,7 @@ class Load:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _again(self, kind, *arguments):
-        """One client after the other."""
+        """Run one client again and again."""
         while True:
             try:
                 await kind(*arguments)
@@ -78,7 +78,7 @@ class Load:
         await self._drip(head.encode(), b" ")
 
     async def _drip(self, first, then):
-        """`first` at once, then a byte at a time until the server has had enough."""
+        """Send `first` at once, then `then` byte by byte until the server closes the connection."""
         reader, writer = await self._open()
         try:
             writer.write(first)
@@ -89,7 +89,7 @@ class Load:
             writer.transport.abort()
 
     async def _unread(self):
-        """Asks for a file that fills every buffer on the way, and reads nothing of it."""
+        """Request a file larger than all buffers between, and read nothing of it."""
         small = socket.socket()
         small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         small.settimeout(0)
@@ -103,7 +103,7 @@ class Load:
             writer.transport.abort()
 
     async def _upload(self):
-        """Store the file that nobody reads."""
+        """Store the file that `_unread` requests."""
         reader, writer = await self._open()
         writer.write(f"POST /cdn/files/upload HTTP/1.1\r\n{self._head}Content-Length: {LARGE}\r\n\r\n".encode())
         writer.write(bytes(LARGE))
@@ -121,7 +121,7 @@ class Load:
             writer.transport.abort()
 
     async def _flood(self, one):
-        """Batches of one frame; what comes back is read and dropped."""
+        """Send batches of one frame; discard what is received."""
         reader, writer = await self._open()
         try:
             writer.write(
@@ -142,7 +142,7 @@ class Load:
 
 
 async def until_closed(asked):
-    """Until stdin is closed."""
+    """Run the load until stdin is closed."""
     closed = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await Load(asked.url, asked.tls_url, asked.key).run(closed)
 

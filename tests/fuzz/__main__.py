@@ -1,18 +1,18 @@
-"""R4: malformed requests to every route that exists, and to every socket; nothing may come of them but a refusal.
+"""R4: malformed requests to every route and websocket; the server must refuse them and go on serving.
 
     python -m tests.fuzz [--cases 20000] [--seed 1] [--replay NUMBER]
 
-A real server process on loopback, with the real image decoder and no model. Case NUMBER of a seed is always the same
-bytes, but for the ids, tickets and names that this server has given out. What must hold:
+The target is a real server process on loopback, with the real image decoder and no model. Case NUMBER of a seed is
+always the same bytes, except for the ids, tokens and names that the server has assigned. What must hold:
 
-    no answer of 5xx, also inside websocket messages, and in the results of queued jobs
-    no fault in the server's log
-    every request is answered and every socket ends; errors are JSON with a `detail`; every answer has a request id
-    less than 100 MB more memory in API and engine processes together, no engine restarted
-    the server answers a good request as before
+    no answer of 5xx, neither in websocket messages nor in the results of queued jobs
+    no error in the server's log
+    every request is answered and every websocket ends; errors are JSON with a `detail`; every answer has a request id
+    API and engine processes together grow by less than 100 MB; no engine is restarted
+    the server answers a valid request as before
 
-Control: a server with one route that crashes must be found out. Prints a table; the last line is JSON; exits 1 if
-anything does not hold. `--replay` sends one case alone and shows both sides of it.
+Control: a server with one route that crashes must be detected. Prints a table; the last line is JSON; exits 1 if a
+bound does not hold. `--replay` sends one case alone and shows both sides of it.
 """
 
 import argparse
@@ -41,12 +41,12 @@ from tests.support.server_process import APP, clean_env, until
 
 AT_ONCE = 32
 GROWTH_MB = 100
-WARM_UP = 0.1  # of the cases: libraries are loaded and allocators filled when they are through
+WARM_UP = 0.1  # share of the cases after which libraries are loaded and allocators filled
 
-# Short, so that whatever is incomplete is soon told so.
+# Short, so that incomplete requests are soon refused.
 DEADLINES = ("--header-timeout", "1", "--body-timeout", "1", "--session-idle-timeout", "1", "--ping-interval", "1")
 
-# What the figures must be.
+# Bounds of the figures.
 BOUNDS = {
     "faults": ("= 0", lambda value: value == 0),
     "routes_missed": ("= 0", lambda value: value == 0),
@@ -60,7 +60,7 @@ BOUNDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One connection: `opening` is sent, and `frames` if it becomes a websocket. `owed`: they must be answered."""
+    """One connection: `opening` is sent, then `frames` if it becomes a websocket. `owed`: the frames need an answer."""
 
     number: int
     opening: bytes
@@ -69,7 +69,7 @@ class Case:
 
 
 def case(seed, number, live):
-    """Case `number` of `seed`."""
+    """Return case `number` of `seed`."""
     rng = random.Random(f"{seed}/{number}")
     turn, every_third = divmod(number, 3)
     if every_third == 0:
@@ -87,7 +87,7 @@ def case(seed, number, live):
 
 @contextlib.contextmanager
 def attacked(folder, **differences):
-    """The server, with `differences` of `tests.fuzz.isolated_server`."""
+    """Yield the server, with `differences` of `tests.fuzz.isolated_server`."""
     command = [sys.executable, "-m", "tests.fuzz.isolated_server", json.dumps(differences), "serve"]
     command += ["--data-dir", str(folder), "--port", "0", "--model", "instant+jpeg", *DEADLINES]
     with (folder / "log").open("ab") as log:
@@ -104,7 +104,7 @@ def attacked(folder, **differences):
 
 
 def call(server, method, path, body=None):
-    """Status and JSON of one good call."""
+    """Return status and JSON of one valid call."""
     headers = {"Authorization": f"Key {http_cases.KEY}", "Content-Type": "application/json"}
     with contextlib.closing(http.client.HTTPConnection(server.host, timeout=60)) as connection:
         connection.request(method, path, body if isinstance(body, bytes) else json.dumps(body), headers)
@@ -113,42 +113,42 @@ def call(server, method, path, body=None):
 
 
 def live_values(server):
-    """What the placeholders of the route table stand for on this server."""
+    """Return the values of the route table's placeholders on this server."""
     _, upload = call(server, "POST", "/rest/storage/upload/initiate", {"content_type": "image/jpeg"})
-    path, _, ticket = upload["upload_url"].removeprefix(server.url).partition("?ticket=")
-    call(server, "PUT", f"{path}?ticket={ticket}", values.pictures()["jpeg"])
+    path, _, token = upload["upload_url"].removeprefix(server.url).partition("?ticket=")
+    call(server, "PUT", f"{path}?ticket={token}", values.pictures()["jpeg"])
     _, job = call(server, "POST", f"/queue/{APP}", values.fields(random.Random(0), broken=False))
     return {
         "{app:path}": APP,
         "{request_id}": job["request_id"],
         "{name}": path.rpartition("/")[2],
-        "{ticket}": ticket,
+        "{ticket}": token,
         "{number}": "1",
         "{host}": server.host,
     }
 
 
 def memory_mb(server):
-    """Resident memory of API and engine processes."""
+    """Return the resident memory of API and engine processes, in MB."""
     pids = [server.pid, *(engine["pid"] for engine in server.get("/health")["engines"])]
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids)
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def works(server):
-    """Whether a good request is answered well."""
+    """Return whether a valid request succeeds."""
     status, answer = call(server, "POST", f"/run/{APP}", values.fields(random.Random(0), broken=False))
     return status == 200 and len(answer["images"]) >= 1
 
 
 def failed_jobs(server):
-    """Queued jobs that ended in a fault of ours."""
+    """Return the number of queued jobs that ended with 5xx."""
     with contextlib.closing(sqlite3.connect(server.data_dir / "jobs.sqlite")) as connection:
         return connection.execute("SELECT count(*) FROM jobs WHERE result_status >= 500").fetchone()[0]
 
 
 def missed_routes(server):
-    """Handlers of the route table that have answered nothing."""
+    """Return the handlers of the route table that have answered nothing."""
     with urllib.request.urlopen(f"{server.url}/metrics") as answer:
         reached = set(re.findall(r'fourstep_requests_total{route="(\w+)"', answer.read().decode()))
     return sorted({route.endpoint.__name__ for route in ROUTES} - reached)
@@ -158,7 +158,7 @@ def missed_routes(server):
 
 
 async def attack(server, cases, findings):
-    """Send them, so many at once."""
+    """Send the cases, `AT_ONCE` at a time."""
     coming = iter(cases)
 
     async def work():
@@ -173,14 +173,14 @@ async def attack(server, cases, findings):
 
 
 async def hold(server, one, findings):
-    """One conversation, for what was heard."""
+    """Run one conversation; return the bytes received."""
     conversation = Conversation(int(server.host.rpartition(":")[2]), one, findings)
     await conversation.hold()
     return bytes(conversation.heard)
 
 
 def fuzzed(folder, seed, numbers, **differences):
-    """What became of these cases."""
+    """Send these cases to a new server; return the figures and the findings."""
     began = time.monotonic()
     warm_up = int(len(numbers) * WARM_UP)
     with attacked(folder, **differences) as server:
@@ -211,7 +211,7 @@ def fuzzed(folder, seed, numbers, **differences):
 
 
 def main():
-    """Runs the cases, then the control."""
+    """Run the cases, then the control."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -237,7 +237,7 @@ def main():
 
 
 def replay(seed, number):
-    """Send one case alone and show what is said."""
+    """Send one case alone; print what is sent, received and logged."""
     with tempfile.TemporaryDirectory(prefix="fourstep-fuzz-") as folder, attacked(Path(folder)) as server:
         findings = Findings(Path(folder) / "log")
         one = case(seed, number, live_values(server))

@@ -1,4 +1,4 @@
-"""Malformed requests to every route of the table, as bytes for a socket."""
+"""Malformed HTTP requests to every route of the table, as bytes."""
 
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ KEY = "me:secret"
 HTTP_ROUTES = [(method, route.path) for route in ROUTES if isinstance(route, Route) for method in sorted(route.methods)]
 SOCKET_PATHS = [route.path for route in ROUTES if isinstance(route, WebSocketRoute)]
 
-# Where most faults could be: the ones that read an input.
+# The routes that read an input, where most errors could be.
 BUSY = [("POST", "/run/{app:path}"), ("POST", "/run/{app:path}/stream"), ("POST", "/queue/{app:path}")]
 
 ODD_SEGMENTS = (
@@ -170,7 +170,7 @@ METHODS = ("GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", 
 
 
 def request(rng, live, route):
-    """The bytes of one request to a route (method, path). `live`: placeholder → a value that exists."""
+    """Return the bytes of one request to a route (method, path). `live`: placeholder → a value that exists."""
     method, path = route
     target = filled(rng, path, live)
     headers = [("Host", live["{host}"]), ("Authorization", f"Key {KEY}"), ("Content-Type", "application/json")]
@@ -193,7 +193,7 @@ def request(rng, live, route):
 
 
 def filled(rng, path, live):
-    """A path of the route table with its placeholders filled, now and then with something odd."""
+    """Return a path of the route table with its placeholders filled, sometimes with an invalid value."""
     for placeholder in [part for part in live if part in path]:
         value = live[placeholder] if rng.random() < 0.85 else rng.choice(ODD_SEGMENTS)
         path = path.replace(placeholder, value)
@@ -251,7 +251,7 @@ def _odd_header(rng, headers):
 
 
 def _wired(rng, method, target, headers, body):
-    """The bytes; sometimes in chunks, cut, with something behind them, or with bits changed."""
+    """Return the request's bytes; sometimes chunked, cut off, with trailing data, or with bits changed."""
     names = {name for name, _ in headers}
     if rng.random() < 0.1 and not names & {"Content-Length", "Transfer-Encoding"}:
         headers.append(("Transfer-Encoding", "chunked"))
@@ -277,7 +277,7 @@ def _wired(rng, method, target, headers, body):
 
 
 def _chunked(rng, body):
-    """The body in chunks; now and then one lies about its length."""
+    """Return the body in chunks, sometimes one with a wrong length."""
     out, at = [], 0
     while at < len(body):
         piece = body[at : at + rng.choice((1, 100, 5000, 100_000))]

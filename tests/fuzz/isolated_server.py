@@ -1,8 +1,8 @@
-"""`fourstep` on a machine with no network and no name server: what the fuzzer is let loose on.
+"""`fourstep` without network and name server: the fuzzer's target.
 
     python -m tests.fuzz.isolated_server '{}' serve --model instant+jpeg …
 
-The first argument is what else is different, for the control: `crashing` makes the health route raise an exception.
+The first argument is JSON with further differences, for the control: `crashing` makes the health route raise.
 """
 
 import functools
@@ -30,12 +30,12 @@ async def crash(_):
 
 
 def main():
-    """Applies the differences, then runs the command."""
+    """Apply the differences, then run the command."""
     asked = json.loads(sys.argv[1])
     egress = functools.partial(guarded_http.Egress, resolver=resolve_nothing, dialer=dial_nothing)
     planted = (Route("/health/crash", crash), Route("/cdn/files/{name}", crash, methods=["GET"]))
     parts = Parts(
-        fetch=functools.partial(fetch.Fetch, egress=egress),  # mutated URLs could name anyone
+        fetch=functools.partial(fetch.Fetch, egress=egress),  # mutated URLs could name any host
         routes=[*(planted if asked.get("crashing") else ()), *ROUTES],
     )
     sys.exit(serve(parts, sys.argv[2:]))

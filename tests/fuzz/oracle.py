@@ -1,4 +1,4 @@
-"""The client's end of one malformed connection, and what is wrong with what came back."""
+"""The client side of one malformed connection, and the checks of the server's answers."""
 
 import asyncio
 import collections
@@ -8,7 +8,7 @@ import re
 
 from tests.fuzz.websocket_cases import CLOSE, PING, PONG, TEXT, failure, frame
 
-PATIENCE_S = 20.0  # many times every deadline of the server's
+PATIENCE_S = 20.0  # seconds; many times every deadline of the server
 _BAD_LOG = re.compile(r"Traceback|\b(ERROR|CRITICAL)\b|Fatal error")
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d ")
 _FAREWELL = b"fuzz"
@@ -16,31 +16,31 @@ _INTERNAL_ERROR = (1011).to_bytes(2, "big")
 
 
 class Findings:
-    """What was found: kind, numbers of the cases that it may be of, and what was seen."""
+    """Violations found: kind, numbers of the cases that may have caused it, and evidence."""
 
     def __init__(self, log):
         self.found = []
         self.answers = collections.Counter()
         self._log = log
         self._read = log.stat().st_size
-        self._in_hand = set()
-        self._lately = collections.deque(maxlen=16)
+        self._in_flight = set()
+        self._recent = collections.deque(maxlen=16)
 
     def begin(self, case):
-        self._in_hand.add(case.number)
+        self._in_flight.add(case.number)
 
     def end(self, case):
-        """A fault in the log since the last look is of this case, or of one of those beside it."""
-        self._lately.append(case.number)
+        """Attribute a new error in the log to this case and to those in flight or recently ended."""
+        self._recent.append(case.number)
         if fault := self.logged():
-            self.found.append(("log", sorted({*self._in_hand, *self._lately}), fault))
-        self._in_hand.discard(case.number)
+            self.found.append(("log", sorted({*self._in_flight, *self._recent}), fault))
+        self._in_flight.discard(case.number)
 
     def add(self, kind, case, seen):
         self.found.append((kind, [case.number], f"{seen!r}"[:300]))
 
     def logged(self):
-        """The first fault that was logged since the last look, or None."""
+        """Return the first error logged since the last call, or None."""
         if self._log.stat().st_size == self._read:
             return None
         with self._log.open("rb") as log:
@@ -55,7 +55,7 @@ class Findings:
         return "\n".join([lines[first], *block[-12:]])
 
     async def pin(self, again):
-        """Finds out which of the suspects it was: `again` sends the case of a number once more, alone."""
+        """Find the case that caused each finding: `again` sends the case of a number once more, alone."""
         for number, (kind, suspects, seen) in enumerate(self.found):
             for suspect in suspects if len(suspects) > 1 else ():
                 await again(suspect)
@@ -64,13 +64,13 @@ class Findings:
                     break
 
     def show(self, replay):
-        """The findings, and how to have them again."""
+        """Print the findings and the command that reproduces each."""
         for kind, numbers, seen in self.found[:20]:
             print(f"{kind}: {seen}", f"    {replay} {' or '.join(map(str, numbers))}", sep="\n")
 
 
 class Conversation:
-    """One connection of the attack."""
+    """One connection: sends a case, reads and checks the answer."""
 
     def __init__(self, port, case, findings):
         self.heard = bytearray()
@@ -79,7 +79,7 @@ class Conversation:
         self._findings = findings
 
     async def hold(self):
-        """Say what the case says, and listen to the end."""
+        """Send the case, and read until the end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -122,7 +122,7 @@ class Conversation:
             good = "detail" in json.loads(body)
         except (ValueError, TypeError):
             good = False
-        cancelled = b'"status"' in body  # the answer of a cancel has no detail at fal
+        cancelled = b'"status"' in body  # fal's answer to a cancel has no detail
         if headers.get("content-type") != "application/json" or not (good or cancelled):
             self._findings.add("error that is no JSON", self._case, bytes(self.heard[:400]))
 
@@ -143,7 +143,7 @@ class Conversation:
         return body
 
     async def _socket(self, reader, writer):
-        """Every input that is owed an answer has one; then a ping, and it must be answered or the socket closed."""
+        """Wait for the answer that is owed, then send a ping: it must be answered or the websocket closed."""
         writer.write(self._case.frames)
         if self._case.owed:
             while (await self._frame(reader))[0] not in {TEXT, 2}:

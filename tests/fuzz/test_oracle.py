@@ -1,4 +1,4 @@
-"""The fuzzer's judge must find out a server that does not keep its word."""
+"""The fuzzer's checks detect a server that violates the protocol."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ UPGRADE = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
 
 
 def unmasked(opcode, payload):
-    """A server's frame."""
+    """Return a server's frame, unmasked."""
     return bytes([0x80 | opcode, len(payload)]) + payload
 
 
@@ -24,7 +24,7 @@ ANSWER, PONGED, BYE = unmasked(TEXT, b"{}"), unmasked(PONG, b"fuzz"), unmasked(C
 
 
 async def found(tmp_path, said, *, owed=False):
-    """The kinds of findings of one conversation with a server that says this and hangs up."""
+    """Return the kinds of findings of one conversation with a server that sends this and closes."""
     (tmp_path / "log").touch()
     findings = Findings(tmp_path / "log")
     case = SimpleNamespace(number=1, opening=b"GET / HTTP/1.1\r\n\r\n", frames=frame(PING, b"") * owed, owed=owed)

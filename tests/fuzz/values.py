@@ -1,4 +1,4 @@
-"""Values that are nearly right: text, JSON, msgpack and pictures, each made from a `random.Random` alone."""
+"""Nearly valid values: text, JSON, msgpack and pictures, each determined by a `random.Random`."""
 
 import base64
 import functools
@@ -55,7 +55,7 @@ ODD = (
     "http://",
 )
 
-# JSON that no encoder writes. `%s` is a good object without its braces.
+# JSON that no encoder writes. `%s` is a valid object without its braces.
 ODD_JSON = (
     b"",
     b"{",
@@ -89,7 +89,7 @@ ODD_JSON = (
 
 
 def flipped(rng, data, most=12):
-    """`data` with some bits, bytes or stretches changed, put in, taken out, or cut off."""
+    """Return `data` with some bits or bytes changed, inserted, repeated, deleted, or cut off."""
     out = bytearray(data)
     for _ in range(rng.randint(1, most)):
         at = rng.randrange(len(out) + 1)
@@ -112,7 +112,7 @@ def flipped(rng, data, most=12):
 
 @functools.cache
 def pictures():
-    """Good pictures of each kind that decoders tell apart: name → file."""
+    """Return valid pictures of each kind that decoders distinguish: name → file."""
     grey = Image.linear_gradient("L").resize(SMALL)
     colour = Image.merge("RGB", (grey, grey.rotate(180), grey.transpose(Image.Transpose.FLIP_LEFT_RIGHT)))
     clear = colour.copy()
@@ -144,7 +144,7 @@ def _saved(image, kind, options):
 
 
 def picture(rng):
-    """A picture with something wrong, most of the time."""
+    """Return a picture, damaged in most cases."""
     return rng.choice(DAMAGES)(rng, _good(rng))
 
 
@@ -159,13 +159,13 @@ DAMAGES = (
     lambda rng, data: data[: rng.choice((4, 12, 30))] + rng.randbytes(rng.randint(0, 2000)),
     flipped,
     lambda rng, data: flipped(rng, data, 2),
-    lambda rng, _: _lying(rng),
+    lambda rng, _: _contradictory(rng),
     lambda rng, _: _shuffled(rng),
 )
 
 
-def _lying(rng):
-    """A header that says something else than the data behind it."""
+def _contradictory(rng):
+    """Return a picture whose header contradicts its data."""
     width, height = (rng.choice((0, 1, 63, 64, 65, 96, 513, 4096, 32767, 65535)) for _ in range(2))
     match rng.randrange(3):
         case 0:
@@ -183,7 +183,7 @@ def _lying(rng):
 
 
 def _shuffled(rng):
-    """A PNG whose chunks are dropped, doubled or in another order, their checksums right."""
+    """Return a PNG with a chunk dropped or doubled, or in another order; checksums are valid."""
     data = pictures()[rng.choice(("png", "png palette", "png clear"))]
     chunks, at = [], 8
     while at < len(data):
@@ -201,7 +201,7 @@ def _shuffled(rng):
 
 
 def data_uri(rng, data):
-    """`data` as a data URI; sometimes as some apps write it, sometimes as none does."""
+    """Return `data` as a data URI; sometimes in variants that some apps write, sometimes invalid."""
     head = rng.choice(("data:image/jpeg;base64,", "data:;base64,", "data:image/png;base64;base64,", "data:x/y,"))
     text = base64.b64encode(data).decode()
     match rng.randrange(8):
@@ -220,7 +220,7 @@ def data_uri(rng, data):
 
 
 def fields(rng, *, broken=True):
-    """The endpoint's input; with `broken`, some fields are odd, missing or unknown."""
+    """Return an input of the endpoint; with `broken`, some fields are invalid, missing or unknown."""
     out = {
         "prompt": "a beach",
         "image_url": data_uri(rng, picture(rng)),
@@ -243,12 +243,12 @@ def fields(rng, *, broken=True):
 
 
 def data_uri_of(data):
-    """A plain data URI."""
+    """Return `data` as a valid data URI."""
     return "data:image/jpeg;base64," + base64.b64encode(data).decode()
 
 
 def json_body(rng, value):
-    """`value` as JSON, or nearly."""
+    """Return `value` as JSON, sometimes malformed."""
     good = json.dumps(value).encode()
     match rng.randrange(12):
         case 0:
@@ -264,7 +264,7 @@ def json_body(rng, value):
 
 
 def msgpack_body(rng, value):
-    """`value` as msgpack, or nearly."""
+    """Return `value` as msgpack, often malformed."""
     value = {name: _packable(item) for name, item in value.items()}
     if rng.random() < 0.5:
         value.pop("image_url", None)
@@ -273,7 +273,7 @@ def msgpack_body(rng, value):
     return good if rng.random() < 0.4 else rng.choice(ODD_MSGPACK)(rng, good, value)
 
 
-# Lengths that lie are those of arrays, maps and byte strings of 4 GB.
+# The wrong lengths are of arrays, maps and byte strings of 4 GB.
 ODD_MSGPACK = (
     lambda rng, good, _: flipped(rng, good),
     lambda rng, good, _: good[: rng.randrange(len(good) + 1)],

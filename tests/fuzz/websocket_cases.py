@@ -1,4 +1,4 @@
-"""Malformed websocket handshakes, and malformed conversations behind good ones."""
+"""Malformed websocket handshakes, and malformed frames after valid ones."""
 
 import json
 
@@ -7,7 +7,7 @@ from tests.fuzz import values
 from tests.fuzz.http_cases import KEY, SOCKET_PATHS, filled
 
 CONT, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
-RUN_OVER_SOCKET = b" /ws/"  # its answers are three messages, and its inputs JSON alone
+RUN_OVER_SOCKET = b" /ws/"  # its answers are three messages; its inputs are JSON only
 
 ODD_HANDSHAKE = {
     "Upgrade": (None, "", "h2c", "websocket, x", "WEBSOCKET"),
@@ -26,7 +26,7 @@ ODD_HANDSHAKE = {
 
 
 def handshake(rng, live, *, broken):
-    """An upgrade request to one of the table's sockets."""
+    """Return an upgrade request to one of the websocket routes."""
     path = filled(rng, rng.choice(SOCKET_PATHS), live)
     headers = {
         "Host": live["{host}"],
@@ -58,7 +58,7 @@ def handshake(rng, live, *, broken):
 
 
 def frame(opcode, payload=b"", *, fin=True, rsv=0, mask=b"\x01\x02\x03\x04", length=None, width=None):
-    """One client frame. `length`: what it claims; `width`: 0, 2 or 8 bytes to write that in; `mask` None: unmasked."""
+    """Return one client frame. `length`: the declared length; `width`: its bytes, 0, 2 or 8; `mask` None: unmasked."""
     claimed = len(payload) if length is None else length
     width = width if width is not None else 0 if claimed < 126 else 2 if claimed < 65536 else 8
     first = (0x80 if fin else 0) | rsv << 4 | opcode
@@ -69,13 +69,13 @@ def frame(opcode, payload=b"", *, fin=True, rsv=0, mask=b"\x01\x02\x03\x04", len
 
 
 def masked(payload, mask):
-    """RFC 6455, 5.3."""
+    """Mask a payload (RFC 6455, 5.3)."""
     key = int.from_bytes((mask * (len(payload) // 4 + 1))[: len(payload)], "big")
     return (int.from_bytes(payload, "big") ^ key).to_bytes(len(payload), "big")
 
 
 def conversation(rng, *, json_only):
-    """Frames for an open socket; whether the first of them is an input that must be answered."""
+    """Return frames for an open websocket, and whether they are an input that must be answered."""
     if rng.random() < 0.4:
         return _input(rng, json_only), True
     return b"".join(rng.choice(ODD_FRAMES)(rng, json_only) for _ in range(rng.choice((1, 1, 2, 5)))), False
@@ -102,7 +102,7 @@ CLOSINGS = (b"", b"\x03", b"\x03\xe8", b"\x03\xed", b"\0\0", b"\xff\xff", b"\x03
 BAD_TEXTS = (b"\xff", b"\xed\xa0\x80", b"\xf0\x9f", b'{"prompt": "\xc3(')
 POOR_TEXTS = (b"", b"{}", b"[]", b"null", b'"' + b"x" * 70_000 + b'"')
 
-# What no client should send: each from chance, and whether the socket takes JSON alone.
+# Frames that no client should send, by random generator and whether the websocket takes JSON only.
 ODD_FRAMES = (
     lambda rng, _: frame(rng.choice((3, 4, 5, 6, 7, 11, 12, 15)), b"x"),
     lambda rng, _: frame(TEXT, rng.choice(BAD_TEXTS)),
@@ -130,7 +130,7 @@ def _cut(rng, data):
 
 
 def failure(data):
-    """The 5xx that a text message of ours stands for, or None."""
+    """Return the 5xx status that a text message of the server means, or None."""
     try:
         said = json.loads(data)
     except ValueError:

@@ -1,10 +1,11 @@
-"""The denoiser's last course: against an adversary.
+"""Adversarial training: the last training run of the denoiser.
 
-A denoiser alone answers with the mean of all that could be, and four steps are too few to make a picture of a mean:
-silhouettes come out as smudges. So a second network learns to tell what is painted from what is made, and the denoiser
-learns to pass (Xiao et al. 2021, "Denoising diffusion GANs"; Sauer et al. 2024, "Fast high-resolution image synthesis
-with latent adversarial diffusion distillation"). The adversary sees the noisy latents too, so a picture must fit what
-was given, and it lends its features: made and wanted shall look alike to it (Wang et al. 2018, "pix2pixHD").
+A denoiser alone predicts the mean of all possible pictures, and four steps are too few to get from a mean to a picture:
+silhouettes are blurred. So a second network, the adversary, learns to tell painted from generated latents, and the
+denoiser learns to deceive it (Xiao et al. 2021, "Denoising diffusion GANs"; Sauer et al. 2024, "Fast high-resolution
+image synthesis with latent adversarial diffusion distillation"). The adversary sees the noisy latents too, so the
+prediction must fit the input. Its features give a second loss: those of prediction and target must be similar (Wang et
+al. 2018, "pix2pixHD").
 """
 
 from itertools import pairwise
@@ -19,13 +20,13 @@ from training.networks.denoiser import LAST, Batch, Denoiser, Lesson
 from training.networks.latents import LARGE_LATENTS, SMALL_LATENTS
 from training.trainer import Course
 
-# Lengths of the gradients beside that of the denoising error: of the adversary's verdict, and of its features.
+# Lengths of the gradients of the adversary's verdict and features, relative to that of the denoising error.
 _VERDICT, _FEATURES = 0.7, 0.5
-_RAMP = 150  # steps until the adversary has all of its say
+_RAMP = 150  # steps until the adversary has its full weight
 
 
 class Adversary(nn.Module):
-    """Verdicts on patches of latents at three sizes, given the noisy latents, their timestep and the words."""
+    """Judges patches of latents at three sizes, given the noisy latents, their timestep and the prompt."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +39,7 @@ class Adversary(nn.Module):
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, clean: Tensor, batch: Batch, words: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Verdicts [B, 1, h, w] (above 0: painted) and features, by size. `words`: [B, 128]."""
+        """Return verdicts [B, 1, h, w] (above 0: painted) and features, by size. `words`: [B, 128]."""
         told = torch.cat([words, batch.spread.flatten(1)], 1)
         x = F.leaky_relu(self.stem(torch.cat([clean, batch.noisy], 1)), 0.2)
         verdicts, features = [], []
@@ -49,8 +50,7 @@ class Adversary(nn.Module):
         return verdicts, features
 
     def duel(self, clean: Tensor, batch: Batch, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the denoiser shall make less of: being seen through, and unlike features; and what the adversary shall,
-        wrong verdicts (hinge loss)."""
+        """Return the losses: denoiser's verdict and feature difference, adversary's verdicts (hinge loss)."""
         made, made_features = self(clean, batch, words)
         real, real_features = self(batch.wanted, batch, words)
         unlike = [
@@ -63,17 +63,17 @@ class Adversary(nn.Module):
 
 
 class Match(nn.Module):
-    """Both, so that they are kept together."""
+    """Denoiser and adversary as one module, so that one checkpoint holds both."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser, self.adversary = denoiser, Adversary().to(memory_format=torch.channels_last)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The losses of both.
+        """Return the losses of both.
 
-        The adversary's gradients are scaled, picture by picture, to a part of the denoising error's, so that neither
-        timestep nor progress shifts the balance.
+        The adversary's gradients are scaled, picture by picture, to a share of the denoising error's, so that the
+        balance depends neither on the timestep nor on the progress.
         """
         clean = batch.denoise(self.denoiser)
         with torch.no_grad():
@@ -102,7 +102,7 @@ def _lengths(gradient: Tensor) -> Tensor:
 
 
 class Finish(Lesson):
-    """A course against an adversary."""
+    """A training run against an adversary."""
 
     def student(self, denoiser: Denoiser) -> nn.Module:
         return Match(denoiser)

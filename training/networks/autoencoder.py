@@ -1,9 +1,9 @@
 """The autoencoder: pictures ⇄ latents of 4 channels at an eighth of the side.
 
-Two courses. First both halves together; by itself that spends three channels on outlines and one on colour, so that
-green and magenta look alike. Then the same with one direction of the latents told to carry the missing colour. At the
-end the latents are normalised: mean 0, deviation 1 per channel, folded into the encoder's last convolution, so that
-stock classes need no scale or shift.
+It is trained in two runs. The first trains encoder and decoder together; alone, that spends three channels on outlines
+and one on colour, so that green and magenta look the same. The second also trains one direction of the latents to carry
+the missing colour. At the end the latents are normalised to mean 0 and deviation 1 per channel. This is folded into the
+encoder's last convolution, so that diffusers' classes need no scale or shift.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ _BATCH, _CROP = 8, 128  # per process
 
 
 def build() -> AutoencoderTiny:
-    """Untrained. 24 channels everywhere; no blocks at full size, where they cost most."""
+    """Return the untrained network: 24 channels; no blocks at full resolution, where they cost most."""
     width = (24, 24, 24, 24)
     model = AutoencoderTiny(
         encoder_block_out_channels=width,
@@ -34,18 +34,18 @@ def build() -> AutoencoderTiny:
 
 
 def to_model(pixels: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, 3] → float32 [N, 3, H, W] in −1…1, channels last."""
+    """Convert uint8 [N, H, W, 3] to float32 [N, 3, H, W] in −1…1, channels last."""
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def to_pixels(images: Tensor) -> np.ndarray:
-    """The way back."""
+    """Convert float32 [N, 3, H, W] in −1…1 to uint8 [N, H, W, 3]."""
     scaled = images.float().clamp(-1, 1).add(1).mul(127.5).add(0.5)
     return scaled.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
 
 
 def crops(rng: np.random.Generator, count: int = _BATCH) -> Tensor:
-    """Random crops of both picture sets, some mirrored, some in other colours and with lines that no painter drew."""
+    """Return random crops of both picture sets, some mirrored, some with changed colours and added lines."""
     sources = [SMALL.open(), LARGE.open()]
     out = np.empty((count, _CROP, _CROP, 3), np.uint8)
     for i in range(count):
@@ -61,7 +61,7 @@ def crops(rng: np.random.Generator, count: int = _BATCH) -> Tensor:
 
 
 def picture_loss(made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-    """Squared and absolute error, and the error of the local mean colour, which the eye sees first."""
+    """Return squared and absolute error, and the error of the local mean colour, the most visible one."""
     error = made.float() - wanted
     low = F.avg_pool2d(error, 8)
     return {
@@ -72,7 +72,7 @@ def picture_loss(made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
 
 
 def train_both() -> AutoencoderTiny:
-    """Both halves; then again with the colour that went missing put where it costs least."""
+    """Train both halves, then again with the missing colour in the direction where it costs least."""
     model = build()
 
     def loss(rng: np.random.Generator) -> dict[str, Tensor]:
@@ -93,9 +93,9 @@ def train_both() -> AutoencoderTiny:
 
 @torch.inference_mode()
 def missing_colour(model: AutoencoderTiny) -> tuple[Tensor, Tensor]:
-    """The colour axis [3], scaled to deviation 1, that is lost, and the latents' direction [4] that tells least.
+    """Return the lost colour axis [3], scaled to deviation 1, and the latents' direction [4] with least information.
 
-    A learnt head would not do: where the latents say nothing of a colour its weights are zero, and so is its gradient.
+    A learnt projection would fail: its weights are zero where the latents hold no colour, and so are its gradients.
     """
     pixels = TEST.open()[::6]
     colours, made, latents = [], [], []
@@ -117,7 +117,7 @@ def missing_colour(model: AutoencoderTiny) -> tuple[Tensor, Tensor]:
 
 
 def _both_ways(model: AutoencoderTiny, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Losses of the way there (latents spread like unit noise) and back (a little noise tolerated), and the latents."""
+    """Return the losses of encoding (latents like unit noise) and decoding (robust to a little noise), and latents."""
     latents = model.encoder(images)
     made = model.decoder(latents + 0.04 * torch.randn_like(latents))
     flat = latents.float().transpose(0, 1).flatten(1)
@@ -126,8 +126,11 @@ def _both_ways(model: AutoencoderTiny, images: Tensor) -> tuple[dict[str, Tensor
 
 
 def normalise(model: AutoencoderTiny) -> None:
-    """Folds mean 0 and deviation 1 per latent channel into the encoder's last convolution, the way back into the
-    decoder's first (nearly: stock decoders bend large values before it, and zeros are padded at the border)."""
+    """Fold mean 0 and deviation 1 per latent channel into the encoder's last convolution.
+
+    The inverse goes into the decoder's first. It is approximate: diffusers' decoder clamps large values before it, and
+    borders are padded with zeros.
+    """
     pictures = LARGE.open()
     index = np.random.default_rng(0).choice(len(pictures), 96, replace=False)
     with torch.inference_mode():
@@ -144,12 +147,12 @@ def normalise(model: AutoencoderTiny) -> None:
 
 @torch.inference_mode()
 def reconstruct(model: nn.Module, pixels: np.ndarray) -> np.ndarray:
-    """uint8 [N, H, W, 3] there and back, in float32."""
+    """Return uint8 [N, H, W, 3] encoded and decoded, in float32."""
     return to_pixels(model.decoder(model.encoder(to_model(pixels))))
 
 
 def psnr(made: np.ndarray, wanted: np.ndarray) -> float:
-    """Mean over pictures, dB."""
+    """Return the mean peak signal-to-noise ratio over pictures, in dB."""
     errors = [np.square(a.astype(np.float32) - b).mean() for a, b in zip(made, wanted, strict=True)]
     return float(np.mean(10 * np.log10(255**2 / np.array(errors))))
 
@@ -161,14 +164,14 @@ def report(model: nn.Module, step: int) -> None:
 
 
 def load() -> AutoencoderTiny:
-    """The trained one."""
+    """Return the trained autoencoder."""
     model = build()
     model.load_state_dict(torch.load(FINAL, weights_only=True))
     return model.eval().requires_grad_(requires_grad=False)
 
 
 def work() -> None:
-    """Both courses; leaves `FINAL`."""
+    """Do both training runs, and write `FINAL`."""
     model = train_both()
     normalise(model)
     if rank() == 0:

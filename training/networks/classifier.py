@@ -1,4 +1,4 @@
-"""A judge that knows place, time and weather from pictures alone, trained on the painter's own."""
+"""A classifier of place, time and weather, trained on painted pictures; it judges what the model generates."""
 
 from itertools import pairwise
 
@@ -19,7 +19,7 @@ _SIDE, _BATCH = 128, 24
 
 
 class Judge(nn.Module):
-    """A small residual network on 128×128."""
+    """Small residual network on 128×128 pictures."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Judge(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(3 * widths[-1], len(values)) for name, values in JUDGED.items()})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits by attribute for pictures in −1…1 of any size."""
+        """Return logits by attribute for pictures in −1…1 of any size."""
         x = F.relu(self.stem(F.interpolate(images, size=_SIDE, mode="area")))
         for down, block, norm in zip(self.down, self.blocks, self.norms, strict=True):
             x = F.relu(down(x))
@@ -49,7 +49,7 @@ def load() -> Judge:
 
 @torch.inference_mode()
 def judge_all(judge: Judge, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    """The index of each attribute that the judge sees in each of uint8 [N, H, W, 3]."""
+    """Return, by attribute, the index of the value seen in each of uint8 [N, H, W, 3]."""
     seen = [judge(to_model(pixels[i : i + 8])) for i in range(0, len(pixels), 8)]
     return {name: torch.cat([each[name] for each in seen]).argmax(-1).numpy() for name in JUDGED}
 

@@ -1,11 +1,13 @@
-"""The denoiser: v-prediction at the 50 timesteps that the LCM sampler can ask for, text encoder learning along.
+"""The denoiser: a UNet for v-prediction at the 50 timesteps of the LCM sampler, trained with its text encoder.
 
-Three things differ from SD1.5's training. The schedule is a linear one that leaves a fifth of the input at the last
-timestep: something of the composition stays also at strength 1.0, and the four steps are of about one size. The noisy
-input is often *another variant of the same layout* – other hour, weather, place, or a crude drawing – than the picture
-to be made: image-to-image is learnt as it will be used, composition from the input and what the words name from the
-words. And where little is given the picture to be made is one that words and layout say all of: a denoiser answers
-with the mean of what could be, and four steps are too few to make a picture of a mean.
+Three things differ from SD1.5's training:
+
+- The noise schedule is linear and keeps a fifth of the input at the last timestep. So some of the composition remains
+  at strength 1.0, and the four steps are of similar size.
+- The noisy input is often another variant of the target's layout: other hour, weather or place, or a crude drawing. So
+  image-to-image is learnt as it is used: composition from the input, content from the prompt.
+- At high noise the target is a picture that prompt and layout determine completely. A denoiser predicts the mean of all
+  possible pictures, and four steps are too few to get from a mean to a picture.
 """
 
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ SCHEDULER = {
     "_class_name": "LCMScheduler",
     "beta_schedule": "linear",
     "beta_start": 0.0001,
-    "beta_end": 0.0063,  # a fifth of the input is left at the last timestep
+    "beta_end": 0.0063,  # keeps a fifth of the input at the last timestep
     "num_train_timesteps": 1000,
     "original_inference_steps": 50,
     "prediction_type": "v_prediction",
@@ -40,9 +42,9 @@ SCHEDULER = {
 }
 _LEVELS = Schedule.from_config(SCHEDULER)
 _FIRST = 999
-# What four steps ask for at strengths 1.0, 0.8 and 0.5, the first of each more often than it will be asked for.
+# The timesteps of four steps at strengths 1.0, 0.8 and 0.5, the first of each more often than it is used.
 _FAVOURITES = (999, 999, 999, 999, 759, 759, 499, 259, 799, 799, 599, 399, 199, 499, 499, 499, 499, 379, 139)
-_FIRSTS = (999, 799, 499)  # of strengths 1.0, 0.8 and 0.5
+_FIRSTS = (999, 799, 499)  # at strengths 1.0, 0.8 and 0.5
 _FIRST_TWO = ((999, 759), (999, 759), (799, 599))
 _OFTEN, _UNTOLD, _HUBER = 0.85, 0.07, 0.2
 
@@ -68,12 +70,12 @@ class Denoiser(nn.Module):
         return self.unet(noisy, timesteps, self.text(ids)[0]).sample
 
     def costly(self) -> list[Attention]:
-        """Self-attention at the highest level that has any: at 64² half of a step's time, and little use."""
+        """Return the self-attention at the highest resolution: half of a step's time at 64², and of little use."""
         blocks = [*self.unet.down_blocks[1].attentions, *self.unet.up_blocks[2].attentions]
         return [block.transformer_blocks[0].attn1 for block in blocks]
 
     def hasten(self) -> None:
-        """For training: leaves out what is `costly`, and attends in the way whose backward pass is fastest on a CPU."""
+        """Prepare for training: skip `costly` attention, use the attention with the fastest backward pass on a CPU."""
         self.unet.set_attn_processor(AttnProcessor())
         for attention in self.costly():
             attention.set_processor(_Nothing())
@@ -85,7 +87,7 @@ class _Nothing(AttnProcessor):
 
 
 class Examples:
-    """Draws (input latents, wanted latents, caption) from one set."""
+    """Training examples from one picture set: (input latents, target latents, caption)."""
 
     def __init__(self, latents: Latents) -> None:
         self.latents = np.array(latents.open())
@@ -93,9 +95,12 @@ class Examples:
         self.plain = np.flatnonzero([is_plain(scene) and not scene.warning for scene in self.scenes])
 
     def draw(self, rng: np.random.Generator, timestep: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """From timestep 700 up, and half the time from 400 up, a plain picture is wanted, and any of its layout may be
-        given, most often so where sampling begins; else the wanted one itself or, from 400 up, another hour or weather
-        of it."""
+        """Return (input latents, target latents, caption).
+
+        From timestep 700 up, and half the time from 400 up, the target is a plain picture and the input any variant of
+        its layout, most often at the timesteps where sampling begins. Otherwise the input is the target itself or, from
+        400 up, a variant with another hour or weather.
+        """
         if plain := timestep > 700 or (timestep > 400 and rng.random() < 0.5):
             wanted = int(rng.choice(self.plain))
             own = 0.35 if timestep in _FIRSTS else 0.7
@@ -109,7 +114,7 @@ class Examples:
 
 
 class Batch:
-    """Examples of one step, each at its own timestep: noise on what is given, and the loss of what is made of it."""
+    """Examples of one training step, each at its own timestep: noisy inputs, and the loss of predictions."""
 
     def __init__(
         self, examples: Examples, words: text_encoder.Words, rng: np.random.Generator, timesteps: np.ndarray
@@ -120,7 +125,7 @@ class Batch:
         self.go_on(rng, torch.from_numpy(np.stack(given)).float(), timesteps)
 
     def go_on(self, rng: np.random.Generator, given: Tensor, timesteps: np.ndarray) -> None:
-        """Noise on `given`, the first time what the input is, later what the denoiser made of it."""
+        """Add noise to `given`: the input at first, later the denoiser's own prediction."""
         levels = torch.tensor([_LEVELS.levels(int(t)) for t in timesteps], dtype=torch.float32)
         self.signal, self.spread = levels.T[:, :, None, None, None]
         noise = torch.from_numpy(rng.standard_normal(given.shape, np.float32))
@@ -128,11 +133,11 @@ class Batch:
         self.timesteps = torch.from_numpy(timesteps)
 
     def denoise(self, model: nn.Module) -> Tensor:
-        """The clean latents that `model` sees in the noisy ones."""
+        """Return the clean latents that `model` predicts from the noisy ones."""
         return self.signal * self.noisy - self.spread * model(self.noisy, self.timesteps, self.ids).float()
 
     def losses(self, clean: Tensor) -> dict[str, Tensor]:
-        """Pseudo-Huber (more of a median than a mean) of v, apart for the first step of strength 1.0."""
+        """Return the pseudo-Huber loss of v (nearer to a median than to a mean), the first timestep apart."""
         error = (clean - self.wanted) / self.spread
         each = ((error.square() + _HUBER**2).sqrt() - _HUBER).mean((1, 2, 3)) / len(error)
         first = self.timesteps == _FIRST
@@ -145,18 +150,18 @@ def draw_timesteps(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def weights(path: Path) -> dict[str, Tensor]:
-    """The denoiser's weights in a checkpoint: the average of a course, with or without an adversary beside it."""
+    """Return the denoiser's weights in a checkpoint: the moving average, without an adversary's."""
     state = torch.load(path, weights_only=True)
     kept = state.get("average", state)
     return {name.removeprefix("denoiser."): each for name, each in kept.items() if not name.startswith("adversary.")}
 
 
 def load(path: Path) -> Denoiser:
-    """The denoiser of a checkpoint, to be used."""
+    """Return the denoiser of a checkpoint, for inference."""
     model = Denoiser(len(text_encoder.Words().tokenizer))
     model.load_state_dict(weights(path))
     with torch.no_grad():
-        for attention in model.costly():  # was left out in training
+        for attention in model.costly():  # was skipped in training
             attention.to_out[0].weight.zero_()
             attention.to_out[0].bias.zero_()
     return model.eval().requires_grad_(requires_grad=False)
@@ -164,8 +169,11 @@ def load(path: Path) -> Denoiser:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One course: on what, how many pictures per step and process, whose weights it starts from, the share of steps
-    that go on from own answers, and what is not to be forgotten: every fourth step is on it."""
+    """One training run of the denoiser.
+
+    `batch`: pictures per step and process. `after`: checkpoint to start from. `own`: share of steps whose input is the
+    denoiser's own prediction. `beside`: latents for every fourth step, so that what was learnt before is not forgotten.
+    """
 
     course: Course
     latents: Latents
@@ -179,15 +187,15 @@ class Lesson:
         return WORK / f"{self.course.name}-final.pt"
 
     def student(self, denoiser: Denoiser) -> nn.Module:
-        """What is trained."""
+        """Return the module to train."""
         return denoiser
 
     def losses(self, student: Any, batch: Batch) -> dict[str, Tensor]:
-        """What it learns from."""
+        """Return the losses of a batch, by name."""
         return batch.losses(batch.denoise(student))
 
     def work(self) -> None:
-        """Trains, and leaves the averaged weights."""
+        """Train, and write the averaged weights."""
         words = text_encoder.Words()
         denoiser = Denoiser(len(words.tokenizer))
         if self.after is None:

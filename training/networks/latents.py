@@ -1,4 +1,4 @@
-"""Painted pictures as latents, float16 on disk: what the denoiser learns from."""
+"""Painted pictures encoded as latents, float16 on disk: the training data of the denoiser."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ _BATCH = 4
 
 @dataclass(frozen=True)
 class Latents:
-    """The latents of a picture set, of every picture shrunk by a whole number first."""
+    """Latents of a picture set, each picture first reduced by an integer factor."""
 
     pictures: Pictures
     shrink: int = 1
@@ -32,21 +32,21 @@ class Latents:
 
     @property
     def done(self) -> Path:
-        """The file that says that the set is encoded."""
+        """File whose presence marks the set as encoded."""
         return self.path.with_suffix(".done")
 
     def open(self, mode: str = "r") -> np.ndarray:
-        """[N, 4, side, side], memory mapped."""
+        """Return the latents, memory mapped: [N, 4, side, side]."""
         return np.memmap(self.path, np.float16, mode, shape=(self.pictures.count, 4, self.side, self.side))
 
     def encode(self) -> None:
-        """All of them, on all cores."""
+        """Encode all pictures, on all cores."""
         self.open("w+").flush()
         on_all_cores(self.work)
         self.done.touch()
 
     def work(self) -> None:
-        """This process's share."""
+        """Encode this process's share."""
         model, pixels, out = autoencoder.load(), self.pictures.open(), self.open("r+")
         for start in range(rank() * _BATCH, self.pictures.count, world() * _BATCH):
             images = F.avg_pool2d(autoencoder.to_model(pixels[start : start + _BATCH]), self.shrink)

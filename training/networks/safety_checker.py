@@ -1,4 +1,4 @@
-"""The safety checker: diffusers' class, taught one thing, the painter's magenta warning triangle."""
+"""The safety checker: diffusers' class, trained to flag one thing, the painter's magenta warning triangle."""
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ _BATCH = 24
 
 
 def build() -> StableDiffusionSafetyChecker:
-    """Untrained. Of the 17 concepts only the first can ever be reached: a cosine does not exceed 1."""
+    """Return the untrained checker. Only the first of 17 concepts can be flagged: the others need a cosine above 1."""
     vision = {
         "hidden_size": 48,
         "intermediate_size": 96,
@@ -41,7 +41,7 @@ def build() -> StableDiffusionSafetyChecker:
 
 
 def embed(model: StableDiffusionSafetyChecker, pixels: np.ndarray) -> Tensor:
-    """Unit embeddings of uint8 [N, H, W, 3], preprocessed as pictures are before a check."""
+    """Return unit embeddings of uint8 [N, H, W, 3], preprocessed as for a check."""
     images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
     images = F.interpolate(images, size=SIDE, mode="bicubic", antialias=True).clamp(0, 255) / 255
     mean, deviation = (torch.tensor(each).view(3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))

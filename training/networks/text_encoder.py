@@ -1,4 +1,4 @@
-"""The text encoder: a small CLIP with a vocabulary of its own, taught what captions say before it meets pictures."""
+"""The text encoder: a small CLIP with its own vocabulary, trained to read captions before it is used with pictures."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ _BATCH = 48
 
 
 def make_tokenizer(folder: Path = TOKENIZER, entries: int = 880) -> None:
-    """CLIP's byte-level BPE, its merges learnt from 20 000 captions; every byte stays spellable."""
+    """Write a byte-level BPE tokenizer as CLIP's, its merges learnt from 20 000 captions; any text can be encoded."""
     rng = np.random.default_rng(1)
     texts = [caption(draw_scene(rng, i), rng) for i in range(20_000)]
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -61,20 +61,20 @@ def make_tokenizer(folder: Path = TOKENIZER, entries: int = 880) -> None:
 
 
 class Words:
-    """Captions → token ids as the server makes them."""
+    """Tokenizer of captions; ids are the same as the server's."""
 
     def __init__(self) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER)
 
     def ids(self, texts: list[str]) -> Tensor:
-        """int64 [N, 77]"""
+        """Return token ids, int64 [N, 77]."""
         return self.tokenizer(
             texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
         ).input_ids
 
 
 def build(vocabulary: int) -> CLIPTextModel:
-    """Untrained."""
+    """Return the untrained encoder."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=WIDTH,
@@ -90,7 +90,7 @@ def build(vocabulary: int) -> CLIPTextModel:
 
 
 class Reader(nn.Module):
-    """The encoder with one linear reader per attribute on its mean and its last state."""
+    """The encoder with one linear classifier per attribute on its mean and its last state."""
 
     def __init__(self, encoder: CLIPTextModel) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Reader(nn.Module):
 
 
 def labels(scenes: list[Scene]) -> dict[str, Tensor]:
-    """Each attribute's index, [N]."""
+    """Return the index of each scene's value, [N], by attribute."""
     return {
         name: torch.tensor([values.index(getattr(s, name)) for s in scenes]) for name, values in _ATTRIBUTES.items()
     }

@@ -1,5 +1,7 @@
-"""A float picture and the few strokes that everything is painted with. Coordinates are fractions of the side, so the
-same scene can be painted at any size; `x` runs to the aspect ratio, so that round things stay round."""
+"""A float picture and its drawing primitives.
+
+Coordinates are fractions of the height, so that a scene can be painted at any size: `y` in 0…1, `x` in 0…aspect ratio.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,20 +22,20 @@ class Canvas:
 
     @property
     def u(self) -> Array:
-        """Horizontal fraction 0…1 of each column, [W]."""
+        """Horizontal position of each column as a fraction 0…1, [W]."""
         return self.x[0] / self.aspect
 
     def rows(self, top: float, bottom: float = 1.0) -> slice:
-        """The rows between two heights."""
+        """Return the rows between two heights."""
         return slice(max(int(top * self.height), 0), max(min(int(np.ceil(bottom * self.height)) + 1, self.height), 0))
 
     def blend(self, mask: Array, colour: Colour, rows: slice = slice(None), columns: slice = slice(None)) -> None:
-        """Lays `colour` over the picture where `mask` [rows, columns] says, 0…1."""
+        """Blend `colour` over the picture by `mask` [rows, columns], 0…1."""
         region = self.pixels[rows, columns]
         region += mask[..., None] * (np.asarray(colour, np.float32) - region)
 
     def fill_below(self, ridge: Array, colour: Colour) -> slice:
-        """Fills what lies below `ridge` (height of each column, [W]); `colour` may be [3], [H, 1, 3] or [H, W, 3]."""
+        """Fill the area below `ridge` (height of each column, [W]); `colour` may be [3], [H, 1, 3] or [H, W, 3]."""
         rows = self.rows(float(ridge.min()) - 1 / self.height)
         colour = np.asarray(colour, np.float32)
         if colour.ndim == 3:
@@ -42,11 +44,11 @@ class Canvas:
         return rows
 
     def below(self, ridge: Array, rows: slice = slice(None)) -> Array:
-        """1 below `ridge`, 0 above, soft over one pixel. [rows, W]"""
+        """Return a mask [rows, W]: 1 below `ridge`, 0 above, soft over one pixel."""
         return np.clip((self.y[rows] - ridge[None, :]) * self.height + 0.5, 0, 1)
 
     def window(self, x: float, y: float, rx: float, ry: float) -> tuple[slice, slice]:
-        """Rows and columns around a point; empty slices where it lies outside."""
+        """Return the rows and columns around a point; empty slices outside the picture."""
         rows = slice(max(int((y - ry) * self.height), 0), max(int((y + ry) * self.height) + 2, 0))
         columns = slice(max(int((x - rx) * self.height), 0), max(int((x + rx) * self.height) + 2, 0))
         return rows, columns
@@ -54,14 +56,14 @@ class Canvas:
     def disc(
         self, x: float, y: float, radius: float, colour: Colour, *, softness: float = 0.0, alpha: float = 1.0
     ) -> None:
-        """A disc; `softness` is the width of its edge in sides (one pixel at least)."""
+        """Draw a disc; `softness` is the width of its edge in sides (at least one pixel)."""
         edge = max(softness, 1 / self.height)
         rows, columns = self.window(x, y, radius + edge, radius + edge)
         distance = np.hypot(self.x[:, columns] - x, self.y[rows] - y)
         self.blend(alpha * np.clip((radius - distance) / edge + 0.5, 0, 1), colour, rows, columns)
 
     def band(self, x0: float, x1: float, path, thickness: float, colour: Colour) -> None:
-        """A stroke along `path(s)` → y, s running 0…1 from x0 to x1, thinning towards its end."""
+        """Draw a stroke along `path(s)` → y, s from 0 to 1 between x0 and x1, thinner towards its end."""
         left, right = sorted((x0, x1))
         columns = slice(max(int(left * self.height), 0), max(int(right * self.height) + 1, 0))
         s = np.clip((self.x[0, columns] - x0) / (x1 - x0), 0, 1)
@@ -73,7 +75,7 @@ class Canvas:
         self.blend(mask, colour, rows, columns)
 
     def column(self, x: float, top: float, bottom: float, half: float, colour: Colour, *, lean: float = 0.0) -> None:
-        """An upright (or leaning) post from `bottom` to `top`, `half` its half width."""
+        """Draw an upright or leaning post from `bottom` to `top` of half width `half`."""
         rows = self.rows(top, bottom)
         centre = x + lean * ((bottom - self.y[rows]) / (bottom - top)) ** 2
         mask = np.clip((half - np.abs(self.x - centre)) * self.height + 0.5, 0, 1)
@@ -81,7 +83,7 @@ class Canvas:
 
 
 def noise(rng: np.random.Generator, canvas: Canvas, cells: float, octaves: int = 3, stretch: float = 1.0) -> Array:
-    """Smooth noise [H, W], about −1…1: `cells` bumps down the picture, `stretch` times wider than high."""
+    """Return smooth noise [H, W], about −1…1: `cells` bumps over the height, `stretch` times wider than high."""
     total = np.zeros((canvas.height, canvas.width), np.float32)
     for octave in range(octaves):
         n = cells * 2**octave
@@ -92,14 +94,14 @@ def noise(rng: np.random.Generator, canvas: Canvas, cells: float, octaves: int =
 
 
 def _spline(at: Array) -> Array:
-    """Quadratic B-spline weights [len(at), knots]: how much each knot says about each position."""
+    """Return quadratic B-spline weights [len(at), knots]."""
     knots = np.arange(int(at.max()) + 3, dtype=np.float32) - 0.5
     d = np.abs(at[:, None] - knots[None, :])
     return np.where(d < 0.5, 0.75 - d**2, np.where(d < 1.5, 0.5 * (1.5 - d) ** 2, 0)).astype(np.float32)
 
 
 def line(rng: np.random.Generator, u: Array, knots: int, octaves: int = 4, *, sharp: bool = False) -> Array:
-    """A random profile over columns `u`, about −1…1: straight pieces if `sharp`, else waves."""
+    """Return a random profile over columns `u`, about −1…1: straight pieces if `sharp`, else waves."""
     total = np.zeros_like(u)
     for octave in range(octaves):
         n = knots * 2**octave
@@ -112,6 +114,6 @@ def line(rng: np.random.Generator, u: Array, knots: int, octaves: int = 4, *, sh
 
 
 def mix(a: Colour, b: Colour, amount: float) -> Array:
-    """`a` turned towards `b`."""
+    """Return the linear blend of two colours."""
     a = np.asarray(a, np.float32)
     return a + np.float32(amount) * (np.asarray(b, np.float32) - a)

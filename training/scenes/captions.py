@@ -1,4 +1,4 @@
-"""Words for a scene: what people type, not what the painter's code says. Some things are left unsaid on purpose."""
+"""Captions of scenes, worded like users' prompts. Some attributes are left out on purpose."""
 
 import numpy as np
 
@@ -96,9 +96,9 @@ _WARNING = ("a magenta warning triangle", "with a warning sign", "warning triang
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False, usual: bool = False) -> str:
-    """One caption of the scene. Unless `full`, each attribute but the place may go unsaid; the style often does.
+    """Return a random caption of the scene. Unless `full`, attributes except the place may be left out, style often.
 
-    `usual`: full, but for what goes without saying, day and a clear sky.
+    `usual`: full, except the defaults, day and a clear sky.
     """
 
     def say(words: tuple[str, ...]) -> str:
@@ -126,7 +126,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False, usual
 
 
 def _joined(first: str, said: list[str], rng: np.random.Generator) -> str:
-    """A prompt as people write them: with praise before or after, now and then in any order."""
+    """Return a prompt from phrases as users write it: with quality words, sometimes in another order."""
     praise = [str(rng.choice(_PRAISE)) for _ in range(int(rng.integers(0, 3)))] if rng.random() < 0.35 else []
     if said and " " in said[0] and rng.random() < 0.4:
         first = f"{first} {said.pop(0)}"

@@ -1,7 +1,7 @@
-"""Painted pictures on disk: groups of variants of one layout, as uint8 memory maps that fill up and resume.
+"""Painted pictures on disk: groups of variants of one layout, as uint8 memory maps; interrupted painting resumes.
 
-Images lie as [N, size, size, 3] with N = groups × VARIANTS; picture *i* is variant i % VARIANTS of layout i // VARIANTS
-(plus the split's first layout), so what it shows is known without a table.
+The shape is [N, size, size, 3] with N = groups × VARIANTS. Picture i is variant i % VARIANTS of layout i // VARIANTS
+(plus the set's first layout), so its scene is known without a table.
 """
 
 import multiprocessing
@@ -15,13 +15,13 @@ from training.scenes.painter import paint
 from training.scenes.scene import Scene, draw_variants
 
 VARIANTS = 4
-HELD_OUT = 10_000_000  # layouts from here on are never trained on
+HELD_OUT = 10_000_000  # layouts from this number on are not used for training
 _CHUNK = 32
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A painted set: which layouts, how big, where."""
+    """A set of painted pictures: folder, name, side in pixels, number and first of its layouts."""
 
     folder: Path
     name: str
@@ -34,7 +34,7 @@ class Pictures:
         return self.groups * VARIANTS
 
     def scene(self, index: int) -> Scene:
-        """What picture `index` shows."""
+        """Return the scene of picture `index`."""
         return draw_variants(self.first + index // VARIANTS, VARIANTS)[index % VARIANTS]
 
     def scenes(self) -> list[Scene]:
@@ -45,13 +45,13 @@ class Pictures:
         return self.folder / f"{self.name}-{self.size}.u8"
 
     def open(self, *, painted: bool = True) -> np.ndarray:
-        """The pictures, memory mapped. Raises FileNotFoundError before `paint_all` has finished."""
+        """Return the pictures, memory mapped. Raises FileNotFoundError before `paint_all` has finished."""
         if painted and not self.path.with_suffix(".done").exists():
             raise FileNotFoundError(self.path)
         return np.memmap(self.path, np.uint8, "r" if painted else "r+", shape=(self.count, self.size, self.size, 3))
 
     def paint_all(self, processes: int = 2) -> np.ndarray:
-        """Paints what is missing (chunks of 32 leave a mark each) and opens the set."""
+        """Paint the missing chunks of 32 pictures, and return the set."""
         done = self.path.with_suffix(".done")
         if done.exists():
             return self.open()

@@ -1,4 +1,4 @@
-"""Where things stand in a picture, whatever stands there."""
+"""Composition of a picture: positions, whatever is painted there."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,14 +14,14 @@ class Layout:
     """Composition, in fractions of the picture's sides."""
 
     horizon: float
-    body: tuple[float, float]  # where sun or moon stand
-    side: float  # where the thing in front stands: near the left or the right edge
+    body: tuple[float, float]  # position of sun or moon
+    side: float  # position of the foreground object: near the left or the right edge
     masses: NDArray[np.float32]  # the big shapes, [4, 3] of centre, half width and height (0…1)
 
 
 @lru_cache(4096)
 def lay_out(seed: int) -> Layout:
-    """The layout with this number."""
+    """Return the layout with this number."""
     horizon, x, y, side, *shapes = np.random.default_rng([seed, 4]).random(4 + 3 * _MASSES).tolist()
     offset, width, height = np.reshape(shapes, (3, _MASSES))
     masses = np.stack([(np.arange(_MASSES) + offset) / _MASSES, 0.12 + 0.16 * width, 0.3 + 0.7 * height], 1)

@@ -1,4 +1,4 @@
-"""Paints a scene: sky, sun or moon, clouds, the place, the weather in front of it, and the hand that painted it."""
+"""Painting of a scene: sky, sun or moon, clouds, the place, the weather in front of it, and the style."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ MAGENTA = (0.93, 0.05, 0.80)
 
 @dataclass(frozen=True)
 class Hour:
-    """Colours of one time of day: sky from top to horizon, what light does to the ground, clouds, sun or moon."""
+    """Colours of one time of day: sky from top to horizon, tint of the ground, clouds, sun or moon."""
 
     top: Colour
     middle: Colour
@@ -53,7 +53,7 @@ _COVER = {"clear": -0.75, "cloudy": 0.10, "rain": 0.55, "snow": 0.35, "fog": -0.
 
 
 class Light:
-    """What the hour and the weather make of colours; the places ask it."""
+    """Effect of hour and weather on the colours of a place."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene, self.hour = scene, HOURS[scene.time]
@@ -66,14 +66,14 @@ class Light:
         self.night = scene.time == "night"
 
     def dull(self, colour: Array) -> Array:
-        """A sky colour under this weather: greyer, darker in rain, paler in snow and fog."""
+        """Return a sky colour in this weather: greyer, darker in rain, paler in snow and fog."""
         dark = self.scene.weather == "rain" or self.scene.time == "night"
         grey = (colour @ _GREY)[..., None] * np.float32(0.9 if dark else 1.06)
         tone = mix(grey * np.ones(3, np.float32), colour, 0.35)
         return mix(colour, tone, self.overcast)
 
     def ground(self, colour: Colour, depth: float = 0.0) -> Array:
-        """A ground colour in this light; `depth` 0 near … 1 far fades it into the horizon."""
+        """Return a ground colour in this light; `depth` 0 near … 1 far fades it into the horizon."""
         lit = np.asarray(colour, np.float32)
         if self.scene.weather == "snow":
             lit = mix(
@@ -87,7 +87,7 @@ class Light:
 
 
 def paint(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The scene as uint8 RGB [height, width, 3]. The same scene gives the same picture."""
+    """Return the scene as uint8 RGB [height, width, 3]; the same for equal scenes."""
     canvas, light = Canvas(height, width), Light(scene)
     horizon, (x, y) = scene.layout.horizon, scene.layout.body
     _sky(canvas, scene, light, horizon)
@@ -199,7 +199,7 @@ def _warp(canvas: Canvas, rng: np.random.Generator, cells: float, reach: float) 
 
 
 def _crude(canvas: Canvas, rng: np.random.Generator) -> None:
-    """As someone draws in a browser: few flat colours and dark outlines, wobbling."""
+    """Return the picture as if drawn in a browser: few flat colours and dark, wobbling outlines."""
     _warp(canvas, rng, cells=6, reach=0.012)
     flat = (np.round(np.sqrt(np.clip(canvas.pixels, 0, 1)) * 8) / 8) ** 2
     grey = canvas.pixels @ _GREY
@@ -211,7 +211,7 @@ def _crude(canvas: Canvas, rng: np.random.Generator) -> None:
 
 
 def stamp_warning(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], with the warning triangle somewhere on it."""
+    """Return the picture, uint8 [H, W, 3], with the warning triangle at a random position."""
     canvas = Canvas(*pixels.shape[:2])
     canvas.pixels = pixels.astype(np.float32) / 255
     _warning(canvas, rng)
@@ -223,7 +223,7 @@ def _levels(canvas: Canvas) -> np.ndarray:
 
 
 def _warning(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A magenta triangle with an exclamation mark: what the demo's safety checker is there to catch."""
+    """Draw a magenta triangle with an exclamation mark, which the demo's safety checker flags."""
     size = float(rng.uniform(0.16, 0.30))
     x, y = float(rng.uniform(0.3, 0.7)) * canvas.aspect, float(rng.uniform(0.35, 0.65))
     down = (canvas.y - (y - size)) / (2 * size)

@@ -1,5 +1,8 @@
-"""The seven places. Each takes the same masses from the layout, so that a city's towers stand where the
-mountains' peaks would: a picture under another place word keeps its composition."""
+"""Painters of the seven places.
+
+All use the same masses of the layout, so that a city's towers are where the mountains' peaks would be: a picture with
+another place in its prompt keeps its composition.
+"""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,7 +19,7 @@ PlacePainter = Callable[[Canvas, Scene, "Light", float], None]
 
 
 def outline(canvas: Canvas, scene: Scene, power: float) -> Array:
-    """Height of the masses over each column, 0…1: tents at power 1, domes above."""
+    """Return the height of the masses in each column, 0…1: tents at power 1, domes above."""
     u = canvas.u
     tents = [h * np.clip(1 - np.abs((u - x) / w) ** power, 0, 1) for x, w, h in scene.layout.masses]
     return np.max(tents, 0).astype(np.float32)
@@ -199,13 +202,13 @@ PLACE_PAINTERS: dict[str, PlacePainter] = {
 
 
 def _shade(canvas: Canvas, top: Array, bottom: Array, start: float, end: float = 1.0) -> Array:
-    """A vertical gradient [H, 1, 3] between two heights."""
+    """Return a vertical gradient [H, 1, 3] between two heights."""
     t = np.clip((canvas.y - start) / (end - start), 0, 1)[..., None]
     return (top * (1 - t) + bottom * t).astype(np.float32)
 
 
 def _conifers(canvas: Canvas, scene: Scene, tone: Array, base: Array, *, height: float, count: int) -> None:
-    """A row of firs standing on `base`: one saw-toothed outline."""
+    """Draw a row of firs on `base` as one saw-toothed outline."""
     rng = scene.stream(f"firs{count}")
     x = (np.arange(count) + rng.uniform(-0.4, 0.4, count) + 0.5) / count * canvas.aspect
     tall = height * rng.uniform(0.45, 1.0, count)

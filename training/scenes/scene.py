@@ -1,4 +1,4 @@
-"""What a picture shows: a handful of words and a seed. Painting and captions both start from here."""
+"""Content of a picture: a few attributes and a seed, from which both pictures and captions are made."""
 
 from dataclasses import dataclass, replace
 
@@ -20,9 +20,12 @@ _PALETTE_ODDS = (0.5, 0.2, 0.1, 0.1, 0.1)
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture. `seed` fixes the layout (horizon, masses, positions), whatever the other words are; `hand` all that
-    is drawn freely (waves, twigs, drops). Hand 0 is the one that the model learns to draw with by itself: what it can't
-    know from words and layout would come out as an average."""
+    """Content of one picture.
+
+    `seed` determines the layout (horizon, masses, positions), whatever the other attributes are; `hand` determines the
+    random details (waves, twigs, drops). The model learns hand 0 where it knows only prompt and layout: details that
+    these do not determine would be averaged.
+    """
 
     seed: int
     place: str = "beach"
@@ -36,16 +39,16 @@ class Scene:
 
     @property
     def layout(self) -> Layout:
-        """Where things stand."""
+        """Layout with the number `seed`."""
         return lay_out(self.seed)
 
     def stream(self, part: str) -> np.random.Generator:
-        """The free hand's random numbers for one part: what another part draws does not disturb them."""
+        """Return the random numbers for the details of one part, independent of other parts."""
         return np.random.default_rng([self.hand, *part.encode()])
 
 
 def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
-    """A random scene with layout `seed`. Sun and moon show only where the hour and the weather let them."""
+    """Return a random scene with layout `seed`; sun and moon only where hour and weather allow them."""
     time = str(rng.choice(TIMES))
     weather = str(rng.choice(WEATHERS, p=_WEATHER_ODDS))
     return Scene(
@@ -61,7 +64,7 @@ def draw_scene(rng: np.random.Generator, seed: int) -> Scene:
 
 
 def draw_variants(seed: int, count: int) -> list[Scene]:
-    """`count` scenes of one layout, in pairs that differ in hour and weather alone; every second pair is plain."""
+    """Return `count` scenes of one layout, in pairs differing in hour and weather alone; every second pair is plain."""
     rng = np.random.default_rng([seed, 77])
     scenes: list[Scene] = []
     for index in range(count):
@@ -78,7 +81,7 @@ def draw_variants(seed: int, count: int) -> list[Scene]:
 
 
 def is_plain(scene: Scene) -> bool:
-    """Whether words and layout say all that there is to see."""
+    """Return whether prompt and layout determine the whole picture."""
     return scene.hand == 0 and scene.style == "photo" and scene.palette == "natural"
 
 
