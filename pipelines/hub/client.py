@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ OnBytes = Callable[[int], None]
 
 _REVISION = "main"
 _CHUNK = 1 << 20  # bytes hashed at a time
-_PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that brings new bytes starts the count again
+PAUSES = (0.0, 1.0, 2.0, 4.0, 8.0)  # seconds before each new try; one that brings new bytes starts the count again
 _TIMEOUT = 20.0  # seconds without a byte
 
 
@@ -80,8 +80,10 @@ class Remote:
             return self.sizes[name]
         return min(max(0, _size(_partial(blob))), self.sizes[name])
 
-    def fetch(self, name: str, on_bytes: OnBytes) -> None:
+    def fetch(self, name: str, on_bytes: OnBytes, pauses: Sequence[float] = PAUSES) -> None:
         """Bring the file here, going on where an earlier try stopped; `on_bytes` gets the size of each piece.
+
+        `pauses`: seconds before each try that brings nothing new; the last one is followed by giving up.
 
         Raises `UnreachableError` when the hub stays away, `CheckpointError` when what comes is damaged or does not fit.
         """
@@ -91,7 +93,7 @@ class Remote:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             if not _is_sound(blob, self.sizes[name], self._digests[name]):
-                self._transfer(name, _partial(blob), on_bytes)
+                self._transfer(name, _partial(blob), on_bytes, pauses)
                 self._verify(name, _partial(blob))
                 _partial(blob).replace(blob)
             _link(blob, pointer)
@@ -110,11 +112,11 @@ class Remote:
     def _pointer(self, name: str) -> Path:
         return self._storage / "snapshots" / self._commit / name
 
-    def _transfer(self, name: str, partial: Path, on_bytes: OnBytes) -> None:
+    def _transfer(self, name: str, partial: Path, on_bytes: OnBytes, pauses: Sequence[float]) -> None:
         """Append to `partial` until it has the file's size."""
         tries, most = 0, _size(partial)
         while _size(partial) < self.sizes[name]:
-            time.sleep(_PAUSES[tries])
+            time.sleep(pauses[tries])
             fault: Exception | None = None
             try:
                 self._append(name, partial, on_bytes)
@@ -128,7 +130,7 @@ class Remote:
                 tries, most = 0, _size(partial)
                 continue
             tries += 1
-            if tries == len(_PAUSES):
+            if tries == len(pauses):
                 raise _unreachable(fault) from fault
 
     def _append(self, name: str, partial: Path, on_bytes: OnBytes) -> None:

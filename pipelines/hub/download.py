@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tqdm import tqdm
@@ -28,11 +28,18 @@ class Report(Protocol):
         """Everything is here and verified."""
 
 
-def fetch(config: EngineConfig, *, half: bool, report: Report, reserve: int = _RESERVE) -> None:
+def fetch(
+    config: EngineConfig,
+    *,
+    half: bool,
+    report: Report,
+    reserve: int = _RESERVE,
+    pauses: Sequence[float] = client.PAUSES,
+) -> None:
     """Bring everything that `config` needs into the hub's cache; what is there is verified and kept.
 
     `half`: 16-bit files where there are any. Raises `UnreachableError` or `CheckpointError`; what has come stays.
-    `reserve`: bytes of disk to leave free.
+    `reserve`: bytes of disk to leave free. `pauses`: seconds before each new try of a file.
     """
     remotes: dict[str, client.Remote] = {}
 
@@ -54,7 +61,7 @@ def fetch(config: EngineConfig, *, half: bool, report: Report, reserve: int = _R
     _check_disk(total - held, reserve)
     report.begin(total, held, len(wanted))
     for remote, name in wanted:
-        remote.fetch(name, report.advance)
+        remote.fetch(name, report.advance, pauses)
     for remote in remotes.values():
         remote.publish()
     report.end()

@@ -31,7 +31,7 @@ from tests.chaos import engine_faults
 from tests.chaos.fencing import frozen_workers
 from tests.chaos.frozen_server import frozen
 from tests.chaos.full_disk import NoMount, full_disk
-from tests.chaos.queue_kills import besieged, drained
+from tests.chaos.queue_kills import drained, killed_under_load
 from tests.chaos.webhook_delivery import delivered
 
 # With fewer jobs, those hit by a single kill are too large a percentage: such figures are shown and not judged.
@@ -54,12 +54,12 @@ def parts(jobs):
 
     yield (
         "R1",
-        lambda folder: besieged(folder, jobs, patience_s=patience_s),
+        lambda folder: killed_under_load(folder, jobs, patience_s=patience_s),
         NOTHING_LOST | {"published_twice": "= 0"} | in_full({"run_again_percent": "< 3"}),
     )
     yield (
         "R1 control: hasty answers",
-        lambda folder: besieged(folder, 60, patience_s=patience_s, acts=["server killed"] * 2, hasty=True),
+        lambda folder: killed_under_load(folder, 60, patience_s=patience_s, faults=["server killed"] * 2, hasty=True),
         {"lost": "≥ 1"},
     )
     yield (

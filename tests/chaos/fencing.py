@@ -1,8 +1,8 @@
-"""R1's control: workers that are frozen past their lease and come back, with the fence and without.
+"""R1's control: workers that are frozen for longer than their lease and come back, with the fence and without.
 
-A server is the only one on its database, so that over HTTP hardly anything ever tests the fence. Here several worker
-processes share one database, are SIGSTOPped for longer than their lease and SIGKILLed, and publish what they have when
-they wake up. The witness is a trigger of SQLite's.
+A server is the only one on its database, so that over HTTP the fence is hardly ever needed. Here several worker
+processes share one database; they are stopped (SIGSTOP) for longer than their lease or killed, and publish when they
+continue. A trigger in the database counts the publications.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ FORKS = multiprocessing.get_context("forkserver")
 
 
 class Unfenced(JobStore):
-    """The control: publishes without asking whose the job is, or whether it is over."""
+    """The control: publishes whoever has the job now, and also when it has ended."""
 
     @override
     def _end(self, connection, end):
@@ -40,7 +40,7 @@ class Unfenced(JobStore):
 
 
 def frozen_workers(folder, jobs, *, fenced, seed=0):
-    """Jobs published more than once, published never, and claimed again, of so many."""
+    """Return how many of `jobs` were published more than once, never published, and claimed again."""
     database = folder / "jobs.sqlite"
     add_witness(database)
     asyncio.run(_submit(database, jobs))

@@ -1,9 +1,9 @@
 """R1 with the server itself frozen: SIGSTOP for longer than its leases, pings and deadlines last, then SIGCONT.
 
-Nobody is to notice more than a pause. Before it stops, realtime sockets have an input in hand, a run and an upload are
-under way and queue jobs are running; while it stands still, sockets get another input and the upload the rest of its
-bytes. All of these must be answered on their connections, no job may be claimed again, no engine replaced, and every
-webhook must arrive.
+No client may notice more than a pause. Before the freeze, realtime sockets have an input in flight, a run and an upload
+are under way and queue jobs are running; during it, sockets get another input and the upload the rest of its bytes. All
+of these must be answered on their connections, no job may be claimed again, no engine replaced, and every webhook must
+arrive.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ WAITS = ("--ping-interval", "3", "--session-idle-timeout", "5", "--body-timeout"
 LEASE_S, HEARTBEAT_S, FROZEN_S = 6.0, 1.5, 9.0
 WORK = "instant:1500"
 SOCKETS = 4
-IN_HAND_S = 0.5  # until what was sent is with the engines
+ARRIVAL_S = 0.5  # until what was sent is with the engines
 PATIENCE_S = 30
 
 
 def frozen(folder, freezes, **differences):
-    """So many freezes; what became of what was in hand."""
+    """Freeze the server `freezes` times; return what became of the work in flight."""
     seen = {"sockets_lost": 0, "calls_lost": 0, "uploads_lost": 0}
     receivers = Receivers(failing=0.0, hanging=0.0)
     waits = {"lease_s": LEASE_S, "heartbeat_s": HEARTBEAT_S, **differences}
@@ -66,15 +66,15 @@ def frozen(folder, freezes, **differences):
 
 
 def freeze_once(victim, clients, seen):
-    """One freeze with something of every kind in hand."""
+    """One freeze, with work of every kind in flight."""
     begun, stopped = threading.Barrier(SOCKETS + 3), threading.Event()
-    with ThreadPoolExecutor(SOCKETS + 2) as people:
-        sockets = [people.submit(talk, victim.port, begun, stopped, idle=number % 2) for number in range(SOCKETS)]
-        running = people.submit(run, victim.port, begun)
-        uploading = people.submit(upload, victim.port, begun, stopped)
+    with ThreadPoolExecutor(SOCKETS + 2) as threads:
+        sockets = [threads.submit(talk, victim.port, begun, stopped, idle=number % 2) for number in range(SOCKETS)]
+        running = threads.submit(run, victim.port, begun)
+        uploading = threads.submit(upload, victim.port, begun, stopped)
         begun.wait(PATIENCE_S)
         clients.allow(2)
-        time.sleep(IN_HAND_S)
+        time.sleep(ARRIVAL_S)
         with victim.frozen():
             stopped.set()
             time.sleep(FROZEN_S)
@@ -84,8 +84,10 @@ def freeze_once(victim, clients, seen):
 
 
 def talk(port, begun, stopped, *, idle):
-    """Whether a realtime socket answers what was sent before, in and after the freeze. An `idle` one has nothing in
-    hand when the freeze comes."""
+    """Return whether a realtime socket answers what was sent before, in and after the freeze.
+
+    An `idle` one has nothing in flight when the freeze comes.
+    """
     picture = {"prompt": "", "image_url": PICTURE, "sync_mode": True}
     with connect(f"ws://127.0.0.1:{port}/run/{APP}/realtime?max_buffering=10", ping_interval=None) as socket:
         try:
@@ -105,7 +107,7 @@ def talk(port, begun, stopped, *, idle):
 
 
 def run(port, begun):
-    """Whether a run that was under way is answered."""
+    """Return whether a run that was under way is answered."""
     begun.wait(PATIENCE_S)
     with contextlib.suppress(OSError, http.client.HTTPException):
         return call(port, "POST", f"/run/{APP}", {"prompt": "", "image_url": PICTURE}, PATIENCE_S)[0] == 200
@@ -113,7 +115,7 @@ def run(port, begun):
 
 
 def upload(port, begun, stopped):
-    """Whether an upload whose second half is sent during the freeze is stored."""
+    """Return whether an upload is stored whose second half is sent during the freeze."""
     half = bytes(300_000)
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)) as connection:
         connection.putrequest("POST", "/cdn/files/upload")

@@ -1,8 +1,8 @@
-"""`fourstep` with shorter waits, or with one promise broken: the server that the chaos benchmarks torment.
+"""`fourstep` with shorter waits, or with one promise broken: the server of the chaos tests.
 
     python -m tests.chaos.modified_server '{"patience_s": 3}' serve --model instant …
 
-The first argument says what is different; all else is the server as it ships.
+The first argument is a JSON object of the differences; all else is the server as it ships.
 
     patience_s          seconds that an engine may be silent
     faulty              engines that do what the prompt says: see tests/support/faulty_engine.py
@@ -42,7 +42,7 @@ HASTE_S = 0.2
 
 
 class Hasty(JobStore):
-    """Says that a job is stored a moment before it is."""
+    """Answers that a job is stored a moment before it is."""
 
     _seqs = itertools.count(1)
 
@@ -69,7 +69,7 @@ class LetsGo(JobStore):
 
 
 def twice():
-    """The use case, as a server has it that loses count."""
+    """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
 
     async def generate_twice(ctx, data, call, on_event=None):
@@ -81,7 +81,7 @@ def twice():
 
 
 def main():
-    """Applies the differences, then runs the command."""
+    """Apply the differences, then run the command."""
     asked = json.loads(sys.argv[1])
     pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
     if asked.get("faulty"):

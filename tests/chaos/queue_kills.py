@@ -9,24 +9,24 @@ import time
 from tests.chaos.harness import Clients, Failed, Victim, call, digest, history, shares
 from tests.support.server_process import APP
 
-ACTS = ("server killed", "engine killed", "engine frozen")
-IN_HAND_S = (0.1, 0.8)  # how long the clients are at it before each act
+FAULTS = ("server killed", "engine killed", "engine frozen")
+WORK_S = (0.1, 0.8)  # how long the clients submit and poll before each fault
 
 
-def besieged(folder, jobs, *, patience_s, acts=ACTS, per_act=150, hasty=False):
-    """R1. The `acts` in turn, one for every `per_act` jobs and each at least once; what was seen."""
+def killed_under_load(folder, jobs, *, patience_s, faults=FAULTS, per_fault=150, hasty=False):
+    """R1. Cause the `faults` in turn, one for every `per_fault` jobs and each at least once; return what was seen."""
     chance = random.Random(jobs)
-    count = max(len(acts), jobs // per_act)
-    done = dict.fromkeys(acts, 0)
+    count = max(len(faults), jobs // per_fault)
+    done = dict.fromkeys(faults, 0)
     with Victim(folder, "--model", "instant", patience_s=patience_s, hasty=hasty) as victim:
         victim.wait_ready()
         clients = Clients(victim.port)
         try:
-            for act, share in zip(itertools.cycle(acts), shares(jobs, count), strict=False):
+            for fault, share in zip(itertools.cycle(faults), shares(jobs, count), strict=False):
                 clients.allow(share)
-                clients_work(clients, chance.uniform(*IN_HAND_S))
-                torment(victim, act, chance)
-                done[act] += 1
+                clients_work(clients, chance.uniform(*WORK_S))
+                cause(victim, fault, chance)
+                done[fault] += 1
             clients.join(timeout=60 + jobs / 5)
         finally:
             clients.close()
@@ -35,7 +35,7 @@ def besieged(folder, jobs, *, patience_s, acts=ACTS, per_act=150, hasty=False):
 
 
 def drained(folder, stops, *, per_stop=40):
-    """R10. SIGTERM under load, so many times."""
+    """R10. SIGTERM under load, `stops` times."""
     took = []
     with Victim(folder, "--model", "instant:20") as victim:
         victim.wait_ready()
@@ -44,7 +44,7 @@ def drained(folder, stops, *, per_stop=40):
         try:
             for _ in range(stops):
                 clients.allow(per_stop)
-                clients_work(clients, chance.uniform(*IN_HAND_S))
+                clients_work(clients, chance.uniform(*WORK_S))
                 took.append(victim.stop())
                 victim.start()
                 victim.wait_ready()
@@ -56,28 +56,28 @@ def drained(folder, stops, *, per_stop=40):
 
 
 def clients_work(clients, seconds):
-    """Returns after so many seconds, or when there is little left to disturb."""
+    """Return after that many seconds, or when few jobs are left."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and clients.left() > 8:
         time.sleep(0.01)
 
 
-def torment(victim, act, chance):
-    """One act, and the wait until an engine serves again: a kill of a server that does nothing shows nothing."""
-    if act == "server killed":
+def cause(victim, fault, chance):
+    """Cause one fault and wait until an engine serves again: killing an idle server would show nothing."""
+    if fault == "server killed":
         victim.kill()
         victim.start()
-        if chance.random() < 0.3:  # again, while it still takes stock
+        if chance.random() < 0.3:  # again, while it still recovers
             victim.kill()
             victim.start()
         victim.wait_ready()
     else:
-        number = signal.SIGKILL if act == "engine killed" else signal.SIGSTOP
+        number = signal.SIGKILL if fault == "engine killed" else signal.SIGSTOP
         victim.wait_ready(but_not=victim.signal_engine(number))
 
 
 def audit(victim, clients):
-    """Asks for every accepted job once more, ends the server, and reads what its database witnessed."""
+    """Ask for every accepted job once more, end the server, and read the witness in its database."""
     lost = changed = 0
     for request_id, seed in clients.accepted.items():
         status, result = call(victim.port, "GET", f"/queue/{APP}/requests/{request_id}")

@@ -16,7 +16,7 @@ from tests.chaos.harness import Clients, Victim, call, shares, until
 
 FAILING, HANGING = 0.30, 0.05  # of the receivers
 REFUSALS = 2  # how often each of those does so before it takes a delivery
-SCALE = 1e-3  # the first retry after 7 ms, the tenth after 3.6 s; as shipped: 7 s and an hour
+SCALE = 1e-3  # of the waits: the first after 7 ms, the tenth after 3.6 s; as shipped: 7 s and an hour
 TIMEOUT_S = 1.0  # as shipped: 15
 SIGNED = ("Request-Id", "User-Id", "Timestamp")
 OLDEST_S = 300  # of a timestamp, as fal tells receivers to check
@@ -41,7 +41,7 @@ class Receivers:
         self._servers = {kind: self._listen(kind) for kind in ("good", "failing", "hanging")}
 
     def url(self):
-        """Where the next job's webhook goes."""
+        """Return the URL for the next job's webhook."""
         with self._lock:
             draw = self._chance.random()
         kind = "hanging" if draw < self._hanging else "failing" if draw < self._hanging + self._failing else "good"
@@ -89,7 +89,7 @@ class Receivers:
 
 
 def delivered(folder, jobs, *, kills, no_retries=False):
-    """R3. The server is killed so many times meanwhile; what the receivers saw."""
+    """R3. Kill the server `kills` times meanwhile; return what the receivers saw."""
     receivers = Receivers()
     allowed = ("--model", "instant", "--allow-net", "127.0.0.1")
     differences = {"webhook_scale": SCALE, "webhook_timeout_s": TIMEOUT_S, "no_retries": no_retries}
@@ -127,7 +127,7 @@ def delivered(folder, jobs, *, kills, no_retries=False):
 
 
 def settle(receivers, accepted):
-    """Returns when all are delivered, or nothing has come for longer than any attempt takes."""
+    """Return when all are delivered, or none has come for longer than any attempt takes."""
     quiet_s = 4 * TIMEOUT_S
     count, since = -1, time.monotonic()
 
@@ -141,7 +141,7 @@ def settle(receivers, accepted):
 
 
 def signed(jwks, at, headers, body):
-    """Whether a receiver that heard this then would believe it: fal's documented steps."""
+    """Return whether a receiver accepts what it got at that time, by fal's documented steps."""
     values = [headers[f"X-Fal-Webhook-{name}"] for name in SIGNED]
     if abs(at - int(values[-1])) > OLDEST_S:
         return False

@@ -79,7 +79,6 @@ def served(repos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(client.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(client, "_PAUSES", (0.0, 0.0))
         yield server
         close_session()
 
@@ -99,7 +98,8 @@ class Ledger:
 
 def fetch(*, half: bool = False, **settings: Any) -> Ledger:
     ledger = Ledger()
-    download.fetch(EngineConfig(data_dir="/nonexistent", **({"model": "sd15"} | settings)), half=half, report=ledger)
+    config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15"} | settings))
+    download.fetch(config, half=half, report=ledger, pauses=(0.0, 0.0))
     return ledger
 
 

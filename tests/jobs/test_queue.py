@@ -115,7 +115,7 @@ async def started(queue, request_id):
 
 
 async def eventually(condition):
-    """For what nobody tells: looks until it is so."""
+    """Poll a condition that nothing announces until it holds."""
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.001)
@@ -433,7 +433,7 @@ async def test_a_full_queue_answers_429_at_once(tmp_path, held):
 
 
 @pytest.mark.parametrize(("waiting", "limit", "accepted"), [(2, 2, True), (3, 2, False), (1, 0, False), (0, 0, True)])
-async def test_a_caller_may_refuse_to_wait_behind_more_than_so_many(tmp_path, held, waiting, limit, accepted):
+async def test_a_caller_may_refuse_to_wait_behind_too_many(tmp_path, held, waiting, limit, accepted):
     async with serving(tmp_path, held, capacity=0) as queue:
         for _ in range(waiting):
             await queue.submit(new())
@@ -513,7 +513,7 @@ async def alter(queue, statement):
 
 
 async def cap_database(queue, pages):
-    """Makes SQLite say that the disk is full beyond so many pages (or as many as there are); returns the old cap."""
+    """Make SQLite say that the disk is full beyond that many pages (or as many as there are); return the old cap."""
 
     def operation(connection):
         old = connection.exec_driver_sql("PRAGMA max_page_count").scalar_one()
@@ -711,7 +711,7 @@ class Witness:
                 self.drained = True
 
     def watch(self, folder, *, kill_after):
-        """One life of a server: killed after so many events, or let go on to its end with None."""
+        """Run one server: killed after `kill_after` events, or to its end with None."""
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload(["tests.support.crashing_queue"])
         ours, its = forks.Pipe(duplex=False)

@@ -1,4 +1,4 @@
-"""Engine processes are killed under a serving server: nobody who called may notice more than a delay."""
+"""Engine processes are killed under a serving server: no caller may notice more than a delay."""
 
 import json
 import os

@@ -171,7 +171,7 @@ async def test_a_claimed_job_is_what_was_submitted(store):
 
 
 @pytest.mark.anyio
-async def test_nobody_gets_a_job_that_somebody_has(store):
+async def test_a_claimed_job_is_not_claimed_by_another_worker(store):
     await submitted(store)
     await claimed(store, "a")
 

@@ -1,4 +1,4 @@
-"""A server's queue in a process of its own, to be killed at any moment. Speaks of what it did through a pipe.
+"""A server's queue in a process of its own, to be killed at any moment. Reports what it does through a pipe:
 
     ("accepted", id, seed)     a submit was answered
     ("ran", id, "")            a run began
@@ -30,7 +30,7 @@ CLIENTS = 8
 
 
 def serve(folder: Path, pipe: Connection, known: Sequence[str], submits: bool) -> None:  # noqa: FBT001
-    """Asks for the results of the `known` jobs; with `submits` goes on until it is killed, else until all is done."""
+    """Ask for the results of the `known` jobs; with `submits` go on until killed, else until all jobs are done."""
     asyncio.run(_serve(folder, pipe, known, submits=submits))
 
 
