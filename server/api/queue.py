@@ -6,8 +6,8 @@
     GET  /queue/{app}/requests/{id}[/response]           the output, or the error with which the request ended
     PUT  /queue/{app}/requests/{id}/cancel               200, 202, 400 or 404, with fal's word for the outcome
 
-A sub path of the app's id may stand before `/requests/` (JavaScript clients of early 2024). A job is
-visible to its owner only: any other key gets 404.
+A sub path of the app's id may stand before `/requests/` (JavaScript clients of early 2024). A job is visible to its
+owner only: any other key gets 404.
 """
 
 import asyncio
