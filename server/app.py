@@ -1,4 +1,4 @@
-"""Composition root: makes every part of the server, starts and ends them in order, puts middleware before routes."""
+"""Composition root: make every part of the server, start and end them in order, put middleware before the routes."""
 
 import contextlib
 import dataclasses
@@ -60,13 +60,13 @@ _EXPOSED_HEADERS = [
 ]
 _PREFLIGHT_MAX_AGE_S = 7200  # Chromium keeps no preflight for longer
 
-# Seconds that engines have to exit. They go last when the server stops: the queue has put its jobs back by then.
+# Seconds that engines have to exit. They end last when the server stops: the queue has put its jobs back by then.
 _ENGINE_GRACE_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """Factories of what the server is made of. Tests replace those that need a device, a network or a fault."""
+    """Factories of the server's parts. Tests replace those that need a device, a network or a fault."""
 
     pool: Callable[..., Pool] = Pool
     fetch: Callable[..., Fetch] = Fetch
@@ -86,7 +86,7 @@ class Application:
     state: State
 
     def drain(self) -> None:
-        """Begin nothing new."""
+        """Start no more jobs; those in flight go on."""
         self.state.ctx.queue.drain()
 
 
@@ -94,7 +94,7 @@ _SHIPPED = Parts()
 
 
 def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
-    """Return the server for these settings. Raises `SettingsError` for one that can't be used."""
+    """Return the server for these settings. Raises `SettingsError` for a setting which can't be used."""
     auth, metrics, signing_keys = Auth(settings), Metrics(), SigningKeys(settings.webhook_keys_path)
     pool = parts.pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
 
@@ -139,12 +139,12 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
 
     app = FastAPI(
         title="fourstep",
-        openapi_url=None,  # the server's own is fal's document of the endpoint: see server.fal.openapi
+        openapi_url=None,  # the server has fal's document of the endpoint instead
         redirect_slashes=False,
         routes=list(parts.routes),
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=lifespan,
-        # No environment variable of the framework's may make this server report anything to anyone.
+        # No environment variable of the framework may make this server send telemetry.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     return Application(_in_front(app, settings, auth, metrics), app.state)
@@ -153,7 +153,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
 def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:
     """Return `app` with the middleware in front, outside the framework's own error handling.
 
-    So the answer to a crash, too, has a request id and can be read by a page of another origin.
+    So an answer to a crash, too, has a request id, and a page of another origin can read it.
     """
     outermost_first = [
         Middleware(AccessLog, metrics),
@@ -168,10 +168,10 @@ def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) ->
 
 
 class Cors(CORSMiddleware):
-    """starlette's middleware; every preflight is answered 204, and the browser judges by the methods listed.
+    """starlette's CORS middleware, with status 204 for every preflight: the browser judges by the methods listed.
 
-    As fal's own app server: any origin, with credentials. There are no cookies to abuse, a key is sent on purpose.
-    `OriginGuard` says which origins reach this point.
+    Any origin may call, with credentials, as on fal's own app server: there are no cookies to abuse, and a page must
+    know a key to send it. `OriginGuard`, which runs before, decides which origins reach this middleware.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""What a request handler may reach: one `Context`, made when the server starts, at `request.app.state.ctx`."""
+"""The `Context` of the request handlers: made once when the server starts, at `request.app.state.ctx`."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from server.webhooks.signing_keys import SigningKeys
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context(Resources):
-    """What is below the routes. `generate` is the use case, with its resources."""
+    """The parts of the server that routes use. `generate` is the use case with its resources bound."""
 
     settings: AccessSettings
     generate: UseCase

@@ -1,6 +1,6 @@
-"""The use case: run, stream, realtime and queue all call `generate`.
+"""The use case: from an input to its output. Run, stream, realtime and queue all call `generate`.
 
-Resolve the picture → have it worked on → store the results or put them into the answer.
+Its steps: resolve the input picture, run the work on a device, store the results or put them into the answer.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
 CONTENT_TYPE = "image/jpeg"
 
-# A larger data URI is decoded beside the loop, which would stand still for more than a millisecond; and so is one with
-# percent signs, which take five hundred times as long.
+# Characters of a data URI from which it is decoded in a thread: it would stall the loop for more than a millisecond.
+# One with percent signs always is: they take five hundred times as long.
 _DECODE_BESIDE_CHARS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What the use case works with, each made once when the server starts."""
+    """Parts of the server that the use case works with, each made once when the server starts."""
 
     settings: RequestSettings
     pool: Pool
@@ -48,12 +48,12 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """What a route knows of one request beside its input.
+    """One request beside its input: who calls, how urgent it is, and what the answer needs.
 
-    `id` is unique; `tenant` whom fairness counts it for; `cdn` the base URL of links to stored files. `allowance`: what
-    the tenant may have in flight; None for an accepted job, which is refused nothing. `start_timeout`: seconds within
-    which the device must have begun. `lifecycle`: the caller's wish for the output files, as its header says. `image`:
-    the picture's bytes, where they came beside the JSON; the results then go back as bytes too.
+    `id` is unique. `tenant`: who the scheduler counts it for. `cdn`: base URL of links to stored files. `allowance`:
+    what the tenant may have in flight; None for an accepted job, which has no limit. `start_timeout`: seconds within
+    which the device must have begun. `lifecycle`: the caller's header about the life of the output files. `image`: the
+    picture's bytes if they came beside the JSON; the results are then returned as bytes too.
     """
 
     id: str
@@ -68,19 +68,19 @@ class Call:
 
     @property
     def durable(self) -> bool:
-        """Whether results must be on disk before the call is done: a queue's answer outlives a power cut."""
+        """Whether results must be on disk before the call is done: a queued job's survive a power cut."""
         return self.priority in {Priority.NORMAL, Priority.LOW}
 
 
 class UseCase(Protocol):
-    """`generate` with its resources."""
+    """`generate` with its resources bound."""
 
     async def __call__(self, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
         """Return the output for an input."""
 
 
 class Generate(Protocol):
-    """`generate`, or what stands in for it."""
+    """`generate`, or a test's replacement of it."""
 
     async def __call__(
         self, ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent | None = None
@@ -89,13 +89,13 @@ class Generate(Protocol):
 
 
 async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent | None = None) -> dict[str, Any]:
-    """The output for an input, with its keys in fal's order.
+    """Return the output for an input, with its keys in fal's order.
 
-    `on_event` hears of the start, log lines and previews. Cancelling the awaiting task cancels the work. Raises
-    `FalError`: `InvalidInput` for a picture that can't be had or read, `RequestError` for what is not the caller's
+    `on_event` is called with the start, log lines and previews. Cancelling the awaiting task cancels the work. Raises
+    `FalError`: `InvalidInput` for a picture which can't be fetched or read, `RequestError` for what is not the caller's
     fault.
     """
-    ctx.pool.check()  # before anything is fetched in vain
+    ctx.pool.check()  # fetch no picture for an engine which can't run
     data = data.seeded()
     try:
         with contextlib.closing(ctx.limits.pictures(call.tenant, call.allowance)) as memory:
@@ -137,7 +137,7 @@ async def run_job(use_case: UseCase, job: Job, on_event: OnEvent) -> dict[str, A
 
 
 def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | None:
-    """`on_event`, with the start deadline lifted once the device has begun."""
+    """Return `on_event`, extended to lift the start deadline once the device has begun."""
     if deadline.when() is None:
         return on_event
 
@@ -151,9 +151,9 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
 
 
 async def _resolve(ctx: Resources, url: str, call: Call, memory: Reservation) -> bytes:
-    """The encoded picture that `image_url` means: a data URI, a file of ours, or one to fetch.
+    """Return the encoded picture of `image_url`: of a data URI, a stored file, or a URL to fetch.
 
-    For the latter two `memory` is taken; a data URI's is held already, with the body that it came in.
+    For the latter two `memory` is taken; a data URI's is held already, by the body in which it came.
     """
     limit = ctx.settings.max_image_bytes
     try:
@@ -173,7 +173,7 @@ async def _resolve(ctx: Resources, url: str, call: Call, memory: Reservation) ->
     except FetchError as error:
         about = {"max_size": limit} if error.kind == "file_too_large" else None
         raise invalid("image_url", error.kind, error.message, about) from None
-    except FileNotFoundError:  # its life ended a moment ago
+    except FileNotFoundError:  # it has just expired
         raise invalid("image_url", "file_download_error", "There is no such file") from None
 
 
@@ -182,7 +182,7 @@ async def _images(ctx: Resources, data: LcmInput, call: Call, generated: Generat
 
 
 async def _image(ctx: Resources, data: LcmInput, call: Call, picture: Picture) -> dict[str, Any]:
-    """One entry of `images`. With pictures sent as bytes nothing is stored: `content` is the answer."""
+    """Return one entry of `images`. If the input was bytes, nothing is stored: `content` holds the result."""
     if data.sync_mode:
         entry = inline(picture)
     elif call.image is None:
@@ -195,10 +195,10 @@ async def _image(ctx: Resources, data: LcmInput, call: Call, picture: Picture) -
 
 
 async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
-    """Keep a result among the files; its name.
+    """Store a result as a file; return its name.
 
-    Raises `RequestError`: 429 for a full disk, which passes; `internal_error` for one that is broken, read-only or not
-    ours, which trying again does not repair.
+    Raises `RequestError`: 429 for a full disk, which is temporary; `internal_error` for a disk which is broken or not
+    writable, where a retry does not help.
     """
     try:
         return await ctx.files.save(
@@ -212,7 +212,7 @@ async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
 
 
 def inline(picture: Picture) -> dict[str, Any]:
-    """An entry of `images` that holds its picture as a data URI."""
+    """Return an entry of `images` which holds its picture as a data URI."""
     return _entry(picture, data_uri.encode(picture.data, CONTENT_TYPE))
 
 

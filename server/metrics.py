@@ -1,4 +1,4 @@
-"""Figures for Prometheus; its one door. Labels name functions, states and devices, never what a caller sent."""
+"""Metrics in Prometheus' format. Labels name functions, states and devices, never what a caller sent."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,17 +12,17 @@ from prometheus_client import (
     generate_latest,
 )
 
-# It adds a second series for each counter that no reader needs.
+# prometheus_client adds a creation time to each counter, which no reader needs.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-# From a cached status answer to a request that waits for a slow CPU, in seconds.
+# Seconds: from a cached status answer to a request which waits for a slow CPU.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 
 
 class Metrics:
-    """The server's counters. One per app, so that tests do not share them."""
+    """The server's metrics. Each app has its own, so that tests do not share them."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -57,7 +57,7 @@ class Metrics:
         self._children: dict[Any, Any] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
-        """An HTTP request or a socket has ended."""
+        """Count an HTTP request or a websocket which has ended, and its seconds."""
         key = (route, status)
         if key not in self._children:
             self._children[key] = self._requests.labels(route, str(status)), self._seconds.labels(route)
@@ -67,25 +67,25 @@ class Metrics:
             histogram.observe(seconds)
 
     def generated(self, priority: str, seconds: float, flags: Sequence[bool]) -> None:
-        """A request's pictures are finished; `flags`: which of them are unsafe."""
+        """Count a request's finished pictures and the seconds of inference; `flags`: which of them are unsafe."""
         self._inference.labels(priority).observe(seconds)
         self._images.inc(len(flags))
         self._flagged.inc(sum(flags))
 
     def dropped(self, count: int) -> None:
-        """Realtime inputs gave way to newer ones."""
+        """Count realtime inputs which were dropped for newer ones."""
         self._dropped.inc(count)
 
     def session_opened(self) -> None:
-        """A realtime socket was accepted."""
+        """Count an accepted realtime socket."""
         self._sessions.inc()
 
     def session_closed(self) -> None:
-        """A realtime socket has ended."""
+        """Count a realtime socket which has ended."""
         self._sessions.dec()
 
     def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int, body_bytes: int) -> bytes:
-        """Everything in Prometheus' text format, with the state of engines, queue and budget as it is now."""
+        """Return all metrics in Prometheus' text format, with the present state of engines, queue and memory."""
         self._queue.set(queue_length)
         self._memory.set(body_bytes)
         for engine in engines:

@@ -1,9 +1,9 @@
-"""Stored files: uploads and results, as their URLs give them.
+"""Download of stored files: uploads and results.
 
     GET /cdn/files/{name}    the file
 
-Only pictures that are what they say are ever shown by a browser; everything else, whatever its type, is a download, and
-nothing in it can run.
+A browser shows only pictures whose bytes match their type. Everything else is a download, whatever its type, and no
+script in it can run.
 """
 
 import re
@@ -20,13 +20,13 @@ from server.fal.errors import PlainError
 from server.storage.disk import Stored
 from server.web.responses import forget_range
 
-# Longer numbers are no offset, and Python's `int` refuses those of more than 4300 digits.
+# Longer numbers are no offsets, and Python's `int` refuses those of more than 4300 digits.
 _ONE_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.ASCII)
 _A_YEAR_S = 365 * 86400
 
 
 async def file(request: Request) -> Response:
-    """A stored file, or a range of it. Public unless its owner has said otherwise."""
+    """Answer with a stored file or a range of it. A file is public unless its owner has restricted it."""
     stored = context(request).files.disk.find(request.path_params["name"])
     if stored is None or not _may_read(request, stored):
         raise PlainError(404, "File not found")
@@ -39,7 +39,7 @@ async def file(request: Request) -> Response:
 
 
 def _may_read(request: Request, stored: Stored) -> bool:
-    """False for files that are hidden from this reader. Raises `PlainError` 403 for those that are forbidden."""
+    """Return False for a file which is hidden from this reader. Raises `PlainError` 403 for a forbidden one."""
     acl, owner = stored.meta.acl, stored.meta.owner
     decision = acl.decide(None, owner)
     if decision != "allow" or acl.rules:
@@ -50,7 +50,7 @@ def _may_read(request: Request, stored: Stored) -> bool:
 
 
 def _reader(request: Request) -> str | None:
-    """Whose key came with this request. None without keys, so that private files stay private."""
+    """Return whose key came with this request. None on a server without keys, so that private files stay private."""
     auth = context(request).auth
     if auth.open or "authorization" not in request.headers:
         return None
@@ -79,10 +79,10 @@ def _unchanged(if_none_match: str, etag: str) -> bool:
 
 
 def _check_range(request: Request, validators: set[str], size: int) -> None:
-    """See to it that a range which is left on the request is one that can be answered.
+    """Remove a range from the request unless it can be answered.
 
-    One that is malformed, or several, may be ignored (RFC 9110, 14.2): the answer is the whole file. Raises
-    `PlainError` 416 for one that lies beyond its end.
+    A malformed range, or several, may be ignored (RFC 9110, 14.2): the answer is the whole file. Raises `PlainError`
+    416 for a range beyond the end of the file.
     """
     match = _ONE_RANGE.fullmatch(request.headers.get("range", ""))
     first, last, suffix = match.groups() if match else ("", "", "")

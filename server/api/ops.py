@@ -1,12 +1,12 @@
-"""For operators and machines: health, readiness, figures, and the documents that clients look up.
+"""Routes for operators and machines: health, readiness, metrics, and the documents which clients look up.
 
     GET /health                             always 200: state, what is being loaded or a hint, engines
     GET /ready                              200 when requests are served, else 503
     GET /metrics                            Prometheus' text format
-    GET /.well-known/jwks.json              the keys that webhooks are signed with (also under /rest)
+    GET /.well-known/jwks.json              the keys which webhooks are signed with (also under /rest)
     GET /api/openapi/queue/openapi.json     the OpenAPI document of `?endpoint_id=`
 
-They need no key: probes have none, and nothing here tells what callers sent.
+They need no key: probes have none, and no answer contains what callers sent.
 """
 
 from typing import Any
@@ -25,12 +25,12 @@ _SERVING = {"READY", "BUSY"}
 
 
 async def health(request: Request) -> Response:
-    """How the server is."""
+    """Answer with the state of the server, its engines and its queue."""
     return json_response(_health(context(request)))
 
 
 async def ready(request: Request) -> Response:
-    """Whether to send requests here."""
+    """Answer 200 if the server takes requests, else 503, with the same body as `health`."""
     body = _health(context(request))
     return json_response(body, 200 if body["state"] in _SERVING else 503)
 
@@ -46,19 +46,19 @@ def _health(ctx: Context) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Response:
-    """The figures."""
+    """Answer with the metrics."""
     ctx = context(request)
     body = ctx.metrics.render(ctx.pool.engines, ctx.queue.length(), ctx.limits.memory_used)
     return Response(body, media_type=CONTENT_TYPE)
 
 
 async def jwks(request: Request) -> Response:
-    """The public keys of webhooks. Receivers may keep them for a day."""
+    """Answer with the public keys of webhooks. Receivers may cache them for a day."""
     return json_response(context(request).signing_keys.jwks())
 
 
 async def openapi_document(request: Request) -> Response:
-    """The document of one endpoint."""
+    """Answer with the OpenAPI document of one endpoint."""
     target = endpoints.resolve(request.query_params.get("endpoint_id", endpoints.LCM_SD15_I2I.id))
     where = external(request.scope)
     return json_response(openapi.document(target.app, where.base("queue"), where.origin))

@@ -1,11 +1,11 @@
-"""The playground: one page that tries the endpoint from a browser, and shows which model answers.
+"""Playground: a web page to try the endpoint in a browser; it shows which model answers.
 
     GET /                 the page
     GET /static/{name}    its files, and the example picture
 
-No build step and nothing inline, so that the policy below can forbid everything else. starlette's `StaticFiles`
-would be more code: its answers lack these headers, it refuses ranges in plain text, and it has no function's name for
-the metrics' `route` label.
+The page needs no build step. It has no inline scripts or styles, so that its content policy can forbid them.
+starlette's `StaticFiles` would be more code: its answers lack these headers, it refuses ranges in plain text, and it
+has no function's name for the metrics' `route` label.
 """
 
 from importlib import resources
@@ -34,12 +34,12 @@ _HEADERS = {
 
 
 async def playground(request: Request) -> Response:
-    """The page."""
+    """Answer with the page."""
     return _file(request, "index.html")
 
 
 async def static(request: Request) -> Response:
-    """One of its files."""
+    """Answer with one of the page's files."""
     return _file(request, request.path_params["name"])
 
 

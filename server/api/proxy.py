@@ -1,10 +1,9 @@
-"""The proxy of fal's server-proxy protocol, for `proxyUrl`: any method on /api/fal/proxy with `x-fal-target-url`.
+"""fal's server-proxy protocol, for the clients' `proxyUrl`: any method on /api/fal/proxy with `x-fal-target-url`.
 
-The target is mapped onto the same application and served at once; nothing is ever fetched. Scheme and port of the
-target are ignored. 400: the header is missing; 412: the target is none of fal's hosts. The caller's own credentials
-count, so the proxy opens nothing that was closed. Links in the answers are of the host that the proxy was reached
-under, since the client need not be able to reach fal's names. On every other route the header is ignored (stock proxies
-forward it).
+The same application answers the target; no other server is contacted. Scheme and port of the target are ignored.
+400: the header is missing; 412: the target is none of fal's hosts. The caller's own credentials count, so the proxy
+grants no access that the caller lacks. Links in the answers have the host under which the proxy was reached, since the
+client may be unable to reach fal's names. Every other route ignores the header (stock proxies forward it).
 """
 
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from typing_extensions import override
 
 from server.fal.errors import PlainError
 from server.fal.hosts import SPACES, canonical, parse_host
@@ -21,12 +21,12 @@ from server.web.canonical_path import rewrite
 _TARGET = b"x-fal-target-url"
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 
-# What routing has noted about the proxy's own route.
+# What routing has stored in the scope about the proxy's own route.
 _ROUTING_KEYS = ("endpoint", "path_params", "route", "router")
 
 
 async def proxy(request: Request) -> Response:
-    """Serve the target in place of this request."""
+    """Answer with what the application answers to the target."""
     written = request.headers.get(_TARGET.decode())
     if not written:
         raise PlainError(400, "Missing the x-fal-target-url header")
@@ -52,15 +52,15 @@ def _split(url: str) -> SplitResult:
 
 
 class _Forwarded(Response):
-    """The response that the application gives to another scope."""
+    """Response which the application gives to another scope."""
 
     def __init__(self, app: ASGIApp, scope: Scope) -> None:
         super().__init__()
         self._app = app
         self._scope = scope
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application answer."""
         await self._app(self._scope, receive, send)
 
 

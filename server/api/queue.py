@@ -1,13 +1,13 @@
-"""The queue: submit now, ask later.
+"""Routes of the queue: submit a job, ask for its status and its result, cancel it.
 
-    POST /queue/{app}                                    submit: 200 with the URLs to go on with
+    POST /queue/{app}                                    submit: 200 with the URLs for status, result and cancel
     GET  /queue/{app}/requests/{id}/status               202 while pending, 200 when completed
     GET  /queue/{app}/requests/{id}/status/stream        the same as events, each log line once
-    GET  /queue/{app}/requests/{id}[/response]           the output, or the error that the request ended with
-    PUT  /queue/{app}/requests/{id}/cancel               200, 202, 400 or 404, with the word for it
+    GET  /queue/{app}/requests/{id}[/response]           the output, or the error with which the request ended
+    PUT  /queue/{app}/requests/{id}/cancel               200, 202, 400 or 404, with fal's word for the outcome
 
-A sub path of the app's id may stand before `/requests/` (JavaScript clients of early 2024). A job is its owner's: to
-any other key it does not exist.
+A sub path of the app's id may stand before `/requests/` (JavaScript clients of early 2024). A job is visible to its
+owner only: any other key gets 404.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from server.context import Context, context
 from server.fal import decoding, schemas
@@ -36,7 +37,7 @@ _TRUE = {"1", "true", "yes"}
 
 
 async def submit(request: Request) -> Response:
-    """Accept a request; it is on disk when this answers. An invalid input is accepted too, and is its own result."""
+    """Accept a job; it is on disk before the answer. An invalid input is accepted too: its result is the error."""
     ctx = context(request)
     target, caller = authorize(request, {""})
     webhook, max_length = _webhook(request), _max_queue_length(request)
@@ -65,7 +66,7 @@ async def submit(request: Request) -> Response:
 
 
 def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
-    """The input as it is stored, with its seed drawn; for an invalid one the result that it already has."""
+    """Return the input as it is stored, with its seed drawn, and the result if the input is invalid."""
     try:
         return schemas.validate(given).seeded().model_dump_json().encode(), None
     except InvalidInput as error:
@@ -96,14 +97,14 @@ def _max_queue_length(request: Request) -> int | None:
 
 
 async def status(request: Request) -> Response:
-    """How far a job is."""
+    """Answer with the status of a job."""
     snapshot = await _find(request)
     body = snapshot.status_body(base_url(request.scope, "queue"), logs=_wants_logs(request))
     return json_response(body, snapshot.status_code)
 
 
 async def status_stream(request: Request) -> Response:
-    """How far a job is, whenever that changes, up to its end."""
+    """Answer with a stream of the job's statuses: one at every change until the job ends."""
     snapshot = await _find(request)
     events = _statuses(context(request), snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request))
     return EventStream(events)
@@ -116,7 +117,7 @@ async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> Asyn
 
 
 async def result(request: Request) -> Response:
-    """The bare output, or the error that the job ended with, under its own status code."""
+    """Answer with the bare output, or with the job's error under the error's status code."""
     ctx = context(request)
     snapshot = await _find(request)
     if not snapshot.completed:
@@ -131,7 +132,7 @@ async def result(request: Request) -> Response:
 
 
 class _Handed(Response):
-    """The only copy of a result. `delivered` is called if the client was there until all of it was on its way."""
+    """Response with the only copy of a result. `delivered` is called if the client stayed until all of it was sent."""
 
     media_type = "application/json"
 
@@ -141,14 +142,14 @@ class _Handed(Response):
         super().__init__(body, status, headers)
         self._delivered = delivered
 
+    @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
         leaving = asyncio.create_task(disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": self.body, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": True})  # waits for the client to read
-            await asyncio.sleep(0)  # for `leaving` to have looked
+            await asyncio.sleep(0)  # `leaving` reads meanwhile
             left = leaving.done()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
@@ -158,7 +159,7 @@ class _Handed(Response):
 
 
 async def cancel(request: Request) -> Response:
-    """End a job."""
+    """Cancel a job, and answer with the outcome."""
     try:
         snapshot = await _find(request)
     except PlainError as error:
@@ -171,7 +172,7 @@ async def cancel(request: Request) -> Response:
 
 
 async def _find(request: Request) -> Snapshot:
-    """The job that the path names. Raises `PlainError` 404 for one that is unknown or another's."""
+    """Return the job in the path. Raises `PlainError` 404 for a job which is unknown or another caller's."""
     ctx = context(request)
     _, caller = authorize(request)
     snapshot = await ctx.queue.get(request.path_params["request_id"])

@@ -1,18 +1,19 @@
-"""Realtime sockets: /run/{app}, /run/{app}/realtime, /run/{app}/ws, and the path that the operator has set.
+"""Realtime sockets: /run/{app}, /run/{app}/realtime, /run/{app}/ws, and the path which the operator has set.
 
     text JSON in     →  text JSON out
     msgpack in       →  msgpack out
     a bad input      →  text {"type": "x-fal-error", "error", "reason", …}; the socket stays open
     too many inputs  →  the oldest are dropped, the newest are answered
     idle             →  close 1000, which clients take for the end of a good session
-    server drains    →  what waits is answered, then close 1000: the next `send` finds the next server
+    server drains    →  what waits is answered, then close 1000: the next `send` connects again
 
 Errors are text whatever the encoding, since older JavaScript clients and Python's check only text for them.
 `request_id` is echoed: draw-fast matches answers by it alone.
 
-What fal does with a bad token is not documented. Here the socket is accepted, told `Unauthorized` in the words that
+What fal does with a bad token is not documented. Here the socket is accepted, gets `Unauthorized` in the words which
 make the JavaScript clients fetch a new token at their next send, and closed with 1000; a refused handshake would reach
-the page as two errors. The end of a token closes no open socket. Unknown apps and paths fail the handshake with 404.
+the page as two errors. An open socket stays open when its token expires. Unknown apps and paths fail the handshake with
+404.
 """
 
 import asyncio
@@ -48,7 +49,7 @@ _UNAUTHORIZED = '{"status":"error","error":"Unauthorized"}'
 # fal's bounds on `max_buffering`.
 MAX_BUFFERING = 60
 
-# Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast gives each 5 s.
+# Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast waits 5 s for each.
 PATIENCE_S = 2.0
 
 
@@ -73,7 +74,7 @@ async def realtime(socket: WebSocket) -> None:
 
 
 def max_buffering(socket: WebSocket) -> int | None:
-    """How many inputs may wait, as the client asks; clients check its bounds, so others are brought within them."""
+    """Return how many inputs may wait, as the client asks, clamped to fal's bounds; None if it does not ask."""
     written = socket.query_params.get("max_buffering", "")
     if not (written.isascii() and written.isdigit()):
         return None
@@ -81,10 +82,10 @@ def max_buffering(socket: WebSocket) -> int | None:
 
 
 class Inbox:
-    """Frames that wait for their turn. A new one pushes out the oldest that there is no time or room for.
+    """Frames that wait for the device. A new frame replaces the oldest ones when they are too many or too large.
 
-    All of them but the newest are no more than `max_bytes`. `memory` is held for each frame from `put` until it is
-    dropped, or given back by who got it.
+    All of them but the newest are no more than `max_bytes`. `memory` is taken for each frame by `put`; it is given back
+    when the frame is dropped, or by the caller of `get`.
     """
 
     def __init__(self, max_buffering: int | None, memory: Reservation, max_bytes: int) -> None:
@@ -98,7 +99,7 @@ class Inbox:
         self._arrived = asyncio.Event()
 
     def put(self, frame: Frame) -> int:
-        """Add the newest frame; how many older ones it pushed out. Raises `RequestError` 429 where none made room."""
+        """Add the newest frame; return how many older ones were dropped. Raises `RequestError` 429 without memory."""
         dropped = 0
         while self._frames and not self._has_room(frame):
             self._memory.give_back(len(self._take()))
@@ -114,19 +115,19 @@ class Inbox:
         return fits and self._memory.has_room(len(frame))
 
     def end(self) -> None:
-        """No more will come."""
+        """Note that no more frames will come."""
         self._ended = True
         self._arrived.set()
 
     async def get(self) -> Frame | None:
-        """The oldest frame, once there is one; None when none is left and no more will come."""
+        """Return the oldest frame, once there is one; None when none is left and no more will come."""
         while not self._frames and not self._ended:
             self._arrived.clear()
             await self._arrived.wait()
         return self._take() if self._frames else None
 
     def set_limit(self, seconds: float) -> None:
-        """Bound how many inputs may wait, by the seconds that the last one took."""
+        """Limit how many inputs may wait, by the seconds which the last one took."""
         if not self._fixed:
             self._limit = max(1, min(MAX_BUFFERING, int(PATIENCE_S / max(seconds, 1e-3))))
 
@@ -137,7 +138,7 @@ class Inbox:
 
 
 class Session:
-    """An accepted socket and its caller, until one of the two ends it."""
+    """An accepted socket and its caller, from the handshake to the close."""
 
     def __init__(self, ctx: Context, socket: WebSocket, caller: Caller, max_buffering: int | None) -> None:
         self._ctx = ctx
@@ -162,7 +163,7 @@ class Session:
             await stop(reading, working)
 
     async def _read(self) -> int:
-        """Take frames in; the code with which it ended."""
+        """Put frames into the inbox until the socket ends; return the close code."""
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -171,7 +172,7 @@ class Session:
                 self._ctx.metrics.dropped(self._inbox.put(_content(message)))
             except FalError as error:
                 self._ctx.metrics.dropped(1)
-                with contextlib.suppress(WebSocketDisconnect):  # the next `receive` says so
+                with contextlib.suppress(WebSocketDisconnect):  # the next `receive` reports it
                     await self._refuse(error)
 
     async def _work(self) -> None:
@@ -183,7 +184,7 @@ class Session:
             await self._socket.close(1000)
 
     async def _next(self) -> Frame | None:
-        """The next frame; None when none has come for too long."""
+        """Return the next frame; None when none has come for `session_idle_timeout` seconds, or none will."""
         while True:
             due = asyncio.get_running_loop().time() + self._ctx.settings.session_idle_timeout
             try:
@@ -235,12 +236,12 @@ def _content(message: Message) -> Frame:
 
 
 def decode(frame: Frame) -> dict[str, Any]:
-    """An input's fields: JSON if the frame is text, else msgpack. Raises `InvalidInput`."""
+    """Return an input's fields: JSON if the frame is text, else msgpack. Raises `InvalidInput`."""
     return decoding.decode_json(frame.encode()) if isinstance(frame, str) else decoding.decode_msgpack(frame)
 
 
 def error_text(error: FalError, request_id: object = None) -> str:
-    """An error as fal's realtime clients read it. `request_id` and `detail` are beyond what fal sends."""
+    """Return an error as fal's realtime clients read it. `request_id` and `detail` are beyond what fal sends."""
     name = error.error_type if isinstance(error, RequestError) else "invalid_input"
     message = {"type": "x-fal-error", "error": name.upper(), "reason": str(error), "detail": error.body["detail"]}
     if isinstance(request_id, str) and request_id:

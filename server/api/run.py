@@ -1,12 +1,12 @@
-"""Run and stream: the answer comes on the same connection.
+"""Routes that answer an input on the same connection: with the output, or with a stream of previews.
 
     POST /run/{app}          the output
     GET  /run/{app}          the same, with the input in the query string (the JavaScript client's `method: "get"`)
     POST /run/{app}/stream   server-sent events: a preview per step, then the output
 
-Which of them is meant is told by the path alone, since fal's proxies rewrite `Accept`. fal's own endpoint has no
+The path alone decides which of them is meant, since fal's proxies rewrite `Accept`. fal's own endpoint has no
 `/stream`. A preview event has the output's keys, with the picture so far as a data URI, and `progress`. Errors before
-the first event are an HTTP status with JSON; one after it breaks the connection off, which both clients report.
+the first event are an HTTP status with JSON; a later error breaks the connection off, which both clients report.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ async def _fields(request: Request, caller: Caller) -> dict[str, Any]:
 
 
 async def _progress(ctx: Context, data: LcmInput, call: Call) -> AsyncGenerator[dict[str, Any], None]:
-    """A preview after each step but the last, then the output."""
+    """Yield a preview after each step but the last, then the output."""
     coming: asyncio.Queue[Preview | None] = asyncio.Queue()  # bounded by the number of steps
 
     def on_event(event: object) -> None:

@@ -1,11 +1,11 @@
-"""Short-lived tokens for browsers, in the two forms that fal has.
+"""Short-lived tokens for browsers, in fal's two forms.
 
     POST /rest/tokens            {"allowed_apps": ["lcm-sd15-i2i"], "token_expiration": 120}    →  "eyJ…"
     POST /rest/tokens/realtime   {"allowed_apps": ["fal-ai/…/realtime"], "duration": 120}       →  {"token": "eyJ…"}
 
 The first must be a bare JSON string: the JavaScript clients put whatever else they get into the socket's URL. Every
-client asks for the alias alone; back ends that follow the newer page ask for the full path, and some write `app` for
-one.
+client asks for the alias alone. Back ends written after fal's newer documentation ask for the full path, and some
+write `app` for a single one.
 """
 
 from typing import Annotated
@@ -20,7 +20,7 @@ from server.fal.errors import invalid
 from server.web.request import given, read_json, validated
 from server.web.responses import json_response
 
-# What fal's clients ask for; they come back before.
+# What fal's clients ask for; they ask for a new token before it expires.
 DEFAULT_SECONDS = 120
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -29,7 +29,7 @@ App = Annotated[str, Field(max_length=200)]
 
 
 class TokenRequest(BaseModel):
-    """What a token is wanted for, and for how many seconds."""
+    """Body of a request for a token: the apps, and the seconds until it expires."""
 
     allowed_apps: list[App] = Field(default=[], max_length=100)
     app: App = ""
@@ -38,12 +38,12 @@ class TokenRequest(BaseModel):
 
 
 async def token(request: Request) -> Response:
-    """A token as a bare JSON string."""
+    """Answer with a token as a bare JSON string."""
     return json_response(await _issue(request))
 
 
 async def realtime_token(request: Request) -> Response:
-    """A token in an object."""
+    """Answer with a token in an object."""
     return json_response({"token": await _issue(request)})
 
 

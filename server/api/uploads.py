@@ -1,8 +1,8 @@
-"""Uploads, as each of fal's clients does it.
+"""Uploads, in the two protocols of fal's clients.
 
     POST /rest/storage/upload/initiate                      {"upload_url", "file_url"}; JavaScript, Python's fallback
     POST /rest/storage/upload/initiate-multipart            the same, for parts
-    PUT  /cdn/upload/{name}?ticket=…                        the bytes; the URL is the permission
+    PUT  /cdn/upload/{name}?ticket=…                        the bytes; the URL grants the permission
     PUT  /cdn/upload/{name}/{number}?ticket=…               one part: {"partNumber", "etag"}, and an ETag header
     POST /cdn/upload/{name}/complete?ticket=…               {"parts": [{"partNumber", "etag"}]}, in any order
 
@@ -12,7 +12,7 @@
     PUT  {access_url}/multipart/{uploadId}/{number}         as above, with the token
     POST {access_url}/multipart/{uploadId}/complete         as above, with the token
 
-`storage_type` makes no difference.
+The query parameter `storage_type` is ignored.
 """
 
 import datetime
@@ -36,31 +36,31 @@ from server.storage.upload_tokens import Upload, permit
 from server.web.request import given, memory, read_json, validated
 from server.web.responses import json_response
 
-# Python asks again when it has run out, so a leaked one need not live long; one upload may take as long.
+# fal's Python client asks again after this time, so a leaked token is soon useless; one upload may take as long.
 CDN_TOKEN_SECONDS = 3600
 
 _MAX_BODY_BYTES = 64 * 1024
 _MAX_PARTS_BODY_BYTES = 2 * 1024 * 1024  # 10 000 parts with their etags
-# Longer numbers are no part, and Python's `int` refuses those of more than 4300 digits.
+# Longer numbers are no part's, and Python's `int` refuses those of more than 4300 digits.
 _MAX_NUMBER_CHARS = 18
 
 
 class Wanted(BaseModel):
-    """What is going to be uploaded."""
+    """Body of a request to upload: the file's type and name."""
 
     content_type: Annotated[str, Field(max_length=1000)] = ""
     file_name: Annotated[str, Field(max_length=10_000)] = ""
 
 
 class Part(BaseModel):
-    """A part as the client has it back from us."""
+    """Number and etag of a part, as the server answered when it was uploaded."""
 
     partNumber: int = Field(ge=1, le=MAX_PARTS)  # noqa: N815 — fal's spelling
     etag: Annotated[str, Field(max_length=200)]
 
 
 class Completion(BaseModel):
-    """The parts that make the file."""
+    """Body of a request to complete an upload: the parts of the file."""
 
     parts: list[Part] = Field(min_length=1, max_length=MAX_PARTS)
 
@@ -69,7 +69,7 @@ class Completion(BaseModel):
 
 
 async def initiate(request: Request) -> Response:
-    """An upload URL, and the URL that the file will have."""
+    """Answer with the URL for the upload, and the URL which the file will have."""
     ctx = context(request)
     caller = ctx.auth.caller(request)
     wanted = validated(Wanted, given(await read_json(request, caller, _MAX_BODY_BYTES)))
@@ -81,7 +81,7 @@ async def initiate(request: Request) -> Response:
 
 
 async def cdn_token(request: Request) -> Response:
-    """A token for `/cdn/files/upload`. `expires_at` has an offset: Python can't compare it otherwise."""
+    """Answer with a token for `/cdn/files/upload`. `expires_at` has an offset: Python can't compare it otherwise."""
     auth = context(request).auth
     caller = auth.caller(request)
     expires = datetime.datetime.fromtimestamp(int(time.time()) + CDN_TOKEN_SECONDS, datetime.UTC)
@@ -96,7 +96,7 @@ async def cdn_token(request: Request) -> Response:
 
 
 def _uploader(request: Request) -> Caller:
-    """Who uploads straight to the CDN: with its token, or with a key as older Python clients do."""
+    """Return who uploads straight to the CDN: with its token, or with a key as older Python clients do."""
     auth = context(request).auth
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and not auth.open:
@@ -112,44 +112,44 @@ def _permitted(request: Request, token: str) -> Upload:
 
 
 async def put(request: Request) -> Response:
-    """The whole file, under the URL that `initiate` gave."""
+    """Store a whole file, under the URL from `initiate`."""
     upload = _permitted(request, request.query_params.get("ticket", ""))
     await context(request).files.receive(upload, _chunks(request, upload), _announced(request))
     return json_response({})
 
 
 async def put_part(request: Request) -> Response:
-    """One part, under that URL."""
+    """Store one part, under the URL from `initiate`."""
     return await _put_part(request, _permitted(request, request.query_params.get("ticket", "")))
 
 
 async def complete(request: Request) -> Response:
-    """The end of an upload in parts, under that URL."""
+    """Complete an upload in parts, under the URL from `initiate`."""
     return await _complete(request, _permitted(request, request.query_params.get("ticket", "")))
 
 
 async def cdn_upload(request: Request) -> Response:
-    """The whole file, with a token."""
+    """Store a whole file, with a token."""
     upload = _new_upload(request)
     await context(request).files.receive(upload, _chunks(request, upload), _announced(request))
     return json_response({"access_url": _access_url(request, upload)})
 
 
 async def cdn_begin(request: Request) -> Response:
-    """The beginning of an upload in parts, with a token."""
+    """Begin an upload in parts, with a token."""
     upload = _new_upload(request)
     token = context(request).files.upload_tokens.issue(upload)
     return json_response({"access_url": _access_url(request, upload), "uploadId": token})
 
 
 async def cdn_part(request: Request) -> Response:
-    """One part, with a token."""
+    """Store one part, with a token."""
     _uploader(request)
     return await _put_part(request, _permitted(request, request.path_params["ticket"]))
 
 
 async def cdn_complete(request: Request) -> Response:
-    """The end of an upload in parts, with a token."""
+    """Complete an upload in parts, with a token."""
     _uploader(request)
     upload = _permitted(request, request.path_params["ticket"])
     return await _complete(request, upload)
@@ -167,7 +167,7 @@ def _access_url(request: Request, upload: Upload) -> str:
 
 
 async def _put_part(request: Request, upload: Upload) -> Response:
-    """JavaScript reads the etag from the body, Python from the header."""
+    """Store one part. JavaScript reads the etag from the body, Python from the header."""
     number = _number(request.path_params["number"])
     files = context(request).files
     etag = await files.receive_part(upload, number, _chunks(request, upload), _announced(request))
@@ -175,7 +175,7 @@ async def _put_part(request: Request, upload: Upload) -> Response:
 
 
 def _number(written: str) -> int:
-    """A part's number. Raises `PlainError` 404."""
+    """Return a part's number. Raises `PlainError` 404 for text which is none."""
     if not (written.isascii() and written.isdecimal() and len(written) <= _MAX_NUMBER_CHARS):
         raise PlainError(404, f"Part {written[:20]} not found")
     return int(written)
@@ -195,7 +195,7 @@ def _announced(request: Request) -> int | None:
 
 
 async def _chunks(request: Request, upload: Upload) -> AsyncIterator[bytes]:
-    """The body as it arrives. Raises `RequestError` when the client leaves before its end, and when too many upload."""
+    """Yield the body as it arrives. Raises `RequestError` when the client leaves too early or too many upload."""
     memory(request, _owner(request, upload)).take(SPOOL_BYTES)
     while True:
         message = await request.receive()

@@ -1,10 +1,10 @@
-"""HTTP over a websocket (`ws.fal.run`), which only fal's SDK speaks: /ws/{app}.
+"""HTTP over a websocket (`ws.fal.run`), which only fal's SDK uses: /ws/{app}.
 
 Each text frame is the JSON input of one run. Answers come in order, each as three messages: text `{"type": "start",
 "request_id", "status", "headers"}`, the body as one binary frame, text `{"type": "end", "request_id", "status",
-"time_to_first_byte_seconds"}`. While one input is worked on, one more is taken in, so that a client that leaves is
-noticed and its work cancelled; further ones wait in the network, not in memory. When the server drains, what was taken
-in is answered before the socket is closed.
+"time_to_first_byte_seconds"}`. While one input is in progress, one more is read, so that a client's leaving is
+noticed and its work cancelled; further ones wait in the network, not in memory. When the server drains, the inputs read
+so far are answered before the socket is closed.
 """
 
 import asyncio
@@ -28,11 +28,11 @@ from server.web.connection import stop
 from server.web.request import authorize, memory, new_call
 from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 
-# What came in: an input, or the reason for which there is no room for it, or the code with which the socket has ended.
+# What was received: an input, or the error if there is no room for it, or the close code of the socket.
 Input: TypeAlias = bytes | FalError
 End: TypeAlias = int
 
-_IDLE: End = 0  # no code of a websocket
+_IDLE: End = 0  # not a close code of websockets
 
 
 async def websocket_run(socket: WebSocket) -> None:
@@ -57,7 +57,7 @@ class Conversation:
         self._memory = memory(socket, caller)
 
     async def serve(self) -> None:
-        """Answer inputs until the client leaves, none comes for too long, or the server drains."""
+        """Answer inputs until the client leaves, the socket is idle for too long, or the server drains."""
         coming = asyncio.create_task(self._receive())
         try:
             while not isinstance(given := await self._in_time(coming), End):
@@ -114,7 +114,7 @@ class Conversation:
             await asyncio.sleep(REFUSAL_PAUSE_S)
 
     async def _generate(self, given: Input, identity: str) -> dict[str, Any]:
-        """The output for an input. Raises `FalError`, whatever goes wrong."""
+        """Return the output for an input. Raises `FalError` for every failure."""
         if isinstance(given, FalError):
             raise given
         call = dataclasses.replace(self._call, id=identity)

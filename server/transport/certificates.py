@@ -1,8 +1,8 @@
-"""X.509 for the local CA, pure: keys and names in, certificates out. Where they lie is `server.transport.tls`.
+"""X.509 certificates of the local CA and the server: keys and names in, certificates out, no files.
 
 Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains, localhost and what the operator adds:
-whoever steals its key can't impersonate a bank. The profile passes Python 3.13's `VERIFY_X509_STRICT`, Node and
-Chromium.
+whoever steals its key can't impersonate any other site. Python 3.13 (`VERIFY_X509_STRICT`), Node and Chromium accept
+the certificates.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from server.settings import SettingsError
 
-# Ten years: every renewal of the CA means a walk to each machine that trusts it. No browser limits a root.
+# Ten years: a new CA must be installed by hand on each machine that trusts it. No browser limits a root.
 _CA_LIFE = datetime.timedelta(days=3650)
 # Apple refuses server certificates of more than 825 days, public CAs stop at 398.
 _SERVER_LIFE = datetime.timedelta(days=397)
@@ -30,17 +30,20 @@ _DNS_NAME = re.compile(r"(\*\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](
 
 
 def utc_now() -> datetime.datetime:
-    """The time as certificates have it: whole seconds."""
+    """Return the time in UTC as certificates hold it: in whole seconds."""
     return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
 
 
 def subject_names(names: list[str]) -> x509.SubjectAlternativeName:
-    """DNS names and IP addresses that a server answers to. Raises `SettingsError` for what is neither."""
+    """Return the DNS names and IP addresses that a server answers to. Raises `SettingsError` for what is neither."""
     return x509.SubjectAlternativeName(list(dict.fromkeys(map(_general_name, names))))
 
 
 def constraints(names: list[str]) -> x509.NameConstraints:
-    """What a CA may sign for: loopback, each address, each domain and all below it. Raises `SettingsError` likewise."""
+    """Return what a CA may sign for: loopback, each address, each domain and all below it.
+
+    Raises `SettingsError` for a name that is neither a DNS name nor an IP address.
+    """
     loopback = [x509.IPAddress(network) for network in _LOOPBACK_NETWORKS]
     return x509.NameConstraints(list(dict.fromkeys([*map(_subtree, names), *loopback])), None)
 
@@ -48,7 +51,7 @@ def constraints(names: list[str]) -> x509.NameConstraints:
 def sign_ca(
     key: ec.EllipticCurvePrivateKey, permitted: x509.NameConstraints, now: datetime.datetime
 ) -> x509.Certificate:
-    """A root of its own that signs server certificates within `permitted`."""
+    """Return a self-signed root certificate, which signs server certificates for names within `permitted`."""
     name = _name("fourstep local CA")
     # Name constraints bind names, not purposes: the extended key usage keeps the CA from signing code or mail.
     return (
@@ -69,7 +72,7 @@ def sign_server(
     ca_key: ec.EllipticCurvePrivateKey,
     now: datetime.datetime,
 ) -> x509.Certificate:
-    """A server's certificate. Nothing here keeps `names` within the CA's constraints: clients do."""
+    """Return a server's certificate. That `names` lie within the CA's constraints is checked by clients, not here."""
     return (
         _builder(_name("fourstep server"), ca.subject, key.public_key(), now, _SERVER_LIFE)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -87,7 +90,7 @@ def still_good(
     names: x509.NameConstraints | x509.SubjectAlternativeName,
     now: datetime.datetime,
 ) -> bool:
-    """Whether the certificate is for this key and these names, and not near its end."""
+    """Return whether the certificate is for this key and these names, and does not expire soon."""
     if certificate.public_key() != key.public_key() or certificate.not_valid_after_utc - now < _RENEW_BEFORE:
         return False
     try:
@@ -97,7 +100,7 @@ def still_good(
 
 
 def is_signed_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Whether `ca` is the issuer, by name and signature."""
+    """Return whether `ca` is the issuer, by name and signature."""
     try:
         certificate.verify_directly_issued_by(ca)
     except (ValueError, TypeError, InvalidSignature):  # another name, another kind of key, another key

@@ -1,8 +1,8 @@
-"""The only place that runs uvicorn: several sockets, one app, one lifespan, one event loop.
+"""Bind the sockets and run uvicorn: several sockets, one app, one lifespan, one event loop.
 
-Sockets are bound before anything else is done, so that a port in use is said at once and `--port 0` is known. SIGTERM
-and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the app's lifespan ends. A
-second SIGINT stops at once.
+Sockets are bound before anything else is done, so that a port in use is reported at once and the port that `--port 0`
+picks is known. SIGTERM and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the
+app's lifespan ends. A second SIGINT stops at once.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
+from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
@@ -33,7 +34,7 @@ TAKEOVER_PORT = 443
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Connections that wait to be accepted while the loop is busy; the kernel caps it (net.core.somaxconn).
 _BACKLOG = 2048
-# A peer that does not answer our TLS goodbye is not waited for.
+# Seconds that a peer has to answer the TLS close alert.
 _TLS_SHUTDOWN_S = 5.0
 _STARTUP_FAILED = 3
 
@@ -47,13 +48,13 @@ class Listener:
 
     @property
     def port(self) -> int:
-        """The port that it is bound to, also when 0 was asked for."""
+        """The port that the socket is bound to, also when port 0 was asked for."""
         return int(self.socket.getsockname()[1])
 
 
 @dataclass(frozen=True)
 class Listeners:
-    """What a server listens on: plain HTTP always, https and takeover when the settings say so."""
+    """The sockets of a server: plain HTTP always, https and takeover (port 443) when the settings say so."""
 
     http: Listener
     https: Listener | None = None
@@ -95,7 +96,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def run(app: ASGIApp, listeners: Listeners, settings: ListenSettings, **callbacks: Callable[[], None]) -> None:
-    """`serve` in an event loop of its own; returns when the server has stopped."""
+    """Run `serve` in an event loop of its own; return when the server has stopped."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(app, tuple(listeners), settings, **callbacks))
 
@@ -161,6 +162,7 @@ class _Server(uvicorn.Server):
         self._on_ready = on_ready
         self._on_drain = on_drain
 
+    @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         if self.lifespan.should_exit:
@@ -183,13 +185,15 @@ class _Server(uvicorn.Server):
             ssl_shutdown_timeout=_TLS_SHUTDOWN_S,
         )
 
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_drain()
         await super().shutdown(sockets)
 
+    @override
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Drain on a signal, and return. (uvicorn's own raises the signal again afterwards, to die of it.)"""
+        # uvicorn's own raises the signal again after the drain, which kills the process.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -204,7 +208,7 @@ class _Server(uvicorn.Server):
 
 
 def _raise_open_file_limit() -> None:
-    """Login shells and service managers give 1024 files by default, and more for the asking."""
+    """Raise the limit of open files to the hard one: login shells and service managers give 1024 by default."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # macOS refuses “unlimited”
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,7 +1,7 @@
-"""Taking fal's host names over: which names, the hosts-file lines, and how each kind of client is told to trust the CA.
+"""fal's host names that the server takes over: the names, the lines of a hosts file, how clients trust the local CA.
 
 The backup domains (`falrun.com`) are among the names on purpose: `fal_client` turns to them when `fal.run` does not
-answer, and would then send its user's pictures out of the house.
+answer, and would then send its user's pictures to fal.
 """
 
 import ipaddress
@@ -9,16 +9,16 @@ from pathlib import Path
 
 from server.fal.hosts import FAL_HOSTS, FAL_SITES, GATEWAY
 
-# Every name that the certificate carries; the 2023 clients put an app's id in front of the gateway's.
+# The names in the certificate; the clients of 2023 put an app's id in front of the gateway's.
 CERTIFICATE_NAMES = (*FAL_HOSTS, f"*{GATEWAY}", *sorted(FAL_SITES))
-# The domains that the CA may sign for; each stands for itself and everything below it.
+# The domains that the CA may sign for; each stands for itself and all its subdomains.
 DOMAINS = ("fal.run", "fal.ai", "fal.media", "falrun.com")
 # A hosts file knows no wildcard. The model pages are left out unless asked for: people want to read fal's site.
 HOSTS_FILE_NAMES = (*FAL_HOSTS, f"110602490-lcm-sd15-i2i{GATEWAY}")
 
 
 def hosts_lines(address: str = "127.0.0.1", *, with_site: bool = False) -> str:
-    """Lines for a hosts file that send fal's names to `address`. Raises `ValueError` for anything but an IP address."""
+    """Return the lines for a hosts file which send fal's names to `address`. Raises `ValueError` unless it is one."""
     target = ipaddress.ip_address(address)
     names = (*HOSTS_FILE_NAMES, *sorted(FAL_SITES)) if with_site else HOSTS_FILE_NAMES
     width = len(str(target))
@@ -26,7 +26,7 @@ def hosts_lines(address: str = "127.0.0.1", *, with_site: bool = False) -> str:
 
 
 def trust_instructions(ca: Path, bundle: Path) -> str:
-    """How to make each system and runtime trust the local CA, with lines to paste."""
+    """Return how to make each system and runtime trust the local CA, with lines to paste."""
     return f"""\
 The CA can sign for fal's names, localhost and what --tls-names added, and for nothing else (critical name constraints).
 The folder is closed to other users of this machine: give them copies of the files that the lines for them name.

@@ -1,11 +1,11 @@
 """The local certificate authority and the server's certificate, under `<data-dir>/tls/`.
 
-    ca.pem       the CA's certificate: what people trust            ca-key.pem   its key, 0600
+    ca.pem       the CA's certificate: what clients trust           ca-key.pem   its key, 0600
     cert.pem     the server's certificate                           key.pem      its key, 0600
     bundle.pem   ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
 
-Keys are made once and stay; a certificate is derived from its key, so any file but a key may be lost, cut short or out
-of date and `ensure` makes it again. What the certificates say is `server.transport.certificates`.
+Keys are made once and kept. A certificate is derived from its key, so `ensure` makes any other file again when it is
+missing, damaged or out of date.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from server.transport.takeover import CERTIFICATE_NAMES, DOMAINS
 
 _log = logging.getLogger(__name__)
 
-# How often a running server looks whether its certificate is near its end.
+# Seconds between two checks whether the certificate of a running server expires soon.
 _DAY_S = 24 * 60 * 60
 
 # `queue.localhost`: Python clients before 0.11 put `queue.` in front of FAL_RUN_HOST, and can't be told otherwise.
@@ -37,7 +37,7 @@ _LOOPBACK_NAMES = ("localhost", "queue.localhost", "127.0.0.1", "::1")
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """Where the pieces lie. They exist once `ensure` has returned."""
+    """Paths of the keys and certificates. They exist once `ensure` has returned."""
 
     directory: Path
 
@@ -68,10 +68,10 @@ class TlsFiles:
 
 
 def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
-    """Make whatever of the files is missing, damaged, near its end or for other names; return where they lie.
+    """Make every file which is missing, damaged, about to expire or for other names; return the paths of all.
 
-    Safe beside other processes that do the same. Raises `SettingsError` for a name in `tls_names` that is none, and for
-    a key that can't be read.
+    Several processes may do so at once. Raises `SettingsError` for a malformed name in `tls_names`, and for a key which
+    can't be read.
     """
     extra = [part.strip().lower() for part in settings.tls_names.split(",") if part.strip()]
     permitted = certificates.constraints([*DOMAINS, "localhost", *extra])
@@ -85,7 +85,9 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
         ca = _certificate(files.ca)
         if ca is None or not certificates.still_good(ca, ca_key, permitted, now):
             if ca is not None:
-                _log.warning("the local CA has been made again: machines that trust %s must be told anew", files.ca)
+                _log.warning(
+                    "the local CA has been made again: every machine that trusts %s must import it again", files.ca
+                )
             ca = certificates.sign_ca(ca_key, permitted, now)
             _publish(files.ca, _pem(ca))
         key = _key(files.key)
@@ -100,7 +102,7 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """A server's TLS context. Loading the chain into it again takes effect for new connections."""
+    """Return the TLS context of a server. Loading the chain into it again takes effect for new connections."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
@@ -109,28 +111,28 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Let `context` present the certificate that lies on disk now."""
+    """Let `context` present the certificate which is on disk now."""
     context.load_cert_chain(files.cert, files.key)
 
 
 async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings, every_s: float = _DAY_S) -> None:
-    """Renew a running server's certificate in time: look every `every_s` seconds. Never returns.
+    """Renew a running server's certificate in time: check every `every_s` seconds. Never returns.
 
-    What fails is tried again at the next look; a certificate is renewed sixty days before its end.
+    A failure is logged and tried again at the next check; a certificate is renewed sixty days before it expires.
     """
     while True:
         await asyncio.sleep(every_s)
         try:
             load_chain(context, await asyncio.to_thread(ensure, settings))
-        except Exception:  # noqa: BLE001 — whatever it is, a task that ends here ends unheard
-            _log.exception("the certificate could not be looked after; the next try is in %.0f s", every_s)
+        except Exception:  # noqa: BLE001 — a task which ends here would end unnoticed
+            _log.exception("the certificate could not be renewed; the next try is in %.0f s", every_s)
 
 
 # --- files --------------------------------------------------------------------------------------------------------
 
 
 def _key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The key that lies there, else a new one (P-256: what every TLS client takes)."""
+    """Return the key at `path`; make one if there is none (P-256, which every TLS client supports)."""
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())
         pkcs8 = serialization.PrivateFormat.PKCS8
@@ -160,5 +162,5 @@ def _pem(certificate: x509.Certificate) -> bytes:
 
 
 def _publish(path: Path, pem: bytes) -> None:
-    """Certificates are no secrets; a copy that keeps its mode is one that other users can read."""
+    """Write a certificate: readable by all users, so that a copy which keeps the mode is readable too."""
     write_whole(path, pem, mode=0o644)

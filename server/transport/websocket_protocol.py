@@ -1,11 +1,12 @@
-"""uvicorn's websocket class with what it lacks: a frame rate, a bound on what is kept, and politeness.
+"""One websocket connection: uvicorn's protocol class, extended by a frame rate, memory limits and JSON errors.
 
+    what                limit                                                             when exceeded
     frames              `max_frame_rate` for each socket; more wait in the network        slowed down
-    unread answers      nothing is read from a client that does not read                  slowed down
-    a message           its fragments are one buffer, whatever their number               `max_body_bytes`: 1009
-    all that are coming `body_budget_bytes`, until the app takes them                     1013
-    handshake           what is wrong with it is said in JSON, as to any other request    400 …
-    bad frames          are the client's affair, and not logged                           1002, 1007
+    unread answers      no input is read from a client that does not read                 slowed down
+    one message         `max_body_bytes`; its fragments are kept in one buffer            close 1009
+    all messages        `body_budget_bytes` on all sockets, until the app takes them      close 1013
+    handshake           errors are JSON, as for any other request                         400 …
+    malformed frames    they are not logged                                               close 1002, 1007
 
 A Close frame without a status is answered with 1000. An empty answer, which every ASGI server gives, is code 1005 in
 browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
@@ -17,6 +18,7 @@ from asyncio import TimerHandle
 from collections.abc import Callable, Generator
 from typing import Any
 
+from typing_extensions import override
 from uvicorn import Config
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -33,17 +35,17 @@ from server.fal.errors import FalError, PlainError
 from server.settings import ConnectionSettings
 from server.transport.http_protocol import refusal
 
-# A socket that sends too fast is read from again after this many seconds: ten times a second, some frames at once.
+# Seconds until a socket that sends too fast is read again.
 _PAUSE_S = 0.1
 
-# This many seconds' worth of frames may come at once. A hundred sockets that begin together cost everybody else that.
+# Seconds' worth of frames that may come at once: how long a hundred sockets that begin together can delay the others.
 _BURST_S = 0.25
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One websocket. When the server drains, the app receives a disconnect of code 1012 and may still send and close.
 
-    So a handler that gets 1012 finishes what it has accepted, sends the results and closes with 1000 itself.
+    A handler that receives 1012 finishes what it has accepted, sends the results and closes with 1000 itself.
     """
 
     def __init__(
@@ -60,11 +62,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.conn = _PoliteServerProtocol(self._reader, max_size=config.ws_max_size, logger=self.logger)
         self._pause: TimerHandle | None = None
         self._message = bytearray()
-        self._whole_bytes = 0  # of messages that the app has yet to take
+        self._whole_bytes = 0  # of messages which the app has yet to take
         self._memory = Reservation(coming, "")
 
     # --- what comes in ---
 
+    @override
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.handshake_complete:
@@ -78,8 +81,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._account()
         self._steer()
 
+    @override
     def handle_cont(self, event: Frame) -> None:
-        """Add a fragment to its message (uvicorn keeps a list of them, which a million empty ones fill)."""
+        # uvicorn keeps a list of fragments, which a million empty ones fill.
         if not self._message:
             self._message += self.frames[0]
         self._message += event.data
@@ -87,8 +91,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.frames, self._message = [bytes(self._message)], bytearray()
             self.send_receive_event_to_app()
 
+    @override
     def send_receive_event_to_app(self) -> None:
-        """Pass on a whole message (uvicorn would log a traceback for text that is no UTF-8)."""
+        # uvicorn would log a traceback for text that is not UTF-8.
         if self.curr_msg_data_type == "text":
             try:
                 str(self.frames[0], "utf-8")
@@ -99,8 +104,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._whole_bytes += len(self.frames[0])
         super().send_receive_event_to_app()
 
+    @override
     async def receive(self) -> Any:
-        """The next message."""
         message = await self.queue.get()
         if self.queue.empty():
             self.read_paused, self._whole_bytes = False, 0
@@ -109,7 +114,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return message
 
     def _account(self) -> None:
-        """Close, if what has come of messages is, on all sockets together, more than there is room for."""
+        """Count the bytes kept for the app; close with 1013 if all sockets together keep more than the budget."""
         if self.conn.state is not State.OPEN:
             return
         kept = len(self._reader.buffer) + len(self._message) + self._whole_bytes
@@ -119,6 +124,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.conn.fail(CloseCode.TRY_AGAIN_LATER, "too many messages at once")
             self.handle_parser_exception()
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._memory.close()
@@ -127,10 +133,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # --- when to read ---
 
+    @override
     def pause_writing(self) -> None:
         super().pause_writing()
         self._steer()
 
+    @override
     def resume_writing(self) -> None:
         super().resume_writing()
         self._steer()
@@ -141,7 +149,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.data_received(b"")  # what has been read already
 
     def _steer(self) -> None:
-        """Read, or don't: while a message waits, while this client has sent too much, while it does not read."""
+        """Pause reading while a message waits, while this client has sent too much or does not read; else resume."""
         if self.read_paused or self._pause is not None or not self.writable.is_set():
             self.transport.pause_reading()
         elif not self.transport.is_closing():
@@ -149,25 +157,28 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     # --- what goes out ---
 
+    @override
     async def send(self, message: Any) -> None:
-        """Pass on what the app says; an answer that refuses the handshake completes it (uvicorn would log an error).
-
-        Raises `ClientDisconnected` on a socket that has ended (uvicorn: an error, if a bad frame was what ended it).
-        """
+        # Without the first check uvicorn would raise another error if a malformed frame has ended the socket; without
+        # the last it would log an error for an answer which refuses the handshake.
         if self.handshake_complete and self.transport.is_closing():
             raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True
 
+    @override
     def shutdown(self) -> None:
-        """Let the app finish what is in flight (uvicorn would cut it off); the drain's end cancels it."""
+        # uvicorn would close at once; here the app finishes what is in flight, until the drain's end cancels it.
         if not self.close_sent:
             self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.SERVICE_RESTART})
 
 
 class _PacedReader(StreamReader):
-    """Hands the parser frames at a rate, `_BURST_S` of them at once. `held`: one waits for its turn."""
+    """Stream that gives the parser frames at a limited rate, with bursts of `_BURST_S` seconds' worth.
+
+    `held`: whether a frame waits because of the rate.
+    """
 
     def __init__(self, rate: int, now: Callable[[], float]) -> None:
         super().__init__()
@@ -178,8 +189,9 @@ class _PacedReader(StreamReader):
         self._counted = now()
         self.held = False
 
+    @override
     def at_eof(self) -> Generator[None, None, bool]:
-        """Whether the stream has ended: what the parser asks before each frame, and where it is made to wait."""
+        # The parser asks this before each frame; that is where it is made to wait.
         ended = yield from super().at_eof()
         while not (ended or self._permitted()):
             self.held = True
@@ -198,18 +210,21 @@ class _PacedReader(StreamReader):
 
 
 class _PoliteServerProtocol(ServerProtocol):
+    """The library's protocol with JSON errors, and with status 1000 in place of an empty Close frame."""
+
     def __init__(self, reader: StreamReader, **options: Any) -> None:
         super().__init__(**options)
         self.reader = reader
-        self.parser = self.parse()  # the one that was made read from another reader
+        self.parser = self.parse()  # the one which `super` has made reads from another reader
         next(self.parser)
 
+    @override
     def reject(self, status: http.HTTPStatus | int, text: str) -> Response:
-        """A refused handshake in fal's shape (the library's own is plain text)."""
         status = http.HTTPStatus(status)
         headers, body = refusal(PlainError(status, text.strip() or status.phrase))
         return Response(status.value, status.phrase, Headers(headers), body)
 
+    @override
     def send_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE and not frame.data:
             frame = Frame(Opcode.CLOSE, Close(CloseCode.NORMAL_CLOSURE, "").serialize())

@@ -1,7 +1,7 @@
 """Access log and request ids.
 
-Every answer carries `x-fal-request-id`. A log line has method, path, status, milliseconds and that id, and nothing that
-a caller sent beside the path.
+Every answer carries `x-fal-request-id`. A log line has method, path, status, milliseconds and that id, and of what
+a caller sent only the path.
 """
 
 import logging
@@ -24,7 +24,7 @@ def request_id(scope: Scope) -> str:
 
 
 class AccessLog:
-    """Outermost ASGI middleware: gives each request an id, counts, times and logs it."""
+    """Outermost ASGI middleware, which gives each request an id, counts, times and logs it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app

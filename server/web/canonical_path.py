@@ -1,4 +1,4 @@
-"""ASGI middleware: host names and paths to canonical paths. The mapping itself is `server.fal.hosts`."""
+"""ASGI middleware that maps fal's host names and paths to the paths of the routes, by `server.fal.hosts`."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -6,10 +6,10 @@ from server.fal.hosts import External, Host, canonical, request_host
 
 
 class CanonicalPath:
-    """Replaces every path by its canonical one and notes how the client reached the server.
+    """Replaces every path by its canonical one and stores in the scope how the client reached the server.
 
-    The scheme is the connection's. A proxy in front that terminates TLS is believed where uvicorn's list of trusted
-    proxies says so; otherwise `public_url` says how clients reach the server.
+    The scheme is the connection's, or what a proxy says which uvicorn's list of trusted proxies names; `public_url`, if
+    set, says how clients reach the server behind any other proxy.
     """
 
     def __init__(self, app: ASGIApp, public_url: str = "") -> None:
@@ -28,6 +28,6 @@ class CanonicalPath:
 
 
 def rewrite(scope: Scope, path: str) -> None:
-    """Send this scope to another path, inside the server."""
+    """Set the path of this scope."""
     scope["path"] = path
     scope["raw_path"] = path.encode()

@@ -1,6 +1,6 @@
-"""The client's end of a request: its body, within limits, and its leaving.
+"""Read a request's body within limits, and stop work when the client leaves.
 
-Neither starlette nor FastAPI cancels a handler when the client goes away: whoever works for long has to watch for it.
+Neither starlette nor FastAPI cancels a handler when the client leaves, so a handler that works for long watches for it.
 """
 
 import asyncio
@@ -17,9 +17,9 @@ T = TypeVar("T")
 
 
 async def read_body(request: Request, limit: int, memory: Reservation) -> bytes | bytearray:
-    """The request's body, for which `memory` is taken: as announced, else as it comes.
+    """Return the request's body; take `memory` for it as announced, else as it arrives.
 
-    Raises `PlainError` 413 as soon as it is known to be longer than `limit`, `RequestError` 429 when there is no room.
+    Raises `PlainError` 413 as soon as it is known to exceed `limit` bytes, `RequestError` 429 when memory is short.
     """
     written = request.headers.get("content-length", "")
     announced = int(written[:20]) if written.isdecimal() else 0
@@ -48,7 +48,7 @@ def _too_large(limit: int) -> PlainError:
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves: then raises `RequestError` 499, for no one."""
+    """Return the result of `work`. If the client leaves first, cancel it and raise `RequestError` 499."""
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(disconnected(receive))
     try:

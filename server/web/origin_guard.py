@@ -1,11 +1,11 @@
-"""Refuses callers from other machines and web pages while there are no keys.
+"""ASGI middleware that refuses callers from other machines and web pages while the server has no keys.
 
-A server without keys trusts whoever reaches it, so a web page must not be able to.
+A server without keys trusts everyone who reaches it, so a web page must not reach it.
 
-Without keys: `Host` is loopback's or one of fal's names (against DNS rebinding), and `Origin` is absent, loopback's,
-the server's own, or allowed by the operator (a page elsewhere can't use someone's localhost). Else 403, websockets
-included. `allow_anonymous` lifts the rule on `Host`, since then other machines are meant to call. With keys: any host
-and origin.
+Without keys: `Host` is loopback's or one of fal's names (which prevents DNS rebinding), and `Origin` is absent,
+loopback's, the server's own, or allowed by the operator (a page elsewhere can't use someone's localhost). Else 403,
+websockets included. `allow_anonymous` allows any `Host`, since then other machines are meant to call. With keys: any
+host and origin.
 """
 
 import ipaddress
@@ -20,7 +20,7 @@ from server.web.responses import error_response
 
 
 class OriginGuard:
-    """ASGI middleware that answers 403 to what may not call. Raises `SettingsError` for a malformed allowed origin."""
+    """Answers 403 to callers that the rules exclude. Raises `SettingsError` for a malformed allowed origin."""
 
     def __init__(self, app: ASGIApp, auth: Auth, settings: AccessSettings) -> None:
         self._app = app

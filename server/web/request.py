@@ -1,4 +1,4 @@
-"""What API handlers begin with: which endpoint is meant, who calls, the JSON that came, and the `Call` made of it."""
+"""First steps of the API's handlers: find the endpoint, authorize the caller, read the JSON, make the `Call`."""
 
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -20,16 +20,16 @@ Model = TypeVar("Model", bound=pydantic.BaseModel)
 
 
 def find_endpoint(connection: HTTPConnection, paths: Collection[str] | None = None) -> endpoints.Target:
-    """Return what the URL names. Raises `PlainError` 404 for an unknown app and for a sub path not in `paths`."""
+    """Return endpoint and sub path of the URL. Raises `PlainError` 404 for an unknown app or a path not in `paths`."""
     target = endpoints.resolve(connection.path_params["app"])
     _check_path(target, paths)
     return target
 
 
 def authorize(connection: HTTPConnection, paths: Collection[str] | None = None) -> tuple[endpoints.Target, Caller]:
-    """Return what the URL names, and who calls it. Raises `PlainError` 401, 403 or 404.
+    """Return the endpoint and sub path in the URL, and the caller. Raises `PlainError` 401, 403 or 404.
 
-    A caller without permission is told so before a sub path that is not in `paths`.
+    A missing permission is reported before a sub path which is not in `paths`.
     """
     target = find_endpoint(connection)
     caller = context(connection).auth.caller(connection, target.app)
@@ -53,7 +53,7 @@ async def read_json(
 
 
 def memory(connection: HTTPConnection, caller: Caller) -> Reservation:
-    """Return a reservation for the bytes that are kept for this caller; it ends with the exchange."""
+    """Return a reservation for the bytes kept for this caller; it ends with the request or websocket."""
     return context(connection).limits.memory(connection, caller)
 
 
@@ -66,12 +66,12 @@ def validated(model: type[Model], fields: dict[str, Any]) -> Model:
 
 
 def given(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields without those that are null: clients write null for what they leave out."""
+    """Return the fields without those that are null: clients send null for what they omit."""
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def new_call(connection: HTTPConnection, caller: Caller, priority: Priority, **options: Any) -> Call:
-    """Return the `Call` of this request or websocket; `options` are further fields of it."""
+    """Return the `Call` of this request or websocket; `options` are its other fields."""
     return Call(
         id=request_id(connection.scope),
         tenant=caller.id,

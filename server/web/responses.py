@@ -1,9 +1,9 @@
-"""Responses: JSON, errors in fal's shape (the one place where a `FalError` becomes a response), event streams.
+"""Responses: JSON, errors in fal's shape (every `FalError` becomes a response here), event streams.
 
 Server-sent events are written as fal's clients can read them. Each `data` is one JSON object in ASCII, since the
-JavaScript clients decode every network chunk on its own and would tear a character apart. The last event ends with a
-blank line, without `[DONE]`, and comment lines keep the connection alive. sse-starlette and fastapi.sse do neither that
-nor break the connection off on an error.
+JavaScript clients decode every network chunk on its own and would break a character that spans two. The last event
+ends with a blank line, without `[DONE]`, and comment lines keep the connection alive. sse-starlette and fastapi.sse do
+neither, and do not break the connection off on an error.
 """
 
 import asyncio
@@ -25,31 +25,31 @@ from server.web.connection import disconnected, stop
 
 _ENCODE = msgspec.json.Encoder().encode
 
-_KEEP_ALIVE_S = 15.0  # fal's own interval
+_KEEP_ALIVE_S = 15.0  # fal's interval
 _KEEP_ALIVE = b": keep-alive\n\n"
 _STREAM_HEADERS = {
     "cache-control": "no-store",
-    "x-accel-buffering": "no",  # nginx would hold events back
+    "x-accel-buffering": "no",  # else nginx buffers events
 }
 
 
 def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """`content` as `application/json`. JavaScript clients take anything else for a string."""
+    """Return `content` as `application/json`. JavaScript clients treat any other type as a string."""
     return Response(_ENCODE(content), status, headers, "application/json")
 
 
 def error_response(error: FalError) -> Response:
-    """The answer that `error` is."""
+    """Return the error as a response in fal's shape."""
     return json_response(error.body, error.status, error.headers)
 
 
 def forget_range(request: Request) -> None:
-    """Have the whole file answered: starlette refuses a range that it does not like in plain text."""
+    """Remove the range, so that the answer is the whole file: starlette refuses a bad range in plain text."""
     request.scope["headers"] = [(name, value) for name, value in request.scope["headers"] if name != b"range"]
 
 
 async def on_fal_error(connection: HTTPConnection, error: FalError) -> Response | None:
-    """Answer with the error that a route has raised; a websocket's handshake is refused with it."""
+    """Answer with the error which a route has raised; refuse a websocket's handshake with it."""
     response = error_response(error)
     if isinstance(connection, WebSocket):
         await connection.send_denial_response(response)
@@ -58,17 +58,17 @@ async def on_fal_error(connection: HTTPConnection, error: FalError) -> Response 
 
 
 async def on_http_error(connection: HTTPConnection, error: HTTPException) -> Response | None:
-    """Answer in fal's shape what the framework finds wrong: no such path, wrong method."""
+    """Answer in fal's shape to the framework's own errors: no such path, wrong method."""
     detail = f"Path {connection.scope['path']} not found" if error.status_code == 404 else str(error.detail)
     return await on_fal_error(connection, PlainError(error.status_code, detail, error.headers))
 
 
 async def on_crash(_: Request, __: Exception) -> Response:
-    """Answer a fault of ours. The traceback goes to the log, nothing of it to the caller."""
+    """Answer 500 to an unexpected exception. The log gets the traceback, the caller nothing of it."""
     return error_response(RequestError("internal_error", "Internal server error"))
 
 
-# For the app: `FastAPI(exception_handlers=EXCEPTION_HANDLERS)`.
+# The app's: `FastAPI(exception_handlers=EXCEPTION_HANDLERS)`.
 EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Any, Any], Any]] = {
     FalError: on_fal_error,
     HTTPException: on_http_error,
@@ -79,8 +79,8 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Any, Any], Any]] = {
 class EventStream(Response):
     """Response of server-sent events.
 
-    When the client leaves, `events` is closed; what `events` raises breaks the connection off. A comment line is sent
-    after every `keep_alive_s` seconds without an event.
+    When the client leaves, `events` is closed. An exception of `events` breaks the connection off. A comment line is
+    sent after every `keep_alive_s` seconds without an event.
     """
 
     media_type = "text/event-stream"

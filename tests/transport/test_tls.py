@@ -206,7 +206,7 @@ async def test_a_server_whose_disk_failed_renews_its_certificate_later(settings,
 
     async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
         renewing = tasks.create_task(tls.keep_fresh(context, wanted, every_s=0.01))
-        while "could not be looked after" not in caplog.text:  # noqa: ASYNC110
+        while "could not be renewed" not in caplog.text:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         files.ca_key.write_bytes(key)
         while not accepts(files, context, "box.lan"):  # noqa: ASYNC110
