@@ -40,6 +40,9 @@ SHORT_PATIENCE_S = 3.0
 
 RELATIONS = {"=": operator.eq, "<": operator.lt, "≤": operator.le, "≥": operator.ge}
 
+# Fewer give a frozen worker no job to lose on a busy machine.
+STORE_JOBS = 200
+
 NOTHING_LOST = {"lost": "= 0", "unfinished": "= 0", "changed_results": "= 0", "never_published": "= 0"}
 
 
@@ -47,7 +50,6 @@ def parts(jobs):
     """Yield each part: its name, the function that runs it in a folder, and the bounds of its figures."""
     short = jobs < JUDGED_FROM
     patience_s = SHORT_PATIENCE_S if short else PATIENCE_S
-    few = min(jobs, 200)
 
     def in_full(bound):
         return {} if short else bound
@@ -64,12 +66,12 @@ def parts(jobs):
     )
     yield (
         "R1 at the store",
-        lambda folder: frozen_workers(folder, few, fenced=True),
+        lambda folder: frozen_workers(folder, STORE_JOBS, fenced=True),
         {"claimed_again": "≥ 1", "published_twice": "= 0", "never_published": "= 0"},
     )
     yield (
         "R1 control: no fence",
-        lambda folder: frozen_workers(folder, few, fenced=False),
+        lambda folder: frozen_workers(folder, STORE_JOBS, fenced=False),
         {"published_twice": "≥ 1"},
     )
     yield (
