@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tqdm import tqdm
+from typing_extensions import override
 
 from pipelines.errors import CheckpointError
 from pipelines.hub import client, manifest
@@ -83,11 +84,11 @@ def gigabytes(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
-class BarReport:
+class BarReport(Report):
     """Progress bar for a terminal (or reading a log: then a line every ten seconds)."""
 
+    @override
     def begin(self, total: int, held: int, files: int) -> None:
-        """See `Report`."""
         if held == total:
             say = f"All {files} files ({gigabytes(total)}) are here and sound."
         else:
@@ -103,29 +104,29 @@ class BarReport:
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )
 
+    @override
     def advance(self, count: int) -> None:
-        """See `Report`."""
         self._bar.update(count)
 
+    @override
     def end(self) -> None:
-        """See `Report`."""
         self._bar.close()
 
 
-class ProgressReport:
+class ProgressReport(Report):
     """For an engine that fetches while it starts: fractions up to a tenth, because loading comes after."""
 
     def __init__(self, progress: Callable[[float, str], None]) -> None:
         self._progress = progress
 
+    @override
     def begin(self, total: int, held: int, files: int) -> None:
-        """See `Report`."""
         self._total, self._done, self._new = total, held, 0
         self._begun = self._told = time.monotonic()
         self._progress(0.0, f"fetching {gigabytes(total - held)} in {files} files")
 
+    @override
     def advance(self, count: int) -> None:
-        """See `Report`."""
         self._done += count
         self._new += count
         now = time.monotonic()
@@ -139,6 +140,6 @@ class ProgressReport:
             f"fetched {gigabytes(self._done)} of {gigabytes(self._total)}, {gigabytes(rate)}/s, {left:.0f} s left",
         )
 
+    @override
     def end(self) -> None:
-        """See `Report`."""
         self._progress(0.1, "fetched")

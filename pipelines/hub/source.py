@@ -1,4 +1,4 @@
-"""A place that holds files by name: a folder here, or a repository on the hub (see `pipelines.hub.client`)."""
+"""A source of files by name: a folder on this machine, or a repository on the hub (`pipelines.hub.client`)."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class FileSource(Protocol):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Bytes of every file, by its name relative to the shelf, with / as separator."""
+        """Bytes of every file, by its name relative to the source, with / as separator."""
         ...
 
     def path(self, name: str) -> Path:
@@ -39,17 +39,17 @@ class Folder:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """See `FileSource.sizes`. Dangling links, which an interrupted download can leave, are not there."""
+        """Bytes of each file by its relative name. Dangling links, left by an interrupted download, do not count."""
         found = [path for pattern in ("*", "*/*") for path in self.root.glob(pattern)]
         return {path.relative_to(self.root).as_posix(): path.stat().st_size for path in found if path.is_file()}
 
     def path(self, name: str) -> Path:
-        """See `FileSource.path`."""
+        """Return where the file lies."""
         return self.root / name
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises `CheckpointError` if there is none."""
+    """Return the JSON object in `path`. Raises `CheckpointError` if there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

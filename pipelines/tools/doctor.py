@@ -1,17 +1,12 @@
-"""Looks at everything that a server on this machine depends on: one line each, and what to do about it.
+"""What a server on this machine depends on, judged: one line each, and a hint where something is wrong.
 
-Every check is a function from what it looks at to a `Finding`; none changes anything, none reaches beyond this machine.
+Every check is a function from what it looks at to a `Finding`. None changes anything or reaches beyond this machine.
 """
 
-import ctypes
 import datetime
 import enum
-import http.client
-import json
 import math
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +19,7 @@ from pipelines.errors import CheckpointError
 from pipelines.hub import client, manifest
 from pipelines.hub.download import gigabytes
 from pipelines.messages import EngineConfig
+from pipelines.tools import probes
 from pipelines.weights import checkpoint
 
 
@@ -49,9 +45,9 @@ class Finding(NamedTuple):
 
 
 def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
-    """All findings, in the order in which things are needed. `config.device` may be a comma-separated list."""
-    cards = graphics_cards()
-    yield driver(cards, unclaimed_nvidia(Path("/sys/bus/pci/devices")))
+    """Yield all findings, in the order in which things are needed. `config.device` may be a comma-separated list."""
+    cards = probes.graphics_cards()
+    yield driver(cards, probes.has_nvidia_display(Path("/sys/bus/pci/devices")))
     yield torch_build(bool(cards))
     for name in config.device.split(","):
         yield device(name.strip())
@@ -63,30 +59,8 @@ def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
     yield certificates(Path(config.data_dir) / "tls", datetime.datetime.now(datetime.UTC))
 
 
-def graphics_cards() -> list[str]:
-    """Name, driver and memory of each NVIDIA device, as its driver tells; empty without a working driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-
-
-def unclaimed_nvidia(devices: Path) -> bool:
-    """Whether a PCI display device of NVIDIA is in this machine (Linux's `devices`), whatever its driver does."""
-    for entry in devices.glob("*"):
-        vendor, kind = entry / "vendor", entry / "class"
-        if vendor.is_file() and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
-            return True
-    return False
-
-
 def driver(cards: list[str], hardware: bool) -> Finding:  # noqa: FBT001 (two facts, named at the call)
-    """The NVIDIA driver: there if the hardware is."""
+    """Judge the NVIDIA driver: it must be there if the hardware is."""
     if cards:
         return Finding(Level.OK, "driver", "; ".join(cards))
     if hardware:
@@ -101,7 +75,7 @@ def driver(cards: list[str], hardware: bool) -> Finding:  # noqa: FBT001 (two fa
 
 
 def torch_build(has_cards: bool) -> Finding:  # noqa: FBT001
-    """Whether this torch can drive this machine's devices."""
+    """Judge whether this torch can drive this machine's devices."""
     build = f"torch {torch.__version__}"
     if not has_cards:
         return Finding(Level.OK, "torch", build)
@@ -127,7 +101,7 @@ def torch_build(has_cards: bool) -> Finding:  # noqa: FBT001
 
 
 def runs_on(kinds: list[str], capability: tuple[int, int]) -> bool:
-    """Whether code built for `kinds` (sm_80, compute_90, …) runs on a device of that compute capability.
+    """Return whether code built for `kinds` (sm_80, compute_90, …) runs on a device of that compute capability.
 
     Machine code (sm) runs on the same major version from its minor version on, PTX (compute) on everything newer.
     """
@@ -143,7 +117,7 @@ def runs_on(kinds: list[str], capability: tuple[int, int]) -> bool:
 
 
 def device(name: str) -> Finding:
-    """One device that engines are to use, and its free memory."""
+    """Judge one device that engines are to use, and its free memory."""
     try:
         found = pick_device(name)
     except CheckpointError as error:
@@ -158,7 +132,7 @@ def device(name: str) -> Finding:
 
 
 def memory(available: float, *, needs_gigabytes: float) -> Finding:
-    """Bytes of main memory that are free or can be freed; infinitely many where the system does not tell."""
+    """Judge the bytes of main memory that are free or can be freed: infinite where the system does not tell."""
     if math.isinf(available):
         return Finding(Level.OK, "memory", "not measured on this system")
     line = f"{gigabytes(available)} available"
@@ -168,8 +142,8 @@ def memory(available: float, *, needs_gigabytes: float) -> Finding:
 
 
 def disk(subject: str, folder: Path, *, needs_gigabytes: float) -> Finding:
-    """Free space where `folder` is or will be."""
-    free = shutil.disk_usage(_existing(folder)).free
+    """Judge the free space where `folder` is or will be."""
+    free = probes.free_bytes(folder)
     line = f"{gigabytes(free)} free for {folder}"
     if free < needs_gigabytes * 1e9:
         return Finding(Level.FAIL, subject, line, "make room, or choose another place with --data-dir")
@@ -177,14 +151,14 @@ def disk(subject: str, folder: Path, *, needs_gigabytes: float) -> Finding:
 
 
 def weights(config: EngineConfig) -> Finding:
-    """Whether what the configuration needs is on disk."""
+    """Judge whether what the configuration needs is on disk."""
     if config.model == "demo" or config.model.startswith("instant"):
         return Finding(Level.OK, "weights", f"{config.model}: built in")
     try:
         _, dtype = pick(config)
         plan = checkpoint.on_disk(config, half=dtype.itemsize == 2)
     except CheckpointError as error:
-        free = gigabytes(shutil.disk_usage(_existing(client.cache_folder())).free)
+        free = gigabytes(probes.free_bytes(client.cache_folder()))
         level = Level.WARN if config.model == "auto" else Level.FAIL
         return Finding(level, "weights", error.reason, f"{error.hint} ({free} free in {client.cache_folder()})")
     size = sum(files.size for files in plan.files()) + (plan.single_file.stat().st_size if plan.single_file else 0)
@@ -192,7 +166,7 @@ def weights(config: EngineConfig) -> Finding:
 
 
 def listening(host: str, port: int) -> Finding:
-    """Whether the server's port is free, or taken by a fourstep that is running."""
+    """Judge whether the server's port is free, or taken by a fourstep that is running."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -203,29 +177,25 @@ def listening(host: str, port: int) -> Finding:
             Level.FAIL, "port", f"{port} may be opened by root only", "use a port from 1024 on, or see the README"
         )
     except OSError as error:
-        if state := _health(host, port):
+        if state := probes.server_state(host, port):
             return Finding(Level.OK, "port", f"{port}: a fourstep is running there, {state}")
         return Finding(Level.FAIL, "port", f"{host}:{port}: {error.strerror}", "stop what uses it, or choose --port")
     return Finding(Level.OK, "port", f"{host}:{port} is free")
 
 
 def clock() -> Finding:
-    """Tokens and webhook signatures are worth nothing with a wrong clock. Linux tells whether it is synchronised."""
+    """Judge the clock: tokens and webhook signatures are worth nothing with a wrong one."""
     now = datetime.datetime.now(datetime.UTC)
     line = f"{now:%Y-%m-%d %H:%M:%S} UTC"
     if now.year < 2025:
         return Finding(Level.FAIL, "clock", f"{line} can't be", "set it: `timedatectl set-ntp true`")
-    try:
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # modes 0: only asks
-    except (OSError, AttributeError):
-        return Finding(Level.OK, "clock", line)
-    if state == 5:  # TIME_ERROR: not synchronised
+    if probes.clock_is_adrift():
         return Finding(Level.WARN, "clock", f"{line}, not synchronised", "`timedatectl set-ntp true`")
     return Finding(Level.OK, "clock", line)
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Finding:
-    """The local CA and its certificate, if there are any: in date, and their keys readable by their owner alone."""
+    """Judge the local CA and its certificate, if there are any: in date, keys readable by their owner alone."""
     if not (folder / "ca.pem").exists():
         return Finding(Level.OK, "certificates", "none yet: `fourstep certs` or --tls-port makes them")
     open_keys = [key.name for key in folder.glob("*key.pem") if key.stat().st_mode & 0o077]
@@ -240,22 +210,6 @@ def certificates(folder: Path, now: datetime.datetime) -> Finding:
     return Finding(Level.OK, "certificates", line)
 
 
-def _existing(folder: Path) -> Path:
-    return next(parent for parent in (folder, *folder.parents) if parent.exists())
-
-
 def _omissions(plan: manifest.Manifest) -> str:
     left_out = [name for name in ("lora", "safety_checker") if getattr(plan, name) is None]
     return f" (without {', '.join(left_out).replace('_', ' ')})" if left_out else ""
-
-
-def _health(host: str, port: int) -> str:
-    """The state of a fourstep on that port, or ""."""
-    connection = http.client.HTTPConnection(host, port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return str(json.loads(connection.getresponse().read())["state"])
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-        return ""
-    finally:
-        connection.close()

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from pipelines.device import devices
 from pipelines.hub import client
 from pipelines.messages import EngineConfig
-from pipelines.tools import __main__, doctor
+from pipelines.tools import __main__, doctor, probes
 from pipelines.tools.doctor import Level
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
@@ -50,7 +50,7 @@ def test_nvidia_hardware_is_seen_without_its_driver(vendor: str, kind: str, *, f
     (tmp_path / "0000:01:00.0" / "vendor").write_text(f"{vendor}\n")
     (tmp_path / "0000:01:00.0" / "class").write_text(f"{kind}\n")
 
-    assert doctor.unclaimed_nvidia(tmp_path) is found
+    assert probes.has_nvidia_display(tmp_path) is found
 
 
 @pytest.mark.parametrize(

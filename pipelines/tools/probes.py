@@ -1,0 +1,56 @@
+"""Facts about this machine that `doctor` judges. Nothing is changed, and nothing beyond this machine is asked."""
+
+import ctypes
+import http.client
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+
+def graphics_cards() -> list[str]:
+    """Return name, driver and memory of each NVIDIA device, as its driver tells; empty without a working driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def has_nvidia_display(devices: Path) -> bool:
+    """Return whether NVIDIA's PCI display device is in this machine (Linux's `devices`), whatever its driver does."""
+    for entry in devices.glob("*"):
+        vendor, kind = entry / "vendor", entry / "class"
+        if vendor.is_file() and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
+            return True
+    return False
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free space where `folder` is or will be."""
+    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+
+
+def clock_is_adrift() -> bool:
+    """Return whether Linux says that the clock is not synchronised; False where the system does not tell."""
+    try:
+        state: int = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512))  # modes 0: only asks
+    except (OSError, AttributeError):
+        return False
+    return state == 5  # TIME_ERROR
+
+
+def server_state(host: str, port: int) -> str:
+    """Return the state of a fourstep on that port, or ""."""
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return str(json.loads(connection.getresponse().read())["state"])
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return ""
+    finally:
+        connection.close()
