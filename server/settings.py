@@ -7,79 +7,39 @@ properties. Sections are frozen, and check their values when they are made.
 
 import dataclasses
 import re
-import sys
-import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta
 from typing_extensions import override
 
 from pipelines.messages import EngineConfig
+from server.section import Count, Port, Positive, Seconds, Section, SettingsError, Side, Wait, setting
 
+__all__ = ["SettingsError"]
 
-class SettingsError(ValueError):
-    """A setting with an impossible value; the message says which, and what is possible."""
-
-
-_FINITE = sys.float_info.max
-_Port = Annotated[int, Meta(ge=0, le=65535)]
-_Side = Annotated[int, Meta(ge=64, le=8192)]
-_Count = Annotated[int, Meta(ge=0)]
-_Positive = Annotated[int, Meta(ge=1)]
-_Seconds = Annotated[float, Meta(ge=0, le=_FINITE)]
-_Wait = Annotated[float, Meta(ge=0.05, le=_FINITE)]  # with less no network could do it; with 0 every call would fail
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
-def _set(default: Any, why: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": why})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Section:
-    def __post_init__(self) -> None:
-        """Check each field against its type. Raises `SettingsError`."""
-        for name, rule in typing.get_type_hints(type(self), include_extras=True).items():
-            value = getattr(self, name)
-            try:
-                msgspec.convert(value, rule)
-            except msgspec.ValidationError as error:
-                raise SettingsError(f"{name.replace('_', '-')}: {_fault(value, rule)}") from error
-
-
-def _fault(value: object, rule: Any) -> str:
-    """Say what is wrong with a value that does not fit its type, and what would fit."""
-    if typing.get_origin(rule) is Literal:
-        return f"{value!r} is none of {', '.join(typing.get_args(rule))}"
-    bounded = next(iter(typing.get_args(rule)), rule) if type(None) in typing.get_args(rule) else rule
-    [bounds] = getattr(bounded, "__metadata__", [None])
-    if bounds is None or not isinstance(value, int | float):
-        return f"{value!r} is not of type {getattr(bounded, '__origin__', bounded).__name__}"
-    highest = None if bounds.le == _FINITE else bounds.le
-    return f"{value} is out of bounds; " + (f"at least {bounds.ge}" if highest is None else f"{bounds.ge} to {highest}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RequestSettings(_Section):
+class RequestSettings(Section):
     """Limits on one request and its result."""
 
-    max_body_bytes: _Positive = _set(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
-    max_image_bytes: _Positive = _set(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
-    max_image_pixels: _Positive = _set(50_000_000, "largest input picture in pixels: phones take 48 megapixels")
-    max_side: _Side = _set(
+    max_body_bytes: Positive = setting(72 * 1024 * 1024, "largest request body: a 50 MiB picture in base64, and some")
+    max_image_bytes: Positive = setting(50 * 1024 * 1024, "largest input picture, as fal's own toolkit has it")
+    max_image_pixels: Positive = setting(50_000_000, "largest input picture in pixels: phones take 48 megapixels")
+    max_side: Side = setting(
         1024,
         "longest side that is computed, a multiple of 8; larger pictures are brought down to it. The model was taught"
         " at 512: at twice that it begins to repeat itself, and a step takes more than four times as long",
     )
-    min_side: _Side = _set(
+    min_side: Side = setting(
         64, "shortest side that is computed: with less the model has nothing to look at; smaller is 422"
     )
-    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = _set(
+    jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = setting(
         95, "quality of output JPEGs, 1…100; above 95 only the files grow"
     )
-    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = _set(
+    jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = setting(
         "4:4:4", "chroma subsampling of output JPEGs: 4:4:4, 4:2:2 or 4:2:0"
     )
 
@@ -96,19 +56,19 @@ class RequestSettings(_Section):
 class LimitSettings(RequestSettings):
     """Limits on calls and realtime sockets, of all callers together."""
 
-    max_calls: _Positive = _set(256, "run and stream calls in flight at once; one more gets 429")
-    max_sessions: _Positive = _set(256, "open realtime sockets; one more is refused with 429")
-    body_budget_bytes: _Positive = _set(
+    max_calls: Positive = setting(256, "run and stream calls in flight at once; one more gets 429")
+    max_sessions: Positive = setting(256, "open realtime sockets; one more is refused with 429")
+    body_budget_bytes: Positive = setting(
         512 * 1024**2,
         "request bodies and fetched pictures in memory, all together; beyond it 429. Seven of the largest "
         "bodies, or a hundred photos; the process takes up to three times as much for them",
     )
-    session_idle_timeout: _Wait = _set(30.0, "seconds without an input after which a realtime socket is closed")
-    max_waiting_bytes: _Positive = _set(
+    session_idle_timeout: Wait = setting(30.0, "seconds without an input after which a realtime socket is closed")
+    max_waiting_bytes: Positive = setting(
         64 * 1024**2,
         "inputs that wait on one realtime socket; for one more the oldest go. Sixty drawings of a megabyte",
     )
-    realtime_path: str = _set("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
+    realtime_path: str = setting("", "one more path for realtime sockets, beside /realtime and /ws: a client's own")
 
     @override
     def __post_init__(self) -> None:
@@ -118,41 +78,41 @@ class LimitSettings(RequestSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class QueueSettings(_Section):
+class QueueSettings(Section):
     """How many jobs wait, and how long their results stay."""
 
-    max_queue: _Positive = _set(10_000, "requests that may wait; one more gets 429")
-    result_ttl: _Seconds = _set(7 * 86400.0, "seconds that queue results stay fetchable")
-    tombstone_ttl: _Seconds = _set(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
-    jobs_quota_bytes: _Count = _set(
+    max_queue: Positive = setting(10_000, "requests that may wait; one more gets 429")
+    result_ttl: Seconds = setting(7 * 86400.0, "seconds that queue results stay fetchable")
+    tombstone_ttl: Seconds = setting(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
+    jobs_quota_bytes: Count = setting(
         10 * 1024**3, "disk for queued inputs and results; beyond it the oldest results go, then submits get 429"
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FetchSettings(_Section):
+class FetchSettings(Section):
     """Where image URLs and webhooks may lead, and how long that takes."""
 
-    allow_net: str = _set(
+    allow_net: str = setting(
         "",
         "networks inside that image URLs and webhooks may lead to: 192.168.1.0/24,10.0.0.7; public ones always may",
     )
-    url_files: str = _set("", "URLs that are answered from disk: URL=FILE,URL=FILE")
-    fetch_connect_timeout: _Wait = _set(3.0, "seconds to connect to an image's or a webhook's server")
-    fetch_timeout: _Wait = _set(15.0, "seconds that fetching an image may take in all")
-    max_fetches: _Positive = _set(
+    url_files: str = setting("", "URLs that are answered from disk: URL=FILE,URL=FILE")
+    fetch_connect_timeout: Wait = setting(3.0, "seconds to connect to an image's or a webhook's server")
+    fetch_timeout: Wait = setting(15.0, "seconds that fetching an image may take in all")
+    max_fetches: Positive = setting(
         32,
         "pictures on their way at once, of one key no more than its key-share of them: several for each that "
         "an engine can work on meanwhile. The others wait, for as long as one fetch may take, then get 429",
     )
-    fetch_redirects: _Count = _set(4, "redirects followed for an image: shorteners and CDNs need two or three")
+    fetch_redirects: Count = setting(4, "redirects followed for an image: shorteners and CDNs need two or three")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataSettings(_Section):
+class DataSettings(Section):
     """The data directory and the paths in it."""
 
-    data_dir: Path = _set(Path("~/.local/share/fourstep"), "jobs, files, keys, certificates")
+    data_dir: Path = setting(Path("~/.local/share/fourstep"), "jobs, files, keys, certificates")
 
     @property
     def tls_dir(self) -> Path:
@@ -179,28 +139,28 @@ class DataSettings(_Section):
 class StorageSettings(DataSettings, RequestSettings):
     """How long stored files live, and how much disk they take."""
 
-    file_ttl: _Seconds = _set(30 * 86400.0, "seconds that files live whose owner did not say: uploads and results")
-    files_quota_bytes: _Count = _set(
+    file_ttl: Seconds = setting(30 * 86400.0, "seconds that files live whose owner did not say: uploads and results")
+    files_quota_bytes: Count = setting(
         20 * 1024**3, "disk for stored files; beyond it the oldest go, then uploads get 429"
     )
-    max_upload_bytes: _Positive = _set(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
+    max_upload_bytes: Positive = setting(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     """Who may call, and which part of the limits one key may take."""
 
-    keys: str = _set("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
-    allow_anonymous: bool = _set(False, "serve other machines although no keys are set")  # noqa: FBT003
-    allow_origin: str = _set(
+    keys: str = setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
+    allow_anonymous: bool = setting(False, "serve other machines although no keys are set")  # noqa: FBT003
+    allow_origin: str = setting(
         "", "web origins that may call a server without keys, beside loopback's: https://app.example"
     )
-    key_share: Annotated[float, Meta(ge=0.001, le=1)] = _set(
+    key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
         "part of max-calls, max-sessions, max-queue, max-fetches and body-budget-bytes that one key may take, unless"
         " `fourstep keys` gave it limits of its own: a client that runs wild leaves the rest to the others",
     )
-    max_token_seconds: _Positive = _set(
+    max_token_seconds: Positive = setting(
         3600,
         "seconds that a token for browsers lives at most: fal's clients ask for 120, and none can be taken back",
     )
@@ -210,35 +170,35 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
 class ConnectionSettings(LimitSettings):
     """Limits on connections: number, sizes, deadlines."""
 
-    max_connections: _Positive = _set(
+    max_connections: Positive = setting(
         1024, "open connections; for one more an idle one is closed, else its request gets 429"
     )
-    max_header_bytes: Annotated[int, Meta(ge=1024)] = _set(
+    max_header_bytes: Annotated[int, Meta(ge=1024)] = setting(
         32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs"
     )
-    header_timeout: _Wait = _set(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
-    body_timeout: _Wait = _set(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
-    min_body_rate: _Positive = _set(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
-    send_timeout: _Wait = _set(60.0, "seconds that a client may leave an answer unread")
-    keep_alive: _Count = _set(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
-    max_frame_rate: _Positive = _set(
+    header_timeout: Wait = setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
+    body_timeout: Wait = setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
+    min_body_rate: Positive = setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
+    send_timeout: Wait = setting(60.0, "seconds that a client may leave an answer unread")
+    keep_alive: Count = setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
+    max_frame_rate: Positive = setting(
         120, "frames a second from one websocket: twice what a screen shows, fal's clients send 16"
     )
-    ping_interval: _Wait = _set(20.0, "seconds between websocket pings; without a pong for as long it is closed")
-    drain_timeout: _Count = _set(15, "seconds that running requests get to finish when the server is stopped")
+    ping_interval: Wait = setting(20.0, "seconds between websocket pings; without a pong for as long it is closed")
+    drain_timeout: Count = setting(15, "seconds that running requests get to finish when the server is stopped")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ListenSettings(DataSettings, ConnectionSettings):
     """Addresses, ports, TLS and the proxy in front."""
 
-    host: str = _set("127.0.0.1", "address to listen on; anything but loopback needs keys")
-    port: _Port = _set(8000, "plain HTTP port; 0 picks a free one")
-    tls_port: _Port | None = _set(None, "also serve https on this port, with the local CA; 0 picks a free one")
-    tls_names: str = _set("", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5")
-    takeover: bool = _set(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
-    public_url: str = _set("", "base URL that clients use, when a proxy stands in front; without it the request's own")
-    trusted_proxies: str = _set("127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed")
+    host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
+    port: Port = setting(8000, "plain HTTP port; 0 picks a free one")
+    tls_port: Port | None = setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
+    tls_names: str = setting("", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5")
+    takeover: bool = setting(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
+    public_url: str = setting("", "base URL that clients use, when a proxy stands in front; without it the request's own")
+    trusted_proxies: str = setting("127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed")
 
     @override
     def __post_init__(self) -> None:
@@ -251,22 +211,22 @@ class ListenSettings(DataSettings, ConnectionSettings):
 class ModelSettings(DataSettings, RequestSettings):
     """The model, and the devices which it runs on."""
 
-    model: str = _set("sd15", "sd15, demo, auto, a hub id, a folder in diffusers layout or a .safetensors checkpoint")
-    lora: str = _set("auto", "LCM-LoRA: auto, a hub id, a .safetensors file or none")
-    vae: str = _set("full", "full, tiny (TAESD) or a folder")
-    safety_checker: str = _set("auto", "auto (the one that comes with the model), a hub id, a folder or none")
-    force_safety_checks: bool = _set(False, "run the safety checker whatever the request says")  # noqa: FBT003
-    device: str = _set("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
-    dtype: Literal["auto", "float16", "bfloat16", "float32"] = _set(
+    model: str = setting("sd15", "sd15, demo, auto, a hub id, a folder in diffusers layout or a .safetensors checkpoint")
+    lora: str = setting("auto", "LCM-LoRA: auto, a hub id, a .safetensors file or none")
+    vae: str = setting("full", "full, tiny (TAESD) or a folder")
+    safety_checker: str = setting("auto", "auto (the one that comes with the model), a hub id, a folder or none")
+    force_safety_checks: bool = setting(False, "run the safety checker whatever the request says")  # noqa: FBT003
+    device: str = setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = setting(
         "auto", "auto (float16 on cuda, else float32), float16, bfloat16 or float32"
     )
-    threads: _Count = _set(0, "CPU threads of an engine on the cpu; 0 = one per core")
-    max_batch: _Positive = _set(8, "images that may share one step; with 1, nothing else in flight changes a bit")
-    compile: bool = _set(
+    threads: Count = setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
+    max_batch: Positive = setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
+    compile: bool = setting(
         False,  # noqa: FBT003
         "on cuda, torch.compile the usual sizes: minutes at the first start; off until a GPU has shown its gain",
     )
-    start_timeout: _Seconds = _set(120.0, "seconds that a call waits for the model to load before it gets 504")
+    start_timeout: Seconds = setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     @override
     def __post_init__(self) -> None:

@@ -1,0 +1,36 @@
+"""What an attack is: clients with a key of their own, or none, beside a good client whose calls are timed."""
+
+import dataclasses
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal
+
+Good = Literal["inline", "stored", "named"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Target:
+    """The attacked server. `key`: the attacker's, `name:secret`; "" for a server without keys."""
+
+    url: str
+    port: int
+    key: str
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One attack.
+
+    `run(target)` attacks until it is cancelled. It runs in a process of its own, and prints one line once the attack
+    is under way; a figure which it wants in the report is printed as a line of JSON when it is cancelled.
+    `flags`: of the server, beside the harness's own. `control_flags`, `control_changes`: flags, and differences for
+    `tests.chaos.modified_server`, with which the server is as it was without the protection.
+    `good`: how the good client gives its picture: as a data URI, as a stored file, or by a URL with a host name.
+    """
+
+    name: str
+    run: Callable[[Target], Awaitable[None]]
+    flags: tuple[str, ...] = ()
+    control_flags: tuple[str, ...] = ()
+    control_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    good: Good = "inline"
