@@ -195,10 +195,16 @@ class ListenSettings(DataSettings, ConnectionSettings):
     host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
     port: Port = setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: Port | None = setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
-    tls_names: str = setting("", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5")
+    tls_names: str = setting(
+        "", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5"
+    )
     takeover: bool = setting(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
-    public_url: str = setting("", "base URL that clients use, when a proxy stands in front; without it the request's own")
-    trusted_proxies: str = setting("127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed")
+    public_url: str = setting(
+        "", "base URL that clients use, when a proxy stands in front; without it the request's own"
+    )
+    trusted_proxies: str = setting(
+        "127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed"
+    )
 
     @override
     def __post_init__(self) -> None:
@@ -211,7 +217,9 @@ class ListenSettings(DataSettings, ConnectionSettings):
 class ModelSettings(DataSettings, RequestSettings):
     """The model, and the devices which it runs on."""
 
-    model: str = setting("sd15", "sd15, demo, auto, a hub id, a folder in diffusers layout or a .safetensors checkpoint")
+    model: str = setting(
+        "sd15", "sd15, demo, auto, a hub id, a folder in diffusers layout or a .safetensors checkpoint"
+    )
     lora: str = setting("auto", "LCM-LoRA: auto, a hub id, a .safetensors file or none")
     vae: str = setting("full", "full, tiny (TAESD) or a folder")
     safety_checker: str = setting("auto", "auto (the one that comes with the model), a hub id, a folder or none")
