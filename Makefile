@@ -11,7 +11,7 @@ FLAGS ?=
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients demo-model clean
+.PHONY: help demo serve test coverage check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,7 +33,7 @@ coverage: $(VENV)/.dev ## the tests again, the slowest named, and the floor on w
 	$(BIN)/python -m pytest $(PARALLEL) --durations=25 --cov --cov-report= $(FLAGS)
 	$(BIN)/coverage report --skip-covered
 
-check: lint types imports audit coverage chaos-short fuzz-short ## lint, types, import contracts, audit, tests, short chaos and fuzz
+check: lint types imports audit coverage chaos-short fuzz-short neighbours-short ## lint, types, import contracts, audit, tests, short chaos, fuzz and neighbours
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .
@@ -63,6 +63,12 @@ fuzz-short: $(VENV)/.dev ## the same in a few seconds
 
 slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 websocket flooders (two minutes)
 	$(BIN)/python -m tests.chaos.slow_clients $(FLAGS)
+
+neighbours: $(VENV)/.dev ## a good client beside neighbours and strangers who take all they can get (quarter of an hour)
+	$(BIN)/python -m tests.chaos.neighbours $(FLAGS)
+
+neighbours-short: $(VENV)/.dev ## the same in minutes
+	$(BIN)/python -m tests.chaos.neighbours --rounds 1 --seconds 3
 
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)

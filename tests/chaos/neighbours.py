@@ -1,0 +1,310 @@
+"""N1–N8: a good client beside neighbours and strangers who take all they can get.
+
+    python -m tests.chaos.neighbours [--only status] [--rounds 3] [--seconds 8]        (--rounds 1 is the short form)
+
+For each attack of `tests/chaos/attacks/`, a server with default limits and two keys, on an engine without a model. The
+good client makes one run after the other, each on a new connection, and a probe asks `/health`. The attack has the
+other key or none, and runs in a process of its own at the lowest CPU priority, as if on another machine. Cases:
+
+    alone       before the attack
+    attacked    under it, in turn with `alone`: p99 at most twice that of `alone`, and no call refused
+    control     once, on a server without the protection: p99 at least twice, or calls refused
+
+A call that is not answered 200 within `PATIENCE_S` is refused. The short form judges p50, as a single late answer would
+decide its p99. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import http.server
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from tests.chaos.attack import Target
+from tests.chaos.harness import Failed, Victim, until
+from tests.fuzz.values import data_uri_of, pictures
+from tests.support.server_process import APP
+
+GOOD, BAD = "good:a", "bad:b"
+FLAGS = ("--model", "instant+jpeg", "--keys", f"{GOOD},{BAD}", "--allow-net", "127.0.0.0/8")
+PATIENCE_S = 10.0
+PAUSE_S = 0.02
+PROBE_S = 0.25
+UNDER_WAY_S = 60.0  # an attack prepares its pictures, or its thousand connections
+FULL_ROUNDS = 3
+WORSE = 2.0
+
+
+@dataclasses.dataclass
+class Seen:
+    """What the good client and the probe saw. `walls`: milliseconds of each run, also of those that were refused."""
+
+    walls: list[float] = dataclasses.field(default_factory=list)
+    refused: int = 0
+    probes: int = 0
+    probes_refused: int = 0
+
+    def quantile(self, q):
+        ordered = sorted(self.walls)
+        return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 1)
+
+
+def attacks():
+    """Return all attacks, in the order of their modules' names."""
+    names = sorted(path.stem for path in (Path(__file__).parent / "attacks").glob("*.py"))
+    return [attack for name in names for attack in importlib.import_module(f"tests.chaos.attacks.{name}").ATTACKS]
+
+
+# --- the good client
+
+
+async def exchange(port, request):
+    """Return status and body of one request on a new connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(request)
+        answer = await reader.read()
+    finally:
+        writer.transport.abort()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1]), body
+
+
+def written(method, path, body=b""):
+    """Return a request of the good key."""
+    fields = {"Host": "localhost", "Authorization": f"Key {GOOD}", "Connection": "close", "Content-Length": len(body)}
+    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
+
+
+def run_of(image_url):
+    body = json.dumps({"prompt": "p", "image_url": image_url, "seed": 1}).encode()
+    return written("POST", f"/run/{APP}", body)
+
+
+async def tried(port, request):
+    """Return whether a request was answered with 200 in time."""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            status, _ = await exchange(port, request)
+    except (TimeoutError, OSError, IndexError):
+        return False
+    return status == 200
+
+
+async def observed(port, request, seconds):
+    """Return what the good client and the probe see for some seconds."""
+    seen, end = Seen(), time.perf_counter() + seconds
+
+    async def runs():
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            seen.refused += not await tried(port, request)
+            seen.walls.append((time.perf_counter() - began) * 1e3)
+            await asyncio.sleep(PAUSE_S)
+
+    async def probes():
+        while time.perf_counter() < end:
+            seen.probes += 1
+            seen.probes_refused += not await tried(port, written("GET", "/health"))
+            await asyncio.sleep(PROBE_S)
+
+    await asyncio.gather(runs(), probes())
+    return seen
+
+
+@contextlib.contextmanager
+def picture_server():
+    """Yield the URL, by host name, of a small picture."""
+    picture = pictures()["jpeg"]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(picture)))
+            self.end_headers()
+            self.wfile.write(picture)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://localhost:{server.server_address[1]}/p.jpg"
+        server.shutdown()
+
+
+def stored_picture(port):
+    """Return the URL of a small picture that the good key has uploaded."""
+    status, body = asyncio.run(exchange(port, written("POST", "/cdn/files/upload", pictures()["jpeg"])))
+    if status != 200:
+        raise Failed(f"the good client's upload was answered {status}")
+    return json.loads(body)["access_url"]
+
+
+# --- the attack
+
+
+@contextlib.contextmanager
+def under(attack, victim):
+    """Run an attack in a process of its own; yield its lines once it is under way."""
+    command = [sys.executable, "-m", "tests.chaos.neighbours", "--attack", attack.name, str(victim.port)]
+    process = subprocess.Popen([*command, str(victim.folder)], stdout=subprocess.PIPE, text=True)
+    said, under_way = [], threading.Event()
+
+    def listen():
+        for line in process.stdout:
+            said.append(line)
+            under_way.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        if not under_way.wait(UNDER_WAY_S):
+            raise Failed(f"{attack.name}: not under way within {UNDER_WAY_S:.0f} s")
+        yield said
+        if process.poll() is not None:
+            raise Failed(f"{attack.name}: ended by itself")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(UNDER_WAY_S)
+        listener.join()
+
+
+async def attack_until_told(run, target):
+    """Attack until SIGTERM."""
+    attacking = asyncio.ensure_future(run(target))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, attacking.cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await attacking
+
+
+# --- the cases
+
+
+def measured(attack, rounds, seconds):
+    """Return what was seen by case, and the attack's own last report."""
+    cases = {case: Seen() for case in ("alone", "attacked", "control")}
+    reports = {}
+
+    def take(case, port, request):
+        seen = asyncio.run(observed(port, request, seconds))
+        for field in dataclasses.fields(Seen):
+            setattr(cases[case], field.name, getattr(cases[case], field.name) + getattr(seen, field.name))
+
+    def request_to(port, named):
+        picture = {"inline": lambda: data_uri_of(pictures()["jpeg"]), "named": lambda: named}
+        return run_of(picture.get(attack.good, lambda: stored_picture(port))())
+
+    with picture_server() as named:
+        with victim(*attack.flags) as server:
+            request = request_to(server.port, named)
+            asyncio.run(observed(server.port, request, 1.0))  # to warm up
+            for _ in range(rounds):
+                recovered(server, request)
+                take("alone", server.port, request)
+                with under(attack, server) as said:
+                    take("attacked", server.port, request)
+                reports["attacked"] = report_in(said)
+        with victim(*attack.flags, *attack.control_flags, **attack.control_changes) as server:
+            request = request_to(server.port, named)
+            with under(attack, server) as said:
+                take("control", server.port, request)
+            reports["control"] = report_in(said)
+    return cases, {case: report for case, report in reports.items() if report}
+
+
+@contextlib.contextmanager
+def victim(*flags, **differences):
+    """Yield a server whose engine is ready."""
+    with (
+        tempfile.TemporaryDirectory(prefix="fourstep-neighbours-") as folder,
+        Victim(Path(folder), *FLAGS, *flags, **differences) as server,
+    ):
+        server.wait_ready()
+        yield server
+
+
+def recovered(server, request):
+    """Return once the good client is served again."""
+    until(lambda: asyncio.run(tried(server.port, request)), "the server has recovered")
+
+
+def report_in(said):
+    """Return what an attack reported in JSON at its end, None if nothing."""
+    return json.loads(said[-1]) if said and said[-1].startswith("{") else None
+
+
+def judged(cases, *, full):
+    """Return for each case its row of figures, and whether the row is as it must be."""
+    rows = {}
+    q = 0.99 if full else 0.5
+    for case, seen in cases.items():
+        worse = seen.quantile(q) / cases["alone"].quantile(q)
+        refused = seen.refused + seen.probes_refused
+        good = {"attacked": worse <= WORSE and not refused, "control": worse >= WORSE or refused > 0}
+        rows[case] = {
+            "runs": len(seen.walls),
+            "refused": seen.refused,
+            "probes": seen.probes,
+            "probes_refused": seen.probes_refused,
+            "p50_ms": seen.quantile(0.5),
+            "p99_ms": seen.quantile(0.99),
+            "p99_ratio": round(seen.quantile(0.99) / cases["alone"].quantile(0.99), 2),
+            "holds": good.get(case, not refused),
+        }
+    return rows
+
+
+def main():
+    """Run the attacks one after the other; print each one's table as it ends."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="run the attacks whose names begin with this")
+    parser.add_argument("--rounds", type=int, default=FULL_ROUNDS)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--attack", nargs=3, metavar=("NAME", "PORT", "FOLDER"), help="be the attacker of one attack")
+    asked = parser.parse_args()
+    if asked.attack:
+        name, port, folder = asked.attack
+        [attack] = [one for one in attacks() if one.name == name]
+        os.nice(19)
+        target = Target(url=f"http://127.0.0.1:{port}", port=int(port), key=BAD, folder=folder)
+        asyncio.run(attack_until_told(attack.run, target))
+        return
+    chosen = [attack for attack in attacks() if attack.name.startswith(asked.only)]
+    if not chosen:
+        parser.error(f"no attack's name begins with {asked.only!r}")
+    report, held, load = {}, True, os.getloadavg()[0]
+    for attack in chosen:
+        began = time.monotonic()
+        cases, said = measured(attack, asked.rounds, asked.seconds)
+        rows = judged(cases, full=asked.rounds >= FULL_ROUNDS)
+        print(f"{attack.name} ({time.monotonic() - began:.0f} s)")
+        for case, row in rows.items():
+            held = held and row["holds"]
+            probes = f"/health refused {row['probes_refused']:>3} of {row['probes']:>3}"
+            times = f"p50 {row['p50_ms']:>8} ms, p99 {row['p99_ms']:>8} ms ({row['p99_ratio']}×)"
+            verdict = "" if row["holds"] else "   BROKEN"
+            print(
+                f"    {case:<10}{row['runs']:>6} runs, refused {row['refused']:>4}; {probes}; {times}{verdict}",
+                flush=True,
+            )
+        for case, figures in said.items():
+            print(f"    {case}: {json.dumps(figures)}", flush=True)
+        report[attack.name] = {"cases": rows, "said": said}
+    print(json.dumps({"benchmark": "neighbours", "load_before": round(load, 1), "held": held, "attacks": report}))
+    sys.exit(0 if held else 1)
+
+
+if __name__ == "__main__":
+    main()
