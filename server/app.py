@@ -19,6 +19,7 @@ from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
 from server.generate import Generate, Resources, generate, run_job
+from server.inputs import Inputs
 from server.jobs.database import Database
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -71,6 +72,7 @@ class Parts:
     pool: Callable[..., Pool] = Pool
     fetch: Callable[..., Fetch] = Fetch
     files: Callable[..., Files] = Files
+    inputs: Callable[..., Inputs] = Inputs
     store: Callable[[Database], JobStore] = JobStore
     queue: Callable[..., Queue] = Queue
     deliverer: Callable[..., Deliverer] = Deliverer
@@ -113,11 +115,13 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             files = parts.files(settings, public_url=settings.public_url)
             await files.start()
             stack.push_async_callback(files.close)
+            inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)
+            stack.callback(inputs.close)
             database = Database(settings.jobs_path)
             stack.push_async_callback(database.close)
 
             resources = Resources(
-                settings=settings, pool=pool, files=files, fetch=fetch, limits=Limits(settings), metrics=metrics
+                settings=settings, pool=pool, files=files, inputs=inputs, limits=Limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
             queue = parts.queue(

@@ -12,13 +12,13 @@ from typing import Any, Protocol, TypeAlias
 
 from pipelines.messages import Generated, Log, Picture, Preview, Priority, Started, Work
 from server.access.api_keys import Allowance
-from server.access.limits import Limits, Reservation
+from server.access.limits import Limits
 from server.fal import data_uri
-from server.fal.errors import RequestError, invalid, overloaded, start_timed_out
+from server.fal.errors import RequestError, overloaded, start_timed_out
 from server.fal.schemas import LcmInput, parse
+from server.inputs import Inputs
 from server.jobs.job import Job
 from server.metrics import Metrics
-from server.outbound.fetch import Fetch, FetchError
 from server.settings import RequestSettings
 from server.storage.files import NO_SPACE, Files
 from server.workers.pool import Pool
@@ -29,10 +29,6 @@ OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
 
 CONTENT_TYPE = "image/jpeg"
 
-# Characters of a data URI from which it is decoded in a thread: it would stall the loop for more than a millisecond.
-# One with percent signs always is: they take five hundred times as long.
-_DECODE_BESIDE_CHARS = 1 << 20
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -41,7 +37,7 @@ class Resources:
     settings: RequestSettings
     pool: Pool
     files: Files
-    fetch: Fetch
+    inputs: Inputs
     limits: Limits
     metrics: Metrics
 
@@ -100,7 +96,9 @@ async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent
     try:
         with contextlib.closing(ctx.limits.pictures(call.tenant, call.allowance)) as memory:
             async with asyncio.timeout(call.start_timeout) as deadline:
-                image = await _resolve(ctx, data.image_url, call, memory) if call.image is None else call.image
+                image = call.image
+                if image is None:
+                    image = await ctx.inputs.get(data.image_url, tenant=call.tenant, memory=memory)
                 work = Work(
                     id=call.id,
                     params=data.params(),
@@ -148,33 +146,6 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
             on_event(event)
 
     return watch
-
-
-async def _resolve(ctx: Resources, url: str, call: Call, memory: Reservation) -> bytes:
-    """Return the encoded picture of `image_url`: of a data URI, a stored file, or a URL to fetch.
-
-    For the latter two `memory` is taken; a data URI's is held already, by the body in which it came.
-    """
-    limit = ctx.settings.max_image_bytes
-    try:
-        if url[:5].lower() == "data:":
-            if len(url) < _DECODE_BESIDE_CHARS and "%" not in url:
-                return data_uri.decode(url, limit)
-            return await asyncio.to_thread(data_uri.decode, url, limit)
-        if path := ctx.files.local(url, reader=call.tenant):
-            memory.take(path.stat().st_size)
-            return await ctx.files.read(path)
-        return await ctx.fetch.get(url, limit, memory.take, tenant=call.tenant)
-    except data_uri.TooLargeError:
-        message = f"The image is larger than {limit} bytes"
-        raise invalid("image_url", "file_too_large", message, {"max_size": limit}) from None
-    except data_uri.DataUriError as error:
-        raise invalid("image_url", "image_load_error", f"Could not load image from data URI: {error}") from None
-    except FetchError as error:
-        about = {"max_size": limit} if error.kind == "file_too_large" else None
-        raise invalid("image_url", error.kind, error.message, about) from None
-    except FileNotFoundError:  # it has just expired
-        raise invalid("image_url", "file_download_error", "There is no such file") from None
 
 
 async def _images(ctx: Resources, data: LcmInput, call: Call, generated: Generated) -> list[dict[str, Any]]:

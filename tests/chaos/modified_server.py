@@ -15,20 +15,25 @@ The first argument is a JSON object of the differences; all else is the server a
     lets_go_first       control: leases that have run out are given up before they are renewed
     hasty               control: a submit is answered before the job is on disk
     twice               control: every twentieth run is done twice
+    shared_decoder      control: data URIs are decoded on the threads that store files, in one go
 """
 
 import asyncio
+import base64
 import dataclasses
 import functools
 import itertools
 import json
 import sys
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 from typing_extensions import override
 
 from server.app import Parts
+from server.fal import data_uri
 from server.generate import generate
+from server.inputs import DataUris, Inputs
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -68,6 +73,21 @@ class LetsGo(JobStore):
         return self._lapsed
 
 
+class SharedDecoder(DataUris):
+    """Decodes on the loop's default threads, escape by escape."""
+
+    @override
+    async def decode(self, uri, max_bytes, *, tenant):
+        return await asyncio.to_thread(_decoded_slowly, uri, max_bytes)
+
+
+def _decoded_slowly(uri, max_bytes):
+    head, _, text = uri.partition(",")
+    is_base64 = head.endswith(";base64")
+    plain = text if is_base64 else base64.b64encode(unquote_to_bytes(text)).decode()
+    return data_uri.decode(f"data:;base64,{plain}", max_bytes)
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -93,6 +113,7 @@ def main():
         pool["reruns"] = workers.RerunLimits(tries=1)
     parts = Parts(
         pool=functools.partial(workers.Pool, **pool),
+        inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(

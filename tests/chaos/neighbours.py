@@ -147,7 +147,8 @@ def judged(cases, *, full):
     for case, seen in cases.items():
         worse = seen.quantile(q) / cases["alone"].quantile(q)
         refused = seen.refused + seen.probes_refused
-        good = {"attacked": worse <= WORSE and not refused, "control": worse >= WORSE or refused > 0}
+        slowest = seen.quantile(0.99) / cases["alone"].quantile(0.99)
+        good = {"attacked": worse <= WORSE and not refused, "control": slowest >= WORSE or refused > 0}
         rows[case] = {
             "runs": len(seen.walls),
             "refused": seen.refused,
@@ -155,7 +156,7 @@ def judged(cases, *, full):
             "probes_refused": seen.probes_refused,
             "p50_ms": seen.quantile(0.5),
             "p99_ms": seen.quantile(0.99),
-            "p99_ratio": round(seen.quantile(0.99) / cases["alone"].quantile(0.99), 2),
+            "p99_ratio": round(slowest, 2),
             "holds": good.get(case, not refused),
         }
     return rows

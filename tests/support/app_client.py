@@ -117,11 +117,11 @@ class Shelf(Files):
 class Web:
     """A running web side and what it stands on."""
 
-    def __init__(self, app, ctx):
+    def __init__(self, app, ctx, net):
         self.app = app
         self.ctx = ctx
         self.engines = ctx.pool
-        self.net = ctx.fetch
+        self.net = net
         self.shelf = ctx.files
 
     def call(self, method, url, **options):
@@ -161,7 +161,7 @@ async def serving(tmp_path, *, files=Shelf, capacity=1, **chosen):
     app = create_app(Settings(data_dir=tmp_path, **{"drain_timeout": 1, **chosen}), parts)
     async with asgi_client.lifespan(app.asgi):
         try:
-            yield Web(app.asgi, app.state.ctx)
+            yield Web(app.asgi, app.state.ctx, net)
         finally:
             engines.gate.set()
             engines.finish.set()

@@ -1,0 +1,83 @@
+"""Where a request's picture comes from: a data URI, a stored file, or the network."""
+
+import asyncio
+import time
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+from server.access.limits import Reservation
+from server.fal import data_uri
+from server.fal.errors import invalid
+from server.outbound.fetch import Fetch, FetchError
+from server.storage.files import Files
+
+# Characters of a data URI up to which it is decoded at once: a millisecond of the loop at most, if it has no escapes.
+_AT_ONCE_CHARS = 1 << 20
+_ESCAPED_AT_ONCE_CHARS = 1 << 15
+
+# Seconds that the decoding thread sleeps between two pieces. Released for less, the interpreter is not handed over.
+_PAUSE_S = 1e-5
+
+
+class DataUris:
+    """Decodes data URIs: small ones at once; the others on one thread, in turn, of each tenant one after the other.
+
+    It has a thread of its own, and a single one, so that neither the loop nor what stores files waits for long.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="data-uris")
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    async def decode(self, uri: str, max_bytes: int, *, tenant: str) -> bytes:
+        """Return the bytes in a `data:` URI. Raises as `server.fal.data_uri.decode` does."""
+        if len(uri) <= _ESCAPED_AT_ONCE_CHARS or (len(uri) <= _AT_ONCE_CHARS and "%" not in uri):
+            return data_uri.decode(uri, max_bytes)
+        async with self._turns.setdefault(tenant, asyncio.Lock()):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, data_uri.decode, uri, max_bytes, _pause)
+
+    def close(self) -> None:
+        """Decode no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _pause() -> None:
+    time.sleep(_PAUSE_S)
+
+
+class Inputs:
+    """Gets the pictures that `image_url` names. `max_bytes`: the largest."""
+
+    def __init__(self, files: Files, fetch: Fetch, *, max_bytes: int, data_uris: DataUris | None = None) -> None:
+        self._files = files
+        self._fetch = fetch
+        self._max_bytes = max_bytes
+        self._data_uris = data_uris or DataUris()
+
+    def close(self) -> None:
+        """Decode no more."""
+        self._data_uris.close()
+
+    async def get(self, url: str, *, tenant: str, memory: Reservation) -> bytes:
+        """Return the encoded picture, for `tenant`. Raises `InvalidInput`, and `RequestError` 429.
+
+        `memory` is taken for what is read or fetched; a data URI's is held already, by the body in which it came.
+        """
+        try:
+            if url[:5].lower() == "data:":
+                return await self._data_uris.decode(url, self._max_bytes, tenant=tenant)
+            if path := self._files.local(url, reader=tenant):
+                memory.take(path.stat().st_size)
+                return await self._files.read(path)
+            return await self._fetch.get(url, self._max_bytes, memory.take, tenant=tenant)
+        except data_uri.TooLargeError:
+            message = f"The image is larger than {self._max_bytes} bytes"
+            raise invalid("image_url", "file_too_large", message, {"max_size": self._max_bytes}) from None
+        except data_uri.DataUriError as error:
+            raise invalid("image_url", "image_load_error", f"Could not load image from data URI: {error}") from None
+        except FetchError as error:
+            about = {"max_size": self._max_bytes} if error.kind == "file_too_large" else None
+            raise invalid("image_url", error.kind, error.message, about) from None
+        except FileNotFoundError:  # it has just expired
+            raise invalid("image_url", "file_download_error", "There is no such file") from None
