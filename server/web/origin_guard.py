@@ -1,11 +1,18 @@
 """ASGI middleware that refuses callers from other machines and web pages while the server has no keys.
 
-A server without keys trusts everyone who reaches it, so a web page must not reach it.
+A server without keys trusts everyone who reaches it, so a web page elsewhere must not reach it. Without keys, else 403,
+websockets included:
 
-Without keys: `Host` is loopback's or one of fal's names (which prevents DNS rebinding), and `Origin` is absent,
-loopback's, the server's own, or allowed by the operator (a page elsewhere can't use someone's localhost). Else 403,
-websockets included. `allow_anonymous` allows any `Host`, since then other machines are meant to call. With keys: any
-host and origin.
+    `Host`                 loopback's or one of fal's names, which prevents DNS rebinding; any with `allow_anonymous`,
+                           since then other machines are meant to call
+    an `Origin`            loopback's, the server's own, or allowed by the operator
+    no `Origin`            what pages load (`<img>`, scripts, frames, links) and what other programs send:
+      `Sec-Fetch-Site`     neither `cross-site` nor `same-site` (another port of this machine): browsers add it wherever
+                           a server is on loopback or speaks https
+      a browser's GET run  has a `Sec-Fetch-Site`: a browser that adds none can't be told from a page elsewhere
+
+The last two rules don't hold for what makes no picture and reads no job: the page and its files, probes, metrics,
+documents, and stored files, whose names are secrets. With keys: any host and origin.
 """
 
 import ipaddress
@@ -14,9 +21,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.access.auth import Auth
 from server.fal.errors import FalError, PlainError
-from server.fal.hosts import Host, header, parse_host
+from server.fal.hosts import Host, canonical, header, parse_host
 from server.settings import AccessSettings, SettingsError
 from server.web.responses import error_response
+
+_READS = frozenset({"GET", "HEAD"})
+# What any page may load: canonical paths, and prefixes of them.
+_OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico", "/robots.txt"})
+_OPEN_PREFIXES = ("/static/", "/cdn/files/", "/api/openapi/", "/.well-known/", "/rest/.well-known/")
+_ELSEWHERE = frozenset({"cross-site", "same-site"})
 
 
 class OriginGuard:
@@ -48,6 +61,10 @@ class OriginGuard:
         if not (self._any_host or host.is_fal or is_loopback(host.name)):
             return PlainError(403, "This server has no API keys and serves this machine only; Host must be localhost")
         origin = header(scope, b"origin")
+        if origin is None and "*" not in self._origins and _is_loaded_by_a_page(scope, host):
+            return PlainError(
+                403, "This server has no API keys; web pages reach it by scripts of an allowed origin only"
+            )
         if origin is not None and not self._may_call(origin, host):
             return PlainError(403, "This server has no API keys; allow this web origin with --allow-origin")
         return None
@@ -57,6 +74,19 @@ class OriginGuard:
             return True
         page = parse_host(origin.partition("://")[2])
         return page is not None and (page == host or is_loopback(page.name))
+
+
+def _is_loaded_by_a_page(scope: Scope, host: Host) -> bool:
+    """Return whether a request without `Origin` comes, or may come, from a page of another origin."""
+    method = str(scope.get("method", "GET")).upper()
+    path = canonical(host.name, method, scope["path"])
+    if method in _READS and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)):
+        return False
+    site = header(scope, b"sec-fetch-site")
+    if site is None:
+        is_browser = (header(scope, b"user-agent") or "").startswith("Mozilla/")
+        return is_browser and method in _READS and path.startswith("/run/")
+    return site.lower() in _ELSEWHERE
 
 
 def is_loopback(name: str) -> bool:

@@ -415,6 +415,75 @@ async def test_without_keys_only_pages_of_this_machine_or_allowed_ones_may_call(
     assert (await call(app, "POST", "/", headers={"origin": origin})).status == status
 
 
+RUN = "/run/fal-ai/lcm-sd15-i2i?prompt=p"
+JOB = "/queue/fal-ai/lcm-sd15-i2i/requests/1/status"
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("method", "url", "site", "agent", "status"),
+    [
+        ("GET", RUN, "cross-site", FIREFOX, 403),
+        ("GET", RUN, "same-site", FIREFOX, 403),
+        ("GET", RUN, "Cross-Site", FIREFOX, 403),
+        ("GET", RUN, "cross-site", "node", 403),
+        ("HEAD", RUN, "cross-site", FIREFOX, 403),
+        ("POST", RUN, "cross-site", FIREFOX, 403),
+        ("GET", "/fal-ai/lcm-sd15-i2i?prompt=p", "cross-site", FIREFOX, 403),
+        ("GET", f"/{RUN}/", "cross-site", FIREFOX, 403),
+        ("GET", JOB, "cross-site", FIREFOX, 403),
+        ("GET", "/api/fal/proxy", "cross-site", FIREFOX, 403),
+        ("POST", "/cdn/files/upload", "cross-site", FIREFOX, 403),
+        ("GET", RUN, None, FIREFOX, 403),
+        ("GET", "/fal-ai/lcm-sd15-i2i?prompt=p", None, FIREFOX, 403),
+        ("GET", RUN, "none", FIREFOX, 200),
+        ("GET", RUN, "same-origin", FIREFOX, 200),
+        ("GET", RUN, None, "node", 200),
+        ("GET", RUN, None, "curl/8.14.1", 200),
+        ("GET", RUN, None, None, 200),
+        ("GET", JOB, None, FIREFOX, 200),
+        ("POST", RUN, None, FIREFOX, 200),
+        *(
+            (method, path, "cross-site", FIREFOX, 200)
+            for method in ("GET", "HEAD")
+            for path in (
+                "/",
+                "/static/beach.jpg",
+                "/health",
+                "/ready",
+                "/metrics",
+                "/.well-known/jwks.json",
+                "/rest/.well-known/jwks.json",
+                "/api/openapi/queue/openapi.json",
+                "/cdn/files/0123456789abcdef0123456789abcdef.jpg",
+            )
+        ),
+    ],
+)
+async def test_without_keys_what_pages_elsewhere_load_is_refused(tmp_path, method, url, site, agent, status):  # noqa: PLR0917
+    headers = {"sec-fetch-site": site, "user-agent": agent}
+    given = {name: value for name, value in headers.items() if value is not None}
+
+    assert (await call(guarded(tmp_path), method, url, headers=given)).status == status
+
+
+@pytest.mark.anyio
+async def test_on_fals_own_host_a_page_elsewhere_can_load_files_but_no_run(tmp_path):
+    headers = {"sec-fetch-site": "cross-site"}
+    name = "/files/0123456789abcdef0123456789abcdef.jpg"
+
+    assert (await call(guarded(tmp_path), "GET", name, host="v3.fal.media", headers=headers)).status == 200
+    assert (await call(guarded(tmp_path), "GET", "/fal-ai/x?a=b", host="fal.run", headers=headers)).status == 403
+
+
+@pytest.mark.anyio
+async def test_with_keys_pages_elsewhere_may_load_what_their_key_allows(tmp_path):
+    headers = {"sec-fetch-site": "cross-site", "user-agent": FIREFOX}
+
+    assert (await call(guarded(tmp_path, keys=KEY), "GET", RUN, headers=headers)).status == 200
+
+
 def test_an_allowed_origin_that_is_none_is_said(tmp_path):
     with pytest.raises(SettingsError, match=r"allow-origin: 'app\.example' is no web origin"):
         guarded(tmp_path, allow_origin="https://ok.example,app.example")
