@@ -104,14 +104,13 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
-    fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples)
+    fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples, abandoned=metrics.lookup_abandoned)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
             await pool.start()
             stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
-            stack.push_async_callback(fetch.close)
             files = parts.files(settings, public_url=settings.public_url)
             await files.start()
             stack.push_async_callback(files.close)
@@ -133,7 +132,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             )
             await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
-            deliverer = parts.deliverer(queue, Outbox(database), signing_keys, fetch.post)
+            deliverer = parts.deliverer(queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share)
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(

@@ -47,6 +47,11 @@ class Metrics:
             "Bytes held of the budget for bodies, messages and fetched pictures",
             registry=self._registry,
         )
+        self._lookups = Counter(
+            "fourstep_lookups_abandoned_total",
+            "Look-ups of host names that no caller waited for any longer",
+            registry=self._registry,
+        )
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
         self._restarts = Gauge(
             "fourstep_engine_restarts",
@@ -75,6 +80,10 @@ class Metrics:
     def dropped(self, count: int) -> None:
         """Count realtime inputs which were dropped for newer ones."""
         self._dropped.inc(count)
+
+    def lookup_abandoned(self) -> None:
+        """Count a look-up of a host name whose caller has left before its end."""
+        self._lookups.inc()
 
     def session_opened(self) -> None:
         """Count an accepted realtime socket."""

@@ -97,6 +97,9 @@ class FetchSettings(Section):
         "",
         "networks inside that image URLs and webhooks may lead to: 192.168.1.0/24,10.0.0.7; public ones always may",
     )
+    outbound_proxy: str = setting(
+        "", "HTTP proxy that leads to image URLs and webhooks outside: http://host:port, http://user:password@host:port"
+    )
     url_files: str = setting("", "URLs that are answered from disk: URL=FILE,URL=FILE")
     fetch_connect_timeout: Wait = setting(3.0, "seconds to connect to an image's or a webhook's server")
     fetch_timeout: Wait = setting(15.0, "seconds that fetching an image may take in all")

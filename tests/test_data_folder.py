@@ -115,7 +115,7 @@ async def test_what_waited_or_was_begun_is_run_in_its_order(web):
 
 async def test_the_webhook_is_still_to_be_delivered(folder):
     database = Database(folder / "jobs.sqlite")
-    (webhook,) = await Outbox(database).due(time.time(), 10, [], [])
+    (webhook,) = await Outbox(database).due(time.time(), 10)
     await database.close()
 
     assert webhook.request_id == EXPECTED["jobs"]["completed, webhook pending"]

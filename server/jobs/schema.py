@@ -218,17 +218,24 @@ DELETE_JOBS = sa.delete(jobs).where(jobs.c.seq.in_(_b("seqs", expanding=True)))
 
 _deliverable = (
     outbox.c.id.not_in(_b("in_flight", expanding=True)),
-    outbox.c.origin.not_in(_b("busy", expanding=True)),
+    outbox.c.origin.not_in(_b("origins", expanding=True)),
+    jobs.c.owner.not_in(_b("owners", expanding=True)),
 )
 DUE_WEBHOOKS = (
     sa.select(
-        outbox.c.id, outbox.c.url, outbox.c.origin, outbox.c.attempts, outbox.c.due_at, jobs.c.id.label("request")
+        outbox.c.id,
+        outbox.c.url,
+        outbox.c.origin,
+        outbox.c.attempts,
+        outbox.c.due_at,
+        jobs.c.id.label("request"),
+        jobs.c.owner,
     )
     .join(jobs, jobs.c.seq == outbox.c.job)
     .where(outbox.c.due_at <= _b("now"), *_deliverable)
     .order_by(outbox.c.due_at, outbox.c.id)
     .limit(_b("count"))
 )
-NEXT_WEBHOOK = sa.select(sa.func.min(outbox.c.due_at)).where(*_deliverable)
+NEXT_WEBHOOK = sa.select(sa.func.min(outbox.c.due_at)).join(jobs, jobs.c.seq == outbox.c.job).where(*_deliverable)
 DELAY_WEBHOOK = sa.update(outbox).where(outbox.c.id == _b("row")).values(attempts=_b("made"), due_at=_b("then"))
 DELETE_WEBHOOK = sa.delete(outbox).where(outbox.c.id == _b("row"))

@@ -71,7 +71,12 @@ def is_public(address: Address) -> bool:
 
 def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
     """Return whether a caller's URL may lead to `address`: public, or in a network that the operator allows."""
-    return is_public(address) or any(address in network for network in allowed)
+    return is_public(address) or is_inside(address, allowed)
+
+
+def is_inside(address: Address, allowed: Sequence[Network]) -> bool:
+    """Return whether `address` is in a network that the operator allows."""
+    return any(address in network for network in allowed)
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:

@@ -2,27 +2,29 @@
 
     urls           parses the URL, strictly, once
     addresses      decides which addresses may be reached
-    guarded_http   resolves the name, checks every address, connects to one of them, speaks HTTP
-    fetch          redirects, each checked again; limits on time, size and number, shared among tenants
+    slots          how many calls at once, shared among tenants; look-ups of host names
+    guarded_http   checks every address of the name, connects to one of them, speaks HTTP
+    proxy          the way out where the operator names one
+    fetch          redirects, each checked again; limits on time and size
 
-No proxies, cookies, credentials or `.netrc`. Bodies uncompressed: a small download that unpacks to a large one is no
-picture.
+No cookies, credentials or `.netrc`, and of the environment only `SSL_CERT_FILE`. Bodies uncompressed: a small download
+that unpacks to a large one is no picture.
 """
 
 import asyncio
-import contextlib
+import functools
 import logging
 import re
-import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.access.auth import ANONYMOUS
-from server.fal.errors import overloaded
 from server.outbound import urls
 from server.outbound.addresses import Network, parse_networks
+from server.outbound.proxy import Proxy
+from server.outbound.slots import Resolve, Slot, Slots, resolve
 from server.outbound.urls import FetchError, failed
 from server.settings import FetchSettings, SettingsError
 
@@ -46,8 +48,9 @@ _NEXT_ENTRY = re.compile(r",(?=\s*https?://)", re.IGNORECASE)
 class Fetch:
     """Outbound calls within the settings' limits.
 
-    `samples` returns, once that is known, whether the endpoint's sample picture is answered from ours. `egress`
-    replaces `Egress` in tests. `key_share`: part of `max_fetches` that one key may take. Raises `SettingsError`.
+    `samples` returns, once that is known, whether the endpoint's sample picture is answered from ours. `key_share`:
+    part of `max_fetches` and `max_posts` that one key may take. `resolver` looks names up; `abandoned` is called when a
+    caller leaves before its look-up ends. `egress` replaces `Egress` in tests. Raises `SettingsError`.
     """
 
     def __init__(
@@ -56,21 +59,23 @@ class Fetch:
         *,
         key_share: float,
         samples: Callable[[], Awaitable[bool]] | None = None,
+        max_posts: int = 128,
+        resolver: Resolve = resolve,
+        abandoned: Callable[[], None] = lambda: None,
         egress: "Callable[..., Egress] | None" = None,
     ) -> None:
         self._settings = settings
         self._samples = samples
         self._allowed = _networks(settings)
         self._files = _url_files(settings)
+        self._proxy = _proxy(settings)
         self._make_egress = egress
         self._opening = asyncio.Lock()
-        self._slots = Slots(settings, key_share)
+        slots = functools.partial(
+            Slots, key_share=key_share, patience_s=settings.fetch_timeout, resolver=resolver, abandoned=abandoned
+        )
+        self._slots, self._post_slots = slots(settings.max_fetches), slots(max_posts)
         self._egress: Egress | None = None
-
-    async def close(self) -> None:
-        """Abort what is in progress."""
-        if self._egress is not None:
-            await self._egress.close()
 
     async def get(
         self, url: str, max_bytes: int, count: Callable[[int], None] = lambda _: None, *, tenant: str = ANONYMOUS.id
@@ -88,10 +93,10 @@ class Fetch:
                 LOG.exception("%s can't be read", file)
                 raise failed("its stand-in on this server can't be read") from None
         target = urls.parse(url)
-        async with self._slots.one(tenant):
+        async with self._slots.one(tenant) as slot:
             try:
                 async with asyncio.timeout(self._settings.fetch_timeout):
-                    return await self._follow(target, max_bytes, count)
+                    return await self._follow(slot, target, max_bytes, count)
             except TimeoutError:
                 raise failed("its server took too long") from None
 
@@ -101,20 +106,32 @@ class Fetch:
             return SAMPLES[url]
         return None
 
-    async def post(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109 — part of the contract: the receiver's time
-        """Send `body` and return the answer's status. Redirects are not followed. Raises `FetchError`."""
+    async def post(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float,  # noqa: ASYNC109 — part of the contract: the receiver's time
+        *,
+        tenant: str = ANONYMOUS.id,
+    ) -> int:
+        """Send `body`, for `tenant`, and return the answer's status. Redirects are not followed.
+
+        Raises `FetchError`; `RequestError` 429 when no slot becomes free in time.
+        """
         target = urls.parse(url)
         egress = await self._opened()
-        try:
-            async with asyncio.timeout(timeout), egress.exchange("POST", target, headers, body) as answer:
-                return answer.status
-        except TimeoutError:
-            raise failed("its server took too long") from None
+        async with self._post_slots.one(tenant) as slot:
+            try:
+                async with asyncio.timeout(timeout), egress.exchange(slot, "POST", target, headers, body) as answer:
+                    return answer.status
+            except TimeoutError:
+                raise failed("its server took too long") from None
 
-    async def _follow(self, target: urls.Target, max_bytes: int, count: Callable[[int], None]) -> bytes:
+    async def _follow(self, slot: Slot, target: urls.Target, max_bytes: int, count: Callable[[int], None]) -> bytes:
         egress = await self._opened()
         for _ in range(self._settings.fetch_redirects + 1):
-            async with egress.exchange("GET", target, {"Accept": "image/*,*/*;q=0.5"}) as answer:
+            async with egress.exchange(slot, "GET", target, {"Accept": "image/*,*/*;q=0.5"}) as answer:
                 if answer.status == 200:
                     return await egress.read(answer, max_bytes, count)
                 location = egress.header(answer, "location") if answer.status in _REDIRECTS else ""
@@ -134,33 +151,7 @@ class Fetch:
         from server.outbound.guarded_http import Egress  # noqa: PLC0415 — see there
 
         make = self._make_egress or Egress
-        return make(self._allowed, connect_timeout=self._settings.fetch_connect_timeout)
-
-
-class Slots:
-    """`max_fetches` at once, and of one key no more than its share: URLs that stall leave room for other keys."""
-
-    def __init__(self, settings: FetchSettings, key_share: float) -> None:
-        self._patience_s = settings.fetch_timeout
-        self._share = max(1, int(settings.max_fetches * key_share))
-        self._all = asyncio.Semaphore(settings.max_fetches)
-        self._of_keys: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
-
-    @contextlib.asynccontextmanager
-    async def one(self, tenant: str) -> AsyncIterator[None]:
-        """Hold one slot, in the tenant's turn. Raises `RequestError` 429 when that does not come in time."""
-        async with contextlib.AsyncExitStack() as held:
-            try:
-                async with asyncio.timeout(self._patience_s):
-                    if tenant != ANONYMOUS.id:
-                        await held.enter_async_context(self._of(tenant))
-                    await held.enter_async_context(self._all)
-            except TimeoutError:
-                raise overloaded("Too many pictures are being fetched; try again") from None
-            yield
-
-    def _of(self, key: str) -> asyncio.Semaphore:
-        return self._of_keys.setdefault(key, asyncio.Semaphore(self._share))
+        return make(self._allowed, proxy=self._proxy, connect_timeout=self._settings.fetch_connect_timeout)
 
 
 def _networks(settings: FetchSettings) -> tuple[Network, ...]:
@@ -168,6 +159,13 @@ def _networks(settings: FetchSettings) -> tuple[Network, ...]:
         return parse_networks(settings.allow_net)
     except ValueError as error:
         raise SettingsError(f"allow-net: {error}") from None
+
+
+def _proxy(settings: FetchSettings) -> Proxy | None:
+    try:
+        return Proxy.parse(settings.outbound_proxy) if settings.outbound_proxy else None
+    except ValueError as error:
+        raise SettingsError(f"outbound-proxy: {error}") from None
 
 
 def _url_files(settings: FetchSettings) -> dict[str, Path]:

@@ -2,8 +2,9 @@
 
 The network backend is the one place where httpcore opens a socket. It resolves the name once, requires each of its
 addresses to be allowed, and connects to those very addresses: a name server that answers differently the next time is
-not asked. httpcore then speaks TLS (SNI and certificate for the name) and HTTP/1.1 over it, follows no
-redirect, unpacks nothing, reads no environment and keeps no connection.
+not asked. With a proxy it gives that the name, and what does not resolve here is the proxy's to judge. httpcore then
+speaks TLS (SNI and certificate for the name) and HTTP/1.1 over it, follows no redirect, unpacks nothing, reads no
+environment and keeps no connection.
 
 httpcore and not httpx, whose URLs, redirects, cookies and decoders are unwanted here. Importing it takes
 a tenth of a second, so `server.outbound.fetch` does so at first use.
@@ -12,7 +13,7 @@ a tenth of a second, so `server.outbound.fetch` does so at first use.
 import asyncio
 import contextlib
 import ipaddress
-import socket
+import logging
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -21,21 +22,19 @@ import certifi
 import httpcore
 from typing_extensions import override
 
-from server.outbound.addresses import Network, may_reach
+from server.fal.errors import overloaded
+from server.outbound.addresses import Address, Network, is_inside, may_reach
+from server.outbound.proxy import MAX_HEAD_BYTES, Proxy, ProxyUnusable, check_answer
+from server.outbound.slots import Slot
 from server.outbound.urls import FetchError, Target, failed
 
-Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
+LOG = logging.getLogger(__name__)
+
 Dial: TypeAlias = Callable[[str, int, float], Awaitable[httpcore.AsyncNetworkStream]]
 
 # A name may have a dozen addresses; when these don't answer the others won't either.
 _ADDRESSES_TRIED = 3
 _AGENT = "fourstep"
-
-
-async def resolve(host: str, port: int) -> Sequence[str]:
-    """Return every address of a host name, the best first. Raises `OSError`."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 async def dial(address: str, port: int, timeout: float) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109 — httpcore's
@@ -46,10 +45,11 @@ async def dial(address: str, port: int, timeout: float) -> httpcore.AsyncNetwork
 class _Guard(httpcore.AsyncNetworkBackend):
     """Connects to allowed addresses only. Raises `FetchError` for a host that may not be reached."""
 
-    def __init__(self, allowed: Sequence[Network], resolver: Resolve, dialer: Dial) -> None:
+    def __init__(self, allowed: Sequence[Network], slot: Slot, dialer: Dial, proxy: Proxy | None) -> None:
         self._allowed = allowed
-        self._resolve = resolver
+        self._slot = slot
         self._dial = dialer
+        self._proxy = proxy
 
     @override
     async def connect_tcp(
@@ -61,9 +61,46 @@ class _Guard(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         assert timeout is not None  # noqa: S101 — every request below has one
+        try:
+            async with asyncio.timeout(timeout):
+                addresses = await self._addresses(host, port)
+        except (OSError, ValueError) as error:  # of the former `TimeoutError` is one
+            if self._proxy is None:
+                raise (
+                    error if isinstance(error, TimeoutError) else failed("its host name can't be resolved")
+                ) from None
+            addresses = []
+        if not all(may_reach(address, self._allowed) for address in addresses):
+            raise failed("its host is not on the public internet, and not among the operator's --allow-net")
+        if self._proxy is None or any(is_inside(address, self._allowed) for address in addresses):
+            return await self._reach([str(address) for address in addresses], port, timeout)
+        return await self._tunnel(self._proxy, host, port, timeout)
+
+    async def _addresses(self, host: str, port: int) -> list[Address]:
+        """Return the addresses of a name, or the address that it is. Raises `OSError` and `ValueError`."""
+        texts = [host] if _is_address(host) else await self._slot.addresses(host, port)
+        return [ipaddress.ip_address(text) for text in texts]
+
+    async def _tunnel(self, proxy: Proxy, host: str, port: int, timeout: float) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109
+        """Return a stream to `host` through the proxy.
+
+        Raises `FetchError`; `RequestError` 429 when the proxy can't be used, which is not the caller's fault.
+        """
+        try:
+            async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as failing:
+                addresses = await self._addresses(proxy.host, proxy.port)
+                stream = await self._reach([str(address) for address in addresses], proxy.port, timeout)
+                failing.push_async_callback(stream.aclose)
+                await stream.write(proxy.request(host, port))
+                check_answer(await _head(stream))
+                failing.pop_all()
+        except (httpcore.NetworkError, httpcore.TimeoutException, OSError, ProxyUnusable) as error:
+            LOG.error("the outbound proxy can't be used: %s", str(error) or type(error).__name__)  # noqa: TRY400
+            raise overloaded("The server's way out can't be used at present; try again") from None
+        return stream
+
+    async def _reach(self, addresses: Sequence[str], port: int, timeout: float) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109
         failure: Exception = failed("its host name has no address")
-        async with asyncio.timeout(timeout):
-            addresses = await self._addresses(host, port)
         for address in addresses[:_ADDRESSES_TRIED]:
             try:
                 return await self._dial(address, port, timeout)
@@ -71,16 +108,16 @@ class _Guard(httpcore.AsyncNetworkBackend):
                 failure = error
         raise failure
 
-    async def _addresses(self, host: str, port: int) -> list[str]:
-        """Return the addresses of a name, or the address that it is. Raises `FetchError` unless all are allowed."""
-        try:
-            texts = [host] if _is_address(host) else await self._resolve(host, port)
-            addresses = [ipaddress.ip_address(text) for text in texts]
-        except (OSError, ValueError):
-            raise failed("its host name can't be resolved") from None
-        if not all(may_reach(address, self._allowed) for address in addresses):
-            raise failed("its host is not on the public internet, and not among the operator's --allow-net")
-        return [str(address) for address in addresses]
+
+async def _head(stream: httpcore.AsyncNetworkStream) -> bytes:
+    """Return what a proxy answers, up to the empty line."""
+    head = b""
+    while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
+        received = await stream.read(MAX_HEAD_BYTES)
+        if not received:
+            raise ProxyUnusable("it closed the connection")
+        head += received
+    return head
 
 
 def _is_address(host: str) -> bool:
@@ -92,35 +129,39 @@ def _is_address(host: str) -> bool:
 
 
 class Egress:
-    """Guarded requests. `allowed`: networks inside that may be reached; `resolver` and `dialer` stand in for the
-    system's in tests."""
+    """Guarded requests. `allowed`: networks inside that may be reached; `proxy`: what leads to all others.
+
+    `dialer` stands in for the system's in tests.
+    """
 
     def __init__(
         self,
         allowed: Sequence[Network],
         *,
         connect_timeout: float,
-        resolver: Resolve = resolve,
+        proxy: Proxy | None = None,
         dialer: Dial = dial,
         context: ssl.SSLContext | None = None,
     ) -> None:
+        self._allowed = allowed
         self._connect_timeout = connect_timeout
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context or _trust(),
-            max_connections=None,
-            max_keepalive_connections=0,
-            network_backend=_Guard(allowed, resolver, dialer),
-        )
-
-    async def close(self) -> None:
-        """Abort what is in progress."""
-        await self._pool.aclose()
+        self._proxy = proxy
+        self._dial = dialer
+        self._context = context or _trust()
 
     @contextlib.asynccontextmanager
     async def exchange(
-        self, method: str, target: Target, headers: Mapping[str, str] | None = None, body: bytes | None = None
+        self,
+        slot: Slot,
+        method: str,
+        target: Target,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
     ) -> AsyncIterator[httpcore.Response]:
-        """Send one request; yield the answer, whose body `read` reads. Raises `FetchError`."""
+        """Send one request; yield the answer, whose body `read` reads.
+
+        Raises `FetchError`; `RequestError` 429 where the server has no way out at present.
+        """
         fields = {
             "User-Agent": _AGENT,
             **(headers or {}),
@@ -131,11 +172,16 @@ class Egress:
         }
         url = httpcore.URL(scheme=target.scheme, host=target.host, port=target.port, target=target.path)
         timeouts = {"timeout": {"connect": self._connect_timeout}}
+        guard = _Guard(self._allowed, slot, self._dial, self._proxy)
+        connection = httpcore.AsyncHTTPConnection(url.origin, self._context, network_backend=guard)
         with _told_as_fetch_errors():
-            async with self._pool.stream(
-                method, url, headers=list(fields.items()), content=body, extensions=timeouts
-            ) as response:
-                yield response
+            try:
+                async with connection.stream(
+                    method, url, headers=list(fields.items()), content=body, extensions=timeouts
+                ) as response:
+                    yield response
+            finally:
+                await connection.aclose()
 
     @staticmethod
     def header(response: httpcore.Response, name: str) -> str:

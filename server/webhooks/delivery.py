@@ -29,14 +29,12 @@ from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.outbound.urls import FetchError
 from server.settings import SettingsError
-from server.webhooks.outbox import Outbox, Webhook
+from server.webhooks.outbox import Busy, Outbox, Webhook
 from server.webhooks.signing_keys import SigningKeys
 
 LOG = logging.getLogger(__name__)
 
 TIMEOUT_S = 15.0
-IN_FLIGHT = 128  # deliveries at once
-PER_ORIGIN = 16  # of those, to one receiver: one that hangs leaves room for the others
 LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
 DISK_RETRY_S = 1.0
 ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an empty header does not survive every proxy
@@ -45,8 +43,16 @@ ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an emp
 class Post(Protocol):
     """A function that sends a POST."""
 
-    async def __call__(self, url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109
-        """Send `body` within `timeout` seconds; return the status code. Raises if there was no answer."""
+    async def __call__(
+        self,
+        url: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout: float,  # noqa: ASYNC109
+        *,
+        tenant: str,
+    ) -> int:
+        """Send `body` for `tenant` within `timeout` seconds; return the status code. Raises if there was no answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +86,11 @@ def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes
 
 
 class Deliverer:
-    """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer."""
+    """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer.
+
+    `at_once`: deliveries in flight; of those `per_origin` to one receiver, and for one key no more than `key_share` of
+    them, so that receivers which hang leave room for the others.
+    """
 
     def __init__(
         self,
@@ -89,6 +99,9 @@ class Deliverer:
         keys: SigningKeys,
         post: Post,
         *,
+        key_share: float = 1.0,
+        at_once: int = 128,
+        per_origin: int = 16,
         schedule: RetrySchedule = _SHIPPED,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.time,
@@ -97,11 +110,15 @@ class Deliverer:
         self._outbox = outbox
         self._keys = keys
         self._post = post
+        self._at_once = at_once
+        self._per_origin = per_origin
+        self._per_owner = max(1, int(at_once * key_share))
         self._schedule = schedule
         self._timeout_s = timeout_s
         self._now = clock
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._origins: collections.Counter[str] = collections.Counter()
+        self._owners: collections.Counter[str] = collections.Counter()
         self._nudge = queue.webhook_due
         self._loop: asyncio.Task[None] | None = None
 
@@ -134,19 +151,29 @@ class Deliverer:
 
     async def _dispatch(self) -> float:
         """Start due deliveries, up to the limits; return the seconds until there may be more to start."""
-        free = IN_FLIGHT - len(self._in_flight)
+        free = self._at_once - len(self._in_flight)
         if free <= 0:
             return LONGEST_SLEEP_S
-        busy = [origin for origin, count in self._origins.items() if count >= PER_ORIGIN]
-        due = await self._outbox.due(self._now(), free, self._in_flight.keys(), busy)
+        busy = self._busy()
+        due = await self._outbox.due(self._now(), free, busy)
         for webhook in due:
-            if self._origins[webhook.origin] < PER_ORIGIN:
+            if self._has_room(webhook):
                 self._origins[webhook.origin] += 1
+                self._owners[webhook.owner] += 1
                 self._in_flight[webhook.id] = asyncio.create_task(self._deliver(webhook), name=f"webhook-{webhook.id}")
         if due:
             return 0.0
-        then = await self._outbox.next_due_at(self._in_flight.keys(), busy)
+        then = await self._outbox.next_due_at(busy)
         return LONGEST_SLEEP_S if then is None else min(max(then - self._now(), 0.0), LONGEST_SLEEP_S)
+
+    def _busy(self) -> Busy:
+        origins = [origin for origin, count in self._origins.items() if count >= self._per_origin]
+        owners = [owner for owner, count in self._owners.items() if owner != ANONYMOUS and count >= self._per_owner]
+        return Busy(list(self._in_flight), origins, owners)
+
+    def _has_room(self, webhook: Webhook) -> bool:
+        for_owner = webhook.owner == ANONYMOUS or self._owners[webhook.owner] < self._per_owner
+        return for_owner and self._origins[webhook.origin] < self._per_origin
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -171,8 +198,8 @@ class Deliverer:
         finally:
             del self._in_flight[webhook.id]
             self._origins[webhook.origin] -= 1
-            if not self._origins[webhook.origin]:
-                del self._origins[webhook.origin]
+            self._owners[webhook.owner] -= 1
+            self._origins, self._owners = +self._origins, +self._owners  # without those at zero
             self._nudge.set()
 
     async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
@@ -180,7 +207,9 @@ class Deliverer:
         try:
             headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
             async with asyncio.timeout(self._timeout_s):
-                status = await self._post(webhook.url, body, headers, self._timeout_s)
+                status = await self._post(
+                    webhook.url, body, headers, self._timeout_s, tenant=snapshot.owner or ANONYMOUS
+                )
         except FetchError as error:
             return error.message.rpartition(": ")[2]  # without “Could not download the file”
         except SettingsError as error:  # the key file is lost or damaged

@@ -1,7 +1,8 @@
 """The outbox: webhooks still to be delivered. Each is put in by the transaction that ends its job."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -10,7 +11,7 @@ from server.jobs.database import Database
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """A due delivery: outbox row, URL and its origin, attempts made, time since which it is due, and the job's id."""
+    """A due delivery: outbox row, URL and its origin, attempts made, time since which it is due; job id; owner."""
 
     id: int
     url: str
@@ -18,6 +19,18 @@ class Webhook(msgspec.Struct, frozen=True):
     attempts: int
     due_at: float
     request_id: str
+    owner: str
+
+
+class Busy(NamedTuple):
+    """What is not to be delivered now: rows that are in flight; origins and owners that have enough in flight."""
+
+    in_flight: Sequence[int] = ()
+    origins: Sequence[str] = ()
+    owners: Sequence[str] = ()
+
+
+_NOTHING = Busy()
 
 
 class Outbox:
@@ -26,19 +39,18 @@ class Outbox:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def due(
-        self, now: float, count: int, in_flight: Collection[int], busy_origins: Collection[str]
-    ) -> list[Webhook]:
-        """Return up to `count` due deliveries, oldest first, without those in flight and those to busy origins."""
-        wanted = {"now": now, "count": count, "in_flight": list(in_flight), "busy": list(busy_origins)}
+    async def due(self, now: float, count: int, busy: Busy = _NOTHING) -> list[Webhook]:
+        """Return up to `count` due deliveries, oldest first, without those that `busy` excludes."""
+        wanted = {"now": now, "count": count, **busy._asdict()}
         return await self._database.read(
             lambda connection: [Webhook(*row) for row in connection.execute(sql.DUE_WEBHOOKS, wanted)]
         )
 
-    async def next_due_at(self, in_flight: Collection[int], busy_origins: Collection[str]) -> float | None:
+    async def next_due_at(self, busy: Busy = _NOTHING) -> float | None:
         """Return when the next delivery is due, with the same exceptions; None if there is none."""
-        wanted = {"in_flight": list(in_flight), "busy": list(busy_origins)}
-        return await self._database.read(lambda connection: connection.execute(sql.NEXT_WEBHOOK, wanted).scalar())
+        return await self._database.read(
+            lambda connection: connection.execute(sql.NEXT_WEBHOOK, busy._asdict()).scalar()
+        )
 
     def failed(self, webhook: Webhook, again_at: float) -> asyncio.Future[int]:
         """Record one more attempt, and when the next is due."""

@@ -23,14 +23,15 @@ class Attack:
 
     `run(target)` attacks until it is cancelled. It runs in a process of its own, and prints one line once the attack
     is under way; a figure which it wants in the report is printed as a line of JSON when it is cancelled.
-    `flags`: of the server, beside the harness's own. `control_flags`, `control_changes`: flags, and differences for
-    `tests.chaos.modified_server`, with which the server is as it was without the protection.
+    `flags`, `changes`: of the server, beside the harness's own, and differences for `tests.chaos.modified_server`.
+    `control_flags`, `control_changes`: the same of the server without the protection; its flags are added to `flags`.
     `good`: how the good client gives its picture: as a data URI, as a stored file, or by a URL with a host name.
     """
 
     name: str
     run: Callable[[Target], Awaitable[None]]
     flags: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     control_flags: tuple[str, ...] = ()
     control_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     good: Good = "inline"

@@ -15,6 +15,8 @@ The first argument is a JSON object of the differences; all else is the server a
     lets_go_first       control: leases that have run out are given up before they are renewed
     hasty               control: a submit is answered before the job is on disk
     twice               control: every twentieth run is done twice
+    silent_names        seconds for which looking up a name that ends in `.never.test` blocks
+    shared_lookups      control: all look-ups share four threads
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
 """
 
@@ -24,7 +26,10 @@ import dataclasses
 import functools
 import itertools
 import json
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -38,6 +43,8 @@ from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
+from server.outbound.fetch import Fetch
+from server.outbound.slots import resolve
 from server.webhooks import delivery
 from server.workers import pool as workers
 from tests.support.server_process import serve
@@ -88,6 +95,20 @@ def _decoded_slowly(uri, max_bytes):
     return data_uri.decode(f"data:;base64,{plain}", max_bytes)
 
 
+def resolver(silent_s, *, shared):
+    """Return what looks names up."""
+    threads = threading.Semaphore(4 if shared else 1 << 20)
+
+    def look_up(host, port):
+        with threads:
+            if not host.endswith(".never.test"):
+                return resolve(host, port)
+            time.sleep(silent_s)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    return look_up
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -113,6 +134,9 @@ def main():
         pool["reruns"] = workers.RerunLimits(tries=1)
     parts = Parts(
         pool=functools.partial(workers.Pool, **pool),
+        fetch=functools.partial(
+            Fetch, resolver=resolver(asked.get("silent_names", 0.0), shared=asked.get("shared_lookups", False))
+        ),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),

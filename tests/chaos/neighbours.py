@@ -102,7 +102,7 @@ def measured(attack, rounds, seconds):
         return run_of(picture.get(attack.good, lambda: stored_picture(port))())
 
     with picture_server() as named:
-        with victim(*attack.flags) as server:
+        with victim(*attack.flags, **attack.changes) as server:
             request = request_to(server.port, named)
             asyncio.run(observed(server.port, request, 1.0))  # to warm up
             for _ in range(rounds):

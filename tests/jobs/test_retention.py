@@ -48,7 +48,7 @@ async def test_a_tombstone_is_forgotten_in_its_time(store):
 async def test_a_result_is_kept_until_its_webhook_is_out(store):
     request_id = await finished(store, webhook="http://receiver/hook")
     outbox = Outbox(store.database)
-    (webhook,) = await outbox.due(100.0, 10, [], [])
+    (webhook,) = await outbox.due(100.0, 10)
     expiring = Expiring(store, now=1e8)
 
     await expiring.retention.expire()

@@ -13,7 +13,7 @@ from server.jobs import schema
 from server.jobs.database import Database, DatabaseTooNew
 from server.jobs.job import LogLine, NewJob, Outcome, Result, Status
 from server.jobs.store import JobStore
-from server.webhooks.outbox import Outbox
+from server.webhooks.outbox import Busy, Outbox
 from tests.chaos.fencing import Unfenced
 
 STATEMENTS = {name: value for name, value in vars(schema).items() if isinstance(value, sa.sql.ClauseElement)}
@@ -226,14 +226,14 @@ async def two_workers_publish(store: JobStore) -> list[bool]:
 @pytest.mark.anyio
 async def test_a_worker_back_from_the_dead_cannot_publish(store):
     assert await two_workers_publish(store) == [True, False]
-    assert len(await Outbox(store.database).due(100.0, 10, [], [])) == 1
+    assert len(await Outbox(store.database).due(100.0, 10)) == 1
 
 
 @pytest.mark.anyio
 async def test_without_the_fence_there_are_two_results(path):
     async with contextlib.aclosing(Closing(Unfenced(Database(path)))) as unfenced:
         assert await two_workers_publish(unfenced.store) == [True, True]
-        assert len(await Outbox(unfenced.store.database).due(100.0, 10, [], [])) == 2
+        assert len(await Outbox(unfenced.store.database).due(100.0, 10)) == 2
 
 
 @pytest.mark.anyio
@@ -276,7 +276,7 @@ async def test_job_log_and_webhook_change_together_or_not_at_all(store):
     with pytest.raises(sa.exc.IntegrityError):
         await store.finish(job, DONE, [LogLine(1.0, "INFO", None)], 0.1, 1.0)
     assert (await store.load(request_id)).status is Status.IN_PROGRESS
-    assert await Outbox(store.database).due(100.0, 10, [], []) == []
+    assert await Outbox(store.database).due(100.0, 10) == []
 
 
 @pytest.mark.anyio
@@ -295,7 +295,7 @@ async def test_a_job_may_be_born_with_its_result(store):
 
     assert snapshot.status is Status.COMPLETED
     assert await store.result(snapshot.id) == DONE
-    assert [webhook.request_id for webhook in await Outbox(store.database).due(1.0, 10, [], [])] == [snapshot.id]
+    assert [webhook.request_id for webhook in await Outbox(store.database).due(1.0, 10)] == [snapshot.id]
 
 
 @pytest.mark.anyio
@@ -347,21 +347,21 @@ async def test_a_new_server_knows_every_job_and_runs_only_what_had_not_finished(
 async def test_due_webhooks_skip_those_in_flight_and_busy_receivers(store):
     for port in (1, 1, 2):
         await finished(store, webhook=f"http://user:pw@receiver:{port}/hook?id=1")
-    first, second, third = await Outbox(store.database).due(100.0, 10, [], [])
+    first, second, third = await Outbox(store.database).due(100.0, 10)
 
     assert [webhook.origin for webhook in (first, third)] == ["http://receiver:1", "http://receiver:2"]
-    assert await Outbox(store.database).due(100.0, 10, [first.id], []) == [second, third]
-    assert await Outbox(store.database).due(100.0, 10, [], ["http://receiver:1"]) == [third]
-    assert await Outbox(store.database).next_due_at([third.id], ["http://receiver:1"]) is None
+    assert await Outbox(store.database).due(100.0, 10, Busy([first.id])) == [second, third]
+    assert await Outbox(store.database).due(100.0, 10, Busy(origins=["http://receiver:1"])) == [third]
+    assert await Outbox(store.database).next_due_at(Busy([third.id], ["http://receiver:1"])) is None
 
 
 @pytest.mark.anyio
 async def test_a_failed_delivery_waits_for_its_next_turn(store):
     await finished(store, webhook="http://receiver/hook")
-    (webhook,) = await Outbox(store.database).due(100.0, 10, [], [])
+    (webhook,) = await Outbox(store.database).due(100.0, 10)
     await Outbox(store.database).failed(webhook, again_at=150.0)
 
-    (again,) = await Outbox(store.database).due(150.0, 10, [], [])
-    assert await Outbox(store.database).due(149.0, 10, [], []) == []
-    assert await Outbox(store.database).next_due_at([], []) == 150.0
+    (again,) = await Outbox(store.database).due(150.0, 10)
+    assert await Outbox(store.database).due(149.0, 10) == []
+    assert await Outbox(store.database).next_due_at() == 150.0
     assert again.attempts == 1

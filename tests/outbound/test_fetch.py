@@ -7,7 +7,9 @@ one of two servers of the test's own, the "outside" or the guarded "inside".
 import asyncio
 import contextlib
 import functools
+import socket
 import ssl
+import threading
 
 import pytest
 
@@ -18,6 +20,7 @@ from server.outbound.guarded_http import Egress, dial
 from server.settings import Settings, SettingsError
 from server.transport import tls
 from tests.support import forbidden_urls
+from tests.support.connect_proxy import ConnectProxy
 
 pytestmark = pytest.mark.anyio
 
@@ -82,13 +85,33 @@ class Net:
         self.inside = inside
         self.names = {"example.com": [OUTSIDE], "other.example": [OUTSIDE]}
         self.lookups = []
+        self.abandoned = 0
         self.dialled = []
 
-    async def resolve(self, host, port):
+    def resolve(self, host, port):
         """What the table says; anything else is this machine, as in a resolver that means ill."""
         self.lookups.append(host)
         answers = self.names.get(host, ["127.0.0.1"])
         return answers.pop(0) if answers and isinstance(answers[0], list) else answers
+
+    @contextlib.contextmanager
+    def silent_resolver(self):
+        """Within the block, a look-up of a name that ends in `never.example` blocks; yield what lets it end."""
+        end, resolve = threading.Event(), self.resolve
+
+        def silent(host, port):
+            if not host.endswith("never.example"):
+                return resolve(host, port)
+            self.lookups.append(host)
+            end.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+        self.resolve = silent
+        try:
+            yield end
+        finally:
+            end.set()
+            self.resolve = resolve
 
     async def dial(self, address, port, timeout):  # noqa: ASYNC109 — httpcore's
         self.dialled.append((address, port))
@@ -101,9 +124,13 @@ class Net:
 
         def make_egress(networks, **options):
             networks = networks if guard else allowed
-            return Egress(networks, resolver=self.resolve, dialer=self.dial, context=context, **options)
+            return Egress(networks, dialer=self.dial, context=context, **options)
 
-        return Fetch(Settings(**settings), key_share=0.5, egress=make_egress)
+        def count():
+            self.abandoned += 1
+
+        chosen = Settings(**settings)
+        return Fetch(chosen, key_share=0.5, resolver=self.resolve, abandoned=count, egress=make_egress)
 
 
 @pytest.fixture
@@ -128,7 +155,6 @@ async def refused(fetch, url, limit=LIMIT):
     """The error that fetching this URL ends in."""
     with pytest.raises(FetchError) as caught:
         await fetch.get(url, limit)
-    await fetch.close()
     return caught.value
 
 
@@ -340,12 +366,8 @@ async def test_a_server_that_drips_is_given_up(net):
 
 
 async def test_a_name_server_that_hangs_is_given_up(net):
-    async def hang(*_):
-        await asyncio.Event().wait()
-
-    net.resolve = hang
-
-    error = await refused(net.fetch(fetch_connect_timeout=0.05), "http://example.com/")
+    with net.silent_resolver():
+        error = await refused(net.fetch(fetch_connect_timeout=0.05), "http://never.example/")
 
     assert "too long" in error.message
 
@@ -394,6 +416,143 @@ async def test_waiting_for_ones_turn_is_no_part_of_a_fetchs_time():
         await asyncio.sleep(0.2)
 
     assert await waiting == b"picture"
+
+
+# --- names that never resolve --------------------------------------------------------------------------------------
+
+
+async def test_names_that_never_resolve_take_their_own_keys_places_until_the_look_ups_end(net):
+    net.outside.pages["/"] = page(b"picture")
+    with net.silent_resolver() as end:
+        fetch = net.fetch(max_fetches=4, fetch_connect_timeout=0.05, fetch_timeout=0.5)
+        for number in range(2):
+            with pytest.raises(FetchError, match="too long"):
+                await fetch.get(f"http://{number}.never.example/", LIMIT, tenant="mallory")
+        with pytest.raises(RequestError) as refused:
+            await fetch.get("http://example.com/", LIMIT, tenant="mallory")
+        others = [await fetch.get("http://example.com/", LIMIT, tenant="alice") for _ in range(8)]
+        end.set()
+        again = await fetch.get("http://example.com/", LIMIT, tenant="mallory")
+
+    assert refused.value.status == 429
+    assert others == [b"picture"] * 8
+    assert (again, net.abandoned) == (b"picture", 2)
+
+
+async def test_webhooks_to_names_that_never_resolve_hold_up_no_other_keys(net):
+    net.outside.pages["/"] = page(b"thanks")
+    with net.silent_resolver():
+        fetch = net.fetch(fetch_connect_timeout=0.05)
+        posts = [fetch.post(f"http://{n}.never.example/", b"{}", {}, 5, tenant="mallory") for n in range(64)]
+        failures = await asyncio.gather(*posts, return_exceptions=True)
+        status = await fetch.post("http://example.com/", b"{}", {}, 5, tenant="alice")
+
+    assert {type(failure) for failure in failures} == {FetchError}
+    assert status == 200
+
+
+async def test_a_name_without_an_address_is_the_callers_fault(net):
+    def unknown(host, port):
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    net.resolve = unknown
+
+    assert "can't be resolved" in (await refused(net.fetch(), "http://example.com/")).message
+
+
+# --- through a proxy -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def proxied(net):
+    """A network whose outside is reached through a proxy, by its name alone: here it does not resolve."""
+    async with ConnectProxy({"example.com": net.outside.port, "other.example": net.outside.port}) as proxy:
+        net.proxy = proxy
+        net.names = {"example.com": [], "other.example": [], "public.example": [OUTSIDE]}
+        net.inside.port = proxy.port  # what is dialled on loopback is the proxy
+        yield net
+
+
+def through(net, **options):
+    return net.fetch(outbound_proxy=f"http://user:p%40ss@127.0.0.1:{net.proxy.port}", **options)
+
+
+async def test_a_picture_is_fetched_through_the_proxy_by_its_name(proxied):
+    proxied.outside.pages |= {"/a": redirect("http://other.example/b"), "/b": page(b"picture")}
+
+    body = await through(proxied).get("http://example.com/a", LIMIT)
+
+    assert (body, proxied.proxy.targets) == (b"picture", ["example.com:80", "other.example:80"])
+    assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in proxied.proxy.heads[0]  # user:p@ss
+    assert "proxy-authorization" not in proxied.outside.requests[0][1]
+
+
+async def test_a_webhook_is_sent_through_the_proxy(proxied):
+    assert await through(proxied).post("http://example.com/hook", b"{}", {}, 5) == 200
+
+    assert proxied.proxy.targets == ["example.com:80"]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://192.168.1.5/", "http://[::1]/", "http://169.254.169.254/", "http://inside.example/"]
+)
+async def test_what_is_known_to_lie_inside_is_refused_before_the_proxy(proxied, url):
+    proxied.names["inside.example"] = ["10.0.0.7"]
+
+    error = await refused(through(proxied), url)
+
+    assert "not on the public internet" in error.message
+    assert proxied.proxy.heads == []
+
+
+async def test_a_redirect_to_the_inside_is_refused_behind_the_proxy_too(proxied):
+    proxied.outside.pages["/"] = redirect("http://10.0.0.7/")
+
+    assert "not on the public internet" in (await refused(through(proxied), "http://example.com/")).message
+
+
+async def test_what_the_operator_allows_inside_is_reached_without_the_proxy(proxied):
+    async with Site() as camera:
+        camera.pages["/"] = page(b"camera")
+        proxied.inside.port = camera.port
+
+        body = await through(proxied, allow_net="10.0.0.7").get("http://10.0.0.7/", LIMIT)
+
+    assert (body, proxied.proxy.heads) == (b"camera", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [("403 Forbidden", "the operator's proxy refuses it"), ("502 Bad Gateway", "its server can't be reached")],
+)
+async def test_what_the_proxy_says_of_the_target_is_told(proxied, answer, reason):
+    proxied.proxy.refuse = answer
+
+    assert (await refused(through(proxied), "http://example.com/")).message.endswith(reason)
+
+
+@pytest.mark.parametrize("answer", ["407 Proxy Authentication Required", "429 Slow Down", "down"])
+async def test_a_proxy_that_can_not_be_used_is_no_fault_of_the_caller(proxied, answer, caplog):
+    proxied.proxy.refuse = answer
+    if answer == "down":
+        proxied.inside.port = 1
+
+    with pytest.raises(RequestError) as error:
+        await through(proxied).get("http://example.com/", LIMIT)
+
+    assert error.value.status == 429
+    assert "the outbound proxy can't be used" in caplog.text
+    assert "p@ss" not in caplog.text + str(error.value.body)
+
+
+@pytest.mark.parametrize(
+    "url", ["proxy:3128", "https://proxy:3128", "http://", "http://proxy/path", "http://a:geheim@:1"]
+)
+def test_a_proxy_that_is_none_is_said_without_its_password(url):
+    with pytest.raises(SettingsError, match="outbound-proxy: a proxy looks like http://host:port") as error:
+        Fetch(Settings(outbound_proxy=url), key_share=0.5)
+
+    assert "geheim" not in str(error.value)
 
 
 # --- webhooks ----------------------------------------------------------------------------------------------------

@@ -79,10 +79,7 @@ class Net:
     def __init__(self):
         self.pages = {}
 
-    async def close(self):
-        """There is nothing to break off."""
-
-    async def post(self, url, body, headers, timeout):  # noqa: ASYNC109 — the real one's
+    async def post(self, url, body, headers, timeout, *, tenant):  # noqa: ASYNC109 — the real one's
         raise AssertionError("nothing is delivered")
 
     async def get(self, url, max_bytes, count, *, tenant):

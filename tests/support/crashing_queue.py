@@ -41,7 +41,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
         await asyncio.sleep(0.002)
         return {"token": f"{json.loads(job.input)['seed']} {uuid.uuid4().hex}"}
 
-    async def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float) -> int:  # noqa: ASYNC109
+    async def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float, *, tenant: str) -> int:  # noqa: ASYNC109
         content = json.loads(body)
         pipe.send(("delivered", content["request_id"], content["payload"]["token"]))
         return 200
@@ -67,7 +67,7 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
     await deliverer.start()
     clients = [client() for _ in range(CLIENTS if submits else 0)]
     await asyncio.gather(*map(wait_event, known), *clients)
-    while await outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
+    while await outbox.next_due_at() is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     pipe.send(("drained", "", ""))
     await deliverer.close()

@@ -22,7 +22,6 @@ from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.outbound.urls import failed
 from server.settings import Settings, SettingsError
-from server.webhooks import delivery
 from server.webhooks.delivery import Deliverer, RetrySchedule, signed_headers
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import JWKS_CACHE_S, SigningKeys
@@ -210,7 +209,7 @@ class Receiver:
         self.most = 0
         self.changed = asyncio.Condition()
 
-    async def post(self, url, body, headers, timeout):  # noqa: ASYNC109 - the signature is `Post`'s
+    async def post(self, url, body, headers, timeout, *, tenant):  # noqa: ASYNC109 - the signature is `Post`'s
         self.got.append((url, body, headers))
         self.open += 1
         self.most = max(self.most, self.open)
@@ -270,7 +269,7 @@ async def emptied(queue):
     """Waits for the outbox to have nothing left."""
     async with asyncio.timeout(10):
         outbox = Outbox(queue._store.database)
-        while queue.length() or queue.in_flight or await outbox.next_due_at([], []) is not None:  # noqa: ASYNC110
+        while queue.length() or queue.in_flight or await outbox.next_due_at() is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -347,7 +346,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
         lost = (tmp_path / "webhook-keys.json").rename(tmp_path / "lost")
         await queue.submit(new())
         async with asyncio.timeout(10):
-            while (await Outbox(queue._store.database).next_due_at([], []) or 0.0) <= clock.now:  # noqa: ASYNC110
+            while (await Outbox(queue._store.database).next_due_at() or 0.0) <= clock.now:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         lost.rename(tmp_path / "webhook-keys.json")
         clock.now += HOUR
@@ -406,16 +405,33 @@ async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
 @pytest.mark.anyio
 async def test_a_receiver_that_hangs_does_not_hold_up_the_others(tmp_path):
     receiver = Receiver(hangs=[None])
-    async with delivering(tmp_path, receiver, grace_s=0.0) as queue:
+    async with delivering(tmp_path, receiver, grace_s=0.0, per_origin=3) as queue:
         done = Result.success({})
-        hanging = (new("http://hangs/hook", result=done) for _ in range(delivery.PER_ORIGIN + 4))
+        hanging = (new("http://hangs/hook", result=done) for _ in range(7))
         await asyncio.gather(*map(queue.submit, hanging))
-        await receiver.until(delivery.PER_ORIGIN)
+        await receiver.until(3)
         await queue.submit(new("http://ok/hook"))
-        await receiver.until(delivery.PER_ORIGIN + 1)
+        await receiver.until(4)
 
     assert receiver.got[-1][0] == "http://ok/hook"
-    assert receiver.most <= delivery.PER_ORIGIN + 1
+    assert receiver.most <= 4
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("owner", "most"), [("alice", 2), ("anonymous", 4)])
+async def test_of_one_keys_webhooks_no_more_than_its_share_are_in_flight(tmp_path, owner, most):
+    receiver = Receiver(**{f"hangs{number}": [None] for number in range(7)})
+    async with delivering(tmp_path, receiver, grace_s=0.0, at_once=4, key_share=0.5) as queue:
+        done = Result.success({})
+        for number in range(7):
+            await queue.submit(new(f"http://hangs{number}/hook", result=done, owner=owner))
+        await receiver.until(most)
+        if owner != "anonymous":
+            await queue.submit(new("http://ok/hook", result=done, owner="bob"))
+            await receiver.until(most + 1)
+
+    assert receiver.most == most + (owner != "anonymous")
+    assert owner == "anonymous" or receiver.got[-1][0] == "http://ok/hook"
 
 
 @pytest.mark.anyio
