@@ -8,10 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A laptop may take torch's CPU build: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
+PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-short
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check lint types imports audit chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -33,7 +34,10 @@ coverage: $(VENV)/.dev ## the tests again, the slowest named, and the floor on w
 	$(BIN)/python -m pytest $(PARALLEL) --durations=25 --cov --cov-report= $(FLAGS)
 	$(BIN)/coverage report --skip-covered
 
-check: lint types imports audit coverage chaos-short fuzz-short neighbours-short ## lint, types, import contracts, audit, tests, short chaos, fuzz and neighbours
+check: $(PARTS) ## lint, types, import contracts, audit, tests, short chaos, fuzz and neighbours
+
+parts: ## list what check consists of
+	@echo $(PARTS)
 
 lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff check .
@@ -45,6 +49,14 @@ types: $(VENV)/.dev ## mypy, strict
 
 imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
+
+lock: $(VENV)/.dev ## write requirements.lock anew: hashes of what constraints.txt pins (asks the package index)
+	$(PIP) uv
+	$(BIN)/python .ci/lock.py
+
+locked: $(VENV)/.dev ## install from requirements.lock into a fresh venv, as the image does; a changed hash must fail
+	$(BIN)/python .ci/lock.py --check
+	.ci/locked
 
 audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where the advisories can be reached
 	$(BIN)/python .ci/audit.py
