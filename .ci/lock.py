@@ -26,14 +26,12 @@ LEFT_OUT = "torch"
 # Where a server may run: a package which only one of these needs is locked for all.
 ENVIRONMENTS = [
     {
-        "python_version": version,
-        "python_full_version": f"{version}.0",
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.0",
         "sys_platform": system,
-        "platform_machine": machine,
+        "platform_machine": cpu,
     }
-    for minor, (system, machine) in product(
-        (11, 12, 13), (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
-    )
+    for minor, (system, cpu) in product((11, 12, 13), (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64")))
 ]
 
 

@@ -12,7 +12,8 @@ websockets included:
       a browser's GET run  has a `Sec-Fetch-Site`: a browser that adds none can't be told from a page elsewhere
 
 The last two rules don't hold for what makes no picture and reads no job: the page and its files, probes, metrics,
-documents, and stored files, whose names are secrets. With keys: any host and origin.
+documents, and stored files, whose names are secrets; nor where the operator allows any origin. With keys: any host and
+origin.
 """
 
 import ipaddress
