@@ -22,7 +22,7 @@ import certifi
 import httpcore
 from typing_extensions import override
 
-from server.fal.errors import overloaded
+from server.fal.errors import RequestError, overloaded
 from server.outbound.addresses import Address, Network, is_inside, may_reach
 from server.outbound.proxy import MAX_HEAD_BYTES, Proxy, ProxyUnusable, check_answer
 from server.outbound.slots import Slot
@@ -85,18 +85,22 @@ class _Guard(httpcore.AsyncNetworkBackend):
         """Return a stream to `host` through the proxy.
 
         Raises `FetchError`; `RequestError` 429 when the proxy can't be used, which is not the caller's fault.
+        `TimeoutError` is the target's: a proxy that is there answers once it has reached that.
         """
         try:
-            async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as failing:
+            async with asyncio.timeout(timeout):
                 addresses = await self._addresses(proxy.host, proxy.port)
                 stream = await self._reach([str(address) for address in addresses], proxy.port, timeout)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError) as error:
+            raise _no_way_out(error) from None
+        try:
+            async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as failing:
                 failing.push_async_callback(stream.aclose)
                 await stream.write(proxy.request(host, port))
                 check_answer(await _head(stream))
                 failing.pop_all()
-        except (httpcore.NetworkError, httpcore.TimeoutException, OSError, ProxyUnusable) as error:
-            LOG.error("the outbound proxy can't be used: %s", str(error) or type(error).__name__)  # noqa: TRY400
-            raise overloaded("The server's way out can't be used at present; try again") from None
+        except (httpcore.NetworkError, ProxyUnusable) as error:
+            raise _no_way_out(error) from None
         return stream
 
     async def _reach(self, addresses: Sequence[str], port: int, timeout: float) -> httpcore.AsyncNetworkStream:  # noqa: ASYNC109
@@ -107,6 +111,12 @@ class _Guard(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+
+def _no_way_out(error: Exception) -> RequestError:
+    """Log why the proxy can't be used, for the operator; return what its caller is answered."""
+    LOG.error("the outbound proxy can't be used: %s", str(error) or type(error).__name__)
+    return overloaded("The server's way out can't be used at present; try again")
 
 
 async def _head(stream: httpcore.AsyncNetworkStream) -> bytes:

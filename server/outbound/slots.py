@@ -2,8 +2,9 @@
 
 `getaddrinfo` blocks for a minute and more where a name server does not answer, and can't be stopped. So each look-up
 has a thread of its own, and its place is taken until the thread has ended, though its caller has left: names that never
-resolve use up the share of the key which sends them, not the threads of all. c-ares could be stopped, but it reads
-neither nsswitch.conf nor mDNS, by which machines at home find each other.
+resolve use up the share of the key which sends them, not the threads of all. Nor do two calls share the look-up of one
+name: it would be a matter of whose place it takes. c-ares could be stopped, but it reads neither nsswitch.conf nor
+mDNS, by which machines at home find each other.
 """
 
 import asyncio
@@ -27,17 +28,16 @@ def resolve(host: str, port: int) -> Sequence[str]:
 
 
 class Slot:
-    """One call's place. A call looks up one name at a time."""
+    """One call's place. `lookups`: what has not ended; a call behind a proxy may leave one and begin the next."""
 
     def __init__(self, resolver: Resolve) -> None:
         self._resolve = resolver
-        self.lookup: asyncio.Future[Sequence[str]] | None = None
+        self.lookups: set[asyncio.Future[Sequence[str]]] = set()
 
     async def addresses(self, host: str, port: int) -> Sequence[str]:
         """Return every address of a host name. Raises `OSError`; `RequestError` 429 when no thread can be had."""
         loop = asyncio.get_running_loop()
-        self.lookup = found = loop.create_future()
-        found.add_done_callback(_heard)
+        found: asyncio.Future[Sequence[str]] = loop.create_future()
 
         def run() -> None:
             answer: Sequence[str] | Exception
@@ -49,11 +49,21 @@ class Slot:
                 loop.call_soon_threadsafe(_settle, found, answer)
 
         try:
+            # A daemon, and no executor's: a look-up that does not end does not keep the server from ending.
             threading.Thread(target=run, name="lookup", daemon=True).start()
         except RuntimeError:
-            self.lookup = None
             raise overloaded("Too many host names are being looked up; try again") from None
+        self.lookups.add(found)
+        found.add_done_callback(self.lookups.discard)
+        found.add_done_callback(_heard)
         return await asyncio.shield(found)
+
+    def ended(self, then: Callable[[], None]) -> None:
+        """Call `then` once no look-up goes on: at once, if none does."""
+        if not self.lookups:
+            then()
+        for found in tuple(self.lookups):
+            found.add_done_callback(lambda _: None if self.lookups else then())
 
 
 def _heard(found: asyncio.Future[Sequence[str]]) -> None:
@@ -106,10 +116,9 @@ class Slots:
             try:
                 yield slot
             finally:
-                if slot.lookup is not None and not slot.lookup.done():
+                for _ in slot.lookups:
                     self._abandoned()
-                    later = taken.pop_all()
-                    slot.lookup.add_done_callback(lambda _: later.close())
+                slot.ended(taken.pop_all().close)
 
     @staticmethod
     async def _take(semaphore: asyncio.Semaphore, taken: contextlib.ExitStack) -> None:

@@ -545,6 +545,17 @@ async def test_a_proxy_that_can_not_be_used_is_no_fault_of_the_caller(proxied, a
     assert "p@ss" not in caplog.text + str(error.value.body)
 
 
+async def test_a_target_that_does_not_answer_the_proxy_is_the_callers_fault(proxied, caplog):
+    proxied.proxy.refuse = None
+
+    error = await refused(through(proxied, fetch_connect_timeout=0.2), "http://example.com/")
+
+    assert error.message.endswith("its server took too long")
+    assert caplog.records == []
+    async with asyncio.timeout(10):
+        await proxied.proxy.hung_up.wait()
+
+
 @pytest.mark.parametrize(
     "url", ["proxy:3128", "https://proxy:3128", "http://", "http://proxy/path", "http://a:geheim@:1"]
 )

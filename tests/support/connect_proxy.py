@@ -7,13 +7,15 @@ import contextlib
 class ConnectProxy:
     """Tunnels to loopback, whatever name it is given, to the port in `ports` by host name, else to the one asked for.
 
-    `refuse`: the status line with which it answers instead. `heads`: the requests that it got.
+    `refuse`: the status line with which it answers instead; None: it never answers, as one that waits for its target.
+    `heads`: the requests that it got. `hung_up`: is set when a client leaves without an answer.
     """
 
     def __init__(self, ports=None, refuse=""):
         self.ports = ports or {}
         self.refuse = refuse
         self.heads = []
+        self.hung_up = asyncio.Event()
         self.port = 0
         self._tasks = set()
 
@@ -38,6 +40,10 @@ class ConnectProxy:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.heads.append(head)
+            if self.refuse is None:
+                await reader.read()
+                self.hung_up.set()
+                return
             if self.refuse:
                 writer.write(f"HTTP/1.1 {self.refuse}\r\nContent-Length: 0\r\n\r\n".encode())
                 return
