@@ -10,7 +10,7 @@ from server import logs
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
-from server.data_dir import Held, locked, prepare, write_whole
+from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.settings import Settings, SettingsError
 from server.transport import listen
 from server.transport.listen import Listeners
@@ -24,8 +24,11 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
-    with _sole_server(settings):
-        listeners = listen.bind(settings)
+    with (
+        usable(settings.data_dir),
+        _sole_server(settings),
+        contextlib.closing(listen.bind(settings)) as listeners,
+    ):
         logs.configure()
         run_file = settings.data_dir / RUN_FILE
 
