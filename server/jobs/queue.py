@@ -17,7 +17,7 @@ import msgspec
 
 from server.fal.errors import overloaded, start_timed_out
 from server.jobs.attempt import Run
-from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.database import DatabaseError, log_database_error, refusal
 from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
@@ -83,6 +83,7 @@ class Queue:
     async def close(self, grace_s: float = 10.0) -> None:
         """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
         self.drain()
+        asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.database.hurry)
         for task in self._housekeeping:
             task.cancel()
         await asyncio.gather(*self._housekeeping, *filter(None, [self._scheduler]), return_exceptions=True)
@@ -119,7 +120,7 @@ class Queue:
             snapshot = await commit(written, self._index.add)
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be stored", error)
-            raise overloaded("The server can't store requests at present") from error
+            raise refusal(error) from error
         return self._index.get(new.id) or snapshot
 
     def _admit(self, new: NewJob) -> None:
@@ -158,7 +159,7 @@ class Queue:
             return await commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be cancelled", error)
-            raise overloaded("The server can't store a cancellation at present") from error
+            raise refusal(error) from error
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
