@@ -21,6 +21,7 @@ from server.api import files, ops, playground, proxy, queue, realtime, run, toke
 from server.context import Context
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
+from server.jobs.clock import SteadyClock
 from server.jobs.database import Database, usable
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
@@ -127,17 +128,21 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 settings=settings, pool=pool, files=files, inputs=inputs, limits=Limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
+            clock = SteadyClock()
             queue = parts.queue(
                 parts.store(database),
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
                 settings=settings,
                 key_share=settings.key_share,
+                clock=clock,
             )
             with usable(settings.jobs_path):
                 await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
-            deliverer = parts.deliverer(queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share)
+            deliverer = parts.deliverer(
+                queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share, clock=clock
+            )
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(

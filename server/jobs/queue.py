@@ -9,7 +9,6 @@ Positions, status and log lines are answered from the in-memory `JobIndex`, whic
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -17,6 +16,7 @@ import msgspec
 
 from server.fal.errors import overloaded, start_timed_out
 from server.jobs.attempt import Run
+from server.jobs.clock import SteadyClock
 from server.jobs.database import DatabaseError, log_database_error, refusal
 from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
@@ -41,12 +41,12 @@ class Queue:
         settings: QueueSettings,
         key_share: float,
         times: QueueTimes = SHIPPED,
-        clock: Callable[[], float] = time.time,
+        clock: SteadyClock | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._times = times
-        self._now = clock
+        self._now = clock = clock or SteadyClock()
         self._index = JobIndex()
         self.webhook_due = self._index.webhook_due
         self._retention = Retention(store.database, self._index.forget, settings, clock)
@@ -200,8 +200,22 @@ class Queue:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
+        if jump := self._now.jump():
+            await self._follow_clock(jump)
         self._index.wake_waiting()
         await asyncio.gather(*map(self._give_up_waiting, self._index.overdue(self._now())))
+
+    async def _follow_clock(self, jump: float) -> None:
+        """Move every stored deadline by the seconds that the machine's clock was set by."""
+        self._now.follow(jump)
+        self._index.move_deadlines(jump)
+        try:
+            await self._store.move_deadlines(jump)
+        except DatabaseError:
+            self._now.follow(-jump)  # again at the next tick
+            self._index.move_deadlines(-jump)
+            raise
+        LOG.warning("the machine's clock was set by %+.0f s; what waits for a time was moved with it", jump)
 
     async def _give_up_waiting(self, request_id: str) -> None:
         result = Result.failure(start_timed_out())

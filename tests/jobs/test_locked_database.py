@@ -6,7 +6,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -39,7 +38,7 @@ def locked(path):
 
 
 @contextlib.asynccontextmanager
-async def queue_on(folder, engines, clock=time.time):
+async def queue_on(folder, engines, clock=None):
     """A queue that waits for no lock."""
     store = JobStore(Database(folder / "jobs.sqlite", lock_wait_s=0.0, lock_try_s=0.05))
     times = QueueTimes(disk_retry=0.05, heartbeat=0.05)
