@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from server.memory import end_if_exhausted
+
 C = TypeVar("C")
 T = TypeVar("T")
 
@@ -95,6 +97,7 @@ class GroupCommit(Generic[C]):
                 opened = True
                 values = [entry.operation(connection) for entry in group]
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits, of whatever type it is
+            end_if_exhausted(error)
             if opened and len(group) > 1:
                 return [settled for entry in group for settled in self._run([entry])]
             return [_Settled(entry.future, None, error) for entry in group]

@@ -24,6 +24,7 @@ from server.jobs.retention import Retention
 from server.jobs.runner import Runner, commit
 from server.jobs.store import JobStore
 from server.jobs.times import SHIPPED, QueueTimes
+from server.logs import fault
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
@@ -228,11 +229,11 @@ class Queue:
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task that the queue depends on; if it ends by an error, that is logged as critical."""
+    """Start a task that the queue depends on; if it ends by an error, that is logged."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            LOG.critical("%s has died", name, exc_info=error)
+            fault(f"{name} has died", error)
 
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(ended)

@@ -16,6 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 import uvloop
@@ -24,6 +25,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
+from server.memory import end_if_exhausted
 from server.settings import ListenSettings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
@@ -118,6 +120,7 @@ async def serve(
     begins: after it the app should begin nothing new. Raises what the app's lifespan raises.
     """
     _raise_open_file_limit()
+    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     contexts = {listener.context for listener in listeners if listener.context is not None}
     renewals = [asyncio.create_task(tls.keep_fresh(context, settings)) for context in contexts]
     lifespan = _Lifespan(app)
@@ -242,6 +245,12 @@ class _Server(uvicorn.Server):
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a callback, a protocol or a forgotten task has raised; end the process after a `MemoryError`."""
+    end_if_exhausted(context.get("exception"))
+    loop.default_exception_handler(context)
 
 
 def _raise_open_file_limit() -> None:

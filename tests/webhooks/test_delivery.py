@@ -382,13 +382,13 @@ async def test_why_a_webhook_failed_is_logged_each_time_and_at_the_end(tmp_path,
 
 @pytest.mark.anyio
 async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
-    receiver, clock = Receiver(down=[500]), Clock()
+    class Later(Clock):
+        def __call__(self) -> float:
+            self.now += 1.0
+            return super().__call__()
 
-    def later():
-        clock.now += 1.0
-        return clock.now
-
-    async with delivering(tmp_path, receiver, schedule=AT_ONCE, clock=later) as queue:
+    receiver = Receiver(down=[500])
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE, clock=Later()) as queue:
         await queue.submit(new("http://down/hook"))
         await emptied(queue)
 
