@@ -1,9 +1,12 @@
 """The clock of the queue: Unix time for what is stored, which runs by the monotonic clock.
 
-What outlives the process is stored as Unix time. If someone sets the machine's clock meanwhile, an hour would be added
-to every wait or taken from it: start timeouts, leases, retries of jobs and of webhooks. So the queue's time runs on by
-the monotonic clock, until the queue has moved what is stored along with the machine's clock and calls `follow`. Dates
-which are no waits, such as a job's end, are not moved: what expires by age does so by the machine's clock.
+The rule for the whole server: waits run by the monotonic clock; `time.time` is for what is stored across restarts or
+read by others: files' and tokens' ends, a job's dates, what signs webhooks. A token is judged by its end alone.
+
+A queue's waits are stored too: start timeouts, leases, retries of jobs and of webhooks. If someone sets the machine's
+clock meanwhile, an hour would be added to each or taken from it. So the queue's time runs on by the monotonic clock,
+until the queue has moved what is stored along with the machine's clock, and calls `follow`. Dates which are no waits,
+such as a job's end, are not moved: what expires by age does so by the machine's clock.
 """
 
 import time

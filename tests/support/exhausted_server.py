@@ -1,7 +1,7 @@
 """`fourstep` that gets no more memory at one place: `python -m tests.support.exhausted_server PLACE serve …`.
 
-The places, each reached by a client's first run or submit: "run", "job", "write" (on the writer's thread), "callback" (of
-the event loop), "task" (which no other awaits), "thread"; and "housekeeping", reached at the next heartbeat.
+The places, each reached by a client's first run or submit: "run", "job", "write" (on the writer's thread), "callback"
+(of the event loop), "task" (which no other awaits), "thread"; and "housekeeping", reached at the next heartbeat.
 """
 
 import asyncio
