@@ -34,8 +34,10 @@ class SteadyClock:
 
     def jump(self) -> float:
         """Return by how many seconds the machine's clock was set since the last `follow`; 0 if it was not."""
-        difference = self._wall() - self()
-        return difference if abs(difference) > self._tolerance_s else 0.0
+        before, wall, after = self(), self._wall(), self()  # the process may be frozen between two of them
+        if wall < before - self._tolerance_s:
+            return wall - before
+        return wall - after if wall > after + self._tolerance_s else 0.0
 
     def follow(self, jump: float) -> None:
         """Set this clock, too."""

@@ -198,6 +198,9 @@ class Queue:
             except DatabaseError as error:
                 log_database_error(LOG, "the queue's housekeeping failed", error)
                 await asyncio.sleep(self._times.disk_retry)
+            except Exception as error:  # noqa: BLE001 - without leases and expiry no server can go on for long
+                fault("the queue's housekeeping failed", error)
+                await asyncio.sleep(self._times.disk_retry)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:

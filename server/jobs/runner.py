@@ -19,6 +19,7 @@ from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
+from server.logs import fault
 
 LOG = logging.getLogger(__name__)
 
@@ -123,8 +124,10 @@ class Runner:
             return await self._store.claim(self._worker, count, self._times.lease, self._now(), after_others=served)
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
-            await asyncio.sleep(self._times.disk_retry)
-            return []
+        except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
+            fault("jobs could not be claimed", error)
+        await asyncio.sleep(self._times.disk_retry)
+        return []
 
     def _well_served(self, free: int) -> list[str]:
         """Return the owners who already have their share of the engines, if others wait.

@@ -741,7 +741,36 @@ def test_ten_kills_lose_no_job_and_give_no_job_two_results(tmp_path):
         assert {*witness.delivered[request_id]} == {result}
 
 
+# --- what no step foresaw
+
+
+@pytest.mark.parametrize("step", ["heartbeat", "claim"])
+async def test_a_queue_goes_on_after_a_failure_that_it_did_not_foresee(tmp_path, engines, caplog, step):
+    times = QueueTimes(heartbeat=0.01, disk_retry=0.01)
+    async with serving(tmp_path, engines, times=times) as queue:
+        calls, original = [], getattr(queue._store, step)
+
+        def fail_once(*arguments, **options):
+            calls.append(step)
+            if len(calls) == 1:
+                raise LookupError
+            return original(*arguments, **options)
+
+        setattr(queue._store, step, fail_once)
+        job = await queue.submit(new())
+        await eventually(lambda: len(calls) > 1)
+
+        assert (await ended(queue, job.id)).result_status == 200
+    assert "LookupError" in caplog.text
+
+
 # --- the machine's clock is set
+
+
+def test_a_process_that_was_frozen_takes_its_own_pause_for_no_change_of_the_clock():
+    now = itertools.count(0.0, 60.0)
+
+    assert SteadyClock(lambda: next(now), lambda: next(now)).jump() == 0.0
 
 
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
