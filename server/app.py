@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from fastapi import FastAPI
@@ -20,7 +21,8 @@ from server.api import files, ops, playground, proxy, queue, realtime, run, toke
 from server.context import Context
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
-from server.jobs.database import Database
+from server.jobs.clock import SteadyClock
+from server.jobs.database import Database, usable
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
@@ -35,6 +37,8 @@ from server.webhooks.delivery import Deliverer
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
+
+LOG = logging.getLogger(__name__)
 
 ROUTES = [
     *run.ROUTES,
@@ -109,30 +113,36 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
-            await pool.start()
-            stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
             files = parts.files(settings, public_url=settings.public_url)
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)
             stack.callback(inputs.close)
+            _warn_of_lost_jobs(settings)
             database = Database(settings.jobs_path)
             stack.push_async_callback(database.close)
+            await pool.start()
+            stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
 
             resources = Resources(
                 settings=settings, pool=pool, files=files, inputs=inputs, limits=Limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
+            clock = SteadyClock()
             queue = parts.queue(
                 parts.store(database),
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
                 settings=settings,
                 key_share=settings.key_share,
+                clock=clock,
             )
-            await queue.start()
+            with usable(settings.jobs_path):
+                await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
-            deliverer = parts.deliverer(queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share)
+            deliverer = parts.deliverer(
+                queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share, clock=clock
+            )
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(
@@ -151,6 +161,17 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     return Application(_in_front(app, settings, auth, metrics), app.state)
+
+
+def _warn_of_lost_jobs(settings: Settings) -> None:
+    """Say that the job database is empty although there are files: then it is not the first start."""
+    path, stored = settings.jobs_path, settings.files_dir / "stored"
+    if not (path.exists() and path.stat().st_size) and any(any(folder.iterdir()) for folder in stored.iterdir()):
+        LOG.warning(
+            "%s is empty although files are stored: queue jobs and their results are gone. Hint: if that was no"
+            " intention, stop the server and restore it from a backup",
+            path,
+        )
 
 
 def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:

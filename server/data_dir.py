@@ -5,6 +5,7 @@ who is to trust the local CA gets a copy of it.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -16,24 +17,45 @@ from filelock import Timeout as Held
 
 from server.settings import SettingsError
 
-__all__ = ["Held", "locked", "prepare", "read_secret", "write_whole"]
+__all__ = ["Held", "locked", "prepare", "read_secret", "usable", "write_whole"]
 
 _SECRET_BYTES = 32
+
+_HINTS = {
+    errno.ENOSPC: "free some space or inodes (`df`, `df -i`)",
+    errno.EDQUOT: "free some of this user's quota",
+    errno.ENOTDIR: "name a folder",
+    errno.EEXIST: "name a folder",
+    errno.EROFS: "mount the file system so that it can be written",
+    errno.EIO: "the disk may be failing (the system's log says so)",
+    errno.ESTALE: "mount the file system again",
+    errno.ENOTCONN: "mount the file system again",
+}
+_HINT = "let this user write there"
+
+
+@contextlib.contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Context of work in the data directory. Turns `OSError` into `SettingsError`."""
+    try:
+        yield
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, _HINT)
+        raise SettingsError(
+            f"data-dir: {error.filename or folder} can't be written ({error.strerror or error})."
+            f" Hint: {hint}, or choose another --data-dir"
+        ) from error
 
 
 def prepare(folder: Path) -> None:
     """Make the data directory if need be, readable by its owner only. Raises `SettingsError` where it can't be made."""
-    try:
+    with usable(folder):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
         # A mounted volume may have another owner, and a folder like /tmp is shared: their owners decide who enters.
         if found.st_uid == os.geteuid() and not found.st_mode & stat.S_ISVTX:
             folder.chmod(stat.S_IMODE(found.st_mode) & ~0o077)
         (folder / "lock").touch()
-    except OSError as error:
-        raise SettingsError(
-            f"data-dir: {folder} can't be written ({error.strerror}). Hint: choose another --data-dir"
-        ) from error
 
 
 def write_whole(file: Path, data: bytes, mode: int = 0o600) -> None:
@@ -65,8 +87,17 @@ def locked(lock: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def read_secret(file: Path) -> bytes:
-    """Return the random secret in `file`, which only its owner can read; make one where there is none."""
-    if file.exists() and len(secret := file.read_bytes()) == _SECRET_BYTES:
+    """Return the random secret in `file`, which only its owner can read; make one where there is none.
+
+    Raises `SettingsError` for one that is damaged: with another, what was signed before would be refused unexplained.
+    """
+    if file.exists():
+        secret = file.read_bytes()
+        if len(secret) != _SECRET_BYTES:
+            raise SettingsError(
+                f"{file} holds no secret ({len(secret)} bytes, not {_SECRET_BYTES}). Hint: restore it; or remove it:"
+                " tokens and upload URLs that it signed are then refused"
+            )
         return secret
     secret = secrets.token_bytes(_SECRET_BYTES)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -6,10 +6,11 @@ A `FOURSTEP_…` variable that names no setting is an error, so that a typing mi
 import dataclasses
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from server import memory
 from server.settings import (
     AccessSettings,
     ConnectionSettings,
@@ -51,9 +52,14 @@ _TYPES = typing.get_type_hints(Settings)
 _BOOLEANS = dict.fromkeys(("1", "true", "yes", "on"), True) | dict.fromkeys(("0", "false", "no", "off", ""), False)
 
 
-def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    limit_bytes: Callable[[], int | None] = memory.limit_bytes,
+) -> Settings:
     """Return settings from flags (those not None), else the environment, else defaults.
 
+    The default of `body_budget_bytes` is less where `limit_bytes()`, the memory of this process, is small.
     Raises `SettingsError` for a value that can't be, and for a `FOURSTEP_…` variable that names no setting.
     """
     source = os.environ if environ is None else environ
@@ -66,8 +72,19 @@ def load(flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | No
             raise SettingsError(f"{variable} names no setting; `fourstep serve --help` lists them")
         values[name] = parse(name, text)
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    if "body_budget_bytes" not in values and (limit := limit_bytes()) is not None:
+        values["body_budget_bytes"] = affordable_budget(limit, values.get("max_body_bytes", Settings.max_body_bytes))
     settings = Settings(**values)
     return dataclasses.replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+
+
+def affordable_budget(limit: int, max_body_bytes: int) -> int:
+    """Return the `body_budget_bytes` for a process with this much memory: at most the default, at least one body.
+
+    An eighth: up to three times as much is in use for them, and the engines need the most, in a container out of the
+    same limit.
+    """
+    return max(max_body_bytes, min(Settings.body_budget_bytes, limit // 8))
 
 
 def parse(name: str, text: str) -> Any:

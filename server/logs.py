@@ -7,6 +7,8 @@ name (anyone who knows it can read the file).
 import logging
 import traceback
 
+from server.memory import end_if_exhausted
+
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 # These libraries log URLs with their query strings at INFO.
@@ -23,6 +25,10 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def fault(where: str, error: BaseException) -> None:
-    """Log an unexpected exception: its type and stack, without its message, which may contain a prompt."""
+    """Log an unexpected exception: its type and stack, without its message, which may contain a prompt.
+
+    A `MemoryError` ends the process instead. Whatever catches every exception passes it on to here.
+    """
+    end_if_exhausted(error)
     stack = "".join(traceback.format_tb(error.__traceback__))
     _FAULTS.error("%s: %s\n%s", where, type(error).__name__, stack)

@@ -37,7 +37,7 @@ def test_a_folder_that_is_everybodys_stays_so(tmp_path):
 
 
 def test_a_folder_that_can_not_be_is_said_with_what_would_do():
-    with pytest.raises(SettingsError, match=r"can't be written .* Hint: choose another --data-dir"):
+    with pytest.raises(SettingsError, match=r"can't be written .* Hint: name a folder, or choose another --data-dir"):
         prepare(Path("/dev/null/data"))
 
 

@@ -6,9 +6,10 @@
     ?fal_key_id=…&fal_key_secret=…     realtime sockets of 2023 apps
 
 A token (JWT, HS256, one audience) is bound to apps and to the key that asked for it: it dies with that key. Within its
-life it opens any number of sockets, since clients keep one and come back with it; its end closes no socket. Without any
-key the server is open: every caller is "anonymous", whatever credentials come (fal's Python client insists on sending
-some), and the origin guard in `server.web` lets only this machine call.
+life it opens any number of sockets, since clients keep one and come back with it; its end closes no socket. One made
+before the machine's clock was set back stays valid: only its end counts. Without any key the server is open: every
+caller is "anonymous", whatever credentials come (fal's Python client insists on sending some), and the origin guard in
+`server.web` lets only this machine call.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import jwt
+from jwt.types import Options
 from starlette.requests import HTTPConnection
 
 from server.access.api_keys import Allowance, Key, KeyRing, allowance
@@ -28,6 +30,7 @@ from server.settings import AccessSettings
 Audience: TypeAlias = Literal["call", "cdn"]
 
 _ALGORITHM = "HS256"
+_CHECKS: Options = {"require": ["aud", "sub", "exp"], "verify_iat": False}
 _BAD_FORMAT = "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
 _UNKNOWN_KEY = "No user found for Key ID and Secret"
 _BAD_TOKEN = "Invalid or expired token"  # noqa: S105 — a message
@@ -88,9 +91,8 @@ class Auth:
 
     def verify(self, token: str, audience: Audience) -> tuple[Caller, tuple[str, ...]]:
         """Return the caller in whose name a token was issued, and its apps. Raises `PlainError` 401."""
-        required = ["aud", "sub", "exp"]
         try:
-            claims = jwt.decode(token, self._secret, [_ALGORITHM], audience=audience, options={"require": required})
+            claims = jwt.decode(token, self._secret, [_ALGORITHM], audience=audience, options=_CHECKS)
         except jwt.InvalidTokenError:
             raise PlainError(401, _BAD_TOKEN) from None
         apps = tuple(claims.get("apps", ()))

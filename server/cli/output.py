@@ -4,22 +4,17 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from server.data_dir import prepare
-from server.settings import Settings, SettingsError
+from server.data_dir import prepare, usable
+from server.settings import Settings
 
 
 @contextlib.contextmanager
 def in_data_dir(settings: Settings, *, made: bool) -> Iterator[None]:
     """Context of work on the data directory, which may be `made` first. Turns `OSError` into `SettingsError`."""
-    try:
+    with usable(settings.data_dir):
         if made:
             prepare(settings.data_dir)
         yield
-    except OSError as error:
-        where = error.filename or settings.data_dir
-        raise SettingsError(
-            f"data-dir: {where}: {error.strerror}. Hint: let this user write there, or choose another --data-dir"
-        ) from error
 
 
 def show(text: str) -> None:

@@ -2,19 +2,24 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
-from server import logs
+from server import logs, memory
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
-from server.data_dir import Held, locked, prepare, write_whole
+from server.data_dir import Held, locked, prepare, usable, write_whole
+from server.environment import affordable_budget
 from server.settings import Settings, SettingsError
 from server.transport import listen
 from server.transport.listen import Listeners
 from server.web.origin_guard import is_loopback
+
+LOG = logging.getLogger(__name__)
 
 _SHIPPED = Parts()
 
@@ -24,9 +29,14 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
-    with _sole_server(settings):
-        listeners = listen.bind(settings)
+    with (
+        usable(settings.data_dir),
+        _sole_server(settings),
+        contextlib.closing(listen.bind(settings)) as listeners,
+    ):
         logs.configure()
+        threading.excepthook = _on_thread_error
+        _say_budget(settings)
         run_file = settings.data_dir / RUN_FILE
 
         def on_ready() -> None:
@@ -40,6 +50,24 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         finally:
             run_file.unlink(missing_ok=True)
     return 0
+
+
+def _on_thread_error(raised: threading.ExceptHookArgs) -> None:
+    """Log what a thread has raised; end the process after a `MemoryError`."""
+    if raised.exc_value is not None:
+        logs.fault(f"the thread {raised.thread.name if raised.thread else ''}", raised.exc_value)
+
+
+def _say_budget(settings: Settings) -> None:
+    """Say that the memory for bodies is less than the default, or more than this process can afford."""
+    limit = memory.limit_bytes()
+    if limit is None:
+        return
+    budget, affordable = settings.body_budget_bytes, affordable_budget(limit, settings.max_body_bytes)
+    if budget > affordable:
+        LOG.warning("--body-budget-bytes %d: this process may use %d bytes; %d are safe", budget, limit, affordable)
+    elif budget < Settings.body_budget_bytes:
+        LOG.info("request bodies may take %d bytes (--body-budget-bytes): this process may use %d", budget, limit)
 
 
 def _check_open(settings: Settings) -> None:

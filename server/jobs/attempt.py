@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from pipelines.messages import Log, Preview, Started
 from server.fal.errors import FalError, RequestError, start_timed_out
 from server.jobs.job import MAX_TRIES, Job, Result
+from server.logs import fault
 
 LOG = logging.getLogger(__name__)
 
@@ -92,9 +92,7 @@ class Attempt:
             return Result.failure(start_timed_out())
         if isinstance(error, FalError):
             return retry(error, self.job) or Result.failure(error)
-        # Type and place only: the message may have the prompt in it.
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        LOG.error("job %s: %s in %s:%s", self.job.id, type(error).__name__, place.filename, place.lineno)
+        fault(f"job {self.job.id}", error)
         reason = "The request failed for a reason of the server's own"
         return Result.failure(RequestError("internal_error", reason))
 

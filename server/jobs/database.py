@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +18,10 @@ from typing import TypeAlias, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
+from server.fal.errors import RequestError, overloaded
 from server.jobs.group_commit import GroupCommit
 from server.jobs.schema import STEPS
+from server.settings import SettingsError
 
 T = TypeVar("T")
 Step: TypeAlias = Callable[[sa.Connection], None]
@@ -26,35 +29,96 @@ Step: TypeAlias = Callable[[sa.Connection], None]
 DatabaseError = DBAPIError  # what reads and writes raise when the disk is full or broken
 
 READERS = 2  # reader threads: one may wait for the disk while the other answers
-BUSY_TIMEOUT_S = 10  # a checkpoint that truncates holds the write lock for as long as it copies
+LOCK_WAIT_S = 10.0  # a checkpoint that truncates holds the write lock for as long as it copies, and so do backups
+LOCK_TRY_S = 1.0  # one try at the lock: a server that stops waits no longer
 WAL_BYTES = 64 * 1024 * 1024  # the write-ahead log is cut back to this after a burst of large inputs
 
 
-class DatabaseTooNew(Exception):
+# By SQLite's result code (https://sqlite.org/rescode.html): what the operator can do.
+_HINTS = {
+    sqlite3.SQLITE_FULL: "free some space, or choose another --data-dir",
+    sqlite3.SQLITE_IOERR: "see whether the disk is full or failing (the system's log says so)",
+    sqlite3.SQLITE_READONLY: "let this user write the file and its folder, or choose another --data-dir",
+    sqlite3.SQLITE_PERM: "let this user write the file and its folder, or choose another --data-dir",
+    sqlite3.SQLITE_CANTOPEN: "let this user write the file and its folder, and see whether the disk is full",
+    sqlite3.SQLITE_BUSY: "another program has locked it, perhaps a backup: wait for its end, or end it",
+}
+_DAMAGED = "restore it from a backup; or move it away: the queue is then empty, stored files stay"
+_BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+
+class DatabaseUnusable(SettingsError):
+    """The server can't start on this database; the message says why, with a hint."""
+
+
+class DatabaseTooNew(DatabaseUnusable):
     """The database was written by a newer release."""
 
 
 class Database:
-    """An open database, its tables brought up to date. Opening blocks; methods are called from the event loop."""
+    """An open database, its tables brought up to date. Opening blocks; methods are called from the event loop.
 
-    def __init__(self, path: Path, steps: Sequence[Step] = STEPS) -> None:
+    Opening raises `DatabaseUnusable` for a file that is damaged, not writable, locked or not ours, and for a full disk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        steps: Sequence[Step] = STEPS,
+        *,
+        lock_wait_s: float = LOCK_WAIT_S,
+        lock_try_s: float = LOCK_TRY_S,
+    ) -> None:
+        self._lock_wait_s = lock_wait_s
+        self._locked = False
+        self._hurries = False
         self._engine = sa.create_engine(
             "sqlite+pysqlite://",
-            creator=lambda: _connect(path),
+            creator=lambda: _connect(path, lock_try_s),
             poolclass=sa.QueuePool,
             hide_parameters=True,  # errors are logged, prompts are not
         )
-        self._connection = self._engine.connect()
-        with self._transaction() as connection:
-            _migrate(connection, steps)
+        with usable(path):
+            self._connection = self._engine.connect()
+            try:
+                with self._transaction() as connection:
+                    _migrate(path, connection, steps)
+            except BaseException:
+                self._connection.close()
+                self._engine.dispose()
+                raise
         self._writer = GroupCommit(self._transaction, name="database-writer")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         with self._connection.begin():
-            self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._begin()
             yield self._connection
+
+    def _begin(self) -> None:
+        """Open a transaction once the write lock is free.
+
+        Where another program has held it for `lock_wait_s`, later transactions try once each until it is free again: so
+        callers are refused soon, however many have come meanwhile. They do too after `hurry`.
+        """
+        until = time.monotonic() + self._lock_wait_s
+        while True:
+            try:
+                self._connection.exec_driver_sql("BEGIN IMMEDIATE")
+            except DBAPIError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY:
+                    raise
+                self._locked = self._locked or time.monotonic() >= until
+                if self._locked or self._hurries:
+                    raise
+            else:
+                self._locked = False
+                return
+
+    def hurry(self) -> None:
+        """Let no write wait for another program's lock from now on: the server stops."""
+        self._hurries = True
 
     def write(self, operation: Callable[[sa.Connection], T]) -> asyncio.Future[T]:
         """Return a future of what `operation` returns, resolved after COMMIT.
@@ -73,7 +137,8 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
 
     async def close(self) -> None:
-        """Write out what was submitted, then close the file."""
+        """Write out what was submitted, unless another program holds the lock; then close the file."""
+        self.hurry()
         await asyncio.to_thread(self._close)
 
     def _close(self) -> None:
@@ -120,14 +185,37 @@ def secure_delete(connection: sa.Connection) -> Iterator[None]:
         connection.exec_driver_sql("PRAGMA secure_delete=OFF").all()
 
 
+@contextlib.contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Context of a server's first work on the database. Turns `DatabaseError` into `DatabaseUnusable`."""
+    try:
+        yield
+    except DBAPIError as error:
+        hint = _HINTS.get(_code(error), _DAMAGED)
+        raise DatabaseUnusable(f"data-dir: {path} can't be used ({error.orig}). Hint: {hint}") from error
+
+
+def refusal(error: DatabaseError) -> RequestError:
+    """Return a caller's answer: 429 while a full or locked disk may become usable again, 500 for a damaged database."""
+    if _code(error) in _BROKEN:
+        return RequestError("internal_error", "The server's job database is damaged")
+    return overloaded("The server can't use its job database at present")
+
+
+def _code(error: DatabaseError) -> int:
+    """Return SQLite's primary result code."""
+    code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
 def log_database_error(log: logging.Logger, what: str, error: DatabaseError) -> None:
     """Log an error in one line: on a full disk it comes every second, and a traceback adds nothing."""
     log.error("%s: %s", what, error.orig)
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, lock_try_s: float) -> sqlite3.Connection:
     # isolation_level=None: Python's own BEGIN would be a deferred one, and come too late for PRAGMA user_version.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_TIMEOUT_S)
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=lock_try_s)
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -136,10 +224,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sa.Connection, steps: Sequence[Step]) -> None:
+def _migrate(path: Path, connection: sa.Connection, steps: Sequence[Step]) -> None:
     version: int = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
     if version > len(steps):
-        raise DatabaseTooNew(f"the job database is of version {version}, this release knows {len(steps)}: upgrade it")
+        raise DatabaseTooNew(
+            f"data-dir: {path} is of version {version}, this release knows {len(steps)}."
+            " Hint: upgrade fourstep, or choose another --data-dir"
+        )
+    if not version and sa.inspect(connection).get_table_names():
+        raise DatabaseUnusable(f"data-dir: {path} is another program's database. Hint: choose another --data-dir")
     for step in steps[version:]:
         step(connection)
     connection.exec_driver_sql(f"PRAGMA user_version={len(steps)}")

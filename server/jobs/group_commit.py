@@ -2,7 +2,8 @@
 
 A durable commit costs a disk flush, however little it writes. Operations that arrive during a flush share the next
 transaction, and their futures resolve after its COMMIT: one write takes one flush, and so do a hundred at once. If a
-transaction fails, it is rolled back and its operations are run one by one, so that only those at fault fail.
+transaction fails, it is rolled back and its operations are run one by one, so that only those at fault fail. One that
+can't even be opened fails all of them together: each alone would wait for the same lock, one after the other.
 """
 
 import asyncio
@@ -11,6 +12,8 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
+
+from server.memory import end_if_exhausted
 
 C = TypeVar("C")
 T = TypeVar("T")
@@ -88,13 +91,16 @@ class GroupCommit(Generic[C]):
         return group, True
 
     def _run(self, group: list[_Entry[C]]) -> list[_Settled]:
+        opened = False
         try:
             with self._transaction() as connection:
+                opened = True
                 values = [entry.operation(connection) for entry in group]
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits, of whatever type it is
-            if len(group) == 1:
-                return [_Settled(group[0].future, None, error)]
-            return [settled for entry in group for settled in self._run([entry])]
+            end_if_exhausted(error)
+            if opened and len(group) > 1:
+                return [settled for entry in group for settled in self._run([entry])]
+            return [_Settled(entry.future, None, error) for entry in group]
         return [_Settled(entry.future, value, None) for entry, value in zip(group, values, strict=True)]
 
 

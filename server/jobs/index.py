@@ -150,6 +150,15 @@ class JobIndex:
         late = itertools.takewhile(lambda deadline: deadline[0] <= now, self._deadlines)
         return [request_id for _, request_id in late]
 
+    def move_deadlines(self, seconds: float) -> None:
+        """Move every start timeout: the machine's clock was set."""
+        for request_id, snapshot in self._jobs.items():
+            if snapshot.start_by is not None:
+                moved = msgspec.structs.replace(snapshot, start_by=snapshot.start_by + seconds)
+                self._jobs[request_id] = moved
+        waiting = (job for job in self._jobs.values() if job.status is Status.IN_QUEUE)
+        self._deadlines = sorted((job.start_by, job.id) for job in waiting if job.start_by is not None)
+
     # --- watching
 
     def watch(self, request_id: str, changed: asyncio.Event) -> None:

@@ -9,7 +9,6 @@ Positions, status and log lines are answered from the in-memory `JobIndex`, whic
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
@@ -17,13 +16,15 @@ import msgspec
 
 from server.fal.errors import overloaded, start_timed_out
 from server.jobs.attempt import Run
-from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.clock import SteadyClock
+from server.jobs.database import DatabaseError, log_database_error, refusal
 from server.jobs.index import JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
 from server.jobs.runner import Runner, commit
 from server.jobs.store import JobStore
 from server.jobs.times import SHIPPED, QueueTimes
+from server.logs import fault
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
@@ -41,12 +42,12 @@ class Queue:
         settings: QueueSettings,
         key_share: float,
         times: QueueTimes = SHIPPED,
-        clock: Callable[[], float] = time.time,
+        clock: SteadyClock | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._times = times
-        self._now = clock
+        self._now = clock = clock or SteadyClock()
         self._index = JobIndex()
         self.webhook_due = self._index.webhook_due
         self._retention = Retention(store.database, self._index.forget, settings, clock)
@@ -83,6 +84,7 @@ class Queue:
     async def close(self, grace_s: float = 10.0) -> None:
         """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
         self.drain()
+        asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.database.hurry)
         for task in self._housekeeping:
             task.cancel()
         await asyncio.gather(*self._housekeeping, *filter(None, [self._scheduler]), return_exceptions=True)
@@ -119,7 +121,7 @@ class Queue:
             snapshot = await commit(written, self._index.add)
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be stored", error)
-            raise overloaded("The server can't store requests at present") from error
+            raise refusal(error) from error
         return self._index.get(new.id) or snapshot
 
     def _admit(self, new: NewJob) -> None:
@@ -158,7 +160,7 @@ class Queue:
             return await commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be cancelled", error)
-            raise overloaded("The server can't store a cancellation at present") from error
+            raise refusal(error) from error
 
     def _cancelled(self, request_id: str, outcome: Outcome) -> None:
         if outcome in {Outcome.REMOVED, Outcome.REQUESTED}:
@@ -196,11 +198,28 @@ class Queue:
             except DatabaseError as error:
                 log_database_error(LOG, "the queue's housekeeping failed", error)
                 await asyncio.sleep(self._times.disk_retry)
+            except Exception as error:  # noqa: BLE001 - without leases and expiry no server can go on for long
+                fault("the queue's housekeeping failed", error)
+                await asyncio.sleep(self._times.disk_retry)
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
+        if jump := self._now.jump():
+            await self._follow_clock(jump)
         self._index.wake_waiting()
         await asyncio.gather(*map(self._give_up_waiting, self._index.overdue(self._now())))
+
+    async def _follow_clock(self, jump: float) -> None:
+        """Move every stored deadline by the seconds that the machine's clock was set by."""
+        self._now.follow(jump)
+        self._index.move_deadlines(jump)
+        try:
+            await self._store.move_deadlines(jump)
+        except DatabaseError:
+            self._now.follow(-jump)  # again at the next tick
+            self._index.move_deadlines(-jump)
+            raise
+        LOG.warning("the machine's clock was set by %+.0f s; what waits for a time was moved with it", jump)
 
     async def _give_up_waiting(self, request_id: str) -> None:
         result = Result.failure(start_timed_out())
@@ -213,11 +232,11 @@ class Queue:
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """Start a task that the queue depends on; if it ends by an error, that is logged as critical."""
+    """Start a task that the queue depends on; if it ends by an error, that is logged."""
 
     def ended(task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            LOG.critical("%s has died", name, exc_info=error)
+            fault(f"{name} has died", error)
 
     task = asyncio.create_task(work, name=name)
     task.add_done_callback(ended)

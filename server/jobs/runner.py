@@ -19,6 +19,7 @@ from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
+from server.logs import fault
 
 LOG = logging.getLogger(__name__)
 
@@ -77,12 +78,15 @@ class Runner:
             self.draining, self._drained_at = True, time.monotonic()
             self.wake()
 
+    def left(self, grace_s: float) -> float:
+        """Return the seconds until `grace_s` after draining began."""
+        return max(0.0, self._drained_at + grace_s - time.monotonic())
+
     async def close(self, grace_s: float) -> None:
         """Put jobs that still run `grace_s` after draining began back into the queue."""
         tasks = [attempt.task for attempt in self._running if attempt.task is not None]
         if tasks:
-            left = max(0.0, self._drained_at + grace_s - time.monotonic())
-            _, late = await asyncio.wait(tasks, timeout=left)
+            _, late = await asyncio.wait(tasks, timeout=self.left(grace_s))
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -90,11 +94,12 @@ class Runner:
     async def heartbeat(self) -> None:
         """Renew the leases, then release lapsed ones: in this order a server that was frozen keeps its jobs."""
         before = list(self._running)
-        held = await self._store.heartbeat(self._worker, self._times.lease, self._now())
+        now = self._now()
+        held = await self._store.heartbeat(self._worker, self._times.lease, now)
         for attempt in before:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
-        for request_id in await self._store.release_lapsed(self._now()):
+        for request_id in await self._store.release_lapsed(now):
             self._index.requeued(request_id)
 
     # --- claiming and running
@@ -119,7 +124,10 @@ class Runner:
             return await self._store.claim(self._worker, count, self._times.lease, self._now(), after_others=served)
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
-            return []
+        except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
+            fault("jobs could not be claimed", error)
+        await asyncio.sleep(self._times.disk_retry)
+        return []
 
     def _well_served(self, free: int) -> list[str]:
         """Return the owners who already have their share of the engines, if others wait.

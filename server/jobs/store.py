@@ -181,6 +181,15 @@ class JobStore:
             lambda connection: list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
         )
 
+    def move_deadlines(self, seconds: float) -> asyncio.Future[None]:
+        """Move every time that something waits for: start timeouts, leases, retries of jobs and webhooks."""
+
+        def operation(connection: sa.Connection) -> None:
+            for statement in (sql.MOVE_WAITING, sql.MOVE_LEASES, sql.MOVE_WEBHOOKS):
+                connection.execute(statement, {"seconds": seconds})
+
+        return self.database.write(operation)
+
     async def recover(self) -> list[Snapshot]:
         """Take the database over from the last server: jobs that were running wait again, at their old places.
 

@@ -13,18 +13,19 @@ import resource
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 import uvloop
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
+from server.memory import end_if_exhausted
 from server.settings import ListenSettings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
@@ -36,7 +37,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
 # Seconds that a peer has to answer the TLS close alert.
 _TLS_SHUTDOWN_S = 5.0
-_STARTUP_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Listeners:
 
     def __iter__(self) -> Iterator[Listener]:
         return (listener for listener in (self.http, self.https, self.takeover) if listener is not None)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for listener in self:
+            listener.socket.close()
 
 
 def bind(settings: ListenSettings) -> Listeners:
@@ -112,13 +117,18 @@ async def serve(
     """Serve `app` on all sockets until SIGTERM or SIGINT, then drain.
 
     `on_ready` is called once connections are accepted (the app's lifespan has started), `on_drain` when draining
-    begins: after it the app should begin nothing new.
+    begins: after it the app should begin nothing new. Raises what the app's lifespan raises.
     """
     _raise_open_file_limit()
+    asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     contexts = {listener.context for listener in listeners if listener.context is not None}
     renewals = [asyncio.create_task(tls.keep_fresh(context, settings)) for context in contexts]
+    lifespan = _Lifespan(app)
     try:
-        await _Server(_config(app, settings), listeners, settings, on_ready, on_drain).serve()
+        await _Server(
+            lifespan, _config(lifespan, settings), listeners, settings, on_ready=on_ready, on_drain=on_drain
+        ).serve()
+        lifespan.check()
     finally:
         for renewal in renewals:
             renewal.cancel()
@@ -145,18 +155,49 @@ def _config(app: ASGIApp, settings: ListenSettings) -> uvicorn.Config:
     )
 
 
+class _Lifespan:
+    """The app, which keeps what its lifespan raises: uvicorn would log the traceback, and end with its own status."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._error: Exception | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, or run the lifespan."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_success(message: Message) -> None:
+            if not message["type"].endswith(".failed"):
+                await send(message)
+
+        try:
+            await self._app(scope, receive, send_success)
+        except Exception as error:  # noqa: BLE001 - `check` raises it
+            self._error = error
+
+    def check(self) -> None:
+        """Raise what the lifespan has raised."""
+        if self._error is not None:
+            raise self._error
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server with a TLS context per socket, and signals that only drain."""
 
     def __init__(
         self,
+        app: _Lifespan,
         config: uvicorn.Config,
         listeners: Sequence[Listener],
         settings: ListenSettings,
+        *,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._app = app
         self._listeners = listeners
         self._settings = settings
         self._on_ready = on_ready
@@ -165,8 +206,7 @@ class _Server(uvicorn.Server):
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
-        if self.lifespan.should_exit:
-            sys.exit(_STARTUP_FAILED)
+        self._app.check()
         protocol = functools.partial(HttpProtocol, self._settings, self.config, self.server_state, self.lifespan.state)
         self.servers = [await self._listen(listener, protocol) for listener in self._listeners]
         self.started = True
@@ -205,6 +245,12 @@ class _Server(uvicorn.Server):
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what a callback, a protocol or a forgotten task has raised; end the process after a `MemoryError`."""
+    end_if_exhausted(context.get("exception"))
+    loop.default_exception_handler(context)
 
 
 def _raise_open_file_limit() -> None:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.data_dir import locked, write_whole
+from server.memory import end_if_exhausted
 from server.settings import ListenSettings, SettingsError
 from server.transport import certificates
 from server.transport.takeover import CERTIFICATE_NAMES, DOMAINS
@@ -124,7 +125,8 @@ async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings, every_s:
         await asyncio.sleep(every_s)
         try:
             load_chain(context, await asyncio.to_thread(ensure, settings))
-        except Exception:  # noqa: BLE001 — a task which ends here would end unnoticed
+        except Exception as error:  # noqa: BLE001 — a task which ends here would end unnoticed
+            end_if_exhausted(error)
             _log.exception("the certificate could not be renewed; the next try is in %.0f s", every_s)
 
 

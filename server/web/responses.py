@@ -9,6 +9,7 @@ neither, and do not break the connection off on an error.
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,10 @@ from starlette.websockets import WebSocket
 from typing_extensions import override
 
 from server.fal.errors import FalError, PlainError, RequestError
+from server.jobs.database import DatabaseError, log_database_error, refusal
 from server.web.connection import disconnected, stop
+
+LOG = logging.getLogger(__name__)
 
 _ENCODE = msgspec.json.Encoder().encode
 
@@ -63,6 +67,12 @@ async def on_http_error(connection: HTTPConnection, error: HTTPException) -> Res
     return await on_fal_error(connection, PlainError(error.status_code, detail, error.headers))
 
 
+async def on_database_error(connection: HTTPConnection, error: DatabaseError) -> Response | None:
+    """Answer 429 or 500 when the job database can't be read; the log gets one line."""
+    log_database_error(LOG, "a request could not be answered", error)
+    return await on_fal_error(connection, refusal(error))
+
+
 async def on_crash(_: Request, __: Exception) -> Response:
     """Answer 500 to an unexpected exception. The log gets the traceback, the caller nothing of it."""
     return error_response(RequestError("internal_error", "Internal server error"))
@@ -72,6 +82,7 @@ async def on_crash(_: Request, __: Exception) -> Response:
 EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Any, Any], Any]] = {
     FalError: on_fal_error,
     HTTPException: on_http_error,
+    DatabaseError: on_database_error,
     Exception: on_crash,
 }
 

@@ -27,6 +27,7 @@ from typing import Protocol
 from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
+from server.memory import end_if_exhausted
 from server.outbound.urls import FetchError
 from server.settings import SettingsError
 from server.webhooks.outbox import Busy, Outbox, Webhook
@@ -217,6 +218,7 @@ class Deliverer:
         except TimeoutError:
             return f"no answer within {self._timeout_s:g} s"
         except Exception as error:  # noqa: BLE001 - whatever a receiver does is a failed attempt
+            end_if_exhausted(error)
             return type(error).__name__
         return "" if 200 <= status < 300 else f"status {status}"
 

@@ -24,6 +24,7 @@ from pipelines.messages import (
     fair_limit,
 )
 from server.fal.errors import FalError, RequestError, invalid
+from server.memory import end_if_exhausted
 from server.workers.fair_queue import FairQueue
 from server.workers.supervisor import State, Supervisor
 
@@ -89,6 +90,7 @@ class PendingRequest:
         try:
             self.on_event(event)
         except Exception as error:  # noqa: BLE001 – it reaches the listener's owner as `run`'s
+            end_if_exhausted(error)
             self.answer.set_exception(error)
 
     def settle(self, end: Generated | FalError) -> None:

@@ -34,6 +34,7 @@ from pipelines.messages import (
 )
 from server.environment import child_environment
 from server.fal.errors import RequestError
+from server.logs import fault
 from server.workers.dispatcher import RERUN_LIMITS, Dispatcher, Event, PendingRequest, RerunLimits, verdict
 from server.workers.process import PROCESS_TIMES, Launch, ProcessTimes
 from server.workers.supervisor import RESTART_POLICY, Owner, RestartPolicy, State, Supervisor
@@ -295,5 +296,5 @@ class Pool(Owner):
 
 def _report(task: asyncio.Task[None]) -> None:
     """Log a supervisor's failure, which leaves its device without an engine."""
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("the engine on %s is no longer supervised", task.get_name(), exc_info=task.exception())
+    if not task.cancelled() and (error := task.exception()) is not None:
+        fault(f"the engine on {task.get_name()} is no longer supervised", error)

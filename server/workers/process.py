@@ -31,6 +31,7 @@ from pipelines.messages import (
     parse_from_engine,
     write_frame,
 )
+from server.logs import fault
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +93,14 @@ class EngineProcess(asyncio.BufferedProtocol):
         self._heard_at = self._loop.time()
         self._stage = "loading"
         self._watch: asyncio.TimerHandle | None = None
+        self.fault = ""  # why the server has killed it, in words that follow "because"
 
     @classmethod
     async def start(cls, launch: Launch, config: EngineConfig, hear: Callable[[FromEngine], None]) -> "EngineProcess":
-        """Start the process and send it the configuration. Raises `OSError` if it can't be started."""
+        """Start the process and send it the configuration. Raises `OSError` if it can't be started.
+
+        Whatever is raised, no process is left.
+        """
         ours, theirs = socket.socketpair()
         engine = cls(hear, launch.patience_s, launch.times)
         try:
@@ -114,15 +119,18 @@ class EngineProcess(asyncio.BufferedProtocol):
             ours.close()
             raise
         engine._exited = asyncio.ensure_future(engine._process.wait())
-        try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
-        except BaseException:
-            ours.close()
-            engine.kill()
-            await engine._exited
-            raise
-        engine.send(Configure(config))
-        engine._look()
+        with contextlib.ExitStack() as undo:
+            undo.callback(ours.close)
+            try:
+                transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+                undo.callback(transport.abort)
+                engine.send(Configure(config))
+                engine._look()
+            except BaseException:
+                engine.kill()
+                await engine._exited
+                raise
+            undo.pop_all()
         return engine
 
     @property
@@ -158,8 +166,8 @@ class EngineProcess(asyncio.BufferedProtocol):
             raise
 
     async def _end(self) -> int | None:
-        self.kill()
         try:
+            self.kill()
             await asyncio.wait({self._exited}, timeout=self._times.reap_s)
             await asyncio.wait({self._closed}, timeout=self._times.last_messages_s)
         finally:
@@ -192,9 +200,13 @@ class EngineProcess(asyncio.BufferedProtocol):
                 while (end := frame_end(view, begin)) <= self._filled:
                     self._take(parse_from_engine(frame_body(view, begin, end)))
                     begin = end
-        except (msgspec.MsgspecError, OverlongFrame):
-            logger.exception("engine %d has sent an invalid message; killed", self.pid)
-            self._give_up()
+        except (msgspec.MsgspecError, OverlongFrame) as error:
+            logger.error("engine %d has sent an invalid message: %s; killed", self.pid, error)  # noqa: TRY400
+            self._give_up("it sent an invalid message")
+            return
+        except Exception as error:  # noqa: BLE001 - the transport would close without a word
+            fault(f"a message of engine {self.pid} could not be handled; it is killed", error)
+            self._give_up(f"the server could not handle its message ({type(error).__name__}, see the log)")
             return
         self._keep_from(begin, end - begin)
 
@@ -228,12 +240,13 @@ class EngineProcess(asyncio.BufferedProtocol):
         if now > self._heard_at + self._allowed_s:
             silence = now - self._heard_at
             logger.error("engine %d has been silent for %.0f s at the stage %r; killed", self.pid, silence, self._stage)
-            self._give_up()
+            self._give_up(f"it was silent for {silence:.0f} s at the stage {self._stage!r}")
             return
         pause = min(1.0, self._patience_s / 4)
         self._watch = self._loop.call_later(pause, self._look, now + pause)
 
-    def _give_up(self) -> None:
+    def _give_up(self, why: str) -> None:
         """Kill the process and drop what it may still send."""
-        self.kill()
+        self.fault = why
         self._transport.abort()
+        self.kill()

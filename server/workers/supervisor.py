@@ -25,6 +25,7 @@ from pipelines.messages import (
     SetupFailed,
     ToEngine,
 )
+from server.logs import fault
 from server.workers.process import EngineProcess, Launch
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,19 @@ class Owner(Protocol):
 
 
 class Supervisor:
-    """One device and its engine. `detail`, human-readable: the progress of loading, or what the operator has to do."""
+    """One device and its engine. `detail`, human-readable: the progress of loading, or what the operator has to do.
 
-    def __init__(self, config: EngineConfig, launch: Launch, owner: Owner, restarts: RestartPolicy) -> None:
+    `process`: the class of its engines.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        launch: Launch,
+        owner: Owner,
+        restarts: RestartPolicy = RESTART_POLICY,
+        process: type[EngineProcess] = EngineProcess,
+    ) -> None:
         self.device = config.device
         self.state = State.STARTING
         self.detail = "Starting the engine."
@@ -95,6 +106,7 @@ class Supervisor:
         self._launch = launch
         self._restart_policy = restarts
         self._owner = owner
+        self._process = process
         self._engine: EngineProcess | None = None
         self._failures = 0
         self._ready_at = math.inf
@@ -121,24 +133,37 @@ class Supervisor:
 
     async def keep_running(self) -> None:
         """Run engines on the device, one after the other, until drained or SETUP_FAILED."""
-        while True:
-            end = await self._run_one()
-            if self._draining:
-                return
-            self._note_end(end)
-            self._owner.on_engine_end(self)
-            if self.state is State.SETUP_FAILED:
-                return
-            await asyncio.sleep(self._restart_policy.pause_s(self._failures))
-            self.restarts += 1
+        last = False
+        while not last:
+            try:
+                last = await self._run_next()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the device must not stay STARTING
+                self._note_fault(error)
+                await asyncio.sleep(self._restart_policy.defunct_pause_s)
+                self.restarts += 1
+
+    async def _run_next(self) -> bool:
+        """Run one engine to its end, and pause. Return whether it was the last."""
+        end = await self._run_one()
+        if self._draining:
+            return True
+        self._note_end(end)
+        self._owner.on_engine_end(self)
+        if self.state is State.SETUP_FAILED:
+            return True
+        await asyncio.sleep(self._restart_policy.pause_s(self._failures))
+        self.restarts += 1
+        return False
 
     async def _run_one(self) -> str:
         """Run one engine from its start to its end. Return why it ended, in words that follow "because"."""
         self._ready_at = math.inf
         try:
-            engine = self._engine = await EngineProcess.start(self._launch, self._config, self._hear)
+            engine = self._engine = await self._process.start(self._launch, self._config, self._hear)
         except OSError as error:
-            return f"it could not be started ({error.strerror})"
+            return f"it could not be started ({error.strerror or error}: {self._launch.command[0]})"
+        except Exception as error:  # noqa: BLE001 - an end like any other, and said
+            return _unforeseen("it could not be started", error)
         try:
             await engine.over()
             if self.state is State.READY:  # while it is reaped, it must be sent nothing
@@ -146,7 +171,7 @@ class Supervisor:
         finally:
             self._engine = None
             status = await engine.reap()
-        return _describe(status)
+        return engine.fault or _describe(status)
 
     def _hear(self, message: FromEngine) -> None:
         match message:
@@ -177,18 +202,33 @@ class Supervisor:
         stable = asyncio.get_running_loop().time() > self._ready_at + self._restart_policy.stable_s
         self._failures = 1 if stable else self._failures + 1
         if self._failures >= self._restart_policy.failures:
-            pause_s = self._restart_policy.defunct_pause_s
-            detail = (
-                f"The engine on {self.device} has ended {self._failures} times in a row, the last time because {end}. "
-                f"See the log and `fourstep doctor`; it is tried again every {pause_s / 60:.0f} minutes."
-            )
-            self._set_state(State.DEFUNCT, detail)
+            times = f"{self._failures} times in a row, the last time because {end}."
+            self._set_state(State.DEFUNCT, self._defunct(f"The engine on {self.device} has ended {times}"))
         else:
             self._set_state(State.STARTING, f"The engine has ended because {end}; it is started again.")
+
+    def _note_fault(self, error: Exception) -> None:
+        """Take the device out of service: the server itself has failed at an engine's end."""
+        why = _unforeseen("the server could not handle it", error)
+        self.state = State.DEFUNCT
+        self.detail = self._defunct(f"The engine on {self.device} has ended, and {why}.")
+        # From the loop, which logs what the owner may raise.
+        asyncio.get_running_loop().call_soon(self._owner.on_engine_end, self)
+
+    def _defunct(self, what: str) -> str:
+        """Return the detail of a device that is out of service."""
+        pause_s = self._restart_policy.defunct_pause_s
+        return f"{what} See the log and `fourstep doctor`; it is tried again every {pause_s / 60:.0f} minutes."
 
     def _set_state(self, state: State, detail: str) -> None:
         self.state, self.detail = state, detail
         self._owner.on_state_change()
+
+
+def _unforeseen(what: str, error: Exception) -> str:
+    """Log an unforeseen exception. Return `what` with the exception's type, in words that follow "because"."""
+    fault(what, error)
+    return f"{what} ({type(error).__name__}, see the log)"
 
 
 def _describe(status: int | None) -> str:

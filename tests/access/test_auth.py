@@ -310,6 +310,15 @@ def test_a_token_outlives_a_restart(settings):
     assert Auth(settings).caller(connection(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "bob"
 
 
+def test_a_token_made_before_the_clock_was_set_back_stays_valid(auth, settings):
+    secret = (settings.data_dir / "token.secret").read_bytes()
+    then = time.time() + 3600
+    claims = {"aud": "call", "sub": "alice", "iat": then, "exp": then + 120, "apps": ["lcm-sd15-i2i"]}
+    token = jwt.encode(claims, secret, "HS256")
+
+    assert auth.caller(connection(query=f"fal_jwt_token={token}"), LCM_SD15_I2I).id == "alice"
+
+
 def test_a_token_of_another_audience_is_refused(auth):
     token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"], audience="cdn")
 

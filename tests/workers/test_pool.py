@@ -293,7 +293,17 @@ async def test_engines_that_send_nonsense_are_replaced():
     async with pool_of("garbled", ready=False, restarts=RestartPolicy(failures=2)) as pool:
         await until(lambda: pool.state is State.DEFUNCT)
 
-        assert "signal 9" in pool.detail
+        assert "because it sent an invalid message" in pool.detail
+
+
+@pytest.mark.anyio
+async def test_requests_for_engines_that_can_not_be_started_are_refused_with_the_reason():
+    async with pool_of(ready=False, command=("/nowhere/python",), restarts=RestartPolicy(failures=2)) as pool:
+        with pytest.raises(RequestError) as refused:
+            await pool.run(work("a"))
+
+    assert refused.value.error_type == "runner_scheduling_failure"
+    assert "it could not be started (No such file or directory: /nowhere/python)" in refused.value.body["detail"]
 
 
 @pytest.mark.anyio

@@ -1,9 +1,149 @@
 """Ends of an engine, as its supervisor handles them."""
 
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import os
+
 import pytest
 
-from server.workers.supervisor import RestartPolicy
-from tests.workers.test_pool import pool_of, restarts, until
+from pipelines.messages import Cancelled, EngineConfig
+from server.workers.process import EngineProcess, Launch, ProcessTimes
+from server.workers.supervisor import Owner, RestartPolicy, State, Supervisor
+from tests.workers.test_pool import FAULTY, WAIT_S, pool_of, restarts, until
+
+
+class Planted(Exception):
+    """What no step foresees."""
+
+
+class Listener(Owner):
+    """An owner of one supervisor. `fails`: the name of its method that raises, once."""
+
+    def __init__(self, fails=""):
+        self.fails = fails
+        self.ends = 0
+
+    def on_message(self, supervisor, message):
+        self._fail("on_message")
+
+    def on_state_change(self):
+        self._fail("on_state_change")
+
+    def on_engine_end(self, supervisor):
+        self._fail("on_engine_end")
+        self.ends += 1
+
+    def _fail(self, method):
+        if self.fails == method:
+            self.fails = ""
+            raise Planted
+
+
+def failing(method, error=Planted):
+    """Return a class of engines of which this method raises."""
+
+    def fail(*_, **__):
+        raise error()
+
+    kind = classmethod(fail) if method == "start" else fail
+    return type("Failing", (EngineProcess,), {method: kind})
+
+
+class NoPause(RestartPolicy):
+    """A policy that fails at its own sum."""
+
+    def pause_s(self, ends):
+        raise Planted
+
+
+@contextlib.asynccontextmanager
+async def supervised(owner=None, device="cpu", **options):
+    """Run a supervisor of faulty engines whose device is DEFUNCT at the second end."""
+    options = {"restarts": RestartPolicy(failures=2)} | options
+    times = ProcessTimes(reap_s=0.5)
+    launch = Launch(command=FAULTY, environment=os.environ, patience_s=options.pop("patience_s", 60.0), times=times)
+    config = EngineConfig(model="instant", data_dir="", device=device)
+    supervisor = Supervisor(config, launch, owner or Listener(), **options)
+    task = asyncio.create_task(supervisor.keep_running())
+    try:
+        async with asyncio.timeout(WAIT_S):
+            yield supervisor
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def reap_badly(self):
+    """Reap, and raise."""
+    await EngineProcess.reap(self)
+    raise Planted
+
+
+STEPS = {
+    "start": {"process": failing("start")},
+    "send": {"process": failing("send")},
+    "wait": {"process": failing("over")},
+    "reap": {"process": type("Failing", (EngineProcess,), {"reap": reap_badly}), "device": "dying"},
+    "kill": {"process": failing("kill", PermissionError), "device": "dying"},
+    "read": {"process": failing("_take")},
+    "state change": {"owner": Listener("on_state_change"), "restarts": RestartPolicy(failures=1)},
+    "end": {"owner": Listener("on_engine_end"), "device": "dying"},
+    "pause": {"restarts": NoPause(), "device": "dying"},
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.anyio
+async def test_an_exception_that_no_step_foresaw_takes_the_device_out_and_is_said(step):
+    async with supervised(**STEPS[step]) as supervisor:
+        await until(lambda: supervisor.state is State.DEFUNCT)
+
+    assert "(Planted, see the log)" in supervisor.detail or "PermissionError" in supervisor.detail
+    assert "it is tried again every" in supervisor.detail
+
+
+@pytest.mark.anyio
+async def test_an_owner_that_has_failed_at_an_end_is_told_again_and_the_device_comes_back():
+    owner = Listener("on_engine_end")
+    async with supervised(owner, "dying", restarts=RestartPolicy(failures=9, defunct_pause_s=0.0)) as supervisor:
+        await until(lambda: owner.ends > 1)
+
+    assert supervisor.restarts > 0
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.anyio
+async def test_a_process_that_can_not_be_forked_is_tried_again_and_the_reason_said(code):
+    failed = failing("start", lambda: OSError(code, os.strerror(code)))
+    async with supervised(process=failed) as supervisor:
+        await until(lambda: supervisor.state is State.DEFUNCT)
+
+    assert os.strerror(code) in supervisor.detail
+
+
+@pytest.mark.anyio
+async def test_an_engine_whose_message_the_server_can_not_handle_is_replaced():
+    owner = Listener("on_message")
+    async with supervised(owner, process=type("Talking", (EngineProcess,), {"_take": tell_first})) as supervisor:
+        await until(lambda: owner.ends == 1)
+        await until(lambda: supervisor.state is State.READY)
+
+
+def tell_first(self, message):
+    """Pass on one message about a request before the first other."""
+    self._hear(Cancelled("a"))
+    EngineProcess._take(self, message)
+
+
+@pytest.mark.anyio
+async def test_why_a_silent_engine_was_ended_is_said():
+    async with supervised(device="loading", patience_s=0.1) as supervisor:
+        supervisor._launch = dataclasses.replace(supervisor._launch, times=ProcessTimes(loading_patience_s=0.1))
+        await until(lambda: supervisor.state is State.DEFUNCT)
+
+    assert "because it was silent for" in supervisor.detail
 
 
 @pytest.mark.anyio
