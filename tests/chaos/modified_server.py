@@ -15,6 +15,7 @@ The first argument is a JSON object of the differences; all else is the server a
     lets_go_first       control: leases that have run out are given up before they are renewed
     hasty               control: a submit is answered before the job is on disk
     twice               control: every twentieth run is done twice
+    endings_stay        control: who was answered or closed stays until its peer ends; probes have no room of their own
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
 """
 
@@ -38,6 +39,7 @@ from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
+from server.transport.room import Rank, Room
 from server.webhooks import delivery
 from server.workers import pool as workers
 from tests.support.server_process import serve
@@ -88,6 +90,18 @@ def _decoded_slowly(uri, max_bytes):
     return data_uri.decode(f"data:;base64,{plain}", max_bytes)
 
 
+class EndingsStay(Room):
+    """Lets those stay of whom the rest of a request, or the answer to a Close, does not come."""
+
+    def __init__(self, places):
+        super().__init__(places, for_probes=0, linger_s=60)
+
+    @override
+    def idle(self, connection, rank):
+        if rank is not Rank.ENDING:
+            super().idle(connection, rank)
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -121,6 +135,7 @@ def main():
             schedule=delivery.RetrySchedule(**retries, spread_s=spread_s),
             timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
         ),
+        room=EndingsStay if asked.get("endings_stay") else Room,
         generate=twice() if asked.get("twice") else generate,
     )
     sys.exit(serve(parts, sys.argv[2:]))
