@@ -14,8 +14,8 @@ caller is "anonymous", whatever credentials come (fal's Python client insists on
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jwt
 from jwt.types import Options
@@ -29,6 +29,8 @@ from server.settings import AccessSettings
 
 Audience: TypeAlias = Literal["call", "cdn"]
 
+# In the state of a scope, which copies of the scope share.
+_KNOWN = "fourstep.known"
 _ALGORITHM = "HS256"
 _CHECKS: Options = {"require": ["aud", "sub", "exp"], "verify_iat": False}
 _BAD_FORMAT = "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
@@ -66,6 +68,11 @@ class Auth:
 
         Raises `PlainError` 401 for missing and wrong credentials, 403 for a token of other apps.
         """
+        caller = self._authenticated(connection, app)
+        connection.scope.setdefault("state", {})[_KNOWN] = True
+        return caller
+
+    def _authenticated(self, connection: HTTPConnection, app: Endpoint | None) -> Caller:
         if self.open:
             return ANONYMOUS
         if authorization := connection.headers.get("authorization"):
@@ -133,6 +140,11 @@ def _covers(allowed: str, app: Endpoint) -> bool:
     if not rest:
         return first == app.alias or first in {f"{owner}-{app.alias}" for owner in app.owners}
     return first in app.owners and rest.partition("/")[0] == app.alias
+
+
+def has_shown_key(scope: Mapping[str, Any]) -> bool:
+    """Return whether `Auth.caller` has accepted the caller of this request."""
+    return _KNOWN in scope["state"]
 
 
 def has_keys(settings: AccessSettings) -> bool:

@@ -15,7 +15,7 @@ from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.environment import affordable_budget
 from server.settings import Settings, SettingsError
-from server.transport import listen
+from server.transport import listen, open_files
 from server.transport.listen import Listeners
 from server.web.origin_guard import is_loopback
 
@@ -29,6 +29,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
+    settings, warning = open_files.within(open_files.raise_limit(), settings)
     with (
         usable(settings.data_dir),
         _sole_server(settings),
@@ -42,11 +43,12 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         def on_ready() -> None:
             urls = _urls(settings, listeners)
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
-            _say(settings, urls)
+            _say(settings, urls, warning)
 
         app = create_app(settings, parts)
         try:
-            listen.run(app.asgi, listeners, settings, on_ready=on_ready, on_drain=app.drain)
+            room = parts.room(settings.max_connections)
+            listen.run(app.asgi, listeners, settings, room, on_ready=on_ready, on_drain=app.drain)
         finally:
             run_file.unlink(missing_ok=True)
     return 0
@@ -101,7 +103,7 @@ def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
     }
 
 
-def _say(settings: Settings, urls: dict[str, str]) -> None:
+def _say(settings: Settings, urls: dict[str, str], warning: str) -> None:
     lines = [f"fourstep serves on {urls['url']}", f"  data: {settings.data_dir}"]
     if urls["tls_url"]:
         host = urls["tls_url"].partition("://")[2]
@@ -114,4 +116,6 @@ def _say(settings: Settings, urls: dict[str, str]) -> None:
         lines.append(
             "  and on port 443 for fal's own host names; `fourstep hosts` prints the lines that send them here"
         )
+    if warning:
+        lines.append(f"  {warning}")
     sys.stderr.write("\n".join(lines) + "\n")

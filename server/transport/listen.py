@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import resource
 import signal
 import socket
 import ssl
@@ -29,6 +28,7 @@ from server.memory import end_if_exhausted
 from server.settings import ListenSettings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
+from server.transport.room import Room
 from server.transport.websocket_protocol import WebSocketProtocol
 
 TAKEOVER_PORT = 443
@@ -74,21 +74,22 @@ def bind(settings: ListenSettings) -> Listeners:
 
     Raises `SettingsError`, with what to do, for a port that is in use or not allowed.
     """
-    http = Listener(_bind(settings.host, settings.port))
+    http = Listener(_bind(settings, settings.port))
     if settings.tls_port is None and not settings.takeover:
         return Listeners(http)
     context = tls.server_context(tls.ensure(settings))
     return Listeners(
         http,
-        https=None if settings.tls_port is None else Listener(_bind(settings.host, settings.tls_port), context),
-        takeover=Listener(_bind(settings.host, TAKEOVER_PORT), context) if settings.takeover else None,
+        https=None if settings.tls_port is None else Listener(_bind(settings, settings.tls_port), context),
+        takeover=Listener(_bind(settings, TAKEOVER_PORT), context) if settings.takeover else None,
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(settings: ListenSettings, port: int) -> socket.socket:
+    host = settings.host
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         hints = {
             errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
@@ -98,12 +99,17 @@ def _bind(host: str, port: int) -> socket.socket:
             error.errno or 0, f"can't be opened ({error.strerror}): --host takes an address of this machine"
         )
         raise SettingsError(f"{host} port {port} {hint}") from error
+    if settings.send_buffer_bytes:  # each accepted socket inherits it
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+    return bound
 
 
-def run(app: ASGIApp, listeners: Listeners, settings: ListenSettings, **callbacks: Callable[[], None]) -> None:
+def run(
+    app: ASGIApp, listeners: Listeners, settings: ListenSettings, room: Room, **callbacks: Callable[[], None]
+) -> None:
     """Run `serve` in an event loop of its own; return when the server has stopped."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(app, tuple(listeners), settings, **callbacks))
+        runner.run(serve(app, tuple(listeners), settings, room=room, **callbacks))
 
 
 async def serve(
@@ -111,35 +117,43 @@ async def serve(
     listeners: Sequence[Listener],
     settings: ListenSettings,
     *,
+    room: Room,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` on all sockets until SIGTERM or SIGINT, then drain.
 
-    `on_ready` is called once connections are accepted (the app's lifespan has started), `on_drain` when draining
-    begins: after it the app should begin nothing new. Raises what the app's lifespan raises.
+    `room` is where connections take their places. `on_ready` is called once they are accepted (the app's lifespan has
+    started), `on_drain` when draining begins: after it the app should begin nothing new. Raises what the app's lifespan
+    raises.
     """
-    _raise_open_file_limit()
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     contexts = {listener.context for listener in listeners if listener.context is not None}
     renewals = [asyncio.create_task(tls.keep_fresh(context, settings)) for context in contexts]
     lifespan = _Lifespan(app)
     try:
-        await _Server(
-            lifespan, _config(lifespan, settings), listeners, settings, on_ready=on_ready, on_drain=on_drain
-        ).serve()
+        server = _Server(
+            lifespan,
+            _config(lifespan, settings, room),
+            listeners,
+            settings,
+            room=room,
+            on_ready=on_ready,
+            on_drain=on_drain,
+        )
+        await server.serve()
         lifespan.check()
     finally:
         for renewal in renewals:
             renewal.cancel()
 
 
-def _config(app: ASGIApp, settings: ListenSettings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: ListenSettings, room: Room) -> uvicorn.Config:
     coming = Quota(settings.body_budget_bytes, "bytes")
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,
-        ws=functools.partial(WebSocketProtocol, settings, coming),  # type: ignore[arg-type]  # uvicorn only calls it
+        ws=functools.partial(WebSocketProtocol, settings, coming, room=room),  # type: ignore[arg-type]  # only called
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_interval,
@@ -193,6 +207,7 @@ class _Server(uvicorn.Server):
         listeners: Sequence[Listener],
         settings: ListenSettings,
         *,
+        room: Room,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
     ) -> None:
@@ -200,6 +215,7 @@ class _Server(uvicorn.Server):
         self._app = app
         self._listeners = listeners
         self._settings = settings
+        self._room = room
         self._on_ready = on_ready
         self._on_drain = on_drain
 
@@ -207,7 +223,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
         self._app.check()
-        protocol = functools.partial(HttpProtocol, self._settings, self.config, self.server_state, self.lifespan.state)
+        protocol = functools.partial(
+            HttpProtocol, self._settings, self._room, self.config, self.server_state, self.lifespan.state
+        )
         self.servers = [await self._listen(listener, protocol) for listener in self._listeners]
         self.started = True
         self._on_ready()
@@ -251,10 +269,3 @@ def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
     """Log what a callback, a protocol or a forgotten task has raised; end the process after a `MemoryError`."""
     end_if_exhausted(context.get("exception"))
     loop.default_exception_handler(context)
-
-
-def _raise_open_file_limit() -> None:
-    """Raise the limit of open files to the hard one: login shells and service managers give 1024 by default."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses “unlimited”
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
