@@ -16,6 +16,7 @@ The first argument is a JSON object of the differences; all else is the server a
     hasty               control: a submit is answered before the job is on disk
     twice               control: every twentieth run is done twice
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
+    no_shares           control: connections and status streams have no limit for one key
 """
 
 import asyncio
@@ -30,6 +31,7 @@ from urllib.parse import unquote_to_bytes
 
 from typing_extensions import override
 
+from server.access.limits import Limits
 from server.app import Parts
 from server.fal import data_uri
 from server.generate import generate
@@ -88,6 +90,18 @@ def _decoded_slowly(uri, max_bytes):
     return data_uri.decode(f"data:;base64,{plain}", max_bytes)
 
 
+class NoShares(Limits):
+    """Counts neither the connections of a key nor status streams."""
+
+    @override
+    def connection(self, connection, caller):
+        pass
+
+    @override
+    def status_stream(self, connection, caller):
+        pass
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -114,6 +128,7 @@ def main():
     parts = Parts(
         pool=functools.partial(workers.Pool, **pool),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
+        limits=NoShares if asked.get("no_shares") else Limits,
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(
