@@ -15,12 +15,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from server.access.auth import Caller
 from server.context import Context, context
 from server.fal import decoding, schemas
 from server.fal import headers as platform_headers
@@ -31,7 +33,7 @@ from server.outbound.urls import FetchError, parse
 from server.web.access_log import request_id
 from server.web.connection import disconnected, stop
 from server.web.request import authorize, read_json
-from server.web.responses import EventStream, json_response
+from server.web.responses import EventStream, event, json_response
 
 _TRUE = {"1", "true", "yes"}
 
@@ -68,7 +70,7 @@ async def submit(request: Request) -> Response:
 def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
     """Return the input as it is stored, with its seed drawn, and the result if the input is invalid."""
     try:
-        return schemas.validate(given).seeded().model_dump_json().encode(), None
+        return msgspec.json.encode(schemas.validate(given).seeded().model_dump()), None  # a quarter of pydantic's time
     except InvalidInput as error:
         return b"{}", Result.failure(error)
 
@@ -105,15 +107,20 @@ async def status(request: Request) -> Response:
 
 async def status_stream(request: Request) -> Response:
     """Answer with a stream of the job's statuses: one at every change until the job ends."""
-    snapshot = await _find(request)
-    events = _statuses(context(request), snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request))
-    return EventStream(events)
+    ctx = context(request)
+    _, caller = authorize(request)
+    ctx.limits.status_stream(request, caller)
+    snapshot = await _of(request, caller)
+    return EventStream(_statuses(ctx, snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request)))
 
 
-async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(ctx.queue.watch(job_id)) as snapshots:
-        async for snapshot in snapshots:
-            yield snapshot.status_body(base, logs=logs)
+async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[bytes, None]:
+    def written(snapshot: Snapshot) -> bytes:
+        return event(snapshot.status_body(base, logs=logs))
+
+    async with aclosing(ctx.queue.watch(job_id)) as changes:
+        async for change in changes:
+            yield change.once((base, logs), written)
 
 
 async def result(request: Request) -> Response:
@@ -172,10 +179,14 @@ async def cancel(request: Request) -> Response:
 
 
 async def _find(request: Request) -> Snapshot:
-    """Return the job in the path. Raises `PlainError` 404 for a job which is unknown or another caller's."""
-    ctx = context(request)
+    """Return the job in the path. Raises as `authorize` and `_of`."""
     _, caller = authorize(request)
-    snapshot = await ctx.queue.get(request.path_params["request_id"])
+    return await _of(request, caller)
+
+
+async def _of(request: Request, caller: Caller) -> Snapshot:
+    """Return the caller's job in the path. Raises `PlainError` 404 for one which is unknown or another caller's."""
+    snapshot = await context(request).queue.get(request.path_params["request_id"])
     if snapshot is None or snapshot.owner != caller.id:
         raise PlainError(404, "Request not found")
     return snapshot

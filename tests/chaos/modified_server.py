@@ -19,6 +19,7 @@ The first argument is a JSON object of the differences; all else is the server a
     shared_lookups      control: all look-ups share four threads
     endings_stay        control: who was answered or closed stays until its peer ends; probes have no room of their own
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
+    no_shares           control: connections and status streams have no limit for one key
 """
 
 import asyncio
@@ -36,6 +37,7 @@ from urllib.parse import unquote_to_bytes
 
 from typing_extensions import override
 
+from server.access.limits import Limits
 from server.app import Parts
 from server.fal import data_uri
 from server.generate import generate
@@ -123,6 +125,18 @@ class EndingsStay(Room):
             super().idle(connection, rank)
 
 
+class NoShares(Limits):
+    """Counts neither the connections of a key nor status streams."""
+
+    @override
+    def connection(self, connection, caller):
+        pass
+
+    @override
+    def status_stream(self, connection, caller):
+        pass
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -152,6 +166,7 @@ def main():
             Fetch, resolver=resolver(asked.get("silent_names", 0.0), shared=asked.get("shared_lookups", False))
         ),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
+        limits=NoShares if asked.get("no_shares") else Limits,
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(
