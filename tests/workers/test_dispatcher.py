@@ -4,7 +4,8 @@ import pytest
 
 from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Priority, Work
 from server.fal.errors import InvalidInput
-from server.workers.dispatcher import Dispatcher, PendingRequest, RerunLimits, verdict
+from server.workers.dispatcher import Dispatcher
+from server.workers.pending import PendingRequest, RerunLimits, verdict
 from server.workers.supervisor import State
 
 
@@ -14,28 +15,29 @@ class Device:
     def __init__(self, state):
         self.state = state
         self.capacity = 2
+        self.decoders = 1
         self.sent = []
 
     def send(self, message):
         self.sent.append(message.id)
 
 
-def pending(name):
+def pending(name, *, tenant="", tries=0):
     params = GenerationParams(prompt="", seed=1)
-    work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant="", previews=False)
-    return PendingRequest(work, None, None, 0.0)
+    work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant=tenant, previews=False)
+    return PendingRequest(work, None, None, 0.0, tries=tries)
 
 
 def test_suspects_go_one_at_a_time():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
     for name in "ab":
-        dispatcher.queue(pending(name), suspect=True)
+        dispatcher.queue(pending(name, tries=1))
     dispatcher.queue(pending("c"))
     seen = []
     for last in (None, "a", "b"):
         if last:
-            dispatcher.pop(device, last)
+            dispatcher.pop(device, last, 0.0)
         dispatcher.dispatch(0.0)
         seen.append(list(device.sent))
 
@@ -46,10 +48,10 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     one, two = Device(State.STARTING), Device(State.READY)
     dispatcher = Dispatcher([one, two])
     for name in "ab":
-        dispatcher.queue(pending(name), suspect=True)
+        dispatcher.queue(pending(name, tries=1))
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
-    dispatcher.pop(two, "a")  # its last message
+    dispatcher.pop(two, "a", 0.0)  # its last message
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
