@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipelines.messages import Large, fair_limit
+from pipelines.messages import Decoded, Large, fair_limit
 from server.workers.fair_queue import FairQueue
 from server.workers.pending import PendingRequest
 from server.workers.supervisor import State, Supervisor
@@ -68,13 +68,15 @@ class Dispatcher:
         if pending is not None:
             pending.work = msgspec.structs.replace(pending.work, large=True)
             pending.alone = message.alone
+            pending.tell(message)
         return pending
 
-    def note_decoded(self, supervisor: Supervisor, request_id: str, now: float) -> None:
+    def note_decoded(self, supervisor: Supervisor, message: Decoded, now: float) -> None:
         """Note that a request's large picture is decoded: the decoder is free, and the request takes capacity."""
-        pending = self.get(supervisor, request_id)
+        pending = self.get(supervisor, message.id)
         if pending is not None:
             self._end_decoding(pending, now)
+            pending.tell(message)
 
     def empty(self, supervisor: Supervisor, now: float) -> list[PendingRequest]:
         """Return all requests of an engine that has ended, and take them from it."""

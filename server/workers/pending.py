@@ -5,7 +5,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
-from pipelines.messages import INPUT_FAULTS, Cancelled, Failed, Generated, Log, Preview, Priority, Started, Work
+from pipelines.messages import (
+    INPUT_FAULTS,
+    Cancelled,
+    Decoded,
+    Failed,
+    Generated,
+    Large,
+    Log,
+    Preview,
+    Priority,
+    Started,
+    Work,
+)
 from server.fal.errors import FalError, RequestError, invalid
 from server.memory import end_if_exhausted
 from server.workers.supervisor import Supervisor
@@ -13,7 +25,7 @@ from server.workers.supervisor import Supervisor
 if TYPE_CHECKING:
     from server.workers.fair_queue import FairQueue
 
-Event: TypeAlias = Started | Log | Preview
+Event: TypeAlias = Large | Decoded | Started | Log | Preview
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

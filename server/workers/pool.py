@@ -196,8 +196,8 @@ class Pool(Owner):
                 pending = self._dispatcher.get(supervisor, request_id)
                 if pending is not None:
                     pending.tell(message)
-            case Decoded(id=request_id):
-                self._dispatcher.note_decoded(supervisor, request_id, now)
+            case Decoded():
+                self._dispatcher.note_decoded(supervisor, message, now)
                 self._dispatch()
             case Large():
                 pending = self._dispatcher.give_back(supervisor, message, now)

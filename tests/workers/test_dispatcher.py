@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Large, Priority, Work
+from pipelines.messages import Cancelled, Decoded, Failed, Generated, GenerationParams, Large, Priority, Work
 from server.fal.errors import InvalidInput
 from server.workers.dispatcher import Dispatcher
 from server.workers.pending import PendingRequest, RerunLimits, verdict
@@ -120,7 +120,7 @@ def test_requests_with_large_pictures_take_no_capacity_until_those_are_decoded()
         dispatcher.queue(pending(name))
         dispatcher.dispatch(0.0)
         seen.append(device.sent[-1])
-    dispatcher.note_decoded(device, "a", 1.0)
+    dispatcher.note_decoded(device, Decoded("a"), 1.0)
     dispatcher.pop(device, "x", 1.0)
     dispatcher.dispatch(1.0)
 
@@ -135,7 +135,7 @@ def test_a_decoder_gets_one_large_picture_after_the_other():
         dispatcher.queue(large(name))
     dispatcher.dispatch(0.0)
     sent = [list(device.sent)]
-    dispatcher.note_decoded(device, "a", 1.0)
+    dispatcher.note_decoded(device, Decoded("a"), 1.0)
     dispatcher.dispatch(1.0)
     sent.append(list(device.sent))
 
@@ -163,7 +163,7 @@ def test_the_tenant_that_had_least_decoding_time_gets_the_decoder():
     for name, seconds in (("a1", 3.0), ("b1", 1.0), ("b2", 1.0), ("a2", 1.0), ("a3", 1.0)):
         dispatcher.dispatch(now)
         now += seconds
-        dispatcher.note_decoded(device, name, now)
+        dispatcher.note_decoded(device, Decoded(name), now)
         dispatcher.pop(device, name, now)
 
     assert device.sent == ["a1", "b1", "b2", "a2", "a3"]
