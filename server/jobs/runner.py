@@ -147,7 +147,7 @@ class Runner:
         return served if served and self._index.others_than(served) else []
 
     def _held_up(self) -> list[str]:
-        """Return the owners who have so many large pictures decoded or waiting for it that they get no more jobs."""
+        """Return the owners whose jobs with large pictures, decoded or waiting for it, are their part."""
         decoding = collections.Counter(attempt.job.owner for attempt in self._running if attempt.decoding)
         share = max(1, int(self._capacity() * self._key_share))
         return [owner for owner, count in decoding.items() if count >= share]

@@ -175,6 +175,20 @@ def test_a_decoder_gets_no_memory_beyond_its_budget():
     assert (done.stdout, done.stderr.splitlines()[-1]) == ("budget\n", "MemoryError")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's peak")
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_48_megapixel_phone_jpeg_takes_less_than_300_mb_in_all_processes(decoders, progressive):
+    data = saved(photo(200, 150).resize((8000, 6000)), "JPEG", quality=60, progressive=progressive)
+    here = [len(data), 2 * 3 * 1024 * 768]  # beside the caller's: nothing but the answer, as message and as pixels
+
+    decoders.decode("a", data, wanted)
+
+    [pid] = running()
+    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) * 1024
+    assert (peak + sum(here)) / 1e6 < 300
+
+
 # --- which pictures are large ------------------------------------------------------------------------------------
 
 
