@@ -1,26 +1,22 @@
-"""Messages between the server and an engine process, and their framing. All that the server imports of `pipelines`.
+"""Messages between the server and an engine process. With `frames`, all that the server imports of `pipelines`.
 
-An engine is one process per device, started by the server and connected to it by one Unix stream socket. In both
-directions a frame is a 4-byte big-endian length and a body of that length: one tagged struct in msgpack.
+An engine is one process per device, started by the server and connected to it by one Unix stream socket.
 
     server → engine    Configure, then any number of Work and Cancel, at last Drain
     engine → server    Loading*, then Ready or SetupFailed; Beat all along;
-                       per Work: Started, Log*, Preview*, and exactly one of Generated, Failed or Cancelled
+                       per Work: Started, Log*, Preview*, and exactly one of Generated, Failed or Cancelled;
+                       before them Decoded if its picture is large; or Large alone, which gives the request back
 
 An engine's messages about one request come in this order; messages about different requests interleave freely.
 """
 
 import enum
-from collections.abc import Callable
-from typing import Literal, TypeAlias, TypeVar, get_args
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 
 # Seconds that an engine may be silent, unless its last `Beat` asked for more.
 PATIENCE_S = 30.0
-
-# Bytes of a frame's body, at most, from an engine: eight pictures of a megapixel are some ten megabytes.
-MAX_FRAME = 256 * 1024 * 1024
 
 # Exit status of an engine whose device had too little memory at the start: try again (<sysexits.h>, TEMPFAIL).
 EXIT_NO_ROOM = 75
@@ -109,7 +105,10 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for."""
+    """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for.
+
+    `large`: the picture takes long to decode, as an engine has said (`Large`): a decoder process does it.
+    """
 
     id: str
     params: GenerationParams
@@ -117,6 +116,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     priority: Priority = Priority.RUN
     tenant: str = ""
     previews: bool = False
+    large: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -143,6 +143,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine takes work.
 
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
+    `decoders`: the number of large pictures that it decodes at once; their requests come on top of `capacity`.
     `notice`: what the operator must know of this model, "" for nothing.
     """
 
@@ -150,6 +151,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
     dtype: str
     capacity: int
+    decoders: int = 0
     notice: str = ""
 
 
@@ -170,6 +172,22 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
     stage: str
     allow_s: float
     running: tuple[str, ...]
+
+
+class Large(msgspec.Struct, frozen=True, tag=True):
+    """The request is given back: its picture takes long to decode. Send it again, `large`, when a decoder is free.
+
+    `alone`: decoding takes so much memory that no other such picture may be decoded at the same time.
+    """
+
+    id: str
+    alone: bool
+
+
+class Decoded(msgspec.Struct, frozen=True, tag=True):
+    """The request's large picture has been decoded: from now on the request is one of those in `Ready.capacity`."""
+
+    id: str
 
 
 class Started(msgspec.Struct, frozen=True, tag=True):
@@ -232,66 +250,8 @@ class Cancelled(msgspec.Struct, frozen=True, tag=True):
     id: str
 
 
+# What an engine says last about a request.
+LastMessage: TypeAlias = Large | Generated | Failed | Cancelled
+
 ToEngine: TypeAlias = Configure | Work | Cancel | Drain
-FromEngine: TypeAlias = Loading | Ready | SetupFailed | Beat | Started | Log | Preview | Generated | Failed | Cancelled
-
-B = TypeVar("B", bytes, bytearray)
-
-# --- frames --------------------------------------------------------------------------------------------------------
-
-_LENGTH_BYTES = 4
-
-_ENCODER = msgspec.msgpack.Encoder()
-_TO_ENGINE = msgspec.msgpack.Decoder(ToEngine)
-_FROM_ENGINE = msgspec.msgpack.Decoder(FromEngine)
-
-
-class OverlongFrame(Exception):
-    """A frame whose length field says more than `MAX_FRAME`."""
-
-
-def write_frame(message: ToEngine | FromEngine) -> bytes:
-    """Return one message as it goes over the socket: length and body."""
-    body = _ENCODER.encode(message)
-    return len(body).to_bytes(_LENGTH_BYTES, "big") + body
-
-
-def read_frame(read: Callable[[int], B | None]) -> B | None:
-    """Return the body of the next frame, None at the end of the stream.
-
-    `read(size)` returns exactly `size` bytes, waiting for them, or None (or nothing) at the end of the stream.
-    """
-    length = read(_LENGTH_BYTES)
-    return read(int.from_bytes(length, "big")) if length else None
-
-
-def frame_end(received: memoryview, begin: int) -> int:
-    """Return the offset at which the frame that begins at `begin` ends; before its length has come, that of the length.
-
-    For a reader that keeps what has come: the frame is complete once the result is at most `len(received)`. Raises
-    `OverlongFrame`.
-    """
-    end = begin + _LENGTH_BYTES
-    if len(received) < end:
-        return end
-    size = int.from_bytes(received[begin:end], "big")
-    if size > MAX_FRAME:
-        raise OverlongFrame(size)
-    return end + size
-
-
-def frame_body(received: memoryview, begin: int, end: int) -> memoryview:
-    """Return the body of the frame that lies between `begin` and `end`, without a copy."""
-    return received[begin + _LENGTH_BYTES : end]
-
-
-def parse_to_engine(body: bytearray) -> ToEngine:
-    """Return the server's message in a frame's body. Raises `msgspec.MsgspecError` on anything else."""
-    message: ToEngine = _TO_ENGINE.decode(body)
-    return message
-
-
-def parse_from_engine(body: bytes | memoryview) -> FromEngine:
-    """Return the engine's message in a frame's body. Raises `msgspec.MsgspecError` on anything else."""
-    message: FromEngine = _FROM_ENGINE.decode(body)
-    return message
+FromEngine: TypeAlias = Loading | Ready | SetupFailed | Beat | Decoded | Started | Log | Preview | LastMessage

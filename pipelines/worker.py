@@ -14,12 +14,10 @@ Exit status: 0 drained, or the server is gone; 1 a bug in loading; 3 the model c
 from __future__ import annotations
 
 import argparse
-import ctypes
 import faulthandler
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -28,6 +26,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.engine.loop import Engine
 from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.frames import parse_to_engine, read_frame, write_frame
 from pipelines.messages import (
     EXIT_NO_ROOM,
     Cancel,
@@ -37,10 +36,8 @@ from pipelines.messages import (
     Ready,
     SetupFailed,
     Work,
-    parse_to_engine,
-    read_frame,
-    write_frame,
 )
+from pipelines.parent import follow_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +52,6 @@ EXIT_DEVICE_LOST = 70
 
 # Number of messages that may wait for a server that does not read; then the loop waits too.
 OUTBOX = 1024
-
-# linux/prctl.h: the signal that a process gets when its parent dies.
-PR_SET_PDEATHSIG = 1
 
 
 class Link:
@@ -116,7 +110,8 @@ def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBack
     parser.add_argument("--fd", type=int, required=True)
     sock = socket.socket(fileno=parser.parse_args().fd)
     sock.set_inheritable(False)  # a compiler that torch starts must not keep the socket open
-    _follow_server()
+    faulthandler.enable()
+    follow_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     sys.exit(_serve(Link(sock), load or load_backend))
 
@@ -149,6 +144,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
             device=loaded.device,
             dtype=loaded.dtype,
             capacity=engine.capacity,
+            decoders=engine.decoders,
             notice=loaded.notice,
         )
     )
@@ -184,16 +180,6 @@ def load_backend(config: EngineConfig, progress: Callable[[float, str], None]) -
     from pipelines.device import loader  # noqa: PLC0415
 
     return loader.load(config, progress)
-
-
-def _follow_server() -> None:
-    """Never outlive the server, and end only when the server says so."""
-    faulthandler.enable()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # The end of the stream does the same, but only if the reader thread gets to run.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
-from pipelines.messages import Generated, Log, Picture, Preview, Priority, Started, Work
+from pipelines.messages import Generated, Picture, Priority, Started, Work
 from server.access.api_keys import Allowance
 from server.access.limits import Limits
 from server.fal import data_uri
@@ -21,11 +21,12 @@ from server.jobs.job import Job
 from server.metrics import Metrics
 from server.settings import RequestSettings
 from server.storage.files import NO_SPACE, Files
+from server.workers.pending import Event
 from server.workers.pool import Pool
 
 LOG = logging.getLogger(__name__)
 
-OnEvent: TypeAlias = Callable[[Started | Log | Preview], None]
+OnEvent: TypeAlias = Callable[[Event], None]
 
 CONTENT_TYPE = "image/jpeg"
 
@@ -139,7 +140,7 @@ def _watched(deadline: asyncio.Timeout, on_event: OnEvent | None) -> OnEvent | N
     if deadline.when() is None:
         return on_event
 
-    def watch(event: Started | Log | Preview) -> None:
+    def watch(event: Event) -> None:
         if isinstance(event, Started) and not deadline.expired():
             deadline.reschedule(None)
         if on_event:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.frames import parse_from_engine, read_frame, write_frame
 from pipelines.messages import (
     EXIT_NO_ROOM,
     Beat,
@@ -25,9 +26,6 @@ from pipelines.messages import (
     SetupFailed,
     Started,
     Work,
-    parse_from_engine,
-    read_frame,
-    write_frame,
 )
 from pipelines.worker import EXIT_DEVICE_LOST, EXIT_SETUP_FAILED
 from tests.support.server_process import clean_env

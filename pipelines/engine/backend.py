@@ -164,7 +164,11 @@ class Codec(Protocol):
     """Encoded pictures ⇄ pixels. Called from several threads."""
 
     def decode(self, data: bytes) -> Pixels:
-        """Return uint8 [H, W, 3], sides multiples of 8. Raises `pipelines.images.codec.ImageFault`."""
+        """Return uint8 [H, W, 3], sides multiples of 8.
+
+        Raises `ImageFault` and `LargePicture` of `pipelines.images.codec`: a large picture takes too long for threads
+        on which others wait.
+        """
 
     def encode(self, pixels: Pixels) -> bytes:
         """Return uint8 [H, W, 3] as a JPEG file."""
@@ -178,7 +182,7 @@ class ImageCodec(Codec):
 
     @override
     def decode(self, data: bytes) -> Pixels:
-        return images.decode(data, self.config)
+        return images.decode_quick(data, self.config)
 
     @override
     def encode(self, pixels: Pixels) -> bytes:

@@ -1,5 +1,12 @@
 """Threads that decode input pictures and encode output pictures, so that the device thread never waits for a JPEG.
 
+    encode    pixels → JPEG and the answer; never behind a decode
+    decode    encoded picture → pixels; a request whose picture is large is given back (`Large`)
+    large     one thread for each decoder process; waits for it
+
+The server sends a request whose picture is large again when a decoder process is free, so that those that wait for one
+are in fair order and take no place in the engine.
+
 A fault here ends the request that it concerns. A fault in a preview does not: the request goes on without previews.
 """
 
@@ -14,14 +21,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipelines.engine.backend import log_fault
-from pipelines.images.codec import ImageFault
-from pipelines.messages import Failed, Generated, Picture, Preview
+from pipelines.images.codec import ImageFault, LargePicture
+from pipelines.images.decoder_process import Unwanted
+from pipelines.messages import Cancelled, Decoded, Failed, Generated, Large, Picture, Preview
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipelines.engine.backend import Codec
+    from pipelines.engine.backend import Codec, Pixels
     from pipelines.engine.request import Rendered, Request
+    from pipelines.images.decoder_process import Decoders
+    from pipelines.messages import LastMessage
 
 
 class CodecPool:
@@ -33,37 +43,69 @@ class CodecPool:
     def __init__(
         self,
         codec: Codec,
-        send: Callable[[Request, Preview], None],
-        end: Callable[[Request, Generated | Failed], None],
+        decoders: Decoders,
+        send: Callable[[Request, Decoded | Preview], None],
+        end: Callable[[Request, LastMessage], None],
     ) -> None:
         self._codec = codec
+        self._decoders = decoders
         self._send = send
         self._end = end
-        self._threads = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="codec")
+        self._encoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encode")
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._large = ThreadPoolExecutor(decoders.limits.count, thread_name_prefix="large")
 
     def decode(self, request: Request, then: Callable[[Request], None]) -> None:
         """Decode the request's picture, then pass the request on."""
-        self._submit(request, partial(self._decode, request, then))
+        if request.work.large:
+            self._submit(self._large, request, partial(self._decode_large, request, then))
+        else:
+            self._submit(self._decoding, request, partial(self._decode, request, then))
+
+    def stop(self, request: Request) -> None:
+        """Stop decoding the large picture of a cancelled request."""
+        if request.work.large:
+            self._decoders.stop(request.id)
 
     def preview(self, request: Request, step: int, rendered: Rendered) -> None:
         """Encode and send the request's first image as it is after a step."""
-        request.preview = self._threads.submit(self._preview, request, step, rendered)
+        request.preview = self._encoding.submit(self._preview, request, step, rendered)
 
     def answer(self, request: Request) -> None:
         """Encode the request's rendered images, each on its own thread, and send them."""
         *others, last = [image.rendered for image in request.images if image.rendered is not None]
-        encoding = [self._threads.submit(self._picture, rendered) for rendered in others]
-        self._submit(request, partial(self._answer, request, encoding, last))
+        encoding = [self._encoding.submit(self._picture, rendered) for rendered in others]
+        self._submit(self._encoding, request, partial(self._answer, request, encoding, last))
 
     def close(self) -> None:
         """Return when all submitted work is done."""
-        self._threads.shutdown()
+        for threads in (self._large, self._decoding, self._encoding):
+            threads.shutdown()
+        self._decoders.close()
 
     # --- on the threads ----------------------------------------------------------------------------------------------
 
     def _decode(self, request: Request, then: Callable[[Request], None]) -> None:
         began = time.monotonic()
-        request.pixels = self._codec.decode(request.work.image)
+        try:
+            pixels = self._codec.decode(request.work.image)
+        except LargePicture as large:
+            self._end(request, Large(request.id, large.alone))
+        else:
+            self._pass_on(request, pixels, began, then)
+
+    def _decode_large(self, request: Request, then: Callable[[Request], None]) -> None:
+        began = time.monotonic()
+        try:
+            pixels = self._decoders.decode(request.id, request.work.image, lambda: not request.cancelled)
+        except Unwanted:
+            self._end(request, Cancelled(request.id))
+        else:
+            self._send(request, Decoded(request.id))
+            self._pass_on(request, pixels, began, then)
+
+    def _pass_on(self, request: Request, pixels: Pixels, began: float, then: Callable[[Request], None]) -> None:
+        request.pixels = pixels
         request.work = msgspec.structs.replace(request.work, image=b"")  # no longer needed, and it may be large
         request.decoded = time.monotonic()
         request.timings["decode_image"] = request.decoded - began
@@ -96,8 +138,8 @@ class CodecPool:
         height, width, _ = rendered.pixels.shape
         return Picture(self._codec.encode(rendered.pixels), width, height, rendered.nsfw)
 
-    def _submit(self, request: Request, run: Callable[[], None]) -> None:
-        self._threads.submit(self._guarded, request, run)
+    def _submit(self, threads: ThreadPoolExecutor, request: Request, run: Callable[[], None]) -> None:
+        threads.submit(self._guarded, request, run)
 
     def _guarded(self, request: Request, run: Callable[[], None]) -> None:
         try:

@@ -14,8 +14,8 @@ One pass of the loop:
 The threads of an engine process:
 
     reader      submit, cancel, drain; never waits                          `pipelines.worker`
-    codec       encoded picture → pixels before the device,
-                pixels → JPEG and the answer after it                       `pipelines.engine.codec_pool`
+    decode, large    encoded picture → pixels before the device;
+    encode           pixels → JPEG and the answer after it                  `pipelines.engine.codec_pool`
     device      `run`: this loop; the only thread that calls the backend    `pipelines.engine.stages`
     readback    waits for finished pictures to reach the host               `pipelines.engine.readback`
 
@@ -47,13 +47,14 @@ from pipelines.engine.readback import Readback
 from pipelines.engine.request import Image, Request
 from pipelines.engine.stages import Stages
 from pipelines.errors import NoRoomError
-from pipelines.messages import PATIENCE_S, Beat, Cancelled, Failed, Generated, Log, Started, Work
+from pipelines.images.decoder_process import Decoders
+from pipelines.messages import PATIENCE_S, Beat, Cancelled, Failed, Log, Started, Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from pipelines.engine.backend import Backend, Codec
-    from pipelines.messages import EngineConfig, FromEngine, Preview
+    from pipelines.messages import Decoded, EngineConfig, FromEngine, LastMessage, Preview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ class Engine:
         emit: Callable[[FromEngine], None],
         *,
         overlaps: bool = False,
+        decoders: Decoders | None = None,
         beat_times: BeatTimes = BEAT_TIMES,
     ) -> None:
         self._config = config
@@ -88,7 +90,9 @@ class Engine:
         self._emit = emit
         # A full step on the device, and another one decoded and ready; where pictures are made beside steps, those too.
         self.capacity = (3 if overlaps else 2) * config.max_batch
-        self._codecs = CodecPool(codec, self._send, self._send_last)
+        decoders = decoders or Decoders(config)
+        self.decoders = decoders.limits.count
+        self._codecs = CodecPool(codec, decoders, self._send, self._send_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         readback = Readback(self._codecs, self._send_last, self._release, self._inbox.put)
         self._readback = readback
@@ -115,6 +119,7 @@ class Engine:
         request = self._unfinished.get(request_id)
         if request is not None:
             request.cancelled = True
+            self._codecs.stop(request)
 
     def drain(self) -> None:
         """Let `run` return once every request is finished."""
@@ -224,13 +229,13 @@ class Engine:
 
     # --- messages, from any thread -----------------------------------------------------------------------------------
 
-    def _send(self, request: Request, message: Preview) -> None:
+    def _send(self, request: Request, message: Decoded | Preview) -> None:
         """Send a message about a request, unless its last has been sent."""
         with self._sending:
             if not request.ended:
                 self._emit(message)
 
-    def _send_last(self, request: Request, message: Generated | Failed | Cancelled) -> None:
+    def _send_last(self, request: Request, message: LastMessage) -> None:
         """Send the last message about a request, unless it has been sent."""
         with self._sending:
             request.ended = True

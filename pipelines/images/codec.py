@@ -4,30 +4,38 @@ An input file's header is read first (`sniff.read`). Then a cleaned copy, which 
 decoded by the Pillow decoder of its format. Output is encoded from bare pixels, so it can have no metadata.
 
 Memory is bounded from the header, before anything is allocated: a decode that would take more than `MEMORY_BUDGET` is
-refused; large ones run one at a time; a large JPEG is decoded at a half, a quarter or an eighth of its size; the
-decoder's output is reduced band by band, without a copy of the whole.
+refused; a large JPEG is decoded at a half, a quarter or an eighth of its size; the decoder's output is reduced band by
+band, without a copy of the whole. Time is bounded from it too: `decode_quick` leaves what takes long to
+`pipelines.images.decoder`.
 """
 
-import contextlib
 import io
 import math
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from pipelines.images import png, sniff
+from pipelines.images.header import MAX_SEGMENTS
 from pipelines.messages import EngineConfig, FailureKind
 
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
 MEMORY_BUDGET = 256 * 1024 * 1024
 
 # Bytes above which decodes run one at a time, so that several stay within one budget.
-LARGE = 48 * 1024 * 1024
+ALONE = 48 * 1024 * 1024
+
+# A quick picture is at most a little larger than those that a model makes, and so is its file: some 20 ms to decode.
+# Encoders write about ten scans.
+QUICK_PIXELS = 1_200_000
+QUICK_PIXELS_SCANNED = 16 * QUICK_PIXELS
+QUICK_BYTES = 8 * 1024 * 1024
+QUICK_SEGMENTS = 4096  # 8 MiB of PNG in 4 KB chunks, twice; walking them takes 2 ms
 
 # Bytes above which a PNG's data is checked to be complete before memory is spent on it.
 PROVE_FIRST = 96 * 1024 * 1024
@@ -61,8 +69,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-_one_large_at_a_time = threading.Lock()
-
 
 class ImageFault(Exception):
     """The picture can't be used.
@@ -78,33 +84,44 @@ class ImageFault(Exception):
         self.ctx = dict(ctx)
 
 
+class LargePicture(Exception):
+    """The picture takes long to decode. `alone`: so much memory too that no other such may be decoded meanwhile."""
+
+    def __init__(self, *, alone: bool) -> None:
+        super().__init__()
+        self.alone = alone
+
+
+class _Plan(NamedTuple):
+    """How a picture is decoded: to which size, its sides divided by `reduction`, within `memory` bytes."""
+
+    header: sniff.Header
+    size: tuple[int, int]
+    reduction: int
+    memory: int
+
+
 def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
     """Return the picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
 
     The longest side is reduced to `limits.max_side`; a side that is then under `limits.min_side` is a fault.
     Thread-safe. Raises `ImageFault`.
     """
-    if len(data) > limits.max_image_bytes:
-        raise ImageFault(
-            "file_too_large",
-            f"The image file is larger than {limits.max_image_bytes} bytes.",
-            {"max_size": limits.max_image_bytes},
-        )
+    return _decode(_plan(data, limits))
+
+
+def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
+    """Decode a picture that takes little time, as `decode` does. Raises `ImageFault`, or `LargePicture` for others."""
+    if QUICK_BYTES < len(data) <= limits.max_image_bytes:
+        raise LargePicture(alone=True)  # even to read its header takes long
     try:
-        header = sniff.read(data)
-    except sniff.UnknownFormat as error:
-        message = "The file is not a JPEG, PNG or WebP image."
-        raise ImageFault("unsupported_image_format", message, {"supported_formats": SUPPORTED_FORMATS}) from error
-    except sniff.Damaged as error:
-        raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
-    size = _fit(header, limits)
-    reduction = _reduction(header, size)
-    pixels = header.width * header.height
-    memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
-    if memory > MEMORY_BUDGET:
-        raise _too_large(pixels * MEMORY_BUDGET // memory)
-    with _one_large_at_a_time if memory > LARGE else contextlib.nullcontext():
-        return _decode(header, size, reduction, prove=memory > PROVE_FIRST)
+        plan = _plan(data, limits, QUICK_SEGMENTS)
+    except sniff.TooManySegments:
+        raise LargePicture(alone=True) from None
+    pixels = plan.header.width * plan.header.height
+    if pixels > QUICK_PIXELS or pixels * plan.header.scans > QUICK_PIXELS_SCANNED:
+        raise LargePicture(alone=plan.memory > ALONE)
+    return _decode(plan)
 
 
 def encode(pixels: NDArray[np.uint8], quality: int, subsampling: str) -> bytes:
@@ -123,6 +140,35 @@ def fit(width: int, height: int, max_side: int) -> tuple[int, int]:
 
 def _nearest_8(side: int, numerator: int, denominator: int) -> int:
     return (side * numerator + 4 * denominator) // (8 * denominator) * 8
+
+
+def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -> _Plan:
+    """Return how to decode a picture, from its header. Raises `ImageFault`.
+
+    With a lower `max_segments`, also `sniff.TooManySegments`.
+    """
+    if len(data) > limits.max_image_bytes:
+        raise ImageFault(
+            "file_too_large",
+            f"The image file is larger than {limits.max_image_bytes} bytes.",
+            {"max_size": limits.max_image_bytes},
+        )
+    try:
+        header = sniff.read(data, max_segments)
+    except sniff.UnknownFormat as error:
+        message = "The file is not a JPEG, PNG or WebP image."
+        raise ImageFault("unsupported_image_format", message, {"supported_formats": SUPPORTED_FORMATS}) from error
+    except sniff.Damaged as error:
+        if isinstance(error, sniff.TooManySegments) and max_segments < MAX_SEGMENTS:
+            raise
+        raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
+    size = _fit(header, limits)
+    reduction = _reduction(header, size)
+    pixels = header.width * header.height
+    memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
+    if memory > MEMORY_BUDGET:
+        raise _too_large(pixels * MEMORY_BUDGET // memory)
+    return _Plan(header, size, reduction, memory)
 
 
 def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
@@ -157,11 +203,12 @@ def _reduction(header: sniff.Header, size: tuple[int, int]) -> int:
     return next(step for step in (8, 4, 2, 1) if ratio >= step or step == 1)
 
 
-def _decode(header: sniff.Header, size: tuple[int, int], reduction: int, *, prove: bool) -> NDArray[np.uint8]:
+def _decode(plan: _Plan) -> NDArray[np.uint8]:
+    header = plan.header
     try:
-        if prove and header.format == "png" and not png.inflates(header):
+        if plan.memory > PROVE_FIRST and header.format == "png" and not png.inflates(header):
             raise ValueError("the PNG's data is damaged or cut off")
-        image = _resized(_load(header, reduction), size)
+        image = _resized(_load(header, plan.reduction), plan.size)
     except _DECODE_ERRORS as error:
         raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
     if header.orientation in _UPRIGHT:

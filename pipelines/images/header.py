@@ -15,12 +15,17 @@ class Damaged(ValueError):
     """The file is cut off, contradicts itself, or is of a kind that no encoder writes."""
 
 
+class TooManySegments(Damaged):
+    """The file has more segments or chunks than may be walked."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A picture before decoding. `width` and `height` are as stored, before `orientation` (Exif, 1…8) is applied.
 
     Decoding takes `fixed_memory` bytes, and `bytes_per_pixel` for each decoded pixel. `inflated`: bytes that a PNG's
-    image data must inflate to, 0 for other formats. `depth`: bits per sample.
+    image data must inflate to, 0 for other formats. `depth`: bits per sample. `scans`: times that the decoder goes over
+    all pixels.
     """
 
     format: Literal["jpeg", "png", "webp"]
@@ -32,6 +37,7 @@ class Header:
     fixed_memory: int = 0
     depth: int = 8
     inflated: int = 0
+    scans: int = 1
 
     def cleaned(self) -> bytes:
         """Return the file with nothing in it but the picture."""

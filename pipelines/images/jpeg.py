@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 
 from pipelines.images.exif import exif_orientation
-from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
+from pipelines.images.header import Damaged, Header, TooManySegments
 
 # A decoder draws a progressive JPEG once for each scan, however little the scan holds. Encoders write about ten scans;
 # this is twenty of 50 megapixels.
@@ -45,12 +45,12 @@ class _Frame:
         return across * down * sum(h * v for h, v in self.sampling) * 64 * 2
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     pieces = [view[:2]]
     frame: _Frame | None = None
     orientation = 1
-    for marker, start, end in _segments(data, 2, _MARKER):
+    for marker, start, end in _segments(data, 2, _MARKER, max_segments):
         body = data[start + 4 : end]
         if marker in {_SEQUENTIAL, _EXTENDED, _PROGRESSIVE}:
             if frame is not None:
@@ -69,33 +69,40 @@ def read(data: bytes) -> Header:
             raise Damaged("this JPEG is coded in a way that browsers do not show either")
         elif marker == _SOS:
             pieces.append(view[start:])
-            return _header(data, frame, start, pieces, orientation)
+            frame = _complete(frame)
+            scans = _scans(data, frame, start, max_segments)
+            return Header(
+                format="jpeg",
+                width=frame.width,
+                height=frame.height,
+                orientation=orientation,
+                pieces=pieces,
+                bytes_per_pixel=4,
+                fixed_memory=frame.coefficients() if scans else 0,
+                scans=max(1, scans),
+            )
     raise Damaged("the JPEG ends before its picture begins")
 
 
-def _header(data: bytes, frame: _Frame | None, scan: int, pieces: list[memoryview], orientation: int) -> Header:
+def _complete(frame: _Frame | None) -> _Frame:
     if frame is None:
         raise Damaged("the JPEG's picture comes before its size")
-    several_scans = frame.progressive or data[scan + 4] < len(frame.sampling)
-    if several_scans:
-        segments = _segments(data, scan, _MARKER_AFTER_SCAN)
-        scans = sum(marker == _SOS for marker, _, _ in segments)
-        if scans * frame.width * frame.height > MAX_PIXELS_SCANNED:
-            raise Damaged(f"a JPEG of this size in {scans} scans is made to waste time")
-    return Header(
-        format="jpeg",
-        width=frame.width,
-        height=frame.height,
-        orientation=orientation,
-        pieces=pieces,
-        bytes_per_pixel=4,
-        fixed_memory=frame.coefficients() if several_scans else 0,
-    )
+    return frame
 
 
-def _segments(data: bytes, position: int, pattern: re.Pattern[bytes]) -> Iterator[tuple[int, int, int]]:
+def _scans(data: bytes, frame: _Frame, first: int, max_segments: int) -> int:
+    """Return the number of scans that a decoder collects before it draws; 0 if it draws the first as it comes."""
+    if not frame.progressive and data[first + 4] >= len(frame.sampling):
+        return 0
+    scans = sum(marker == _SOS for marker, _, _ in _segments(data, first, _MARKER_AFTER_SCAN, max_segments))
+    if scans * frame.width * frame.height > MAX_PIXELS_SCANNED:
+        raise Damaged(f"a JPEG of this size in {scans} scans is made to waste time")
+    return scans
+
+
+def _segments(data: bytes, position: int, pattern: re.Pattern[bytes], most: int) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, start, end) of each segment from `position` to the end of the image; skip junk between them."""
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(most):
         match = pattern.search(data, position)
         if match is None:
             raise Damaged("the JPEG is cut off")
@@ -110,4 +117,4 @@ def _segments(data: bytes, position: int, pattern: re.Pattern[bytes]) -> Iterato
         if length < 2 or position > len(data):
             raise Damaged("the JPEG is cut off")
         yield marker, start, position
-    raise Damaged(f"a JPEG with more than {MAX_SEGMENTS} segments is made to waste time")
+    raise TooManySegments(f"a JPEG with more than {most} segments is made to waste time")

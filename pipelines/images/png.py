@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Iterator
 
 from pipelines.images.exif import exif_orientation
-from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
+from pipelines.images.header import Damaged, Header, TooManySegments
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     width, height, depth, colour, compression, filtering, interlace = struct.unpack_from(">IIBBBBB", data, 16)
     if data[8:16] != b"\x00\x00\x00\x0dIHDR" or depth not in _DEPTHS.get(colour, ()):
@@ -24,7 +24,7 @@ def read(data: bytes) -> Header:
         raise Damaged("a PNG header that no encoder writes")
     pieces = [view[:8]]
     orientation = 1
-    for name, start, end in _chunks(data):
+    for name, start, end in _chunks(data, max_segments):
         if name in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
             pieces.append(view[start:end])
         elif name == b"eXIf":
@@ -62,10 +62,10 @@ def _adam7_size(width: int, height: int, bits: int) -> int:
     return total
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, start, end) of each chunk, from IHDR to IEND."""
     position = 8
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(most):
         (length,) = struct.unpack_from(">I", data, position)
         name, start = data[position + 4 : position + 8], position
         position += 12 + length
@@ -74,7 +74,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         yield name, start, position
         if name == b"IEND":
             return
-    raise Damaged(f"a PNG with more than {MAX_SEGMENTS} chunks is made to waste time")
+    raise TooManySegments(f"a PNG with more than {most} chunks is made to waste time")
 
 
 def inflates(header: Header) -> bool:

@@ -11,20 +11,20 @@ Sources: ITU-T T.81 Annex B, PNG (third edition) 5, RFC 9649, TIFF 6.0 section 2
 import struct
 
 from pipelines.images import jpeg, png, webp
-from pipelines.images.header import Damaged, Header, UnknownFormat
+from pipelines.images.header import MAX_SEGMENTS, Damaged, Header, TooManySegments, UnknownFormat
 
-__all__ = ["Damaged", "Header", "UnknownFormat", "read"]
+__all__ = ["Damaged", "Header", "TooManySegments", "UnknownFormat", "read"]
 
 
-def read(data: bytes) -> Header:
-    """Return the header of an encoded picture. Raises `UnknownFormat` or `Damaged`."""
+def read(data: bytes, max_segments: int = MAX_SEGMENTS) -> Header:
+    """Return the header of an encoded picture. Raises `UnknownFormat`, `Damaged` or `TooManySegments`."""
     try:
         if data.startswith(b"\xff\xd8\xff"):
-            return jpeg.read(data)
+            return jpeg.read(data, max_segments)
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            return png.read(data)
+            return png.read(data, max_segments)
         if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            return webp.read(data)
+            return webp.read(data, max_segments)
     except (struct.error, IndexError) as error:
         raise Damaged("the file ends within its header") from error
     raise UnknownFormat("no JPEG, PNG or WebP")

@@ -4,17 +4,17 @@ import struct
 from collections.abc import Iterator
 
 from pipelines.images.exif import exif_orientation
-from pipelines.images.header import MAX_SEGMENTS, Damaged, Header
+from pipelines.images.header import Damaged, Header, TooManySegments
 
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 
 
-def read(data: bytes) -> Header:
+def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     body: list[memoryview] = []
     size: tuple[int, int] | None = None
     orientation, animated = 1, False
-    for name, start, end in _chunks(data):
+    for name, start, end in _chunks(data, max_segments):
         content = data[start + 8 : min(end, start + 40)]
         if size is None:
             size = _size(name, content)
@@ -53,13 +53,13 @@ def _size(name: bytes, content: bytes) -> tuple[int, int]:
     raise Damaged("a WebP header that no encoder writes")
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def _chunks(data: bytes, most: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (name, start, end) of each chunk, padding included."""
     limit = 8 + struct.unpack_from("<I", data, 4)[0]
     if limit > len(data):
         raise Damaged("the WebP is cut off")
     position = 12
-    for _ in range(MAX_SEGMENTS):
+    for _ in range(most):
         if position + 8 > limit:
             return
         (length,) = struct.unpack_from("<I", data, position + 4)
@@ -68,4 +68,4 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         if position > limit + 1 or start + 8 + length > limit:
             raise Damaged("the WebP is cut off")
         yield data[start : start + 4], start, min(position, len(data))
-    raise Damaged(f"a WebP with more than {MAX_SEGMENTS} chunks is made to waste time")
+    raise TooManySegments(f"a WebP with more than {most} chunks is made to waste time")

@@ -6,14 +6,14 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
-from pipelines.messages import Log, Preview, Started
+from pipelines.messages import Decoded, Large, Log, Preview, Started
 from server.fal.errors import FalError, RequestError, start_timed_out
 from server.jobs.job import MAX_TRIES, Job, Result
 from server.logs import fault
 
 LOG = logging.getLogger(__name__)
 
-Event: TypeAlias = Started | Log | Preview
+Event: TypeAlias = Large | Decoded | Started | Log | Preview
 OnEvent: TypeAlias = Callable[[Event], None]
 Run: TypeAlias = Callable[[Job, OnEvent], Awaitable[dict[str, Any]]]
 
@@ -56,13 +56,27 @@ def retry(error: FalError, job: Job) -> Retry | None:
 
 
 class Attempt:
-    """One run of a claimed job. `start_in`: seconds within which an engine must start it; None: no limit."""
+    """One run of a claimed job. `start_in`: seconds within which an engine must start it; None: no limit.
 
-    def __init__(self, job: Job, run: Run, *, start_in: float | None, on_log: Callable[[Log], None]) -> None:
+    `decoding`: its picture is large and not decoded yet, so that it takes no place in an engine. `on_decoding` is
+    called when that changes.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        *,
+        start_in: float | None,
+        on_log: Callable[[Log], None],
+        on_decoding: Callable[[], None],
+    ) -> None:
         self.job = job
+        self.decoding = False
         self.task: asyncio.Task[None] | None = None
         self._run = run
         self._on_log = on_log
+        self._on_decoding = on_decoding
         self._limit = asyncio.timeout(start_in)
         self._began = time.perf_counter()
 
@@ -101,5 +115,8 @@ class Attempt:
             self._began = time.perf_counter()
             if self._limit.when() is not None and not self._limit.expired():
                 self._limit.reschedule(None)
+        elif isinstance(event, Large | Decoded):
+            self.decoding = isinstance(event, Large)
+            self._on_decoding()
         elif isinstance(event, Log):
             self._on_log(event)

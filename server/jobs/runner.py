@@ -30,7 +30,8 @@ class Runner:
     """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
 
     `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
-    part of the engines that one owner may have while others wait.
+    part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
+    on top: their owners get no more of them than that part.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Runner:
     async def schedule(self) -> None:
         """Claim and run jobs, until `drain`."""
         while not self.draining:
-            free = self._capacity() - len(self._running)
+            free = self._capacity() - sum(not attempt.decoding for attempt in self._running)
             if free <= 0 or not self._index.waiting:
                 await self._wait_for_work()
                 continue
@@ -120,8 +121,14 @@ class Runner:
 
     async def _claim(self, count: int) -> list[Job]:
         try:
-            served = self._well_served(count)
-            return await self._store.claim(self._worker, count, self._times.lease, self._now(), after_others=served)
+            return await self._store.claim(
+                self._worker,
+                count,
+                self._times.lease,
+                self._now(),
+                after_others=self._well_served(count),
+                without=self._held_up(),
+            )
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
         except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
@@ -134,10 +141,16 @@ class Runner:
 
         So a key with a thousand jobs in the queue does not delay one with a single job.
         """
-        running = collections.Counter(attempt.job.owner for attempt in self._running)
+        running = collections.Counter(attempt.job.owner for attempt in self._running if not attempt.decoding)
         share = max(1, int((free + running.total()) * self._key_share))
         served = [owner for owner, count in running.items() if count >= share]
         return served if served and self._index.others_than(served) else []
+
+    def _held_up(self) -> list[str]:
+        """Return the owners whose jobs with large pictures, decoded or waiting for it, are their part."""
+        decoding = collections.Counter(attempt.job.owner for attempt in self._running if attempt.decoding)
+        share = max(1, int(self._capacity() * self._key_share))
+        return [owner for owner, count in decoding.items() if count >= share]
 
     async def _wait_for_work(self) -> None:
         try:
@@ -152,7 +165,9 @@ class Runner:
         if known is not None and known.completed:  # cancelled since it was claimed
             return
         start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
-        attempt = Attempt(job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log))
+        attempt = Attempt(
+            job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log), on_decoding=self.wake
+        )
         self._running.add(attempt)
         self._index.started(job.id)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")

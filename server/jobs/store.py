@@ -71,17 +71,26 @@ class JobStore:
         return snapshot.finished(new.result)
 
     def claim(
-        self, worker: str, count: int, lease_s: float, now: float, *, after_others: Collection[str] = ()
+        self,
+        worker: str,
+        count: int,
+        lease_s: float,
+        now: float,
+        *,
+        after_others: Collection[str] = (),
+        without: Collection[str] = (),
     ) -> asyncio.Future[list[Job]]:
         """Claim up to `count` waiting jobs for `lease_s` seconds, by priority, then in order of acceptance.
 
-        Jobs of the owners in `after_others` are claimed only if there are no others.
+        Jobs of the owners in `after_others` are claimed only if there are no others, and those of the owners in
+        `without` not at all.
         """
 
         def operation(connection: sa.Connection) -> list[Job]:
             claim = {"by": worker, "until": now + lease_s, "now": now}
             rows: list[sa.Row[*tuple[Any, ...]]] = []
-            for passed_over in [list(after_others), []] if after_others else [[]]:
+            last = list(without)
+            for passed_over in [[*after_others, *without], last] if after_others else [last]:
                 left = {"count": count - len(rows), "passed_over": passed_over}
                 rows += connection.execute(sql.CLAIM, claim | left).all()
             if not rows:

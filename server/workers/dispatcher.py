@@ -3,115 +3,20 @@
 An engine is assigned no more requests than its capacity, so that the others can still be ordered here. Requests that
 are more urgent than the assigned ones may exceed it: the engine takes them at its next step. A suspect is a request
 whose engine died; suspects are run one at a time, on an engine that has nothing else.
+
+A request whose picture is large is given back by the engine. It waits here for a decoder, in an order by the tenants'
+seconds of decoding, and takes none of the engine's capacity until its picture is decoded.
 """
 
-import asyncio
 import collections
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
-from pipelines.messages import (
-    INPUT_FAULTS,
-    Cancelled,
-    Failed,
-    Generated,
-    Log,
-    Preview,
-    Priority,
-    Started,
-    Work,
-    fair_limit,
-)
-from server.fal.errors import FalError, RequestError, invalid
-from server.memory import end_if_exhausted
+import msgspec
+
+from pipelines.messages import Decoded, Large, fair_limit
 from server.workers.fair_queue import FairQueue
+from server.workers.pending import PendingRequest
 from server.workers.supervisor import State, Supervisor
-
-Event: TypeAlias = Started | Log | Preview
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RerunLimits:
-    """The number of engines that may end while a request is assigned to them, before it is answered with an error.
-
-    `solo_failures`: engines which had nothing else. `tries`: all.
-    """
-
-    solo_failures: int = 3
-    tries: int = 10
-
-
-RERUN_LIMITS = RerunLimits()
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class PendingRequest:
-    """A request in the pool: either it waits in `queue`, or it is assigned to `supervisor`'s engine.
-
-    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `solo_failures`: those of them
-    that had nothing else.
-    """
-
-    work: Work
-    on_event: Callable[[Event], None] | None
-    answer: asyncio.Future[Generated]
-    arrived: float
-    queue: "FairQueue[PendingRequest] | None" = None
-    supervisor: Supervisor | None = None
-    level: int = 0
-    solo_failures: int = 0
-    tries: int = 0
-    timer: asyncio.TimerHandle | None = None
-
-    @property
-    def priority(self) -> Priority:
-        """Return the work's priority."""
-        return self.work.priority
-
-    @property
-    def tenant(self) -> str:
-        """Return the caller that fairness counts it for."""
-        return self.work.tenant
-
-    @property
-    def cost(self) -> int:
-        """Return the number of images."""
-        return self.work.params.num_images
-
-    def exhausted(self, limits: RerunLimits) -> bool:
-        """Return whether it may not be run again."""
-        return self.solo_failures >= limits.solo_failures or self.tries >= limits.tries
-
-    def tell(self, event: Event) -> None:
-        """Pass an event to the listener. If the listener fails, so does its request, and nothing else."""
-        if self.on_event is None or self.answer.done():
-            return
-        try:
-            self.on_event(event)
-        except Exception as error:  # noqa: BLE001 – it reaches the listener's owner as `run`'s
-            end_if_exhausted(error)
-            self.answer.set_exception(error)
-
-    def settle(self, end: Generated | FalError) -> None:
-        """Answer it, unless it is answered already or its caller is gone."""
-        if self.answer.done():
-            return
-        if isinstance(end, Generated):
-            self.answer.set_result(end)
-        else:
-            self.answer.set_exception(end)
-
-
-def verdict(message: Generated | Failed | Cancelled) -> Generated | FalError:
-    """Convert an engine's last message about a request to the caller's answer."""
-    if isinstance(message, Generated):
-        return message
-    if isinstance(message, Cancelled):
-        return RequestError("client_cancelled", "The request was cancelled.")
-    if message.kind in INPUT_FAULTS:
-        return invalid("image_url", message.kind, message.message, message.ctx)
-    return RequestError("runner_server_error", message.message)
 
 
 class Dispatcher:
@@ -120,13 +25,14 @@ class Dispatcher:
     def __init__(self, supervisors: Sequence[Supervisor]) -> None:
         self._assigned: dict[Supervisor, dict[str, PendingRequest]] = {supervisor: {} for supervisor in supervisors}
         self._queue = FairQueue[PendingRequest]()
+        self._large = FairQueue[PendingRequest](cost=lambda _: 0.0)  # what it takes is charged afterwards
         self._suspects = FairQueue[PendingRequest]()
         self._quarantine: Supervisor | None = None  # its engine is reserved for suspects
 
     @property
     def waiting(self) -> list[PendingRequest]:
         """Return the requests that are assigned to no engine."""
-        return [*self._queue, *self._suspects]
+        return [*self._queue, *self._large, *self._suspects]
 
     @property
     def assigned(self) -> list[PendingRequest]:
@@ -137,47 +43,73 @@ class Dispatcher:
         """Return the number of requests that are assigned to an engine."""
         return len(self._assigned[supervisor])
 
+    def load(self, supervisor: Supervisor) -> list[PendingRequest]:
+        """Return the requests that take an engine's capacity."""
+        return [pending for pending in self._assigned[supervisor].values() if not pending.decoding]
+
     def get(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
         """Return an engine's request of this id, None if it has none."""
         return self._assigned[supervisor].get(request_id)
 
-    def pop(self, supervisor: Supervisor, request_id: str) -> PendingRequest | None:
+    def pop(self, supervisor: Supervisor, request_id: str, now: float) -> PendingRequest | None:
         """Return an engine's request of this id and take it from the engine; None if it has none."""
         pending = self._assigned[supervisor].pop(request_id, None)
         if pending is not None:
             pending.supervisor = None
+            self._end_decoding(pending, now)
         return pending
 
-    def empty(self, supervisor: Supervisor) -> list[PendingRequest]:
+    def give_back(self, supervisor: Supervisor, message: Large, now: float) -> PendingRequest | None:
+        """Return an engine's request whose picture is large, taken from the engine; None if it has none.
+
+        From now on it is sent to a decoder.
+        """
+        pending = self.pop(supervisor, message.id, now)
+        if pending is not None:
+            pending.work = msgspec.structs.replace(pending.work, large=True)
+            pending.alone = message.alone
+            pending.tell(message)
+        return pending
+
+    def note_decoded(self, supervisor: Supervisor, message: Decoded, now: float) -> None:
+        """Note that a request's large picture is decoded: the decoder is free, and the request takes capacity."""
+        pending = self.get(supervisor, message.id)
+        if pending is not None:
+            self._end_decoding(pending, now)
+            pending.tell(message)
+
+    def empty(self, supervisor: Supervisor, now: float) -> list[PendingRequest]:
         """Return all requests of an engine that has ended, and take them from it."""
         requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
         if self._quarantine is supervisor:
             self._quarantine = None
         for pending in requests:
             pending.supervisor = None
+            self._end_decoding(pending, now)
         return requests
 
-    def queue(self, pending: PendingRequest, *, suspect: bool = False) -> None:
+    def queue(self, pending: PendingRequest) -> None:
         """Add a request to those that wait; a suspect to those that are run alone."""
-        pending.queue = self._suspects if suspect else self._queue
+        pending.queue = self._suspects if pending.tries else self._large if pending.large else self._queue
         pending.queue.add(pending)
 
     def dispatch(self, now: float) -> None:
         """Send waiting requests to engines that have room for them."""
         self._send_suspect(now)
-        while any(self._sent(pending, now) for pending in self._queue.heads(now)):
-            pass
+        for queue in (self._large, self._queue):
+            while any(self._sent(queue, pending, now) for pending in queue.heads(now)):
+                pass
 
-    def _sent(self, pending: PendingRequest, now: float) -> bool:
+    def _sent(self, queue: FairQueue[PendingRequest], pending: PendingRequest, now: float) -> bool:
         """Send a request to an engine with room; return whether there is one.
 
         Without room for the first of the queue there may be room for another, whose tenant is below its share.
         """
         level = pending.priority.level(now - pending.arrived)
-        supervisor = self._freest(level, pending.tenant)
+        supervisor = self._freest(pending, level)
         if supervisor is None:
             return False
-        self._send(self._queue, pending, supervisor, level)
+        self._send(queue, pending, supervisor, level, now)
         return True
 
     def _send_suspect(self, now: float) -> None:
@@ -191,36 +123,50 @@ class Dispatcher:
         if self._quarantine is None or self._assigned[self._quarantine]:
             return
         if self._suspects:
-            self._send(self._suspects, self._suspects.first(now), self._quarantine, level=0)
+            self._send(self._suspects, self._suspects.first(now), self._quarantine, 0, now)
         else:
             self._quarantine = None
 
-    def _freest(self, level: int, tenant: str) -> Supervisor | None:
-        """Return the least loaded engine with room for a request of this class and tenant, None if there is none."""
+    def _freest(self, pending: PendingRequest, level: int) -> Supervisor | None:
+        """Return the least loaded engine with room for a request, which is of this class now; None if there is none."""
         free = [
             supervisor
             for supervisor in self._assigned
             if supervisor.state is State.READY
             and supervisor is not self._quarantine
-            and self._has_room(supervisor, level, tenant)
+            and self._has_room(supervisor, level, pending.tenant)
+            and (not pending.large or self._has_decoder(supervisor, pending))
         ]
         return min(
             free,
-            key=lambda supervisor: sum(pending.cost for pending in self._assigned[supervisor].values()),
+            key=lambda supervisor: sum(other.cost for other in self._assigned[supervisor].values()),
             default=None,
         )
 
     def _has_room(self, supervisor: Supervisor, level: int, tenant: str) -> bool:
         """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`."""
-        assigned = self._assigned[supervisor].values()
+        assigned = self.load(supervisor)
         share = collections.Counter(pending.tenant for pending in assigned)
         allowed = fair_limit(supervisor.capacity, share[tenant], len({*share, tenant}))
         return sum(pending.level <= level for pending in assigned) < allowed
 
+    def _end_decoding(self, pending: PendingRequest, now: float) -> None:
+        """Count the time that a decoder had a request's picture, if one did until now."""
+        if pending.decoding:
+            pending.decoding = False
+            self._large.charge(pending.tenant, now - pending.sent)
+
+    def _has_decoder(self, supervisor: Supervisor, pending: PendingRequest) -> bool:
+        """Return whether the engine has a decoder for a large picture, and memory if it is to be decoded alone."""
+        decoding = [other for other in self._assigned[supervisor].values() if other.decoding]
+        crowded = pending.alone and any(other.alone for other in decoding)
+        return len(decoding) < supervisor.decoders and not crowded
+
     def _send(
-        self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int
+        self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int, now: float
     ) -> None:
         queue.take(pending)
         pending.queue, pending.supervisor, pending.level = None, supervisor, level
+        pending.decoding, pending.sent = pending.large, now
         self._assigned[supervisor][pending.work.id] = pending
         supervisor.send(pending.work)

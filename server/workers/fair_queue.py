@@ -11,7 +11,7 @@ share beside a tenant with one, and an absent tenant saves nothing up (start-tim
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from pipelines.messages import Priority
@@ -36,7 +36,8 @@ T = TypeVar("T", bound=Waiting)
 class FairQueue(Generic[T]):
     """Waiting requests in fair order. Finding the next takes time per tenant and priority, not per request."""
 
-    def __init__(self) -> None:
+    def __init__(self, cost: Callable[[T], float] = lambda item: item.cost) -> None:
+        self._cost = cost
         self._queues: dict[tuple[Priority, str], deque[T]] = {}
         self._served: dict[str, float] = {}
         self._clock = 0.0
@@ -78,9 +79,13 @@ class FairQueue(Generic[T]):
         """Remove a request that is served, and count its images for its tenant."""
         self.remove(item)
         self._clock = self._share(item)
-        self._served[item.tenant] = self._clock + item.cost
+        self._served[item.tenant] = self._clock + self._cost(item)
         if not self._queues:
             self._served.clear()
+
+    def charge(self, tenant: str, cost: float) -> None:
+        """Count more for a tenant, where the cost of what it was served with is known only afterwards."""
+        self._served[tenant] = max(self._clock, self._served.get(tenant, 0.0)) + cost
 
     def _rank(self, item: T, now: float) -> tuple[int, float, int, float]:
         level = item.priority.level(now - item.arrived)

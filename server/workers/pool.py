@@ -12,9 +12,7 @@ in any company.
 import asyncio
 import contextlib
 import logging
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import msgspec
 from typing_extensions import override
@@ -23,35 +21,28 @@ from pipelines.messages import (
     PATIENCE_S,
     Cancel,
     Cancelled,
+    Decoded,
     EngineConfig,
     Failed,
     FromEngine,
     Generated,
+    Large,
     Log,
     Preview,
     Started,
     Work,
 )
-from server.environment import child_environment
 from server.fal.errors import RequestError
 from server.logs import fault
-from server.workers.dispatcher import RERUN_LIMITS, Dispatcher, Event, PendingRequest, RerunLimits, verdict
-from server.workers.process import PROCESS_TIMES, Launch, ProcessTimes
+from server.workers.dispatcher import Dispatcher
+from server.workers.launch import COMMAND, launch
+from server.workers.pending import RERUN_LIMITS, Event, PendingRequest, RerunLimits, verdict
+from server.workers.process import PROCESS_TIMES, ProcessTimes
 from server.workers.supervisor import RESTART_POLICY, Owner, RestartPolicy, State, Supervisor
 
 __all__ = ["Pool", "State"]
 
 logger = logging.getLogger(__name__)
-
-COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
-
-# For the libraries in an engine process: no telemetry.
-ENVIRONMENT = {
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "TOKENIZERS_PARALLELISM": "false",  # prompts are short: its threads would only compete with torch's
-}
 
 # Seconds for an engine's exit after the last answer, when it has nothing left to do.
 EXIT_S = 2.0
@@ -75,11 +66,9 @@ class Pool(Owner):
         restarts: RestartPolicy = RESTART_POLICY,
         reruns: RerunLimits = RERUN_LIMITS,
     ) -> None:
-        compiled = str(Path(config.data_dir) / "compiled")  # torch.compile's cache for later starts
-        environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
-        launch = Launch(command=command, environment=environment, patience_s=patience_s, times=times)
+        how = launch(config, command, patience_s, times)
         self._supervisors = [
-            Supervisor(msgspec.structs.replace(config, device=device), launch, self, restarts) for device in devices
+            Supervisor(msgspec.structs.replace(config, device=device), how, self, restarts) for device in devices
         ]
         self._dispatcher = Dispatcher(self._supervisors)
         self._ids: set[str] = set()
@@ -201,13 +190,22 @@ class Pool(Owner):
 
     @override
     def on_message(self, supervisor: Supervisor, message: FromEngine) -> None:
+        now = asyncio.get_running_loop().time()
         match message:
             case Started(id=request_id) | Log(id=request_id) | Preview(id=request_id):
                 pending = self._dispatcher.get(supervisor, request_id)
                 if pending is not None:
                     pending.tell(message)
+            case Decoded():
+                self._dispatcher.note_decoded(supervisor, message, now)
+                self._dispatch()
+            case Large():
+                pending = self._dispatcher.give_back(supervisor, message, now)
+                if pending is not None:
+                    self._requeue(pending)
+                self._dispatch()
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
-                pending = self._dispatcher.pop(supervisor, request_id)
+                pending = self._dispatcher.pop(supervisor, request_id, now)
                 supervisor.note_finished()
                 if pending is not None:
                     self._settle(pending, message)
@@ -225,18 +223,15 @@ class Pool(Owner):
 
     @override
     def on_engine_end(self, supervisor: Supervisor) -> None:
-        requests = self._dispatcher.empty(supervisor)
+        requests = self._dispatcher.empty(supervisor, asyncio.get_running_loop().time())
         for pending in requests:
             pending.tries += 1
             pending.solo_failures += len(requests) == 1
-            if pending.answer.done():
-                self._forget(pending)
-            elif pending.exhausted(self._reruns):
+            if pending.exhausted(self._reruns):
                 pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
             else:
                 pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
-                self._dispatcher.queue(pending, suspect=True)
-                self._set_timer(pending)
+            self._requeue(pending)
         self.on_state_change()
 
     # --- waiting requests ---------------------------------------------------------------------------------------------
@@ -252,6 +247,14 @@ class Pool(Owner):
             pending.supervisor.send(Cancel(pending.work.id))  # assigned until the engine confirms
         else:
             self._forget(pending)
+
+    def _requeue(self, pending: PendingRequest) -> None:
+        """Let a request wait again that its engine has not finished, unless it is answered or its caller is gone."""
+        if pending.answer.done():
+            self._forget(pending)
+        else:
+            self._dispatcher.queue(pending)
+            self._set_timer(pending)
 
     def _forget(self, pending: PendingRequest) -> None:
         self._ids.discard(pending.work.id)
@@ -280,16 +283,13 @@ class Pool(Owner):
             pending.timer = None
         if not up and pending.timer is None:
             loop = asyncio.get_running_loop()
-            pending.timer = loop.call_later(self._start_timeout_s, self._expire, pending)
-
-    def _expire(self, pending: PendingRequest) -> None:
-        pending.settle(self._late())
+            pending.timer = loop.call_later(self._start_timeout_s, lambda: pending.settle(self._late()))
 
     def _late(self) -> RequestError:
         return RequestError("startup_timeout", f"No engine was ready in time. {self.detail}")
 
     def _state_of(self, supervisor: Supervisor) -> State:
-        if supervisor.state is State.READY and self._dispatcher.count(supervisor) >= supervisor.capacity:
+        if supervisor.state is State.READY and len(self._dispatcher.load(supervisor)) >= supervisor.capacity:
             return State.BUSY
         return supervisor.state
 

@@ -18,19 +18,8 @@ from typing import cast
 import msgspec
 from typing_extensions import override
 
-from pipelines.messages import (
-    Beat,
-    Configure,
-    EngineConfig,
-    FromEngine,
-    OverlongFrame,
-    Ready,
-    ToEngine,
-    frame_body,
-    frame_end,
-    parse_from_engine,
-    write_frame,
-)
+from pipelines.frames import OverlongFrame, frame_body, frame_end, parse_from_engine, write_frame
+from pipelines.messages import Beat, Configure, EngineConfig, FromEngine, Ready, ToEngine
 from server.logs import fault
 
 logger = logging.getLogger(__name__)

@@ -101,6 +101,7 @@ class Supervisor:
         self.model = ""
         self.notice = ""
         self.capacity = 0
+        self.decoders = 0
         self.restarts = 0
         self._config = config
         self._launch = launch
@@ -181,8 +182,9 @@ class Supervisor:
                 pass
             case Ready() if self._engine is None:
                 pass  # the last message of one that is being reaped
-            case Ready(model=model, device=device, capacity=capacity, notice=notice):
-                self.model, self.device, self.capacity, self.notice = model, device, capacity, notice
+            case Ready(model=model, device=device, notice=notice):
+                self.model, self.device, self.notice = model, device, notice
+                self.capacity, self.decoders = message.capacity, message.decoders
                 self._ready_at = asyncio.get_running_loop().time()
                 logger.info("%s is ready on %s", model, device)
                 if notice:

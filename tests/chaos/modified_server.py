@@ -10,6 +10,7 @@ The first argument is a JSON object of the differences; all else is the server a
     webhook_timeout_s   seconds that a receiver may take
     lease_s             seconds after which a silent server has lost its jobs
     heartbeat_s         seconds between its signs of life
+    one_pool            control: large pictures are decoded on the threads of all others
     one_try             control: what an engine ended on is not run again
     no_retries          control: a webhook is tried once
     lets_go_first       control: leases that have run out are given up before they are renewed
@@ -54,6 +55,7 @@ from server.workers import pool as workers
 from tests.support.server_process import serve
 
 FAULTY_ENGINE = Path(__file__).parents[1] / "support" / "faulty_engine.py"
+ONE_POOL_ENGINE = FAULTY_ENGINE.with_name("one_pool_engine.py")
 HASTE_S = 0.2
 
 
@@ -155,6 +157,8 @@ def main():
     pool = {"patience_s": asked["patience_s"]} if "patience_s" in asked else {}
     if asked.get("faulty"):
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
+    if asked.get("one_pool"):
+        pool["command"] = (sys.executable, "-P", str(ONE_POOL_ENGINE))
     times = {name: asked[f"{name}_s"] for name in ("lease", "heartbeat") if f"{name}_s" in asked}
     retries = {"retries": 0} if asked.get("no_retries") else {}
     spread_s = asked.get("webhook_scale", 1.0) * delivery.RetrySchedule.spread_s

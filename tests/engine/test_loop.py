@@ -12,14 +12,17 @@ import pytest
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.loop import BEAT_TIMES, BeatTimes, Engine
 from pipelines.errors import NoRoomError
-from pipelines.images.codec import ImageFault
+from pipelines.images.codec import ImageFault, LargePicture
+from pipelines.images.decoder_process import DecoderError, DecoderLimits, Unwanted
 from pipelines.messages import (
     Beat,
     Cancelled,
+    Decoded,
     EngineConfig,
     Failed,
     Generated,
     GenerationParams,
+    Large,
     Log,
     Preview,
     Priority,
@@ -43,6 +46,8 @@ class RawCodec:
             raise ImageFault("image_load_error", "It is bad.", {"why": "test"})
         if data == b"bug":
             raise ZeroDivisionError
+        if data == b"large":
+            raise LargePicture(alone=True)
         size, _, level = data.decode().partition(":")
         width, height = map(int, size.split("x"))
         return np.full((height, width, 3), int(level or 0), np.uint8)
@@ -87,6 +92,30 @@ class HeldUp(RawCodec):
         return super().encode(pixels)
 
 
+class HeldUpDecoders:
+    """Decoders that decode when they are let, or when they are stopped; "bug" is a picture that ends them."""
+
+    limits = DecoderLimits(count=1)
+
+    def __init__(self):
+        self.asked, self.let, self.closed = threading.Event(), threading.Event(), threading.Event()
+
+    def decode(self, name, data, wanted):
+        self.asked.set()
+        assert self.let.wait(WAIT_S)
+        if not wanted():
+            raise Unwanted
+        if data == b"bug":
+            raise DecoderError(SECRET)
+        return np.zeros((64, 64, 3), np.uint8)
+
+    def stop(self, name):
+        self.let.set()
+
+    def close(self):
+        self.closed.set()
+
+
 class Watched(FaultyModel):
     """Notes who shared each step; takes a millisecond for it, so that others can join."""
 
@@ -104,11 +133,13 @@ class Watched(FaultyModel):
 class Talk:
     """A running engine and what it says. Messages other than beats are kept in order, for each request by itself."""
 
-    def __init__(self, model, config, codec=None, beat_times=BEAT_TIMES):
+    def __init__(self, model, config, codec=None, beat_times=BEAT_TIMES, decoders=None):
         self._said = queue.SimpleQueue()
         self.of = {}
         self.beats = []
-        self.engine = Engine(config, model, codec or RawCodec(), self._said.put, beat_times=beat_times)
+        self.engine = Engine(
+            config, model, codec or RawCodec(), self._said.put, beat_times=beat_times, decoders=decoders
+        )
         self.fault = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -119,10 +150,12 @@ class Talk:
         except DeviceLost as error:
             self.fault = error
 
-    def ask(self, request_id, *, image=b"64x64", priority=Priority.RUN, tenant="", previews=False, **params):
+    def ask(
+        self, request_id, *, image=b"64x64", priority=Priority.RUN, tenant="", previews=False, large=False, **params
+    ):
         params = GenerationParams(**{"prompt": request_id, "seed": 1} | params)
-        work = Work(id=request_id, params=params, image=image, priority=priority, tenant=tenant, previews=previews)
-        self.engine.submit(work)
+        options = {"priority": priority, "tenant": tenant, "previews": previews, "large": large}
+        self.engine.submit(Work(id=request_id, params=params, image=image, **options))
 
     def hear(self):
         message = self._said.get(timeout=WAIT_S)
@@ -132,7 +165,7 @@ class Talk:
             self.of.setdefault(message.id, []).append(message)
         return message
 
-    def until(self, request_id, kind=(Generated, Failed, Cancelled)):
+    def until(self, request_id, kind=(Large, Generated, Failed, Cancelled)):
         """The first message of this kind about a request."""
         while True:
             for message in self.of.get(request_id, []):
@@ -150,8 +183,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk_with(model, codec=None, beat_times=BEAT_TIMES, **config):
-    talk = Talk(model, EngineConfig(model="test", data_dir="", **config), codec, beat_times)
+def talk_with(model, codec=None, beat_times=BEAT_TIMES, decoders=None, **config):
+    talk = Talk(model, EngineConfig(model="test", data_dir="", **config), codec, beat_times, decoders)
     try:
         yield talk
     finally:
@@ -713,3 +746,53 @@ def test_with_one_image_a_step_not_a_bit_depends_on_what_else_is_in_flight():
         together = talk.ends(*(f"together {number}" for number in range(len(asked))))
 
     assert [answer.pictures for answer in together] == [answer.pictures for answer in alone]
+
+
+# --- large pictures ----------------------------------------------------------------------------------------------
+
+
+def test_a_request_whose_picture_is_large_is_given_back():
+    with talk_with(FaultyModel()) as talk:
+        talk.ask("a", image=b"large")
+        given_back = talk.until("a")
+
+    assert given_back == Large("a", alone=True)
+
+
+def test_a_large_picture_that_is_being_decoded_holds_up_no_other_request():
+    decoders = HeldUpDecoders()
+    with talk_with(FaultyModel(), decoders=decoders) as talk:
+        talk.ask("a", large=True)
+        assert decoders.asked.wait(WAIT_S)
+        for number in range(40):
+            talk.ask(f"small {number}")
+        talk.ends(*(f"small {number}" for number in range(40)))
+        said = talk.of.get("a")
+        decoders.let.set()
+        talk.until("a", Generated)
+
+    assert said is None
+    assert [type(message) for message in talk.of["a"]] == [Decoded, Started, Generated]
+    assert decoders.closed.is_set()
+
+
+def test_a_cancelled_request_ends_its_decoding():
+    decoders = HeldUpDecoders()
+    with talk_with(FaultyModel(), decoders=decoders) as talk:
+        talk.ask("a", large=True)
+        assert decoders.asked.wait(WAIT_S)
+        talk.engine.cancel("a")
+        talk.until("a")
+
+    assert talk.of["a"] == [Cancelled("a")]
+
+
+def test_a_decoder_that_fails_costs_one_request():
+    decoders = HeldUpDecoders()
+    decoders.let.set()
+    with talk_with(FaultyModel(), decoders=decoders) as talk:
+        talk.ask("a", image=b"bug", large=True)
+        talk.ask("b", large=True)
+        failed, generated = talk.ends("a", "b")
+
+    assert (failed.kind, SECRET in failed.message, type(generated)) == ("engine_error", False, Generated)

@@ -10,7 +10,7 @@ import multiprocessing
 
 import pytest
 
-from pipelines.messages import Log, Preview, Priority, Started
+from pipelines.messages import Decoded, Large, Log, Preview, Priority, Started
 from server.fal.errors import InvalidInput, RequestError, invalid
 from server.jobs.attempt import Retry, retry
 from server.jobs.clock import SteadyClock
@@ -231,6 +231,45 @@ async def test_jobs_wait_while_there_is_no_engine_and_run_once_there_is(tmp_path
         queue.wake()
 
         assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_jobs_that_wait_for_a_decoder_leave_room_for_those_of_other_owners(tmp_path, held):
+    run = held.run
+
+    async def run_large(job, on_event):
+        if job.owner == "bad":
+            on_event(Large(job.id, alone=True))
+        return await run(job, on_event)
+
+    held.run = run_large
+    async with serving(tmp_path, held, capacity=2) as queue:
+        large = [await queue.submit(new(seed=seed, owner="bad")) for seed in range(8)]
+        await held.until(lambda: held.running > 0)  # or both places, before it is known that they are large
+        small = await queue.submit(new(seed=100, owner="good"))
+        await held.until(lambda: 100 in held.begun)
+        begun = list(held.begun)
+        held.go.set()
+        await asyncio.gather(*(ended(queue, job.id) for job in (*large, small)))
+
+    assert begun in ([0, 100], [0, 1, 100])
+
+
+async def test_a_job_whose_picture_is_decoded_takes_a_place_again(tmp_path, held):
+    run = held.run
+
+    async def run_large(job, on_event):
+        on_event(Large(job.id, alone=True))
+        on_event(Decoded(job.id))
+        return await run(job, on_event)
+
+    held.run = run_large
+    async with serving(tmp_path, held, capacity=1) as queue:
+        jobs = [await queue.submit(new(seed=seed)) for seed in range(4)]
+        await started(queue, jobs[0].id)
+        held.go.set()
+        await asyncio.gather(*(ended(queue, job.id) for job in jobs))
+
+    assert held.most == 1
 
 
 # --- trying again

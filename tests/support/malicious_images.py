@@ -92,7 +92,7 @@ def _jpeg_of(width: int, height: int, *, filled: bool = True, **sof: int | bytes
     return jpeg(_DQT, _DHT, _sof(width, height, **sof), _SOS, data=data)
 
 
-def _jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
+def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
     """A progressive JPEG drawn over and over."""
     dc = segment(0xDA, b"\x03\x01\x00\x02\x00\x03\x00\x00\x00\x00") + b"\0"
     return jpeg(_DQT, _DHT, _sof(width, height, 0xC2), dc * scans)
@@ -191,8 +191,8 @@ REFUSED: dict[str, Maker] = {
     "png signature alone": lambda: _SIGNATURE,
     "png header cut": lambda: png(64, 64)[:20],
     "png end cut": lambda: png(64, 64)[:-12],
-    "jpeg 50 megapixels drawn 2000 times": lambda: _jpeg_of_scans(7000, 7000, 2000),
-    "jpeg 1 megapixel drawn 60000 times": lambda: _jpeg_of_scans(1000, 1000, 60000),
+    "jpeg 50 megapixels drawn 2000 times": lambda: jpeg_of_scans(7000, 7000, 2000),
+    "jpeg 1 megapixel drawn 60000 times": lambda: jpeg_of_scans(1000, 1000, 60000),
     "jpeg a million comments": lambda: _small_jpeg(segment(0xFE, b"") * 1_000_000),
     "jpeg two sizes": lambda: jpeg(_DQT, _DHT, _sof(64, 64), _sof(65535, 65535), _SOS, data=bytes(24)),
     "jpeg size after picture": lambda: jpeg(_DQT, _DHT, _SOS, bytes(24), _sof(65535, 65535)),

@@ -1,10 +1,12 @@
 """Assignment of requests to engines, with devices that only record what they are sent."""
 
+import msgspec
 import pytest
 
-from pipelines.messages import Cancelled, Failed, Generated, GenerationParams, Priority, Work
+from pipelines.messages import Cancelled, Decoded, Failed, Generated, GenerationParams, Large, Priority, Work
 from server.fal.errors import InvalidInput
-from server.workers.dispatcher import Dispatcher, PendingRequest, RerunLimits, verdict
+from server.workers.dispatcher import Dispatcher
+from server.workers.pending import PendingRequest, RerunLimits, verdict
 from server.workers.supervisor import State
 
 
@@ -14,28 +16,29 @@ class Device:
     def __init__(self, state):
         self.state = state
         self.capacity = 2
+        self.decoders = 1
         self.sent = []
 
     def send(self, message):
         self.sent.append(message.id)
 
 
-def pending(name):
+def pending(name, *, tenant="", tries=0):
     params = GenerationParams(prompt="", seed=1)
-    work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant="", previews=False)
-    return PendingRequest(work, None, None, 0.0)
+    work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant=tenant, previews=False)
+    return PendingRequest(work, None, None, 0.0, tries=tries)
 
 
 def test_suspects_go_one_at_a_time():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
     for name in "ab":
-        dispatcher.queue(pending(name), suspect=True)
+        dispatcher.queue(pending(name, tries=1))
     dispatcher.queue(pending("c"))
     seen = []
     for last in (None, "a", "b"):
         if last:
-            dispatcher.pop(device, last)
+            dispatcher.pop(device, last, 0.0)
         dispatcher.dispatch(0.0)
         seen.append(list(device.sent))
 
@@ -46,10 +49,10 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     one, two = Device(State.STARTING), Device(State.READY)
     dispatcher = Dispatcher([one, two])
     for name in "ab":
-        dispatcher.queue(pending(name), suspect=True)
+        dispatcher.queue(pending(name, tries=1))
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
-    dispatcher.pop(two, "a")  # its last message
+    dispatcher.pop(two, "a", 0.0)  # its last message
     dispatcher.dispatch(0.0)
 
     assert (one.sent, two.sent) == (["b"], ["a"])
@@ -84,3 +87,99 @@ def test_a_finished_request_is_its_own_verdict():
     message = Generated(id="a", pictures=(), timings={})
 
     assert verdict(message) is message
+
+
+def large(name, *, tenant="", alone=False):
+    """Return a request that an engine has given back."""
+    request = pending(name, tenant=tenant)
+    request.work, request.alone = msgspec.structs.replace(request.work, large=True), alone
+    return request
+
+
+def test_a_request_that_is_given_back_is_sent_again_to_a_decoder():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    request = pending("a")
+    dispatcher.queue(request)
+    dispatcher.dispatch(0.0)
+    dispatcher.queue(dispatcher.give_back(device, Large("a", alone=True), 1.0))
+    dispatcher.dispatch(1.0)
+
+    assert device.sent == ["a", "a"]
+    assert (request.work.large, request.alone, request.decoding) == (True, True, True)
+
+
+def test_requests_with_large_pictures_take_no_capacity_until_those_are_decoded():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    for name in "abc":
+        dispatcher.queue(large(name))
+    dispatcher.dispatch(0.0)  # "a" gets the decoder
+    seen = []
+    for name in "xyz":
+        dispatcher.queue(pending(name))
+        dispatcher.dispatch(0.0)
+        seen.append(device.sent[-1])
+    dispatcher.note_decoded(device, Decoded("a"), 1.0)
+    dispatcher.pop(device, "x", 1.0)
+    dispatcher.dispatch(1.0)
+
+    assert seen == ["x", "y", "y"]  # the capacity is two
+    assert device.sent[-1] == "y"  # "a" has the place of "x"
+
+
+def test_a_decoder_gets_one_large_picture_after_the_other():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    for name in "ab":
+        dispatcher.queue(large(name))
+    dispatcher.dispatch(0.0)
+    sent = [list(device.sent)]
+    dispatcher.note_decoded(device, Decoded("a"), 1.0)
+    dispatcher.dispatch(1.0)
+    sent.append(list(device.sent))
+
+    assert sent == [["a"], ["a", "b"]]
+
+
+def test_of_two_pictures_which_take_much_memory_one_is_decoded_at_a_time():
+    device = Device(State.READY)
+    device.decoders = 2
+    dispatcher = Dispatcher([device])
+    for name in "abc":
+        dispatcher.queue(large(name, tenant=name, alone=name in "ab"))
+    dispatcher.dispatch(0.0)
+
+    assert device.sent == ["a", "c"]
+
+
+def test_the_tenant_that_had_least_decoding_time_gets_the_decoder():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b"), ("a3", "a"), ("b2", "b")):
+        dispatcher.queue(large(name, tenant=tenant))
+    device.sent.clear()
+    now = 0.0
+    for name, seconds in (("a1", 3.0), ("b1", 1.0), ("b2", 1.0), ("a2", 1.0), ("a3", 1.0)):
+        dispatcher.dispatch(now)
+        now += seconds
+        dispatcher.note_decoded(device, Decoded(name), now)
+        dispatcher.pop(device, name, now)
+
+    assert device.sent == ["a1", "b1", "b2", "a2", "a3"]
+
+
+def test_a_suspect_with_a_large_picture_stays_alone():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    suspect = large("a")
+    dispatcher.queue(suspect)
+    dispatcher.dispatch(0.0)
+    for request in dispatcher.empty(device, 0.0):
+        request.tries = 1
+        dispatcher.queue(request)
+    dispatcher.queue(pending("b"))
+    device.sent.clear()
+    dispatcher.dispatch(0.0)
+
+    assert (device.sent, suspect.decoding) == (["a"], True)

@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.messages import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
 from server.fal.errors import InvalidInput, RequestError
-from server.workers.dispatcher import RerunLimits
+from server.workers.pending import RerunLimits
 from server.workers.pool import COMMAND, Pool, State
 from server.workers.process import ProcessTimes
 from server.workers.supervisor import RestartPolicy

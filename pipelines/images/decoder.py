@@ -1,0 +1,105 @@
+"""Decoder process: `python -P -m pipelines.images.decoder --fd N`, where N is one end of a socket pair.
+
+It decodes one large picture after the other for `pipelines.images.decoder_process`, at a low CPU priority. The first
+message to it is a `Task`; then each is an encoded picture, and each answer is a `Pixels` or a `Fault`. It ends at the
+end of the stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and memory
+that was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
+"""
+
+import argparse
+import math
+import os
+import resource
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from pipelines.images import codec
+from pipelines.messages import EngineConfig, FailureKind
+from pipelines.parent import follow_parent
+
+# Added to the process's niceness: the device, encoders and the server go first when they want the processor.
+NICENESS = 10
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True):
+    """What all pictures have in common. `cpu_s`: seconds of computing that one may take."""
+
+    limits: EngineConfig
+    cpu_s: float
+
+
+class Pixels(msgspec.Struct, frozen=True, tag=True):
+    """A decoded picture: RGB, eight bits each."""
+
+    height: int
+    width: int
+    data: bytes
+
+
+class Fault(msgspec.Struct, frozen=True, tag=True):
+    """The picture can't be used: a `pipelines.images.codec.ImageFault`."""
+
+    kind: FailureKind
+    message: str
+    ctx: dict[str, int | float | str | list[str]]
+
+
+Answer: TypeAlias = Pixels | Fault
+
+
+def main() -> None:
+    """Decode until the other end closes."""
+    parser = argparse.ArgumentParser(prog="pipelines.images.decoder")
+    parser.add_argument("--fd", type=int, required=True)
+    connection = Connection(parser.parse_args().fd)
+    follow_parent()
+    os.nice(NICENESS)
+    _lower(resource.RLIMIT_CORE, 0)  # a dump of memory would have a picture in it
+    try:
+        task = msgspec.msgpack.decode(connection.recv_bytes(), type=Task)
+        _bound_memory(task.limits)
+        while True:
+            data = connection.recv_bytes()
+            _bound_time(task.cpu_s)
+            connection.send_bytes(msgspec.msgpack.encode(_answer(data, task.limits)))
+    except (EOFError, ConnectionError):
+        return  # the engine has ended
+
+
+def _answer(data: bytes, limits: EngineConfig) -> Answer:
+    try:
+        pixels = codec.decode(data, limits)
+    except codec.ImageFault as fault:
+        return Fault(fault.kind, fault.message, fault.ctx)
+    except MemoryError:
+        return Fault("image_load_error", "The image could not be read: it takes too much memory.", {})
+    height, width, _ = pixels.shape
+    return Pixels(height, width, pixels.tobytes())
+
+
+def _bound_memory(limits: EngineConfig) -> None:
+    """Bound the address space: what is there now, a picture's budget, and copies of its file. Linux only."""
+    if sys.platform == "linux":
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + codec.MEMORY_BUDGET + 4 * limits.max_image_bytes
+        _lower(resource.RLIMIT_AS, most)
+
+
+def _bound_time(cpu_s: float) -> None:
+    """Have the system end this process when it has computed for that many seconds more."""
+    _lower(resource.RLIMIT_CPU, math.ceil(time.process_time() + cpu_s))
+
+
+def _lower(limit: int, most: int) -> None:
+    """Set a soft limit, no higher than the hard one."""
+    _, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+if __name__ == "__main__":
+    main()

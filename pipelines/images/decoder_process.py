@@ -1,0 +1,168 @@
+"""Decodes large pictures in processes of their own, each of which can be bounded and ended without harm to others.
+
+A process is started when it is first needed, decodes one picture at a time, and is kept for the next
+(`pipelines.images.decoder`). When one is killed from outside in the middle, its picture is decoded once more. A picture
+that takes too long fails alone. A process whose picture is no longer wanted is killed: others wait for it.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing import Pipe
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.images.codec import ImageFault
+from pipelines.images.decoder import Answer, Fault, Pixels, Task
+from pipelines.messages import EngineConfig
+
+COMMAND = (sys.executable, "-P", "-m", "pipelines.images.decoder")
+
+STDERR = 2
+
+_ANSWERS = msgspec.msgpack.Decoder(Answer)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderLimits:
+    """Bounds on decoder processes.
+
+    `count`: processes; half of the processors leave the other half to the device and the server.
+    `cpu_s`: seconds of computing for one picture; fifty megapixels of any kind take one to five.
+    `wall_s`: seconds in all, for one that hangs; a process of low priority may get a tenth of a processor.
+    `tries`: processes that may end in the middle of one picture.
+    """
+
+    count: int = max(1, (os.cpu_count() or 1) // 2)
+    cpu_s: float = 20.0
+    wall_s: float = 120.0
+    tries: int = 2
+
+
+DECODER_LIMITS = DecoderLimits()
+
+
+class Unwanted(Exception):
+    """The picture is no longer wanted."""
+
+
+class DecoderError(Exception):
+    """The picture was not decoded, though nothing is known to be wrong with it."""
+
+
+class Decoders:
+    """Decoder processes for an engine of this configuration. Called from up to `limits.count` threads at once.
+
+    The threads must live as long as the processes: Linux ends a process with the thread that started it.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, command: Sequence[str] = COMMAND, limits: DecoderLimits = DECODER_LIMITS
+    ) -> None:
+        self.limits = limits
+        self._task = msgspec.msgpack.encode(Task(limits=config, cpu_s=limits.cpu_s))
+        self._command = command
+        self._lock = threading.Lock()
+        self._idle: list[_Process] = []
+        self._busy: dict[str, _Process] = {}
+
+    def decode(self, name: str, data: bytes, wanted: Callable[[], bool]) -> NDArray[np.uint8]:
+        """Return a picture's pixels, as `codec.decode` does. `name`: what `stop` knows it by.
+
+        Raises `ImageFault`, `DecoderError`, or `Unwanted` once `wanted` says so and `stop` was called.
+        """
+        for _ in range(self.limits.tries):
+            with self._lock:
+                if not wanted():
+                    raise Unwanted
+                process = self._idle.pop() if self._idle else _Process(self._command, self._task)
+                self._busy[name] = process
+            answer = process.decode(data, self.limits.wall_s)
+            with self._lock:
+                del self._busy[name]
+                if answer is not None:
+                    self._idle.append(process)
+                    break
+                if not wanted():
+                    raise Unwanted
+            if process.status == -signal.SIGXCPU:
+                message = f"The image could not be read: it takes more than {self.limits.cpu_s:g} s of computing."
+                raise ImageFault("image_load_error", message)
+            if process.late:
+                raise DecoderError(f"not decoded within {self.limits.wall_s:g} s")
+        else:
+            raise DecoderError(f"{self.limits.tries} decoder processes ended in the middle of one picture")
+        if isinstance(answer, Fault):
+            raise ImageFault(answer.kind, answer.message, answer.ctx)
+        pixels = np.frombuffer(bytearray(answer.data), np.uint8)
+        return pixels.reshape(answer.height, answer.width, 3)
+
+    def stop(self, name: str) -> None:
+        """Kill the process that decodes this picture, if one does. The picture must not be wanted any more."""
+        with self._lock:
+            if name in self._busy:
+                self._busy[name].kill()
+
+    def close(self) -> None:
+        """End all processes. None may be decoding."""
+        with self._lock:
+            for process in self._idle:
+                process.kill()
+                process.reap()
+            self._idle.clear()
+
+
+class _Process:
+    """One decoder process. `status`: its exit status, once it has ended. `late`: it was killed for taking too long."""
+
+    def __init__(self, command: Sequence[str], task: bytes) -> None:
+        self.late = False
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [*command, "--fd", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=STDERR,
+                pass_fds=(theirs.fileno(),),
+            )
+        self._task: bytes | None = task
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
+    def decode(self, data: bytes, wall_s: float) -> Pixels | Fault | None:
+        """Return what the process says of a picture; None if it has ended instead."""
+        timer = threading.Timer(wall_s, self._end_late)
+        timer.start()
+        try:
+            if self._task is not None:
+                self._connection.send_bytes(self._task)
+                self._task = None
+            self._connection.send_bytes(data)
+            answer: Answer = _ANSWERS.decode(self._connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            self.kill()
+            self.reap()
+            return None
+        finally:
+            timer.cancel()
+        return answer
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def reap(self) -> None:
+        """Wait for the end of a killed process, and forget it."""
+        self._process.wait()
+        self._connection.close()
+
+    def _end_late(self) -> None:
+        self.late = True
+        self.kill()

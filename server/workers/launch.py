@@ -1,0 +1,26 @@
+"""How the server starts engine processes: the command, and the environment that their libraries read."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.messages import EngineConfig
+from server.environment import child_environment
+from server.workers.process import Launch, ProcessTimes
+
+COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
+
+# For the libraries in an engine process: no telemetry.
+ENVIRONMENT = {
+    "DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",  # prompts are short: its threads would only compete with torch's
+}
+
+
+def launch(config: EngineConfig, command: Sequence[str], patience_s: float, times: ProcessTimes) -> Launch:
+    """Return how the engines of this configuration are started and watched."""
+    compiled = str(Path(config.data_dir) / "compiled")  # torch.compile's cache for later starts
+    environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
+    return Launch(command=command, environment=environment, patience_s=patience_s, times=times)

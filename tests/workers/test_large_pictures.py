@@ -1,0 +1,139 @@
+"""Requests with large pictures in a pool of real engines: what they hold up, and what becomes of their decoders."""
+
+import asyncio
+import os
+import signal
+
+import psutil
+import pytest
+from PIL import Image
+
+from pipelines.messages import Generated, GenerationParams, Work
+from server.fal.errors import InvalidInput
+from server.workers.pool import COMMAND, State
+from tests.images.test_codec import saved
+from tests.workers.test_pool import is_running, pid_of, pool_of, restarts, until
+
+SMALL = saved(Image.new("RGB", (64, 64), "teal"), "JPEG")
+LARGE = saved(Image.new("RGB", (1600, 1200), "teal"), "PNG")
+
+
+def engines():
+    return pool_of(model="instant+jpeg", command=COMMAND)
+
+
+def run(pool, name, image, tenant=""):
+    params = GenerationParams(prompt="", seed=1)
+    return asyncio.create_task(pool.run(Work(id=name, params=params, image=image, tenant=tenant)))
+
+
+async def decoder_of(pool):
+    """Return the process id of the engine's decoder, which is started for this."""
+    await run(pool, "first", LARGE)
+    return psutil.Process(pid_of(pool)).children()[0].pid
+
+
+@pytest.mark.anyio
+async def test_a_large_picture_is_decoded_and_answered():
+    async with engines() as pool:
+        answer = await run(pool, "a", LARGE)
+
+    assert (answer.pictures[0].width, answer.pictures[0].height) == (1024, 768)
+    assert "decode_image" in answer.timings
+
+
+@pytest.mark.anyio
+async def test_others_are_answered_while_more_large_pictures_than_the_engine_has_places_wait():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        os.kill(decoder, signal.SIGSTOP)
+        large = [run(pool, f"large {number}", LARGE, "bad") for number in range(3 * pool.capacity)]
+        small = [await run(pool, f"small {number}", SMALL, "good") for number in range(20)]
+        waiting, state = [not task.done() for task in large], pool.state
+        os.kill(decoder, signal.SIGCONT)
+        answers = await asyncio.gather(*large)
+
+    assert {type(answer) for answer in (*small, *answers)} == {Generated}
+    assert (all(waiting), state) == (True, State.READY)
+
+
+@pytest.mark.anyio
+async def test_a_decoder_that_is_killed_in_the_middle_costs_no_request():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        os.kill(decoder, signal.SIGSTOP)
+        large = run(pool, "a", LARGE)
+        await run(pool, "b", SMALL)
+        os.kill(decoder, signal.SIGKILL)
+        answer = await large
+        again = restarts(pool)
+
+    assert (type(answer), again) == (Generated, [0])
+
+
+@pytest.mark.anyio
+async def test_a_cancelled_large_picture_frees_its_decoder():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        os.kill(decoder, signal.SIGSTOP)
+        hung, waiting = run(pool, "a", LARGE), run(pool, "b", LARGE)
+        await run(pool, "c", SMALL)
+        hung.cancel()
+        answer = await waiting
+
+    assert isinstance(answer, Generated)
+
+
+@pytest.mark.anyio
+async def test_a_large_picture_that_waits_is_dropped_when_it_is_cancelled():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        os.kill(decoder, signal.SIGSTOP)
+        first, waiting = run(pool, "a", LARGE), run(pool, "b", LARGE)
+        await run(pool, "c", SMALL)
+        waiting.cancel()
+        again = run(pool, "b", SMALL)  # the id is free
+        await again
+        os.kill(decoder, signal.SIGCONT)
+        await first
+
+    assert waiting.cancelled()
+
+
+@pytest.mark.anyio
+async def test_a_damaged_large_picture_is_its_callers_fault():
+    async with engines() as pool:
+        with pytest.raises(InvalidInput) as caught:
+            await run(pool, "a", LARGE[:-20])
+
+    assert caught.value.error_type == "image_load_error"
+
+
+@pytest.mark.anyio
+async def test_what_waits_for_a_decoder_runs_on_the_next_engine_when_one_dies():
+    async with engines() as pool:
+        os.kill(await decoder_of(pool), signal.SIGSTOP)
+        large = [run(pool, f"large {number}", LARGE) for number in range(4)]
+        await run(pool, "small", SMALL)
+        os.kill(pid_of(pool), signal.SIGKILL)
+        answers = await asyncio.gather(*large)
+
+    assert {type(answer) for answer in answers} == {Generated}
+
+
+@pytest.mark.anyio
+async def test_no_decoder_outlives_a_killed_engine():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        os.kill(decoder, signal.SIGSTOP)  # it can't see the end of its stream
+        os.kill(pid_of(pool), signal.SIGKILL)
+        await until(lambda: not is_running(decoder))
+
+
+@pytest.mark.anyio
+async def test_no_decoder_outlives_a_drained_engine():
+    async with engines() as pool:
+        decoder = await decoder_of(pool)
+        await pool.close(1.0)
+
+        assert not is_running(decoder)
