@@ -112,7 +112,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             await pool.start()
             stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
             stack.push_async_callback(fetch.close)
-            files = parts.files(settings, public_url=settings.public_url)
+            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share)
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)

@@ -15,6 +15,7 @@ The first argument is a JSON object of the differences; all else is the server a
     lets_go_first       control: leases that have run out are given up before they are renewed
     hasty               control: a submit is answered before the job is on disk
     twice               control: every twentieth run is done twice
+    one_owner           control: all stored files count for one owner
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
 """
 
@@ -38,6 +39,8 @@ from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
+from server.storage.files import Files
+from server.storage.names import COMMON, Names
 from server.webhooks import delivery
 from server.workers import pool as workers
 from tests.support.server_process import serve
@@ -88,6 +91,14 @@ def _decoded_slowly(uri, max_bytes):
     return data_uri.decode(f"data:;base64,{plain}", max_bytes)
 
 
+class OneOwner(Names):
+    """Knows no owner of any file."""
+
+    @override
+    def account(self, name):
+        return COMMON
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -113,6 +124,7 @@ def main():
         pool["reruns"] = workers.RerunLimits(tries=1)
     parts = Parts(
         pool=functools.partial(workers.Pool, **pool),
+        files=functools.partial(Files, names=OneOwner if asked.get("one_owner") else Names),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),
