@@ -7,7 +7,7 @@ import random
 from tests.chaos.attack import Attack
 
 CLIENTS = 40
-PAUSE_S = 0.5  # after a refusal, on average: clients do not come all at once
+FILLING_S, FULL_S = 0.05, 5.0  # pause after a refusal, on average, until the quota is full, and then
 LARGE = 4_000_000
 QUOTA = 16 * 1024**2
 FILES = 1000  # in the quota of the small ones: two for each upload
@@ -41,7 +41,7 @@ async def again_and_again(port, requests, full):
             pass
         if request is requests[-1]:
             full.set()
-        await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
+        await asyncio.sleep(random.uniform(0, 2 * (FULL_S if full.is_set() else FILLING_S)))
 
 
 async def accepted(port, request):
