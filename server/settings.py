@@ -85,7 +85,9 @@ class QueueSettings(Section):
     result_ttl: Seconds = setting(7 * 86400.0, "seconds that queue results stay fetchable")
     tombstone_ttl: Seconds = setting(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
     jobs_quota_bytes: Count = setting(
-        10 * 1024**3, "disk for queued inputs and results; beyond it the oldest results go, then submits get 429"
+        10 * 1024**3,
+        "disk for queued inputs and results; beyond it old results go, of the key which has the most first, and its "
+        "submits get 429",
     )
 
 

@@ -7,7 +7,7 @@ import random
 from tests.chaos.attack import Attack
 
 CLIENTS = 40
-FILLING_S, FULL_S = 0.05, 5.0  # pause after a refusal, on average, until the quota is full, and then
+FILLING_S, FULL_S = 0.05, 5.0  # between a client's uploads, on average: until the quota is full, and then
 LARGE = 4_000_000
 QUOTA = 16 * 1024**2
 FILES = 1000  # in the quota of the small ones: two for each upload
@@ -38,10 +38,14 @@ async def again_and_again(port, requests, full):
     """Upload until refused, then something smaller; when the smallest was refused, the quota is full."""
     for request in itertools.cycle(requests):
         while await accepted(port, request):
-            pass
+            await pause(full)
         if request is requests[-1]:
             full.set()
-        await asyncio.sleep(random.uniform(0, 2 * (FULL_S if full.is_set() else FILLING_S)))
+        await pause(full)
+
+
+async def pause(full):
+    await asyncio.sleep(random.uniform(0, 2 * (FULL_S if full.is_set() else FILLING_S)))
 
 
 async def accepted(port, request):
