@@ -116,7 +116,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
-            files = parts.files(settings, public_url=settings.public_url)
+            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share)
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)

@@ -20,7 +20,8 @@ from server.inputs import Inputs
 from server.jobs.job import Job
 from server.metrics import Metrics
 from server.settings import RequestSettings
-from server.storage.files import NO_SPACE, Files
+from server.storage.files import Files
+from server.storage.full import NO_SPACE
 from server.workers.pending import Event
 from server.workers.pool import Pool
 

@@ -92,7 +92,9 @@ class QueueSettings(Section):
     result_ttl: Seconds = setting(7 * 86400.0, "seconds that queue results stay fetchable")
     tombstone_ttl: Seconds = setting(30 * 86400.0, "seconds that an expired request is answered with 410, not 404")
     jobs_quota_bytes: Count = setting(
-        10 * 1024**3, "disk for queued inputs and results; beyond it the oldest results go, then submits get 429"
+        10 * 1024**3,
+        "disk for queued inputs and results; beyond it old results go, of the key which has the most first, and its "
+        "submits get 429",
     )
 
 
@@ -151,7 +153,14 @@ class StorageSettings(DataSettings, RequestSettings):
 
     file_ttl: Seconds = setting(30 * 86400.0, "seconds that files live whose owner did not say: uploads and results")
     files_quota_bytes: Count = setting(
-        20 * 1024**3, "disk for stored files; beyond it the oldest go, then uploads get 429"
+        20 * 1024**3,
+        "disk for stored files, in whole blocks; beyond it the oldest of the key which has the most go, then its "
+        "uploads get 429",
+    )
+    max_stored_files: Positive = setting(
+        500_000,
+        "files on disk at once, whatever their size: files-quota-bytes in results of 40 KB. Each takes an inode, and "
+        "0.2 KB of memory",
     )
     max_upload_bytes: Positive = setting(512 * 1024**2, "largest upload; clients send more than 90 MiB in parts")
 
@@ -167,8 +176,9 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     )
     key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
-        "part of max-calls, max-sessions, max-connections, max-queue, max-fetches and body-budget-bytes that one key"
-        " may take, unless `fourstep keys` gave it limits of its own: a wild client leaves the rest to others",
+        "part of max-calls, max-sessions, max-connections, max-queue, max-fetches, max-downloads, body-budget-bytes and"
+        " jobs-quota-bytes that one key may take, unless `fourstep keys` gave it limits of its own: a wild client leaves the rest to"
+        " others. Of files-quota-bytes and max-stored-files a key may have more while there is room",
     )
     max_token_seconds: Positive = setting(
         3600,

@@ -47,9 +47,10 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one caller may have in flight; None: as much as the server. `memory`: bytes of request bodies.
+    """What one caller may have in flight; None: as much as the server.
 
-    `connections`: all exchanges and sockets, calls and sessions too.
+    `connections`: all exchanges and sockets, calls and sessions too. `memory`: bytes of request bodies. `queued_bytes`:
+    inputs of waiting and running jobs.
     """
 
     connections: int | None = None
@@ -57,6 +58,7 @@ class Allowance:
     queued: int | None = None
     sessions: int | None = None
     memory: int | None = None
+    queued_bytes: int | None = None
 
 
 class _Document(msgspec.Struct):
@@ -77,6 +79,7 @@ def allowance(settings: AccessSettings, key: Key) -> Allowance:
         queued=key.queued or share(settings.max_queue),
         sessions=key.sessions or share(settings.max_sessions),
         memory=max(share(settings.body_budget_bytes), settings.max_body_bytes),
+        queued_bytes=max(share(settings.jobs_quota_bytes), settings.max_body_bytes),
     )
 
 

@@ -61,6 +61,7 @@ async def submit(request: Request) -> Response:
             store_io=platform_headers.store_io(request.headers),
             max_queue_length=max_length,
             max_owned=caller.allowance.queued,
+            max_owned_bytes=caller.allowance.queued_bytes,
             result=result,
         )
     )

@@ -32,7 +32,7 @@ from server.fal.errors import PlainError, RequestError
 from server.fal.hosts import base_url
 from server.storage.files import SPOOL_BYTES
 from server.storage.multipart import MAX_PARTS
-from server.storage.upload_tokens import Upload, permit
+from server.storage.upload_tokens import Upload
 from server.web.request import counted, find_caller, given, memory, read_json, validated
 from server.web.responses import json_response
 
@@ -73,7 +73,9 @@ async def initiate(request: Request) -> Response:
     ctx = context(request)
     caller = find_caller(request)
     wanted = validated(Wanted, given(await read_json(request, caller, _MAX_BODY_BYTES)))
-    upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.upload_lifecycle(request.headers))
+    upload = ctx.files.permit(
+        wanted.content_type, wanted.file_name, caller.id, lifecycle.upload_lifecycle(request.headers)
+    )
     base = base_url(request.scope, "cdn")
     token = ctx.files.upload_tokens.issue(upload)
     urls = {"upload_url": f"{base}/upload/{upload.name}?ticket={token}", "file_url": f"{base}/files/{upload.name}"}
@@ -160,7 +162,8 @@ def _new_upload(request: Request) -> Upload:
     caller = counted(request, _uploader(request))
     headers = request.headers
     content_type, file_name = headers.get("content-type", ""), headers.get("x-fal-file-name", "")
-    return permit(content_type, file_name, caller.id, lifecycle.upload_lifecycle(headers))
+    files = context(request).files
+    return files.permit(content_type, file_name, caller.id, lifecycle.upload_lifecycle(headers))
 
 
 def _access_url(request: Request, upload: Upload) -> str:

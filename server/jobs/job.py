@@ -98,7 +98,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     `input` is a JSON object with its seed already drawn, so that a second run gives the same picture. `call` is other
     JSON that a run needs (base URL of file links, lifetime of files). `app` is `owner/alias` as in the job's URLs;
     `owner` is the caller's id. `start_timeout` is in seconds. `max_owned`: how many jobs of this owner may wait, with
-    this one. `result` is set where the answer is already known (an invalid input): the job is COMPLETED at once.
+    this one; `max_owned_bytes`: inputs of its unfinished jobs. `result` is set where the answer is already known (an
+    invalid input): the job is COMPLETED at once.
     """
 
     app: str
@@ -112,6 +113,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     store_io: bool = True
     max_queue_length: int | None = None
     max_owned: int | None = None
+    max_owned_bytes: int | None = None
     result: Result | None = None
     id: str = msgspec.field(default_factory=new_request_id)
 

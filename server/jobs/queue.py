@@ -48,7 +48,7 @@ class Queue:
         self._now = clock = clock or SteadyClock()
         self._index = JobIndex(turns=max(1, round(times.far / times.tick)))
         self.webhook_due = self._index.webhook_due
-        self._retention = Retention(store.database, self._index.forget, settings, clock)
+        self._retention = Retention(store.database, self._index.forget, settings, key_share=key_share, clock=clock)
         self._runner = Runner(
             store,
             self._index,
@@ -125,8 +125,7 @@ class Queue:
     def _admit(self, new: NewJob) -> None:
         if self._runner.draining:
             raise overloaded("The server is shutting down")
-        if self._retention.disk_full:
-            raise overloaded("The queue's disk quota is used up")
+        self._retention.admit(new)
         if self.length() >= self._settings.max_queue:
             raise overloaded("The queue is full")
         if new.max_owned is not None and self.owned(new.owner) >= new.max_owned:

@@ -1,8 +1,13 @@
 """How long results are kept: until an age, a disk quota, or delivery for owners who asked for no storing.
 
 An expired job leaves a tombstone, so that its request id is answered with 410 (it was here) and not with 404.
+
+Inputs of unfinished jobs are never dropped, so of the disk quota one key's may take its share and no more. When the
+quota is used up, results of the owner that has the most there go first, and that owner's submits are refused; others'
+are accepted until no results are left to drop.
 """
 
+import collections
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +15,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from server.fal.errors import overloaded
 from server.jobs import schema as sql
 from server.jobs.database import Database, DatabaseError, log_database_error, secure_delete
+from server.jobs.job import NewJob
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
@@ -29,15 +36,29 @@ class Retention:
         database: Database,
         forgotten: Callable[[Iterable[str]], None],
         settings: QueueSettings,
+        *,
+        key_share: float = 1.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._forgotten = forgotten
         self._settings = settings
+        self._key_share = key_share
         self._now = clock
         self._wiped = False  # since the write-ahead log was last emptied
         self._to_forget: set[str] = set()  # those that could not be wiped because the disk was full
+        self._inputs: collections.Counter[str] = collections.Counter()  # bytes by owner, where they may be too many
+        self._heaviest: str | None = None
         self.disk_full = False
+
+    def admit(self, new: NewJob) -> None:
+        """Raise `RequestError` 429 where there is no room on disk for a job of this owner, as last measured."""
+        if new.max_owned_bytes is not None and self._inputs[new.owner] + len(new.input) > new.max_owned_bytes:
+            raise overloaded("This key's queued inputs are at their share of the disk quota")
+        if self._inputs.total() > self._settings.jobs_quota_bytes:
+            raise overloaded("The queue's disk quota is used up by requests that wait")
+        if self.disk_full and self._heaviest in {None, new.owner}:
+            raise overloaded("The queue's disk quota is used up")
 
     async def forget(self, request_id: str) -> None:
         """Wipe a delivered job whose owner asked for no storing, unless its webhook is still to be delivered."""
@@ -52,12 +73,25 @@ class Retention:
         self._wiped = self._wiped or wiped != []
 
     async def keep_quota(self) -> None:
-        """Measure the database, and expire the oldest results while it is over its quota. To be called every second."""
+        """Measure the database; while it is over its quota, expire old results. To be called every second.
+
+        Among the old results, those of the owner that has the most go first, oldest first.
+        """
         for request_id in list(self._to_forget):
             await self.forget(request_id)
-        self.disk_full = await self._database.used_bytes() > self._settings.jobs_quota_bytes
+        quota = self._settings.jobs_quota_bytes
+        used = await self._database.used_bytes()
+        # With less in all, no key can have its share.
+        self._inputs = (
+            await self._bytes_by_owner(sql.INPUT_BYTES) if used > quota * self._key_share else collections.Counter()
+        )
+        self.disk_full = used > quota
         if self.disk_full:
-            await self._expire_some(self._now() - FRESH_S)
+            heaviest_first = (self._inputs + await self._bytes_by_owner(sql.RESULT_BYTES)).most_common()
+            self._heaviest = heaviest_first[0][0] if heaviest_first else None
+            for owner, _ in heaviest_first:
+                if await self._expire_some(self._now() - FRESH_S, owner):
+                    break
         if self.disk_full or self._wiped:
             empty_log, self._wiped = self._wiped, False
             await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
@@ -73,16 +107,27 @@ class Retention:
         await self._database.write(lambda connection: _delete_tombstones(connection, tombstones_before))
         await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
 
-    async def _expire_some(self, before: float) -> int:
-        """Expire the oldest jobs finished at or before `before`, at most `EXPIRE_AT_ONCE`. Return their number."""
-        expired = await self._database.write(lambda connection: _expire(connection, before))
+    async def _bytes_by_owner(self, query: sa.Select[Any]) -> "collections.Counter[str]":
+        rows = await self._database.read(lambda connection: connection.execute(query).all())
+        return collections.Counter({owner: size or 0 for owner, size in rows})
+
+    async def _expire_some(self, before: float, owner: str | None = None) -> int:
+        """Expire the oldest jobs (of one owner) finished at or before `before`, at most `EXPIRE_AT_ONCE`.
+
+        Return their number.
+        """
+        expired = await self._database.write(lambda connection: _expire(connection, before, owner))
         self._forgotten(expired)
         return len(expired)
 
 
-def _expire(connection: sa.Connection, before: float) -> list[str]:
+def _expire(connection: sa.Connection, before: float, owner: str | None) -> list[str]:
     """Expire old jobs, but for those whose webhook is still to be delivered. Return their request ids."""
-    rows = connection.execute(sql.OLD_RESULTS, {"before": before, "count": EXPIRE_AT_ONCE}).all()
+    which = {"before": before, "count": EXPIRE_AT_ONCE}
+    if owner is None:
+        rows = connection.execute(sql.OLD_RESULTS, which).all()
+    else:
+        rows = connection.execute(sql.OLD_RESULTS_OF, which | {"owned_by": owner}).all()
     return _leave_tombstones(connection, rows)
 
 

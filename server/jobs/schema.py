@@ -206,11 +206,25 @@ RESULT = (
 )
 
 _has_webhook = sa.exists().where(outbox.c.job == jobs.c.seq)
-OLD_RESULTS = (
+_OLD_RESULTS = (
     sa.select(jobs.c.seq, jobs.c.id)
     .where(_done, ~jobs.c.expired, jobs.c.finished_at <= _b("before"), ~_has_webhook)
     .order_by(jobs.c.finished_at)
-    .limit(_b("count"))
+)
+OLD_RESULTS = _OLD_RESULTS.limit(_b("count"))
+OLD_RESULTS_OF = _OLD_RESULTS.where(jobs.c.owner == _b("owned_by")).limit(_b("count"))
+
+# SQLite reads a payload's length without its pages.
+_input_bytes = sa.select(jobs.c.owner, sa.func.length(payloads.c.input).label("size")).join(
+    payloads, payloads.c.job == jobs.c.seq
+)
+_inputs = sa.union_all(_input_bytes.where(_waiting), _input_bytes.where(_running)).subquery()
+INPUT_BYTES = sa.select(_inputs.c.owner, sa.func.sum(_inputs.c.size)).group_by(_inputs.c.owner)
+RESULT_BYTES = (
+    sa.select(jobs.c.owner, sa.func.sum(sa.func.length(payloads.c.output)))
+    .join(payloads, payloads.c.job == jobs.c.seq)
+    .where(_done, ~jobs.c.expired)
+    .group_by(jobs.c.owner)
 )
 PRIVATE_RESULT = sa.select(jobs.c.seq, jobs.c.id).where(
     jobs.c.id == _b("request"), _done, ~jobs.c.expired, ~jobs.c.store_io, ~_has_webhook

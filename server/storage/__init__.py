@@ -1,1 +1,1 @@
-"""Uploaded and generated files on disk. Read files, then disk, multipart, upload_tokens."""
+"""Uploaded and generated files on disk. Read files, disk, ledger, then layout, names, multipart, upload_tokens."""

@@ -1,53 +1,29 @@
-"""Files on disk under unguessable names, with expiry and quota. Metadata lies beside a file or in its inode.
+"""Files on disk under unguessable names, with expiry and quota, in the folders of `layout`.
 
-    stored/ab/ab12….jpg             the bytes; the modification time is the time of expiry
-    stored/ab/ab12….jpg.meta.json   `Meta`, where there is more to say than "a public picture, of the type of its name"
-    incoming/                       incomplete files, emptied at the start
-    parts/ab12….jpg/1-<etag>        parts of multipart uploads
-
-A file appears whole or not at all (rename), its `Meta` always before it. Blocking; callers use threads.
+`names` has how a name tells the owner; `ledger`, who is refused and whose files go when the quota is used up. A file
+appears whole or not at all (rename), its `Meta` always before it. Blocking; callers use threads.
 """
 
 import contextlib
 import os
-import re
 import secrets
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-import msgspec
+from server.storage.full import StorageFull
+from server.storage.layout import Layout, Meta, implied, read_meta, sync
+from server.storage.ledger import NOTHING, Ledger, Size, on_disk
+from server.storage.names import COMMON, NAME, Names
 
-from server.fal.lifecycle import PUBLIC, Acl
+T = TypeVar("T")
 
-NAME = re.compile(r"[0-9a-f]{32}(\.[a-z0-9]{1,10})?")
-
-# Files younger than this are not dropped to make room: their owners have not fetched them yet.
+# Files younger than this are not dropped for an upload of their own owner: they have not been fetched yet.
 FRESH_S = 3600.0
-# Making room goes down to this part of the quota, so that the next file need not make room again.
-_AFTER_MAKING_ROOM = 0.9
-# While fresh files use up the quota, the disk is scanned at most this often.
-_LOOK_AGAIN_S = 10.0
-
-_PICTURES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
-_META_ENDING = ".meta.json"
-
-
-class StorageFull(Exception):
-    """The quota is used up by files that may not be dropped."""
-
-
-class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Metadata of a file. `inline`: verified to be a picture, which a browser may show; all else is a download."""
-
-    content_type: str
-    inline: bool = False
-    file_name: str = ""
-    owner: str = ""
-    acl: Acl = PUBLIC
+# Before a refusal the disk is scanned for expired files, at most this often.
+_LOOK_AGAIN_S = 60.0
 
 
 class Stored(NamedTuple):
@@ -61,203 +37,233 @@ class Stored(NamedTuple):
     meta: Meta
 
 
-class _Entry(NamedTuple):
-    created: float
-    expires: float
-    size: int
-    path: Path
+class _Draft(NamedTuple):
+    """An incomplete file: its key in the ledger, and whether fresh files of its owner may go for it."""
 
-
-def is_picture(content_type: str, head: bytes) -> bool:
-    """Return whether a file that begins with these 12 bytes is the picture that its content type says."""
-    return {
-        "image/jpeg": head.startswith(b"\xff\xd8\xff"),
-        "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
-        "image/webp": head.startswith(b"RIFF") and head[8:12] == b"WEBP",
-    }.get(content_type, False)
+    key: str
+    newest: bool
 
 
 class DiskStore:
-    """Stores files. `ttl_s`: lifetime of files without one of their own. `used`: bytes on disk, as counted."""
+    """Stores files. `ttl_s`: lifetime of files without one of their own. `quota`, `share`: see `Ledger`."""
 
-    def __init__(self, root: Path, *, ttl_s: float, quota_bytes: int, clock: Callable[[], float] = time.time) -> None:
-        self._stored = root / "stored"
-        self._incoming = root / "incoming"
-        self.parts = root / "parts"
+    def __init__(
+        self,
+        root: Path,
+        *,
+        names: Names,
+        ttl_s: float,
+        quota: Size,
+        share: float = 1.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._layout = Layout(root)
+        self.parts = self._layout.parts
+        self.prepare = self._layout.prepare
         self._ttl_s = ttl_s
-        self._quota = quota_bytes
         self._now = clock
         self._lock = threading.Lock()
-        self._looked_at = -_LOOK_AGAIN_S
-        self._drafts: dict[Path, int] = {}  # the bytes that are counted of each
-        self.used = 0
+        self._ledger = Ledger(quota, share, names.account)
+        self._drafts: dict[Path, _Draft] = {}
+        self._sweeping = threading.Lock()
+        self._swept_at = -_LOOK_AGAIN_S
 
-    def prepare(self) -> None:
-        """Make the folders, and drop incomplete files of an earlier server."""
-        shutil.rmtree(self._incoming, ignore_errors=True)
-        for folder in (self._stored, self._incoming, self.parts):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    @property
+    def used(self) -> Size:
+        """What is counted of the quota: nothing of earlier servers before the first `sweep`."""
+        return self._ledger.used
 
-    def draft(self) -> Path:
-        """Return the path for writing a file that is to be `put`; `drop` it in the end."""
-        draft = self._incoming / secrets.token_hex(16)
+    # --- incomplete files
+
+    def draft(self, name: str, *, newest: bool = False) -> Path:
+        """Return the path for writing a file that is to be `put` under `name`; `drop` it in the end.
+
+        `newest`: fresh files of its owner, too, may go for it.
+        """
+        draft = _Draft(f"incoming/{name}-{secrets.token_hex(8)}", newest)
+        path = self._layout.path(draft.key)
         with self._lock:
-            self._drafts[draft] = 0
-        return draft
+            self._drafts[path] = draft
+            self._ledger.set(draft.key, NOTHING)
+        return path
+
+    def check(self, draft: Path, announced: int) -> None:
+        """Raise `StorageFull` for a draft of this size which would be refused now. Reserves nothing."""
+
+        def ask() -> None:
+            with self._lock:
+                self._victim(draft, on_disk(announced))
+
+        self._after_sweep(ask)
 
     def take(self, draft: Path, size: int) -> None:
-        """Reserve `size` more bytes for a draft. Raises `StorageFull`."""
-        self.make_room(size)
-        with self._lock:
-            if draft not in self._drafts:
-                raise FileNotFoundError(draft)  # dropped: its caller no longer waits
-            if self.used + size > self._quota:
-                raise StorageFull
-            self.used += size
-            self._drafts[draft] += size
+        """Reserve `size` more bytes for a draft. Raises `StorageFull`, also when it had to go for others."""
+        more, reserved = on_disk(size), self._reserved(draft)
+        self._reserve(draft, Size(more.bytes, more.files - reserved.files))
 
-    def settle(self, draft: Path, size: int) -> None:
-        """End the reservation of a draft, of which `size` bytes stay used."""
-        with self._lock:
-            self.used += size - self._drafts.pop(draft, 0)
+    def fit(self, draft: Path, size: Size) -> None:
+        """Reserve what a draft lacks of `size`. Raises `StorageFull`."""
+        self._reserve(draft, size.less(self._reserved(draft)))
 
     def drop(self, draft: Path) -> None:
         """Drop a draft, if it has not been renamed."""
         draft.unlink(missing_ok=True)
-        self.settle(draft, 0)
+        with self._lock:
+            self._settle(draft)
 
     def put(self, draft: Path, name: str, meta: Meta, *, seconds: int | None = None, durable: bool) -> None:
-        """Give the draft its name; an existing file stays. `durable`: on disk when this returns."""
-        path = self._path(name)
+        """Give the draft its name; an existing file stays. `durable`: on disk when this returns.
+
+        Raises `StorageFull` when it had to go for others, or there is no room for its metadata.
+        """
+        path = self._layout.path(name)
         if path.exists():
             self.drop(draft)
             return
+        try:
+            self._put(draft, path, meta, seconds, durable=durable)
+        except FileNotFoundError:
+            self._reserved(draft)  # raises `StorageFull` if it had to go
+            raise
+
+    def _put(self, draft: Path, path: Path, meta: Meta, seconds: int | None, *, durable: bool) -> None:
+        described = meta != implied(path.name, meta.owner)
+        size = on_disk(draft.stat().st_size, meta=described)
+        self.fit(draft, size)
         path.parent.mkdir(mode=0o700, exist_ok=True)
         # A reader must not find a private file without the metadata that says so, nor after a power cut.
-        if meta != _implied(name, meta.owner):
-            self._write_meta(path, meta)
+        if described:
+            self._layout.write_meta(path, meta)
             durable = True
         if durable:
-            _sync(draft)
+            sync(draft)
         now = self._now()
         os.utime(draft, (now, now + (self._ttl_s if seconds is None else seconds)))
         draft.rename(path)
         if durable:
-            _sync(path.parent)
-        self.settle(draft, path.stat().st_size)
-
-    def free(self, size: int) -> None:
-        """Count `size` bytes as no longer used."""
+            sync(path.parent)
         with self._lock:
-            self.used -= size
+            self._settle(draft)
+            self._ledger.set(path.name, size)
+
+    def put_part(self, draft: Path, place: Path, replaced: Size) -> None:
+        """Give the draft its place under `parts`, where it replaces a part of this size. Raises `StorageFull`."""
+        folder = on_disk(0)
+        try:
+            part = on_disk(draft.stat().st_size)
+            self.fit(draft, part.plus(folder))
+            draft.rename(place)
+        except FileNotFoundError:  # the draft, or the parts before it, had to go
+            raise StorageFull from None
+        key = f"parts/{place.parent.name}"
+        with self._lock:
+            self._settle(draft)
+            self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
+
+    def drop_parts(self, name: str) -> None:
+        """Drop all parts of an upload."""
+        key = f"parts/{name}"
+        self._layout.delete(key)
+        with self._lock:
+            self._ledger.remove(key)
+
+    # --- room
+
+    def _reserved(self, draft: Path) -> Size:
+        with self._lock:
+            return self._ledger.size(self._asker(draft).key) or NOTHING
+
+    def _asker(self, draft: Path) -> _Draft:
+        asker = self._drafts.get(draft)
+        if asker is None:  # dropped: its caller no longer waits, or others needed the room
+            raise StorageFull
+        return asker
+
+    def _reserve(self, draft: Path, more: Size) -> None:
+        """Reserve `more` for a draft, and drop what must go for it. Raises `StorageFull`."""
+
+        def reserve() -> str | None:
+            with self._lock:
+                victim = self._victim(draft, more)
+                if victim is None:
+                    key = self._asker(draft).key
+                    self._ledger.set(key, (self._ledger.size(key) or NOTHING).plus(more))
+                else:
+                    self._ledger.remove(victim)
+                    self._drafts.pop(self._layout.path(victim), None)
+                return victim
+
+        while (victim := self._after_sweep(reserve)) is not None:
+            self._layout.delete(victim)
+
+    def _victim(self, draft: Path, more: Size) -> str | None:
+        """Return the key of what must go for `more` of a draft, None if there is room. Raises `StorageFull`."""
+        asker = self._asker(draft)
+        victim = self._ledger.victim(more, asker.key)
+        if victim is None:
+            return None
+        spared = victim.key is None or (victim.own and not asker.newest and self._is_fresh(victim.key))
+        if spared or self._ledger.exceeds(more):
+            raise StorageFull(by_key=self._ledger.owner(asker.key) != COMMON)
+        return victim.key
+
+    def _after_sweep(self, attempt: Callable[[], T]) -> T:
+        """Return what `attempt` returns; if it raises `StorageFull`, after a look for expired files."""
+        try:
+            return attempt()
+        except StorageFull:
+            if time.monotonic() - self._swept_at < _LOOK_AGAIN_S:
+                raise
+        self.sweep()
+        return attempt()
+
+    def _settle(self, draft: Path) -> None:
+        """Reserve no more for a draft. With the lock held."""
+        settled = self._drafts.pop(draft, None)
+        if settled is not None:
+            self._ledger.remove(settled.key)
+
+    def _is_fresh(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return self._layout.path(name).stat().st_ctime > self._now() - FRESH_S
+        return False
+
+    # --- stored files
 
     def find(self, name: str) -> Stored | None:
         """Return the file of this name, unless it is missing or expired."""
         if not NAME.fullmatch(name):
             return None
-        path = self._path(name)
+        path = self._layout.path(name)
         try:
             status = path.stat()
         except FileNotFoundError:
             return None
         if status.st_mtime <= self._now():
             return None
-        return Stored(name, path, status.st_size, status.st_ctime, status.st_mtime, _read_meta(path))
+        return Stored(name, path, status.st_size, status.st_ctime, status.st_mtime, read_meta(path))
 
-    def make_room(self, size: int) -> None:
-        """Make room for `size` more bytes by dropping the oldest files. Raises `StorageFull`."""
-        if self.used + size <= self._quota:
+    def sweep(self) -> None:
+        """Drop expired files, count anew, then drop what is beyond the quota. Does nothing while another does so."""
+        if not self._sweeping.acquire(blocking=False):
             return
-        with self._lock:
-            recent = time.monotonic() - self._looked_at < _LOOK_AGAIN_S
-        if not recent:
-            self.sweep(size)
-        if self.used + size > self._quota:
-            raise StorageFull
-
-    def sweep(self, size: int = 0) -> None:
-        """Drop expired files; then the oldest while more is used than the quota less `size`."""
-        now = self._now()
-        with self._lock:
-            before, unfinished = self.used, sum(self._drafts.values())
-        kept: list[_Entry] = []
-        for entry in self._entries(now):
-            if entry.expires <= now:
-                _drop(entry.path)
-            else:
-                kept.append(entry)
-        used = sum(entry.size for entry in kept) + unfinished + size_of(self.parts)
-        if used + size > self._quota:
-            for entry in sorted(kept):
-                if used + size <= self._quota * _AFTER_MAKING_ROOM or entry.created > now - FRESH_S:
-                    break
-                _drop(entry.path)
-                used -= entry.size
-        with self._lock:
-            self.used += used - before  # what was stored meanwhile may have been seen or not: better counted twice
-            self._looked_at = time.monotonic()
-
-    def _entries(self, now: float) -> Iterator[_Entry]:
-        for folder in self._stored.iterdir():
-            names = {found.name: found for found in os.scandir(folder)}
-            for name, found in names.items():
-                try:
-                    status = found.stat()
-                except FileNotFoundError:
-                    continue
-                if not name.endswith(_META_ENDING):
-                    yield _Entry(status.st_ctime, status.st_mtime, status.st_size, Path(found.path))
-                elif name.removesuffix(_META_ENDING) not in names and status.st_mtime < now - FRESH_S:
-                    Path(found.path).unlink(missing_ok=True)  # killed between writing the two
-
-    def _path(self, name: str) -> Path:
-        return self._stored / name[:2] / name
-
-    def _write_meta(self, path: Path, meta: Meta) -> None:
-        draft = self.draft()
         try:
-            draft.write_bytes(msgspec.json.encode(meta))
-            _sync(draft)
-            draft.rename(_meta_path(path))
+            with self._lock:
+                self._ledger.recount()
+            counted = self._ledger.replaced(self._layout.scan(self._now()))
+            with self._lock:  # what was stored or dropped meanwhile may have been seen or not
+                counted.follow(self._ledger, [draft.key for draft in self._drafts.values()])
+                self._ledger = counted
+            self._swept_at = time.monotonic()
+            while (victim := self._beyond_quota()) is not None:
+                self._layout.delete(victim)
         finally:
-            self.drop(draft)
+            self._sweeping.release()
 
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files under a folder."""
-    total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                total += Path(here, name).stat().st_size
-    return total
-
-
-def _implied(name: str, owner: str) -> Meta:
-    """Return the metadata implied by the name alone: a public picture."""
-    ending = name.rpartition(".")[2]
-    return Meta(_PICTURES.get(ending, "application/octet-stream"), inline=ending in _PICTURES, owner=owner)
-
-
-def _meta_path(path: Path) -> Path:
-    return path.with_name(path.name + _META_ENDING)
-
-
-def _read_meta(path: Path) -> Meta:
-    try:
-        return msgspec.json.decode(_meta_path(path).read_bytes(), type=Meta)
-    except FileNotFoundError:
-        return _implied(path.name, owner="")
-
-
-def _drop(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _meta_path(path).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _beyond_quota(self) -> str | None:
+        with self._lock:
+            victim = self._ledger.victim(NOTHING)
+            if victim is None or victim.key is None or self._is_fresh(victim.key):
+                return None
+            self._ledger.remove(victim.key)
+            return victim.key

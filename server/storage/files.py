@@ -1,7 +1,8 @@
 """Stored files, by name: uploads of clients and results of requests.
 
 Whole uploads and parts of one are streamed to disk as they arrive, never held in memory, and are on disk before they
-are acknowledged. `disk` does layout, expiry and quota, `multipart` the parts, `upload_tokens` permission to upload.
+are acknowledged. `disk` does expiry, `layout` the folders, `ledger` the quota, `multipart` the parts, `names` the
+names, and `upload_tokens` permission to upload.
 """
 
 import asyncio
@@ -11,18 +12,22 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 from urllib.parse import urlsplit
 
 from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
-from server.fal.errors import PlainError, invalid, overloaded
+from server.fal.errors import PlainError, invalid
 from server.settings import StorageSettings
-from server.storage.disk import NAME, DiskStore, Meta, StorageFull, is_picture
+from server.storage.disk import DiskStore
+from server.storage.full import quota_or_429, room_or_429
+from server.storage.layout import Meta, is_picture
+from server.storage.ledger import Size
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
-from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, new_name
+from server.storage.names import NAME, Names
+from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, permit
 
 LOG = logging.getLogger(__name__)
 
@@ -36,8 +41,6 @@ _MAGIC_BYTES = 12
 # Read on the event loop where the page cache has it: a tenth of a millisecond.
 _READ_AT_ONCE = 1 << 18
 
-# Errors of a full disk, or of a used-up quota of its user.
-NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 # Not in the page cache; or a file system that can't tell.
 _NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 _OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
@@ -51,14 +54,29 @@ class _Draft(NamedTuple):
 
 
 class Files:
-    """One folder of files. `start` before use, `close` at the end."""
+    """One folder of files. `start` before use, `close` at the end. `key_share`: part of the quota for one owner."""
 
-    def __init__(self, settings: StorageSettings, *, public_url: str = "") -> None:
+    def __init__(
+        self,
+        settings: StorageSettings,
+        *,
+        public_url: str = "",
+        key_share: float = 1.0,
+        names: Callable[[bytes], Names] = Names,
+    ) -> None:
         self._settings = settings
         self._own = f"{public_url.rstrip('/')}/cdn/files/" if public_url else None
-        self.disk = DiskStore(settings.files_dir, ttl_s=settings.file_ttl, quota_bytes=settings.files_quota_bytes)
+        secret = read_secret(settings.files_dir / "upload.secret")
+        self._names = names(secret)
+        self.upload_tokens = UploadTokens(secret)
+        self.disk = DiskStore(
+            settings.files_dir,
+            names=self._names,
+            ttl_s=settings.file_ttl,
+            quota=Size(settings.files_quota_bytes, settings.max_stored_files),
+            share=key_share,
+        )
         self._parts = Parts(self.disk)
-        self.upload_tokens = UploadTokens(read_secret(settings.files_dir / "upload.secret"))
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -77,22 +95,23 @@ class Files:
     ) -> str:
         """Store a result and return its name. `lifecycle`: the caller's header; `durable`: on disk when this returns.
 
-        Raises `RequestError` 400 for a malformed lifecycle, `OSError` when the disk is full.
+        Raises `RequestError` 400 for a malformed lifecycle, 429 for a quota that it can't have its room of, `OSError`
+        when the disk is full.
         """
         wish = lifecycles.parse(lifecycle)
-        name = new_name(content_type)
+        name = self._names.new(owner, content_type)
         inline = is_picture(content_type, data[:_MAGIC_BYTES])
         meta = Meta(content_type, inline=inline, owner=owner, acl=wish.acl)
         await asyncio.to_thread(self._save, data, name, meta, wish.seconds, durable=durable)
         return name
 
     def _save(self, data: bytes, name: str, meta: Meta, seconds: int | None, *, durable: bool) -> None:
-        draft = self.disk.draft()
+        draft = self.disk.draft(name, newest=True)
         try:
-            with contextlib.suppress(StorageFull):  # then the disk itself decides
-                self.disk.make_room(len(data))
-            draft.write_bytes(data)
-            self.disk.put(draft, name, meta, seconds=seconds, durable=durable)
+            with quota_or_429():
+                self.disk.take(draft, len(data))
+                draft.write_bytes(data)
+                self.disk.put(draft, name, meta, seconds=seconds, durable=durable)
         finally:
             self.disk.drop(draft)
 
@@ -125,12 +144,16 @@ class Files:
 
     # --- uploads ---
 
+    def permit(self, content_type: str, file_name: str, owner: str, lifecycle: lifecycles.Lifecycle) -> Upload:
+        """Return a new upload of this owner."""
+        return permit(self._names, content_type, file_name, owner, lifecycle)
+
     async def receive(self, upload: Upload, chunks: AsyncIterator[bytes], announced: int | None) -> None:
         """Store an upload's whole body. An existing file of that name stays: the client has sent it twice.
 
         Raises `PlainError` 413 when it is too large, `RequestError` 429 when there is no room.
         """
-        async with self._spooled(chunks, announced) as draft:
+        async with self._spooled(upload, chunks, announced) as draft:
             await asyncio.to_thread(self._put, draft.path, upload, draft.head)
 
     async def receive_part(
@@ -139,7 +162,7 @@ class Files:
         """Store one part of an upload and return its etag, a hex digest. Raises as `receive` does, and 400."""
         if not 1 <= number <= MAX_PARTS:
             raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
-        async with self._spooled(chunks, announced) as draft:
+        async with self._spooled(upload, chunks, announced) as draft:
             limit = self._settings.max_upload_bytes
             if not await asyncio.to_thread(self._parts.keep, upload.name, number, draft.path, limit):
                 raise self._too_large()
@@ -150,11 +173,11 @@ class Files:
 
         Raises `PlainError` 400 for a missing part, `RequestError` 429 when there is no room for both.
         """
-        with _room_or_429():
+        with room_or_429():
             await asyncio.to_thread(self._complete, upload, etags)
 
     def _complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
-        draft = self.disk.draft()
+        draft = self.disk.draft(upload.name)
         try:
             self._parts.join(upload.name, etags, draft)
             with draft.open("rb") as whole:
@@ -175,17 +198,19 @@ class Files:
         self.disk.put(draft, upload.name, meta, seconds=wish.seconds, durable=True)
 
     @contextlib.asynccontextmanager
-    async def _spooled(self, chunks: AsyncIterator[bytes], announced: int | None) -> AsyncIterator[_Draft]:
+    async def _spooled(
+        self, upload: Upload, chunks: AsyncIterator[bytes], announced: int | None
+    ) -> AsyncIterator[_Draft]:
         """Write the body to a draft, which is dropped afterwards unless it was renamed.
 
         Each block is counted before it is written: nothing may have been announced, and others upload meanwhile.
         """
         if announced is not None and announced > self._settings.max_upload_bytes:
             raise self._too_large()
-        path = self.disk.draft()
+        path = self.disk.draft(upload.name)
         try:
-            with _room_or_429():
-                await asyncio.to_thread(self.disk.make_room, announced or 0)
+            with room_or_429():
+                await asyncio.to_thread(self.disk.check, path, announced or 0)
                 with path.open("wb") as file:
                     yield await self._spool(path, file, chunks)
         finally:
@@ -259,16 +284,3 @@ async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             gathered, size = [], 0
     if gathered:
         yield b"".join(gathered)
-
-
-@contextlib.contextmanager
-def _room_or_429() -> Iterator[None]:
-    """Turn a full disk or quota into a 429, after which clients try again."""
-    try:
-        yield
-    except StorageFull:
-        raise overloaded("The file storage is full; try again later") from None
-    except OSError as error:
-        if error.errno not in NO_SPACE:
-            raise
-        raise overloaded("The disk is full; try again later") from error

@@ -6,12 +6,13 @@ before. Its etag is the digest of its bytes; a client lists the parts, and the e
 
 import functools
 import hashlib
-import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from server.storage.disk import DiskStore, size_of
+from server.storage.disk import DiskStore
+from server.storage.layout import size_of
+from server.storage.ledger import NOTHING, on_disk
 
 MAX_PARTS = 10_000
 
@@ -40,20 +41,25 @@ class Parts:
         self._changing = threading.Lock()
 
     def keep(self, name: str, number: int, draft: Path, limit: int) -> bool:
-        """Store a part; return False when all of them together would be larger than `limit`."""
+        """Store a part; return False when all of them together would be larger than `limit`.
+
+        Raises `StorageFull` when it had to go for others.
+        """
         folder = self._folder / name
         place = folder / str(number)
         size = draft.stat().st_size
         with self._changing:
-            folder.mkdir(exist_ok=True, mode=0o700)
+            if not folder.exists():  # none came before, or they had to go for others
+                folder.mkdir(mode=0o700)
+                self._totals[name] = 0
             if name not in self._totals:
                 self._totals[name] = size_of(folder)
-            more = size - (place.stat().st_size if place.exists() else 0)
-            if self._totals[name] + more > limit:
+            replaced = place.stat().st_size if place.exists() else None
+            total = self._totals[name] + size - (replaced or 0)
+            if total > limit:
                 return False
-            draft.rename(place)
-            self._totals[name] += more
-            self._disk.settle(draft, more)
+            self._disk.put_part(draft, place, NOTHING if replaced is None else on_disk(replaced))
+            self._totals[name] = total
         return True
 
     def join(self, name: str, etags: Mapping[int, str], draft: Path) -> None:
@@ -75,11 +81,9 @@ class Parts:
 
     def drop(self, name: str) -> None:
         """Drop all parts of an upload."""
-        folder = self._folder / name
         with self._changing:
-            total = self._totals.pop(name, None)
-            self._disk.free(size_of(folder) if total is None else total)
-            shutil.rmtree(folder, ignore_errors=True)
+            self._totals.pop(name, None)
+            self._disk.drop_parts(name)
 
     def drop_before(self, time: float) -> None:
         """Drop the parts of uploads to which nothing has been added since."""

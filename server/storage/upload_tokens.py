@@ -9,13 +9,13 @@ import binascii
 import hashlib
 import hmac
 import re
-import secrets
 import time
 
 import msgspec
 
 from server.fal.errors import PlainError
 from server.fal.lifecycle import Lifecycle
+from server.storage.names import Names
 
 # Long enough for 512 MiB over 128 kbit/s.
 VALID_S = 10 * 3600
@@ -23,8 +23,6 @@ VALID_S = 10 * 3600
 _TYPE = re.compile(r"[a-z0-9!#$&^_.+-]+/[a-z0-9!#$&^_.+-]+(; ?[\x20-\x7e]+)?", re.IGNORECASE)
 _MAX_TYPE_CHARS = 200
 _MAX_NAME_CHARS = 200
-_ENDING = re.compile(r"\.([a-z0-9]{1,10})$")
-_IMAGE_ENDINGS = {"image/jpeg": "jpg", "image/png": "png", "image/webp": "webp"}
 
 
 class Upload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -38,20 +36,12 @@ class Upload(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int
 
 
-def permit(content_type: str, file_name: str, owner: str, lifecycle: Lifecycle) -> Upload:
-    """Return a new upload, under a name that can't be guessed: 128 random bits and a human-readable ending."""
+def permit(names: Names, content_type: str, file_name: str, owner: str, lifecycle: Lifecycle) -> Upload:
+    """Return a new upload, under a name that can't be guessed."""
     content_type = clean_type(content_type)
     file_name = clean_name(file_name)
-    name = new_name(content_type, file_name)
+    name = names.new(owner, content_type, file_name)
     return Upload(name, content_type, file_name, owner, lifecycle, int(time.time()) + VALID_S)
-
-
-def new_name(content_type: str, file_name: str = "") -> str:
-    """Return a name for a new file."""
-    ending = _IMAGE_ENDINGS.get(content_type)
-    if ending is None and (match := _ENDING.search(file_name.lower())):
-        ending = match[1]
-    return secrets.token_hex(16) + (f".{ending}" if ending else "")
 
 
 def clean_type(content_type: str) -> str:

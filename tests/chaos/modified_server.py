@@ -19,6 +19,7 @@ The first argument is a JSON object of the differences; all else is the server a
     silent_names        seconds for which looking up a name that ends in `.never.test` blocks
     shared_lookups      control: all look-ups share four threads
     endings_stay        control: who was answered or closed stays until its peer ends; probes have no room of their own
+    one_owner           control: all stored files count for one owner
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
     no_shares           control: connections and status streams have no limit for one key
 """
@@ -49,6 +50,8 @@ from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
 from server.outbound.fetch import Fetch
 from server.outbound.slots import resolve
+from server.storage.files import Files
+from server.storage.names import COMMON, Names
 from server.transport.room import Rank, Room
 from server.webhooks import delivery
 from server.workers import pool as workers
@@ -139,6 +142,14 @@ class NoShares(Limits):
         pass
 
 
+class OneOwner(Names):
+    """Knows no owner of any file."""
+
+    @override
+    def account(self, name):
+        return COMMON
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -169,6 +180,7 @@ def main():
         fetch=functools.partial(
             Fetch, resolver=resolver(asked.get("silent_names", 0.0), shared=asked.get("shared_lookups", False))
         ),
+        files=functools.partial(Files, names=OneOwner if asked.get("one_owner") else Names),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
         limits=NoShares if asked.get("no_shares") else Limits,
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,

@@ -2,11 +2,12 @@
 
 import pytest
 
+from server.fal.errors import RequestError
 from server.jobs.job import Result
 from server.jobs.retention import FRESH_S, Retention
 from server.settings import Settings
 from server.webhooks.outbox import Outbox
-from tests.jobs.test_store import DONE, finished, path, store
+from tests.jobs.test_store import DONE, claimed, finished, new, path, store, submitted
 
 __all__ = ["path", "store"]  # fixtures
 
@@ -20,7 +21,9 @@ class Expiring:
         self.now = now
         self.forgotten = []
         chosen = Settings(**{"result_ttl": 0.0, "tombstone_ttl": 1e9, **settings})
-        self.retention = Retention(store.database, self.forgotten.extend, chosen, lambda: self.now)
+        self.retention = Retention(
+            store.database, self.forgotten.extend, chosen, key_share=chosen.key_share, clock=lambda: self.now
+        )
 
 
 async def test_results_expire_by_age_and_leave_a_tombstone(store):
@@ -91,3 +94,55 @@ async def test_over_the_quota_old_payloads_give_their_disk_back(path, store):
 
     assert await store.database.used_bytes() < full - 4_000_000
     assert path.stat().st_size < full - 4_000_000
+
+
+async def test_over_the_quota_old_results_of_the_heaviest_owner_go_first(store):
+    few = await finished(store, now=5.0, owner="few", result=Result(200, b"x" * 1_000_000))
+    many = [await finished(store, now=at, owner="many", result=Result(200, b"x" * 1_000_000)) for at in (6.0, 7.0)]
+    expiring = Expiring(store, now=FRESH_S + 20.0, jobs_quota_bytes=2_000_000)
+    await expiring.retention.keep_quota()
+    await expiring.retention.keep_quota()
+
+    assert sorted(expiring.forgotten) == sorted(many)
+    assert await store.result(few) is not None
+
+
+async def test_over_the_quota_the_heaviest_owner_is_refused_and_no_other(store):
+    await finished(store, owner="few")
+    await submitted(store, owner="many", input=b"x" * 1_500_000)
+    await finished(store, owner="many", result=Result(200, b"x" * 1_500_000))
+    expiring = Expiring(store, now=20.0, jobs_quota_bytes=2_000_000)
+    await expiring.retention.keep_quota()
+
+    expiring.retention.admit(new(owner="few"))
+    expiring.retention.admit(new(owner="none yet"))
+    with pytest.raises(RequestError) as caught:
+        expiring.retention.admit(new(owner="many"))
+
+    assert caught.value.status == 429
+
+
+@pytest.mark.parametrize("running", [0, 1])
+async def test_a_keys_unfinished_inputs_take_no_more_than_its_share(store, running):
+    for _ in range(2):
+        await submitted(store, owner="many", input=b"x" * 500_000)
+    if running:
+        await claimed(store)
+    expiring = Expiring(store, now=20.0, jobs_quota_bytes=2_000_000, key_share=0.5)
+    await expiring.retention.keep_quota()
+
+    expiring.retention.admit(new(owner="few", max_owned_bytes=1_000_000))
+    with pytest.raises(RequestError, match="share") as caught:
+        expiring.retention.admit(new(owner="many", max_owned_bytes=1_000_000))
+
+    assert caught.value.status == 429
+
+
+async def test_inputs_that_wait_are_all_together_no_more_than_the_quota(store):
+    for owner in ("one", "two", "three"):
+        await submitted(store, owner=owner, input=b"x" * 1_000_000)
+    expiring = Expiring(store, now=20.0, jobs_quota_bytes=2_000_000)
+    await expiring.retention.keep_quota()
+
+    with pytest.raises(RequestError, match="wait"):
+        expiring.retention.admit(new(owner="four"))

@@ -14,12 +14,18 @@ from server.fal.errors import FalError, InvalidInput, PlainError, RequestError
 from server.fal.lifecycle import Acl, Lifecycle, Rule
 from server.settings import Settings
 from server.storage import upload_tokens
-from server.storage.disk import FRESH_S, DiskStore, Meta, StorageFull
+from server.storage.disk import FRESH_S, DiskStore
 from server.storage.files import Files
+from server.storage.full import StorageFull
+from server.storage.layout import Layout, Meta
+from server.storage.ledger import BLOCK_BYTES, Size
 from server.storage.multipart import Parts
+from server.storage.names import Names
 from server.storage.upload_tokens import Upload, UploadTokens
 
+NAMES = Names(b"secret")
 JPEG = b"\xff\xd8\xff\xe0 a picture"
+BLOCK = BLOCK_BYTES
 NAME = "0123456789abcdef0123456789abcdef.jpg"
 DAY_S = 86400.0
 
@@ -47,16 +53,16 @@ def disk(tmp_path, clock):
     return disk_at(tmp_path, clock)
 
 
-def disk_at(folder, clock, quota=1000):
+def disk_at(folder, clock, blocks=10):
     """A store in this folder, as a server makes one at its start."""
-    disk = DiskStore(folder, ttl_s=DAY_S, quota_bytes=quota, clock=clock)
+    disk = DiskStore(folder, names=Names(b"secret"), ttl_s=DAY_S, quota=Size(blocks * BLOCK, 10_000), clock=clock)
     disk.prepare()
     return disk
 
 
 def put(disk, name=NAME, data=JPEG, meta=None, seconds=None):
     """Store a file: a public picture if nothing is said."""
-    draft = disk.draft()
+    draft = disk.draft(name)
     draft.write_bytes(data)
     disk.put(draft, name, meta or Meta("image/jpeg", inline=True), seconds=seconds, durable=False)
 
@@ -109,45 +115,58 @@ def test_what_has_outlived_its_time_is_swept_with_what_was_said_of_it(tmp_path, 
 
 def test_beyond_the_quota_the_oldest_go(tmp_path, clock, disk):
     for digit in "abc":
-        put(disk, digit * 32, bytes(400), Meta("application/octet-stream"))
+        put(disk, digit * 32, bytes(3 * BLOCK), Meta("application/octet-stream"))
 
     clock.ahead = FRESH_S + 1
-    disk.make_room(0)
+    disk.take(disk.draft(NAME), 2 * BLOCK)
 
     assert [disk.find(digit * 32) is not None for digit in "abc"] == [False, True, True]
-    assert disk.used == 800
+    assert disk.used == Size(8 * BLOCK, 3)
+
+
+def test_a_smaller_quota_counts_from_the_first_sweep(tmp_path, clock, disk):
+    for digit in "abc":
+        put(disk, digit * 32, bytes(3 * BLOCK), Meta("application/octet-stream"))
+
+    clock.ahead = FRESH_S + 1
+    smaller = disk_at(tmp_path, clock, blocks=7)
+    smaller.sweep()
+
+    assert [smaller.find(digit * 32) is not None for digit in "abc"] == [False, True, True]
 
 
 def test_fresh_files_are_not_dropped_for_new_ones(disk):
-    put(disk, data=bytes(900))
+    put(disk, data=bytes(9 * BLOCK))
 
     with pytest.raises(StorageFull):
-        disk.make_room(200)
+        disk.take(disk.draft(NAME), 2 * BLOCK)
 
     assert disk.find(NAME)
 
 
 def test_unfinished_files_count_as_used(disk):
-    disk.take(disk.draft(), 300)
+    disk.take(disk.draft(NAME), 3 * BLOCK)
     (disk.parts / "x").mkdir()
-    (disk.parts / "x" / "1").write_bytes(bytes(200))
+    (disk.parts / "x" / "1").write_bytes(bytes(2 * BLOCK))
 
     disk.sweep()
 
-    assert disk.used == 500
+    assert disk.used == Size(6 * BLOCK, 3)
 
 
-def test_what_comes_during_a_sweep_is_counted(tmp_path, clock):
-    class Busy(DiskStore):
-        def _entries(self, now):
-            yield from super()._entries(now)
-            put(self, data=bytes(300))
+def test_what_comes_or_goes_during_a_sweep_is_counted(disk):
+    class Busy(Layout):
+        def scan(self, now):
+            yield from super().scan(now)
+            put(disk, data=bytes(3 * BLOCK))
+            disk.drop_parts("x")
 
-    disk = Busy(tmp_path, ttl_s=100, quota_bytes=1000, clock=clock)
-    disk.prepare()
+    (disk.parts / "x").mkdir()
+    disk.sweep()
+    disk._layout = Busy(disk.parts.parent)
     disk.sweep()
 
-    assert disk.used == 300
+    assert disk.used == Size(3 * BLOCK, 1)
 
 
 def test_a_name_that_is_taken_keeps_its_file(disk):
@@ -158,7 +177,7 @@ def test_a_name_that_is_taken_keeps_its_file(disk):
 
 
 def test_what_was_half_written_is_gone_after_a_restart(tmp_path, clock, disk):
-    disk.draft().write_bytes(b"half")
+    disk.draft(NAME).write_bytes(b"half")
 
     disk_at(tmp_path, clock)
 
@@ -215,7 +234,9 @@ def test_what_is_no_name_of_ours_is_not_looked_for(disk, name):
 
 
 def test_a_token_says_all_there_is_to_know_of_an_upload():
-    upload = upload_tokens.permit("image/png", "a.png", "alice", Lifecycle(60, Acl("forbid", (Rule("bob", "allow"),))))
+    upload = upload_tokens.permit(
+        NAMES, "image/png", "a.png", "alice", Lifecycle(60, Acl("forbid", (Rule("bob", "allow"),)))
+    )
     tokens = UploadTokens(b"secret")
 
     assert tokens.redeem(tokens.issue(upload), upload.name) == upload
@@ -225,7 +246,7 @@ def test_a_token_says_all_there_is_to_know_of_an_upload():
     "change", [lambda t: t[:-1], lambda t: "x" + t, lambda t: "", lambda t: "ä.b", lambda t: t + "."]
 )
 def test_a_changed_token_is_refused(change):
-    upload = upload_tokens.permit("image/png", "", "alice", Lifecycle())
+    upload = upload_tokens.permit(NAMES, "image/png", "", "alice", Lifecycle())
     tokens = UploadTokens(b"secret")
 
     with pytest.raises(PlainError) as caught:
@@ -235,7 +256,7 @@ def test_a_changed_token_is_refused(change):
 
 
 def test_a_token_is_for_one_name_one_secret_and_some_time():
-    upload = upload_tokens.permit("image/png", "", "alice", Lifecycle())
+    upload = upload_tokens.permit(NAMES, "image/png", "", "alice", Lifecycle())
     late = Upload(upload.name, "image/png", "", "alice", Lifecycle(), until=1)
     tokens = UploadTokens(b"secret")
 
@@ -261,10 +282,10 @@ def test_a_token_is_for_one_name_one_secret_and_some_time():
     ],
 )
 def test_names_are_random_with_an_ending_for_people(content_type, file_name, ending):
-    names = {upload_tokens.permit(content_type, file_name, "", Lifecycle()).name for _ in range(100)}
+    names = {upload_tokens.permit(NAMES, content_type, file_name, "", Lifecycle()).name for _ in range(100)}
 
     assert len(names) == 100
-    assert {name[32:] for name in names} == {ending}
+    assert {name[44:] for name in names} == {ending}
 
 
 @pytest.mark.parametrize(
@@ -477,7 +498,7 @@ async def stream(*chunks):
 
 
 def an_upload(content_type="application/zip"):
-    return upload_tokens.permit(content_type, "a.zip", "alice", Lifecycle())
+    return upload_tokens.permit(NAMES, content_type, "a.zip", "alice", Lifecycle())
 
 
 async def test_an_upload_is_never_held_in_memory(files):
@@ -515,12 +536,12 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
 
 
 async def test_uploads_beyond_the_quota_are_refused(tmp_path):
-    files = files_in(tmp_path, files_quota_bytes=1000)
+    files = files_in(tmp_path, files_quota_bytes=10 * BLOCK)
     files.disk.prepare()
-    await files.receive(an_upload(), stream(bytes(800)), 800)
+    await files.receive(an_upload(), stream(bytes(8 * BLOCK)), 8 * BLOCK)
 
     with pytest.raises(RequestError) as caught:
-        await files.receive(an_upload(), stream(bytes(300)), 300)
+        await files.receive(an_upload(), stream(bytes(3 * BLOCK)), 3 * BLOCK)
     await files.close()
 
     assert caught.value.status == 429
@@ -534,19 +555,19 @@ async def test_an_upload_of_no_announced_length_is_refused_where_it_passes_the_q
         await files.receive(an_upload(), stream(*[bytes(1 << 20)] * 8), None)
     await files.close()
 
-    assert (caught.value.status, files.disk.used, on_disk(tmp_path)) == (429, 0, {"upload.secret"})
+    assert (caught.value.status, files.disk.used, on_disk(tmp_path)) == (429, Size(0, 0), {"upload.secret"})
 
 
 async def test_uploads_at_once_share_the_quota(tmp_path):
-    files = files_in(tmp_path, files_quota_bytes=1000)
+    files = files_in(tmp_path, files_quota_bytes=10 * BLOCK)
     files.disk.prepare()
-    both = [files.receive(an_upload(), stream(bytes(600)), 600) for _ in range(2)]
+    both = [files.receive(an_upload(), stream(bytes(6 * BLOCK)), 6 * BLOCK) for _ in range(2)]
 
     ends = await asyncio.gather(*both, return_exceptions=True)
     await files.close()
 
     assert sum(isinstance(end, RequestError) for end in ends) >= 1
-    assert files.disk.used <= 600
+    assert files.disk.used.bytes <= 7 * BLOCK
 
 
 async def test_an_upload_that_is_cancelled_counts_no_more(files):
@@ -563,31 +584,31 @@ async def test_an_upload_that_is_cancelled_counts_no_more(files):
     receiving.cancel()
     await asyncio.wait({receiving})
 
-    assert (counted, files.disk.used) == (2 << 20, 0)
+    assert (counted, files.disk.used) == (Size(2 << 20, 1), Size(0, 0))
 
 
 def test_nothing_is_counted_for_a_draft_that_was_dropped(disk):
-    draft = disk.draft()
+    draft = disk.draft(NAME)
     disk.drop(draft)
 
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageFull):
         disk.take(draft, 100)
 
-    assert disk.used == 0
+    assert disk.used == Size(0, 0)
 
 
-@pytest.mark.parametrize(("quota", "joined"), [(1000, False), (1300, True)])
+@pytest.mark.parametrize(("quota", "joined"), [(12, False), (14, True)])
 async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joined):
-    files = files_in(tmp_path, files_quota_bytes=quota)
+    files = files_in(tmp_path, files_quota_bytes=quota * BLOCK)
     files.disk.prepare()
     upload = an_upload()
-    etags = {number: await files.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
+    etags = {number: await files.receive_part(upload, number, stream(bytes(3 * BLOCK)), None) for number in (1, 2)}
 
     ends = await asyncio.gather(files.complete(upload, etags), return_exceptions=True)
     await files.close()
 
     assert isinstance(ends[0], RequestError) is not joined
-    assert (files.disk.find(upload.name) is not None, files.disk.used) == (joined, 600)
+    assert (files.disk.find(upload.name) is not None, files.disk.used.bytes) == (joined, 7 * BLOCK)
 
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
@@ -603,8 +624,8 @@ async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_pat
         await files.receive_part(upload, 1, stream(bytes(200)), 200)
     await files.close()
 
-    assert (used, kept) == (500, {"upload.secret", "1", "2"})
-    assert (caught.value.status, files.disk.used) == (413, 500)
+    assert (used, kept) == (Size(3 * BLOCK, 3), {"upload.secret", "1", "2"})
+    assert (caught.value.status, files.disk.used) == (413, used)
 
 
 async def test_the_parts_that_came_before_a_restart_count(tmp_path):
@@ -684,13 +705,14 @@ async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, files):
     assert on_disk(tmp_path) == {"upload.secret", upload.name, f"{upload.name}.meta.json"}
 
 
-def test_parts_may_come_again_while_their_upload_is_dropped(disk):
+def test_parts_may_come_again_while_their_upload_is_dropped(tmp_path, clock):
+    disk = disk_at(tmp_path, clock, blocks=10_000)
     parts = Parts(disk)
     kept = []
 
     def send_again():
         for number in range(1, 300):
-            draft = disk.draft()
+            draft = disk.draft("a.jpg")
             draft.write_bytes(b"part")
             kept.append(parts.keep("a.jpg", number, draft, 10**6))
 

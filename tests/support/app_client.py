@@ -94,8 +94,8 @@ class Net:
 class Shelf(Files):
     """The files, with results kept in memory."""
 
-    def __init__(self, settings, *, public_url):
-        super().__init__(settings, public_url=public_url)
+    def __init__(self, settings, **options):
+        super().__init__(settings, **options)
         self.saved = {}
         self.local_paths = {}
         self.failure = None
