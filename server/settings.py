@@ -177,8 +177,8 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
         "part of max-calls, max-sessions, max-connections, max-queue, max-fetches, max-downloads, body-budget-bytes and"
-        " jobs-quota-bytes that one key may take, unless `fourstep keys` gave it limits of its own: a wild client leaves the rest to"
-        " others. Of files-quota-bytes and max-stored-files a key may have more while there is room",
+        " jobs-quota-bytes that one key may take, unless `fourstep keys` gave it limits of its own: a wild client"
+        " leaves the rest to others. Of files-quota-bytes and max-stored-files a key may have more while there is room",
     )
     max_token_seconds: Positive = setting(
         3600,

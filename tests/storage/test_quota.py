@@ -306,7 +306,9 @@ def test_a_name_tells_its_owner_to_those_who_have_the_secret():
 
 
 @pytest.mark.parametrize(
-    "name", ["a" * 32, f"{'a' * 32}.jpg", f"{'a' * 32}-0123456789abcdef", Names(b"other").new("bad", ""), "", "x.meta"]
+    "name",
+    ["a" * 32, f"{'a' * 32}.jpg", f"{'a' * 32}-0123456789abcdef", Names(b"other").new("bad", ""), "", "x.meta"],
+    ids=["old", "with ending", "longer", "of another server", "none", "metadata"],
 )
 def test_a_name_without_a_tag_of_ours_is_of_unknown_owner(name):
     assert NAMES.account(name) == COMMON
