@@ -31,7 +31,7 @@ from server.outbound.urls import FetchError, parse
 from server.web.access_log import request_id
 from server.web.connection import disconnected, stop
 from server.web.request import authorize, read_json
-from server.web.responses import EventStream, json_response
+from server.web.responses import EventStream, event, json_response
 
 _TRUE = {"1", "true", "yes"}
 
@@ -110,10 +110,13 @@ async def status_stream(request: Request) -> Response:
     return EventStream(events)
 
 
-async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[dict[str, Any], None]:
-    async with aclosing(ctx.queue.watch(job_id)) as snapshots:
-        async for snapshot in snapshots:
-            yield snapshot.status_body(base, logs=logs)
+async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[bytes, None]:
+    def written(snapshot: Snapshot) -> bytes:
+        return event(snapshot.status_body(base, logs=logs))
+
+    async with aclosing(ctx.queue.watch(job_id)) as changes:
+        async for change in changes:
+            yield change.once((base, logs), written)
 
 
 async def result(request: Request) -> Response:

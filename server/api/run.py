@@ -27,7 +27,7 @@ from server.fal.schemas import LcmInput
 from server.generate import Call, inline
 from server.web.connection import stop, while_connected
 from server.web.request import authorize, new_call, read_json
-from server.web.responses import EventStream, json_response
+from server.web.responses import EventStream, event, json_response
 
 
 async def run(request: Request) -> Response:
@@ -90,15 +90,15 @@ def _partial(data: LcmInput, preview: Preview) -> dict[str, Any]:
     }
 
 
-async def _first(events: AsyncGenerator[Any, None]) -> Any:
+async def _first(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
     return await anext(events)
 
 
-async def _from(first: Any, rest: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+async def _from(first: dict[str, Any], rest: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
     try:
-        yield first
-        async for event in rest:
-            yield event
+        yield event(first)
+        async for content in rest:
+            yield event(content)
     finally:
         await rest.aclose()
 

@@ -8,7 +8,8 @@ import asyncio
 import bisect
 import collections
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -17,20 +18,77 @@ from server.jobs.job import LogLine, Result, Snapshot, Status
 
 FINISHED = 4096  # snapshots of finished jobs kept in memory, about a kilobyte each
 
+# A thousand watchers who hear of every claim ahead of them would take a core. So at once hear those whose job is one of
+# the next `NEAR`, of each job the first `PROMPT`: a page, a phone, a script and one more. The others take turns.
+NEAR = 16
+PROMPT = 4
+TURNS = 10
+
+T = TypeVar("T")
+
+
+class Change:
+    """What became of a job: one object for all who watch it. `snapshot.logs` has only lines not told before."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self._made: dict[Hashable, Any] = {}
+
+    def once(self, form: Hashable, make: Callable[[Snapshot], T]) -> T:
+        """Return what `make` returns for the snapshot: called once for each `form`, and kept for all watchers."""
+        if form not in self._made:
+            self._made[form] = make(self.snapshot)
+        made: T = self._made[form]
+        return made
+
+
+class Watcher:
+    """A follower of one job. `changed` is set when there is news. `position`: what it was told last."""
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.changed = asyncio.Event()
+        self.position: int | None = None
+
+
+class _Watched:
+    """A job with watchers, in the order in which they came, and its last change."""
+
+    def __init__(self) -> None:
+        self.watchers: dict[Watcher, None] = {}
+        self._known: Snapshot | None = None
+        self._position: int | None = None
+        self._changes: dict[int, Change] = {}
+
+    def change(self, known: Snapshot, position: int | None, since: int) -> Change:
+        """Return the change to this state, with the log lines from number `since` on."""
+        if known is not self._known or position != self._position:
+            self._known, self._position, self._changes = known, position, {}
+        if since not in self._changes:
+            told = msgspec.structs.replace(known, queue_position=position, logs=known.logs[since:])
+            self._changes[since] = Change(told)
+        return self._changes[since]
+
 
 class JobIndex:
-    """Unfinished jobs and the last `keep` finished ones. To be used on the event loop; never waits."""
+    """Unfinished jobs and the last `keep` finished ones. To be used on the event loop; never waits.
 
-    def __init__(self, keep: int = FINISHED) -> None:
+    `turns`: at which of so many calls of `wake_waiting` a watcher hears of a place far from the front.
+    """
+
+    def __init__(self, keep: int = FINISHED, *, near: int = NEAR, prompt: int = PROMPT, turns: int = TURNS) -> None:
         self._keep = keep
+        self._near = near
+        self._prompt = prompt
+        self._turns = itertools.cycle(range(turns))  # given to the watchers
+        self._turn = itertools.cycle(range(turns))  # whose it is
         self._jobs: dict[str, Snapshot] = {}
         self._finished: collections.OrderedDict[str, Snapshot] = collections.OrderedDict()
         self._seqs: dict[Priority, list[int]] = {priority: [] for priority in Priority}  # waiting seqs, ascending
         self._owned: collections.Counter[str] = collections.Counter()  # waiting jobs by owner
         self._deadlines: list[tuple[float, str]] = []  # (start_by, request id) of waiting jobs, ascending
-        self._watchers: dict[str, set[asyncio.Event]] = collections.defaultdict(set)
+        self._watched: dict[str, _Watched] = {}
         self._submitting: collections.Counter[str] = collections.Counter()  # jobs on their way to the disk, by owner
-        self._moved = False
         self.webhook_due = asyncio.Event()  # set when a job with a webhook has ended
 
     @property
@@ -48,14 +106,17 @@ class JobIndex:
 
     def get(self, request_id: str) -> Snapshot | None:
         """Return the snapshot with its queue position; None if it is not here (the database may have it)."""
-        snapshot = self._jobs.get(request_id)
-        if snapshot is None:
-            return self._finished.get(request_id)
-        if snapshot.status is not Status.IN_QUEUE:
+        snapshot = self._known(request_id)
+        if snapshot is None or snapshot.status is not Status.IN_QUEUE:
             return snapshot
         return msgspec.structs.replace(snapshot, queue_position=self._position(snapshot))
 
-    def _position(self, snapshot: Snapshot) -> int:
+    def _known(self, request_id: str) -> Snapshot | None:
+        return self._jobs.get(request_id) or self._finished.get(request_id)
+
+    def _position(self, snapshot: Snapshot) -> int | None:
+        if snapshot.status is not Status.IN_QUEUE:
+            return None
         ahead = sum(len(seqs) for priority, seqs in self._seqs.items() if priority < snapshot.priority)
         return ahead + bisect.bisect_left(self._seqs[snapshot.priority], snapshot.seq)
 
@@ -120,7 +181,6 @@ class JobIndex:
     def _enqueue(self, snapshot: Snapshot) -> None:
         bisect.insort(self._seqs[snapshot.priority], snapshot.seq)
         self._owned[snapshot.owner] += 1
-        self._moved = True
         if snapshot.start_by is not None:
             bisect.insort(self._deadlines, (snapshot.start_by, snapshot.id))
 
@@ -132,7 +192,6 @@ class JobIndex:
             self._owned[snapshot.owner] -= 1
             if not self._owned[snapshot.owner]:
                 del self._owned[snapshot.owner]
-            self._moved = True
             if snapshot.start_by is not None:
                 del self._deadlines[bisect.bisect_left(self._deadlines, (snapshot.start_by, snapshot.id))]
 
@@ -152,34 +211,47 @@ class JobIndex:
 
     # --- watching
 
-    def watch(self, request_id: str, changed: asyncio.Event) -> None:
-        """Set `changed` whenever the job changes, until `unwatch`."""
-        self._watchers[request_id].add(changed)
+    def watch(self, request_id: str) -> Watcher:
+        """Return a new watcher of the job, until `unwatch`."""
+        watcher = Watcher(next(self._turns))
+        self._watched.setdefault(request_id, _Watched()).watchers[watcher] = None
+        return watcher
 
-    def unwatch(self, request_id: str, changed: asyncio.Event) -> None:
+    def unwatch(self, request_id: str, watcher: Watcher) -> None:
         """End a `watch`."""
-        watchers = self._watchers[request_id]
-        watchers.discard(changed)
-        if not watchers:
-            del self._watchers[request_id]
+        watched = self._watched[request_id]
+        del watched.watchers[watcher]
+        if not watched.watchers:
+            del self._watched[request_id]
+
+    def change(self, request_id: str, since: int) -> Change | None:
+        """Return the present state of a watched job, with its log lines from number `since` on; None as from `get`."""
+        known = self._known(request_id)
+        if known is None:
+            return None
+        return self._watched[request_id].change(known, self._position(known), since)
 
     def wake_waiting(self) -> None:
-        """Wake the watchers of waiting jobs if any position has changed since the last call.
+        """Wake the watchers of waiting jobs whose position is not what they were told, if it is their turn to hear.
 
         To be called by a timer: one claim changes thousands of positions, more often than clients read them.
         """
-        if not self._moved:
-            return
-        self._moved = False
-        for request_id in self._watchers:
-            if request_id in self._jobs and self._jobs[request_id].status is Status.IN_QUEUE:
-                self._wake(request_id)
+        turn = next(self._turn)
+        for request_id, watched in self._watched.items():
+            snapshot = self._jobs.get(request_id)
+            if snapshot is None or (position := self._position(snapshot)) is None:
+                continue
+            prompt = self._prompt if position < self._near else 0
+            for number, watcher in enumerate(watched.watchers):
+                if watcher.position != position and (number < prompt or watcher.turn == turn):
+                    watcher.changed.set()
 
     def wake_all(self) -> None:
         """Wake every watcher: the queue is closing."""
-        for request_id in self._watchers:
+        for request_id in self._watched:
             self._wake(request_id)
 
     def _wake(self, request_id: str) -> None:
-        for changed in self._watchers.get(request_id, ()):
-            changed.set()
+        if request_id in self._watched:
+            for watcher in self._watched[request_id].watchers:
+                watcher.changed.set()

@@ -13,12 +13,10 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
-import msgspec
-
 from server.fal.errors import overloaded, start_timed_out
 from server.jobs.attempt import Run
 from server.jobs.database import DatabaseError, log_database_error
-from server.jobs.index import JobIndex
+from server.jobs.index import Change, JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
 from server.jobs.runner import Runner, commit
@@ -47,7 +45,7 @@ class Queue:
         self._settings = settings
         self._times = times
         self._now = clock
-        self._index = JobIndex()
+        self._index = JobIndex(turns=max(1, round(times.far / times.tick)))
         self.webhook_due = self._index.webhook_due
         self._retention = Retention(store.database, self._index.forget, settings, clock)
         self._runner = Runner(
@@ -166,26 +164,30 @@ class Queue:
         if outcome is Outcome.REQUESTED:
             self._runner.cancel(request_id)
 
-    async def watch(self, request_id: str) -> AsyncGenerator[Snapshot, None]:
-        """Yield the job's snapshot, now and at every change, to its end. `logs` holds only lines not yet yielded.
+    async def watch(self, request_id: str) -> AsyncGenerator[Change, None]:
+        """Yield the job's state, now and at every change, to its end.
 
         Ends early when the queue closes; yields nothing for an unknown id. Close it (`contextlib.aclosing`) after use.
         """
-        changed = asyncio.Event()
-        self._index.watch(request_id, changed)
-        yielded, place = 0, None
+        watcher = self._index.watch(request_id)
+        told, place = 0, None
         try:
-            while (snapshot := await self.get(request_id)) is not None:
-                news = msgspec.structs.replace(snapshot, logs=snapshot.logs[yielded:])
-                if news.logs or _place(news) != place:
-                    yield news
-                    yielded, place = len(snapshot.logs), _place(news)
+            while change := self._index.change(request_id, told) or await self._stored(request_id):
+                snapshot = change.snapshot
+                if snapshot.logs or _place(snapshot) != place:
+                    told, place = told + len(snapshot.logs), _place(snapshot)
+                    watcher.position = snapshot.queue_position
+                    yield change
                 if snapshot.completed or self._runner.draining:
                     return
-                await changed.wait()
-                changed.clear()
+                await watcher.changed.wait()
+                watcher.changed.clear()
         finally:
-            self._index.unwatch(request_id, changed)
+            self._index.unwatch(request_id, watcher)
+
+    async def _stored(self, request_id: str) -> Change | None:
+        snapshot = await self._store.load(request_id)
+        return None if snapshot is None else Change(snapshot)
 
     # --- housekeeping
 

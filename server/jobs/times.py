@@ -8,6 +8,7 @@ class QueueTimes:
     """Intervals and waits of a queue and its runner, in seconds."""
 
     tick: float = 0.1  # how late a start timeout, a changed queue position or a freed engine may be noticed
+    far: float = 1.0  # how late a changed position may be told that is not near the front; in ticks
     lease: float = 60.0  # a worker that is silent for longer has lost its jobs
     heartbeat: float = 15.0  # between renewals of the leases: four to a lease
     quota: float = 1.0  # between measurements of the database

@@ -7,7 +7,6 @@ neither, and do not break the connection off on an error.
 """
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
@@ -76,8 +75,13 @@ EXCEPTION_HANDLERS: dict[int | type[Exception], Callable[[Any, Any], Any]] = {
 }
 
 
+def event(content: Any) -> bytes:
+    """Return one server-sent event."""
+    return b"data: " + json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
 class EventStream(Response):
-    """Response of server-sent events.
+    """Response of server-sent events, each as `event` returns it.
 
     When the client leaves, `events` is closed. An exception of `events` breaks the connection off. A comment line is
     sent after every `keep_alive_s` seconds without an event.
@@ -85,47 +89,41 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[Any, None], *, keep_alive_s: float = _KEEP_ALIVE_S) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None], *, keep_alive_s: float = _KEEP_ALIVE_S) -> None:
         super().__init__(headers=_STREAM_HEADERS)
         del self.headers["content-length"]
         self._events = events
         self._keep_alive_s = keep_alive_s
+        self._sent_at = 0.0
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        sending = asyncio.create_task(self._send_all(send))
+        sending = asyncio.create_task(self._send_events(send))
+        idling = asyncio.create_task(self._keep_alive(send))
         leaving = asyncio.create_task(disconnected(receive))
         try:
             await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if sending.done():
+            left = not sending.done()
+            if not left:
                 await sending
         finally:
-            await stop(sending, leaving)
-
-    async def _send_all(self, send: Send) -> None:
-        async with contextlib.aclosing(self._chunks()) as chunks:
-            async for chunk in chunks:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the encoded events, and comment lines while they are awaited."""
-        coming: asyncio.Task[Any] | None = None
-        try:
-            while True:
-                coming = coming or asyncio.ensure_future(anext(self._events))
-                done, _ = await asyncio.wait({coming}, timeout=self._keep_alive_s)
-                if not done:
-                    yield _KEEP_ALIVE
-                    continue
-                try:
-                    event = coming.result()
-                except StopAsyncIteration:
-                    return
-                coming = None
-                yield b"data: " + json.dumps(event, separators=(",", ":")).encode("ascii") + b"\n\n"
-        finally:
-            if coming is not None:
-                await stop(coming)
+            await stop(sending, idling, leaving)
             await self._events.aclose()
+        if not left:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_events(self, send: Send) -> None:
+        async for written in self._events:
+            self._sent_at = asyncio.get_running_loop().time()
+            await send({"type": "http.response.body", "body": written, "more_body": True})
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send comment lines between the events. Each is written whole, so none falls into an event."""
+        now = asyncio.get_running_loop().time
+        self._sent_at = now()
+        while True:
+            await asyncio.sleep(self._sent_at + self._keep_alive_s - now())
+            if now() >= self._sent_at + self._keep_alive_s:
+                self._sent_at = now()
+                await send({"type": "http.response.body", "body": _KEEP_ALIVE, "more_body": True})

@@ -109,8 +109,8 @@ async def ended(queue, request_id):
 
 async def started(queue, request_id):
     async with asyncio.timeout(10), contextlib.aclosing(queue.watch(request_id)) as watching:
-        async for snapshot in watching:
-            if snapshot.status is not Status.IN_QUEUE:
+        async for change in watching:
+            if change.snapshot.status is not Status.IN_QUEUE:
                 return
 
 
@@ -531,10 +531,10 @@ async def test_a_watcher_sees_every_state_and_each_log_line_once(tmp_path, held)
     async with serving(tmp_path, held, capacity=lambda: room) as queue:
         job = await queue.submit(new(seed=7))
         async with asyncio.timeout(10), contextlib.aclosing(queue.watch(job.id)) as watching:
-            async for snapshot in watching:
-                seen.append(snapshot)
+            async for change in watching:
+                seen.append(change.snapshot)
                 room = 1
-                if snapshot.logs:
+                if change.snapshot.logs:
                     held.go.set()
 
     assert [line.message for snapshot in seen for line in snapshot.logs] == ["seed 7", "done"]
@@ -549,7 +549,7 @@ async def test_a_watcher_hears_that_it_moves_up(tmp_path, held):
             await queue.cancel(ahead.id)
             second = await anext(watching)
 
-    assert (first.queue_position, second.queue_position) == (1, 0)
+    assert (first.snapshot.queue_position, second.snapshot.queue_position) == (1, 0)
 
 
 async def test_there_is_nothing_to_watch_of_an_unknown_job(tmp_path, engines):

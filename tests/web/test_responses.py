@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.web.responses import EventStream
+from server.web.responses import EventStream, event
 from tests.support.asgi_client import call, exchange
 
 pytestmark = pytest.mark.anyio
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.anyio
 
 async def test_each_event_is_one_json_line_and_a_blank_one():
     async def two():
-        yield {"a": "é\n"}
-        yield [1]
+        yield event({"a": "é\n"})
+        yield event([1])
 
     answer = await call(EventStream(two()), "GET", "/")
 
@@ -27,7 +27,7 @@ async def test_a_pause_is_filled_with_comments():
 
     async def late():
         await go_on.wait()
-        yield {"last": True}
+        yield event({"last": True})
 
     async with exchange(EventStream(late(), keep_alive_s=0.01), "GET", "/") as talk:
         await talk.hear()
@@ -45,7 +45,7 @@ async def test_when_the_client_leaves_the_source_is_closed():
 
     async def endless():
         try:
-            yield {"n": 1}
+            yield event({"n": 1})
             await asyncio.Event().wait()
         finally:
             closed.set()
@@ -60,7 +60,7 @@ async def test_when_the_client_leaves_the_source_is_closed():
 
 async def test_a_source_that_fails_breaks_the_answer_off():
     async def broken():
-        yield {"n": 1}
+        yield event({"n": 1})
         raise RuntimeError("mid-stream")
 
     async with exchange(EventStream(broken()), "GET", "/") as talk:
