@@ -54,10 +54,13 @@ class RequestSettings(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LimitSettings(RequestSettings):
-    """Limits on calls and realtime sockets, of all callers together."""
+    """Limits on calls, realtime sockets and connections, of all callers together."""
 
     max_calls: Positive = setting(256, "run and stream calls in flight at once; one more gets 429")
     max_sessions: Positive = setting(256, "open realtime sockets; one more is refused with 429")
+    max_connections: Positive = setting(
+        1024, "open connections; for one more an idle one is closed, else its request gets 429"
+    )
     body_budget_bytes: Positive = setting(
         512 * 1024**2,
         "request bodies and fetched pictures in memory, all together; beyond it 429. Seven of the largest "
@@ -160,8 +163,8 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     )
     key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
-        "part of max-calls, max-sessions, max-queue, max-fetches and body-budget-bytes that one key may take, unless"
-        " `fourstep keys` gave it limits of its own: a client that runs wild leaves the rest to the others",
+        "part of max-calls, max-sessions, max-connections, max-queue, max-fetches and body-budget-bytes that one key"
+        " may take, unless `fourstep keys` gave it limits of its own: a wild client leaves the rest to others",
     )
     max_token_seconds: Positive = setting(
         3600,
@@ -171,11 +174,8 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConnectionSettings(LimitSettings):
-    """Limits on connections: number, sizes, deadlines."""
+    """Limits on each connection: sizes, rates, deadlines."""
 
-    max_connections: Positive = setting(
-        1024, "open connections; for one more an idle one is closed, else its request gets 429"
-    )
     max_header_bytes: Annotated[int, Meta(ge=1024)] = setting(
         32 * 1024, "request line and headers: fal allows 16 KB, proxies add theirs"
     )

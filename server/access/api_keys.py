@@ -47,8 +47,12 @@ class Key:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """What one caller may have in flight; None: as much as the server. `memory`: bytes of request bodies."""
+    """What one caller may have in flight; None: as much as the server. `memory`: bytes of request bodies.
 
+    `connections`: all exchanges and sockets, calls and sessions too.
+    """
+
+    connections: int | None = None
     calls: int | None = None
     queued: int | None = None
     sessions: int | None = None
@@ -68,6 +72,7 @@ def allowance(settings: AccessSettings, key: Key) -> Allowance:
         return max(1, int(total * settings.key_share))
 
     return Allowance(
+        connections=max(share(settings.max_connections), key.calls + key.sessions),
         calls=key.calls or share(settings.max_calls),
         queued=key.queued or share(settings.max_queue),
         sessions=key.sessions or share(settings.max_sessions),

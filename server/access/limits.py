@@ -1,4 +1,4 @@
-"""Limits on calls, realtime sessions and bytes in flight: of all callers together, and of one key. More is 429.
+"""Limits on what is in flight, of all callers together and of one key: connections, calls, bytes … More is 429.
 
 429 is the one answer to overload that fal's Python and JavaScript clients both try again (a 503 fails in Python).
 
@@ -95,11 +95,24 @@ class Limits:
     """The server's quotas. A reservation ends with the exchange or the socket for which it was made."""
 
     def __init__(self, settings: LimitSettings) -> None:
+        # All together are counted where connections are made.
+        self._connections = Quota(math.inf, "connections")
+        # So that room is left for `max_calls` runs, or for as many as there can be streams.
+        streams = max(settings.max_connections - settings.max_calls, settings.max_connections // 2)
+        self._status_streams = Quota(streams, "status streams")
         self._calls = Quota(settings.max_calls, "calls")
         self._sessions = Quota(settings.max_sessions, "realtime sessions")
         self._memory = Quota(settings.body_budget_bytes, "bytes")
         # What was accepted is not refused; the engines' capacity bounds it.
         self._job_memory = Quota(math.inf, "bytes")
+
+    def connection(self, connection: HTTPConnection, caller: Caller) -> None:
+        """Reserve the connection of an exchange or a socket. Raises `RequestError` 429."""
+        self._keep(connection, Reservation(self._connections, caller.id, caller.allowance.connections)).take()
+
+    def status_stream(self, connection: HTTPConnection, caller: Caller) -> None:
+        """Reserve one stream of a job's statuses, beside its connection. Raises `RequestError` 429."""
+        self._keep(connection, Reservation(self._status_streams, caller.id)).take()
 
     def call(self, connection: HTTPConnection, caller: Caller) -> None:
         """Reserve one run or stream. Raises `RequestError` 429."""

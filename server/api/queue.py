@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
+from server.access.auth import Caller
 from server.context import Context, context
 from server.fal import decoding, schemas
 from server.fal import headers as platform_headers
@@ -105,9 +106,11 @@ async def status(request: Request) -> Response:
 
 async def status_stream(request: Request) -> Response:
     """Answer with a stream of the job's statuses: one at every change until the job ends."""
-    snapshot = await _find(request)
-    events = _statuses(context(request), snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request))
-    return EventStream(events)
+    ctx = context(request)
+    _, caller = authorize(request)
+    ctx.limits.status_stream(request, caller)
+    snapshot = await _of(request, caller)
+    return EventStream(_statuses(ctx, snapshot.id, base_url(request.scope, "queue"), logs=_wants_logs(request)))
 
 
 async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> AsyncGenerator[bytes, None]:
@@ -175,10 +178,14 @@ async def cancel(request: Request) -> Response:
 
 
 async def _find(request: Request) -> Snapshot:
-    """Return the job in the path. Raises `PlainError` 404 for a job which is unknown or another caller's."""
-    ctx = context(request)
+    """Return the job in the path. Raises as `authorize` and `_of`."""
     _, caller = authorize(request)
-    snapshot = await ctx.queue.get(request.path_params["request_id"])
+    return await _of(request, caller)
+
+
+async def _of(request: Request, caller: Caller) -> Snapshot:
+    """Return the caller's job in the path. Raises `PlainError` 404 for one which is unknown or another caller's."""
+    snapshot = await context(request).queue.get(request.path_params["request_id"])
     if snapshot is None or snapshot.owner != caller.id:
         raise PlainError(404, "Request not found")
     return snapshot

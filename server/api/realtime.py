@@ -39,7 +39,7 @@ from server.fal.errors import FalError, PlainError, RequestError
 from server.logs import fault
 from server.web.clock import late
 from server.web.connection import stop
-from server.web.request import find_endpoint, memory, new_call
+from server.web.request import find_caller, find_endpoint, memory, new_call
 from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 
 Frame: TypeAlias = str | bytes
@@ -58,7 +58,7 @@ async def realtime(socket: WebSocket) -> None:
     ctx = context(socket)
     target = find_endpoint(socket, REALTIME_PATHS | {ctx.settings.realtime_path.strip("/")})
     try:
-        caller = ctx.auth.caller(socket, target.app)
+        caller = find_caller(socket, target.app)
     except PlainError:
         await socket.accept()
         await socket.send_text(_UNAUTHORIZED)

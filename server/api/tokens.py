@@ -17,7 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.context import context
 from server.fal.errors import invalid
-from server.web.request import given, read_json, validated
+from server.web.request import find_caller, given, read_json, validated
 from server.web.responses import json_response
 
 # What fal's clients ask for; they ask for a new token before it expires.
@@ -49,7 +49,7 @@ async def realtime_token(request: Request) -> Response:
 
 async def _issue(request: Request) -> str:
     ctx = context(request)
-    caller = ctx.auth.caller(request)
+    caller = find_caller(request)
     wanted = validated(TokenRequest, given(await read_json(request, caller, _MAX_BODY_BYTES)))
     apps = wanted.allowed_apps or ([wanted.app] if wanted.app else [])
     if not apps:

@@ -33,7 +33,7 @@ from server.fal.hosts import base_url
 from server.storage.files import SPOOL_BYTES
 from server.storage.multipart import MAX_PARTS
 from server.storage.upload_tokens import Upload, permit
-from server.web.request import given, memory, read_json, validated
+from server.web.request import counted, find_caller, given, memory, read_json, validated
 from server.web.responses import json_response
 
 # fal's Python client asks again after this time, so a leaked token is soon useless; one upload may take as long.
@@ -71,7 +71,7 @@ class Completion(BaseModel):
 async def initiate(request: Request) -> Response:
     """Answer with the URL for the upload, and the URL which the file will have."""
     ctx = context(request)
-    caller = ctx.auth.caller(request)
+    caller = find_caller(request)
     wanted = validated(Wanted, given(await read_json(request, caller, _MAX_BODY_BYTES)))
     upload = permit(wanted.content_type, wanted.file_name, caller.id, lifecycle.upload_lifecycle(request.headers))
     base = base_url(request.scope, "cdn")
@@ -82,12 +82,11 @@ async def initiate(request: Request) -> Response:
 
 async def cdn_token(request: Request) -> Response:
     """Answer with a token for `/cdn/files/upload`. `expires_at` has an offset: Python can't compare it otherwise."""
-    auth = context(request).auth
-    caller = auth.caller(request)
+    caller = find_caller(request)
     expires = datetime.datetime.fromtimestamp(int(time.time()) + CDN_TOKEN_SECONDS, datetime.UTC)
     return json_response(
         {
-            "token": auth.issue(caller, CDN_TOKEN_SECONDS, audience="cdn"),
+            "token": context(request).auth.issue(caller, CDN_TOKEN_SECONDS, audience="cdn"),
             "token_type": "Bearer",
             "base_url": base_url(request.scope, "cdn"),
             "expires_at": expires.isoformat(),
@@ -105,7 +104,9 @@ def _uploader(request: Request) -> Caller:
 
 
 def _permitted(request: Request, token: str) -> Upload:
-    return context(request).files.upload_tokens.redeem(token, request.path_params["name"])
+    upload = context(request).files.upload_tokens.redeem(token, request.path_params["name"])
+    counted(request, _owner(request, upload))
+    return upload
 
 
 # --- bytes -------------------------------------------------------------------------------------------------------
@@ -156,7 +157,7 @@ async def cdn_complete(request: Request) -> Response:
 
 
 def _new_upload(request: Request) -> Upload:
-    caller = _uploader(request)
+    caller = counted(request, _uploader(request))
     headers = request.headers
     content_type, file_name = headers.get("content-type", ""), headers.get("x-fal-file-name", "")
     return permit(content_type, file_name, caller.id, lifecycle.upload_lifecycle(headers))

@@ -27,14 +27,28 @@ def find_endpoint(connection: HTTPConnection, paths: Collection[str] | None = No
 
 
 def authorize(connection: HTTPConnection, paths: Collection[str] | None = None) -> tuple[endpoints.Target, Caller]:
-    """Return the endpoint and sub path in the URL, and the caller. Raises `PlainError` 401, 403 or 404.
+    """Return the endpoint and sub path in the URL, and the caller. Raises as `find_caller`, and `PlainError` 404.
 
     A missing permission is reported before a sub path which is not in `paths`.
     """
     target = find_endpoint(connection)
-    caller = context(connection).auth.caller(connection, target.app)
+    caller = find_caller(connection, target.app)
     _check_path(target, paths)
     return target, caller
+
+
+def find_caller(connection: HTTPConnection, app: endpoints.Endpoint | None = None) -> Caller:
+    """Return the caller, of `app` if the URL has one; their connection counts from now on until it is free again.
+
+    Raises `PlainError` 401 or 403, `RequestError` 429.
+    """
+    return counted(connection, context(connection).auth.caller(connection, app))
+
+
+def counted(connection: HTTPConnection, caller: Caller) -> Caller:
+    """Return the caller, for whom this connection is counted from now on. Raises `RequestError` 429."""
+    context(connection).limits.connection(connection, caller)
+    return caller
 
 
 def _check_path(target: endpoints.Target, paths: Collection[str] | None) -> None:

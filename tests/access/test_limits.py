@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -130,6 +131,93 @@ async def test_a_call_through_the_proxy_counts_once(tmp_path):
         used = web.ctx.limits._calls.used
 
     assert (refused.status, used) == (429, 2)
+
+
+# --- connections
+
+
+@contextlib.asynccontextmanager
+async def held(web, count, method, url, **options):
+    """Keep `count` exchanges open, each answered as far as it can be."""
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(count):
+            talk = await stack.enter_async_context(web.exchange(method, url, **options))
+            if method == "GET":
+                await talk.hear()
+            else:  # its body never comes
+                talk._incoming.get_nowait()
+                await asyncio.sleep(0)
+        yield
+
+
+async def status_stream(web, headers):
+    """The URL of the status stream of a job that waits."""
+    web.engines.capacity = 0
+    return (await web.call("POST", QUEUE, body=INPUT, headers=headers)).json()["status_url"] + "/stream"
+
+
+async def upload(web, headers):
+    answer = await web.call("POST", "/rest/storage/upload/initiate", body={}, headers=headers)
+    return answer.json()["upload_url"]
+
+
+async def test_a_key_has_half_of_the_connections_for_status_streams_and_the_rest_is_for_others(tmp_path):
+    async with serving(tmp_path, keys=KEYS, max_connections=6) as web:
+        url = await status_stream(web, ALICE)
+        async with held(web, 3, "GET", url, headers=ALICE):
+            refused = await web.call("GET", url, headers=ALICE)
+            other = await web.call("POST", RUN, body=INPUT, headers=BOB)
+
+    assert (refused.status, refused.headers["x-fal-needs-retry"]) == (429, "1")
+    assert other.status == 200
+
+
+async def test_two_hundred_status_streams_of_one_key_are_served(tmp_path):
+    async with serving(tmp_path, keys=KEYS) as web:
+        url = await status_stream(web, ALICE)
+        async with held(web, 200, "GET", url, headers=ALICE):
+            status = (await web.call("GET", url.removesuffix("/stream"), headers=ALICE)).status
+
+    assert status == 202
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", QUEUE), ("POST", RUN), ("PUT", upload), ("POST", "/rest/tokens")]
+)
+async def test_a_key_has_half_of_the_connections_for_bodies_that_never_come(tmp_path, method, path):
+    async with serving(tmp_path, keys=KEYS, max_connections=6) as web:
+        url = path if isinstance(path, str) else await path(web, ALICE)
+        async with held(web, 3, method, url, headers=ALICE):
+            refused = await web.call("GET", f"{QUEUE}/requests/1/status", headers=ALICE)
+            other = await web.call("GET", f"{QUEUE}/requests/1/status", headers=BOB)
+        after = await web.call("GET", f"{QUEUE}/requests/1/status", headers=ALICE)
+
+    assert (refused.status, other.status, after.status) == (429, 404, 404)
+
+
+async def test_sockets_are_connections_too(tmp_path):
+    async with serving(tmp_path, keys=KEYS, max_connections=2) as web, web.connect(SOCKET, headers=ALICE):
+        refused = await web.call("POST", RUN, body=INPUT, headers=ALICE)
+
+    assert refused.status == 429
+
+
+@pytest.mark.parametrize("chosen", [{"max_connections": 4}, {"max_connections": 6, "max_calls": 4}])
+async def test_the_status_streams_of_a_server_without_keys_leave_room_for_its_runs(tmp_path, chosen):
+    async with serving(tmp_path, **chosen) as web:
+        url = await status_stream(web, None)
+        async with held(web, chosen["max_connections"] // 2, "GET", url):
+            refused = await web.call("GET", url)
+            run = await web.call("POST", RUN, body=INPUT)
+
+    assert "Too many status streams" in refused.json()["detail"]
+    assert (refused.status, run.status) == (429, 200)
+
+
+def test_a_keys_own_limits_bring_the_connections_for_them():
+    key = dataclasses.replace(api_keys.Key("carol", "carol", "", ""), calls=900, sessions=50)
+
+    assert api_keys.allowance(Settings(), key).connections == 950
 
 
 # --- sockets
