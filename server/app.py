@@ -73,6 +73,7 @@ class Parts:
     fetch: Callable[..., Fetch] = Fetch
     files: Callable[..., Files] = Files
     inputs: Callable[..., Inputs] = Inputs
+    limits: Callable[..., Limits] = Limits
     store: Callable[[Database], JobStore] = JobStore
     queue: Callable[..., Queue] = Queue
     deliverer: Callable[..., Deliverer] = Deliverer
@@ -120,7 +121,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             stack.push_async_callback(database.close)
 
             resources = Resources(
-                settings=settings, pool=pool, files=files, inputs=inputs, limits=Limits(settings), metrics=metrics
+                settings=settings, pool=pool, files=files, inputs=inputs, limits=parts.limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
             queue = parts.queue(

@@ -18,6 +18,7 @@ The first argument is a JSON object of the differences; all else is the server a
     silent_names        seconds for which looking up a name that ends in `.never.test` blocks
     shared_lookups      control: all look-ups share four threads
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
+    no_shares           control: connections and status streams have no limit for one key
 """
 
 import asyncio
@@ -35,6 +36,7 @@ from urllib.parse import unquote_to_bytes
 
 from typing_extensions import override
 
+from server.access.limits import Limits
 from server.app import Parts
 from server.fal import data_uri
 from server.generate import generate
@@ -109,6 +111,18 @@ def resolver(silent_s, *, shared):
     return look_up
 
 
+class NoShares(Limits):
+    """Counts neither the connections of a key nor status streams."""
+
+    @override
+    def connection(self, connection, caller):
+        pass
+
+    @override
+    def status_stream(self, connection, caller):
+        pass
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -138,6 +152,7 @@ def main():
             Fetch, resolver=resolver(asked.get("silent_names", 0.0), shared=asked.get("shared_lookups", False))
         ),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
+        limits=NoShares if asked.get("no_shares") else Limits,
         store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
         queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(
