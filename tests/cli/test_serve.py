@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,31 @@ def test_a_server_with_a_job_that_never_ends_stops_within_its_time_and_keeps_the
     with serving("--model", "instant:1", data_dir=tmp_path) as again:
         until(lambda: again.get(f"{path}/status")["status"] == "COMPLETED")
         assert again.get(path)["seed"] == 7
+
+
+ASKED_HOW_MUCH_IS_FROZEN = """
+import gc, sys
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from server.app import Parts
+from tests.support.server_process import serve
+
+async def frozen(request):
+    return PlainTextResponse(str(gc.get_freeze_count()))
+
+sys.exit(serve(Parts(routes=[Route("/health", frozen)]), sys.argv[1:]))
+"""
+
+
+def test_no_collection_looks_through_what_was_loaded_at_the_start(tmp_path):
+    command = [sys.executable, "-c", ASKED_HOW_MUCH_IS_FROZEN, "serve", "--model", "instant", "--port", "0"]
+    with subprocess.Popen([*command, "--data-dir", str(tmp_path)], env=clean_env()) as process:
+        try:
+            until((tmp_path / RUN_FILE).exists)
+            url = json.loads((tmp_path / RUN_FILE).read_bytes())["url"]
+            with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
+                frozen = int(answer.read())
+        finally:
+            process.terminate()
+
+    assert frozen > 50_000
