@@ -73,7 +73,7 @@ class _Watched:
 class JobIndex:
     """Unfinished jobs and the last `keep` finished ones. To be used on the event loop; never waits.
 
-    `turns`: at which of so many calls of `wake_waiting` a watcher hears of a place far from the front.
+    `turns`: in how many calls of `wake_waiting` every watcher hears once of a place far from the front.
     """
 
     def __init__(self, keep: int = FINISHED, *, near: int = NEAR, prompt: int = PROMPT, turns: int = TURNS) -> None:
