@@ -63,6 +63,10 @@ class LimitSettings(RequestSettings):
         "request bodies and fetched pictures in memory, all together; beyond it 429. Seven of the largest "
         "bodies, or a hundred photos; the process takes up to three times as much for them",
     )
+    max_downloads: Positive = setting(
+        256,
+        "stored files being sent at once, to one key or address no more than its key-share of them; one more gets 429",
+    )
     session_idle_timeout: Wait = setting(30.0, "seconds without an input after which a realtime socket is closed")
     max_waiting_bytes: Positive = setting(
         64 * 1024**2,
@@ -182,7 +186,15 @@ class ConnectionSettings(LimitSettings):
     header_timeout: Wait = setting(10.0, "seconds for a TLS handshake, and for a request's headers to arrive")
     body_timeout: Wait = setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
     min_body_rate: Positive = setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
-    send_timeout: Wait = setting(60.0, "seconds that a client may leave an answer unread")
+    send_timeout: Wait = setting(60.0, "seconds that a client may fall behind min-send-rate; then its answer is cut")
+    min_send_rate: Positive = setting(
+        16 * 1024, "bytes a second that a client must take of what waits for it: a slow link's 128 kbit/s"
+    )
+    send_buffer_bytes: Count = setting(
+        256 * 1024,
+        "what the kernel keeps for each client that has not taken it, which bounds the speed to this much in a round"
+        " trip; 0 lets the kernel decide: up to 4 MB on Linux",
+    )
     keep_alive: Count = setting(75, "seconds that an idle connection stays open: longer than clients reuse theirs")
     max_frame_rate: Positive = setting(
         120, "frames a second from one websocket: twice what a screen shows, fal's clients send 16"

@@ -13,8 +13,8 @@ some), and the origin guard in `server.web` lets only this machine call.
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jwt
 from starlette.requests import HTTPConnection
@@ -27,6 +27,8 @@ from server.settings import AccessSettings
 
 Audience: TypeAlias = Literal["call", "cdn"]
 
+# In the state of a scope, which copies of the scope share.
+_KNOWN = "fourstep.known"
 _ALGORITHM = "HS256"
 _BAD_FORMAT = "Invalid Key Authorization header format. Expected '<key_id>:<key_secret>'."
 _UNKNOWN_KEY = "No user found for Key ID and Secret"
@@ -63,6 +65,11 @@ class Auth:
 
         Raises `PlainError` 401 for missing and wrong credentials, 403 for a token of other apps.
         """
+        caller = self._authenticated(connection, app)
+        connection.scope.setdefault("state", {})[_KNOWN] = True
+        return caller
+
+    def _authenticated(self, connection: HTTPConnection, app: Endpoint | None) -> Caller:
         if self.open:
             return ANONYMOUS
         if authorization := connection.headers.get("authorization"):
@@ -131,6 +138,11 @@ def _covers(allowed: str, app: Endpoint) -> bool:
     if not rest:
         return first == app.alias or first in {f"{owner}-{app.alias}" for owner in app.owners}
     return first in app.owners and rest.partition("/")[0] == app.alias
+
+
+def has_shown_key(scope: Mapping[str, Any]) -> bool:
+    """Return whether `Auth.caller` has accepted the caller of this request."""
+    return _KNOWN in scope["state"]
 
 
 def has_keys(settings: AccessSettings) -> bool:

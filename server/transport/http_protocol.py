@@ -1,21 +1,20 @@
 """One HTTP connection: uvicorn's protocol class, extended by deadlines and limits.
 
-Every stage of a connection has a limit. A client that exceeds one gets a JSON error in fal's shape, then
-two seconds to read it:
+Every stage of a connection has a limit. A client that exceeds one gets a JSON error in fal's shape. What it still sends
+is read and dropped for a second, since closing while it sends would reset the connection, and the answer would be
+lost. The same holds for an answer which is complete before its request is.
 
     stage               limit                                                       when exceeded
     handshake, headers  `header_timeout`, `max_header_bytes`                        408, 431
     body                `min_body_rate`, with `body_timeout` seconds of slack       408
-    answer              unread for `send_timeout`                                   aborted
+    answer              `min_send_rate`, with `send_timeout` seconds of slack       aborted
     between requests    `keep_alive` (uvicorn's own)                                closed
-    all connections     `max_connections`: the connection that has been idle, or
-                        sending headers, for longest makes way for a new one        closed
+    all connections     `max_connections`: one that is not being served makes way
+                        for a new one, see `server.transport.room`                  closed
                         while all are being served                                  429, which every fal client retries
 """
 
 import asyncio
-import json
-import uuid
 from asyncio import TimerHandle
 from typing import Any
 
@@ -24,13 +23,17 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from server.access.auth import has_shown_key
 from server.fal.errors import FalError, PlainError, RequestError, overloaded
 from server.settings import ConnectionSettings
+from server.transport.cycle_transport import CycleTransport
+from server.transport.refusal import ambiguity, refusal
+from server.transport.room import Rank, Room
+from server.transport.send_deadline import SendDeadline
 from server.web.clock import late
 
-# Seconds that a refused client has to read its answer: closing while it still sends would reset the connection, and
-# the answer would be lost.
-_LINGER_S = 2.0
+# Paths which are answered although all connections are in use. They cost nothing and tell no secrets.
+_PROBES = frozenset((b"/health", b"/ready"))
 
 
 class _Refused(Exception):
@@ -38,46 +41,67 @@ class _Refused(Exception):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering."""
+    """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering.
+
+    `linger_s`: seconds for which is read and dropped what a client sends that has been answered.
+    """
 
     def __init__(
-        self, limits: ConnectionSettings, config: Config, server_state: ServerState, app_state: dict[str, Any]
+        self,
+        limits: ConnectionSettings,
+        room: Room,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        *,
+        linger_s: float = 1.0,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self._limits = limits
+        self._room = room
+        self._linger_s = linger_s
         self._deadline: TimerHandle | None = None
-        self._send_deadline: TimerHandle | None = None
         self._in_message = False
         self._in_headers = False
-        self._header_bytes = 0
-        self._idle_since = self.loop.time()
+        self._header_bytes = 0  # also of what is neither header nor body: trailers, the frames of chunks
+        self._body_came = False
+        self._rank = Rank.STRANGER
         self._due = 0.0
         self._body_due = 0.0
-        self._refused = False
+        self._keeps_alive = False
+        self._ended = False
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
+        self._cycle_transport = CycleTransport(transport, self._end)
+        self._sending = SendDeadline(transport, self._limits, self.loop)
+        self._room.enter(self)
+        self._room.idle(self, self._rank)
         self._expect_headers()
-        if self._one_too_many:  # if none is idle, the next one closes it, or its request gets 429
-            self._make_room()
+        self._room.admits(self)  # if none makes way, the next one closes it, or its request gets 429
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._set_deadline(None)
-        self.resume_writing()
+        self._sending.stop()
+        self._room.leave(self)
+
+    @override
+    def eof_received(self) -> None:
+        self._close()
 
     @override
     def data_received(self, data: bytes) -> None:
-        if self._refused or self.transport.is_closing():
+        if self._ended or self.transport.is_closing():
             return
         if not self._in_message and self._deadline is None:
             self._expect_headers()
-        was_in_headers = self._in_headers
+        was_in_message, self._body_came = self._in_message, False
         super().data_received(data)
-        if was_in_headers and self._in_headers:
-            # No callback has seen these bytes yet: without this count an endless header line would fill the memory.
+        if was_in_message and self._in_message and not self._body_came:
+            # No callback has seen these bytes yet: without this count an endless line would fill the memory.
             self._header_bytes += len(data)
             if self._header_bytes > self._limits.max_header_bytes:
                 self._refuse_headers()
@@ -98,7 +122,8 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
-        super().on_header(name, value)
+        if self._in_headers:  # else a trailer: no route reads one, and none may pass for a header
+            super().on_header(name, value)
 
     @override
     def on_headers_complete(self) -> None:
@@ -106,15 +131,27 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > self._limits.max_header_bytes:
             self._refuse_headers()
             raise _Refused
-        if self._one_too_many and not self._make_room():
+        if problem := ambiguity(self.headers, self.parser.get_http_version()):
+            self.send_400_response(problem)
+            raise _Refused
+        admitted = self._room.admits(self)
+        if not (admitted or (self._room.admits_probe() and self.url.partition(b"?")[0] in _PROBES)):
             self._refuse(overloaded("Too many open connections, try again"))
             raise _Refused
+        self._room.busy(self)
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = self._cycle_transport  # type: ignore[assignment]  # it needs no more of one
+            # An answer which begins before the body has ended says that it closes the connection.
+            self._keeps_alive = self.cycle.keep_alive and admitted
+            self.cycle.keep_alive = False
         self._body_due = self.loop.time() + self._limits.body_timeout
         self._set_deadline(self._limits.body_timeout, self._check_body)
 
     @override
     def on_body(self, body: bytes) -> None:
+        self._body_came = True
         latest = self.loop.time() + self._limits.body_timeout
         self._body_due = min(latest, self._body_due + len(body) / self._limits.min_body_rate)
         super().on_body(body)
@@ -123,16 +160,28 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._in_message = False
         self._set_deadline(None)
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = self._keeps_alive
         super().on_message_complete()
 
     @override
     def on_response_complete(self) -> None:
-        self._idle_since = self.loop.time()
+        if has_shown_key(self.cycle.scope):
+            self._rank = Rank.KNOWN
+        if self._ended:
+            self.flow.resume_reading()  # what comes is dropped
+            return
         super().on_response_complete()
+        if self.cycle.response_complete:
+            self._room.idle(self, self._rank)
 
     @override
     def handle_websocket_upgrade(self) -> None:
+        if self._serving:
+            self.send_400_response("A websocket can't begin while a request is being answered")
+            return
         self._set_deadline(None)
+        self._room.leave(self)  # the websocket takes a place of its own
         super().handle_websocket_upgrade()
 
     # --- deadlines ---
@@ -146,11 +195,12 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._in_message:
             self._refuse(PlainError(408, "The request's headers did not arrive in time"))
         else:  # browsers open connections which they may not need
-            self.transport.close()
+            self._close()
 
     def _check_body(self) -> None:
         now = self.loop.time()
-        if self.flow.read_paused or late(self._due):  # this process is late, not the client
+        # The client is not to blame while this process is late, and while it waits to be told to send.
+        if self.flow.read_paused or late(self._due) or self.cycle.waiting_for_100_continue:
             self._body_due = now + self._limits.body_timeout
         if now < self._body_due:
             self._set_deadline(self._body_due - now, self._check_body)
@@ -168,46 +218,54 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._send_deadline is None:
-            self._expect_reader()
-
-    def _expect_reader(self) -> None:
-        due = self.loop.time() + self._limits.send_timeout
-        self._send_deadline = self.loop.call_at(due, self._check_reader, due)
-
-    def _check_reader(self, due: float) -> None:
-        if late(due):
-            self._expect_reader()
-        else:
-            self.transport.abort()
+        self._sending.start()
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._send_deadline is not None:
-            self._send_deadline.cancel()
-            self._send_deadline = None
+        if not self.transport.is_closing():
+            self._sending.stop()
+
+    # --- the end ---
+
+    @property
+    def _serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @override
+    def shutdown(self) -> None:
+        if self._serving:
+            self.cycle.keep_alive = self._keeps_alive = False
+        else:
+            self._close()
+
+    @override
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def evict(self) -> None:
+        """Close at once: a TLS shutdown, or bytes which the client does not take, would keep the place."""
+        self.transport.abort()
+
+    def _end(self) -> None:
+        """Close once the client can have read its answer: drop what it still sends, for a while."""
+        if not self._in_message:
+            self._close()
+        elif not self._ended:
+            self._ended = True
+            self._room.idle(self, Rank.ENDING)
+            self.flow.resume_reading()
+            self._set_deadline(self._linger_s, self._close)
+
+    def _close(self) -> None:
+        self._ended = True
+        self._set_deadline(None)
+        self._room.idle(self, Rank.ENDING)
+        self.transport.close()
+        if self.transport.get_write_buffer_size():
+            self._sending.start()
 
     # --- refusals ---
-
-    @property
-    def _idle(self) -> bool:
-        """Whether no request is being served on this connection: none has come, or its headers are incomplete."""
-        served = self.cycle is None or self.cycle.response_complete
-        return served and (self._in_headers or not self._in_message) and not self.transport.is_closing()
-
-    @property
-    def _one_too_many(self) -> bool:
-        return len(self.connections) > self._limits.max_connections
-
-    def _make_room(self) -> bool:
-        """Close the connection that has been idle for longest. Return False if no other one is idle."""
-        others = (other for other in self.connections if isinstance(other, HttpProtocol) and other is not self)
-        idle = (other for other in others if other._idle)
-        longest = min(idle, key=lambda other: other._idle_since, default=None)
-        if longest is not None:
-            longest.transport.close()
-        return longest is not None
 
     def _refuse_headers(self) -> None:
         self._refuse(PlainError(431, f"Request line and headers exceed {self._limits.max_header_bytes} bytes"))
@@ -219,32 +277,17 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: FalError) -> None:
         """Answer in place of the app unless an answer has begun, and close. A running app sees a disconnect."""
-        if self._refused or self.transport.is_closing():
+        if self._ended or self.transport.is_closing():
             return
-        self._refused = True
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-            if cycle.response_started or self.pipeline:
-                self._set_deadline(None)
-                self.transport.close()
+        self._in_message = True  # whatever the parser has seen: more may be coming
+        if self._serving:
+            self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.message_event.set()
+            if self.cycle.response_started or self.pipeline:
+                self._close()
                 return
         headers, body = refusal(error)
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(STATUS_LINE[error.status] + lines.encode("latin-1") + b"\r\n" + body)
-        self.flow.resume_reading()
-        self._set_deadline(_LINGER_S, self.transport.close)
-
-
-def refusal(error: FalError) -> tuple[dict[str, str], bytes]:
-    """Return headers and body of an error which ends its connection."""
-    body = json.dumps(error.body).encode()
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "connection": "close",
-        "x-fal-request-id": str(uuid.uuid4()),
-        **error.headers,
-    }
-    return headers, body
+        self._end()

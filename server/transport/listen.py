@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import functools
-import resource
 import signal
 import socket
 import ssl
@@ -28,6 +27,7 @@ from server.access.limits import Quota
 from server.settings import ListenSettings, SettingsError
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
+from server.transport.room import Room
 from server.transport.websocket_protocol import WebSocketProtocol
 
 TAKEOVER_PORT = 443
@@ -69,21 +69,22 @@ def bind(settings: ListenSettings) -> Listeners:
 
     Raises `SettingsError`, with what to do, for a port that is in use or not allowed.
     """
-    http = Listener(_bind(settings.host, settings.port))
+    http = Listener(_bind(settings, settings.port))
     if settings.tls_port is None and not settings.takeover:
         return Listeners(http)
     context = tls.server_context(tls.ensure(settings))
     return Listeners(
         http,
-        https=None if settings.tls_port is None else Listener(_bind(settings.host, settings.tls_port), context),
-        takeover=Listener(_bind(settings.host, TAKEOVER_PORT), context) if settings.takeover else None,
+        https=None if settings.tls_port is None else Listener(_bind(settings, settings.tls_port), context),
+        takeover=Listener(_bind(settings, TAKEOVER_PORT), context) if settings.takeover else None,
     )
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(settings: ListenSettings, port: int) -> socket.socket:
+    host = settings.host
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         hints = {
             errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
@@ -93,6 +94,9 @@ def _bind(host: str, port: int) -> socket.socket:
             error.errno or 0, f"can't be opened ({error.strerror}): --host takes an address of this machine"
         )
         raise SettingsError(f"{host} port {port} {hint}") from error
+    if settings.send_buffer_bytes:  # each accepted socket inherits it
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
+    return bound
 
 
 def run(app: ASGIApp, listeners: Listeners, settings: ListenSettings, **callbacks: Callable[[], None]) -> None:
@@ -114,22 +118,25 @@ async def serve(
     `on_ready` is called once connections are accepted (the app's lifespan has started), `on_drain` when draining
     begins: after it the app should begin nothing new.
     """
-    _raise_open_file_limit()
     contexts = {listener.context for listener in listeners if listener.context is not None}
     renewals = [asyncio.create_task(tls.keep_fresh(context, settings)) for context in contexts]
     try:
-        await _Server(_config(app, settings), listeners, settings, on_ready, on_drain).serve()
+        room = Room(settings.max_connections)
+        server = _Server(
+            _config(app, settings, room), listeners, settings, room=room, on_ready=on_ready, on_drain=on_drain
+        )
+        await server.serve()
     finally:
         for renewal in renewals:
             renewal.cancel()
 
 
-def _config(app: ASGIApp, settings: ListenSettings) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: ListenSettings, room: Room) -> uvicorn.Config:
     coming = Quota(settings.body_budget_bytes, "bytes")
     return uvicorn.Config(
         app,
         http=HttpToolsProtocol,
-        ws=functools.partial(WebSocketProtocol, settings, coming),  # type: ignore[arg-type]  # uvicorn only calls it
+        ws=functools.partial(WebSocketProtocol, settings, coming, room=room),  # type: ignore[arg-type]  # only called
         ws_max_size=settings.max_body_bytes,
         ws_ping_interval=settings.ping_interval,
         ws_ping_timeout=settings.ping_interval,
@@ -153,12 +160,15 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         listeners: Sequence[Listener],
         settings: ListenSettings,
+        *,
+        room: Room,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._listeners = listeners
         self._settings = settings
+        self._room = room
         self._on_ready = on_ready
         self._on_drain = on_drain
 
@@ -167,7 +177,9 @@ class _Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(_STARTUP_FAILED)
-        protocol = functools.partial(HttpProtocol, self._settings, self.config, self.server_state, self.lifespan.state)
+        protocol = functools.partial(
+            HttpProtocol, self._settings, self._room, self.config, self.server_state, self.lifespan.state
+        )
         self.servers = [await self._listen(listener, protocol) for listener in self._listeners]
         self.started = True
         self._on_ready()
@@ -205,10 +217,3 @@ class _Server(uvicorn.Server):
         finally:
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
-
-
-def _raise_open_file_limit() -> None:
-    """Raise the limit of open files to the hard one: login shells and service managers give 1024 by default."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses “unlimited”
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

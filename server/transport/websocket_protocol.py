@@ -3,10 +3,12 @@
     what                limit                                                             when exceeded
     frames              `max_frame_rate` for each socket; more wait in the network        slowed down
     unread answers      no input is read from a client that does not read                 slowed down
+                        `min_send_rate`, with `send_timeout` seconds of slack             aborted
     one message         `max_body_bytes`; its fragments are kept in one buffer            close 1009
     all messages        `body_budget_bytes` on all sockets, until the app takes them      close 1013
     handshake           errors are JSON, as for any other request                         400 …
     malformed frames    they are not logged                                               close 1002, 1007
+    the end             an unanswered Close has ten seconds, and makes way meanwhile      closed
 
 A Close frame without a status is answered with 1000. An empty answer, which every ASGI server gives, is code 1005 in
 browsers and Node, and fal's JavaScript clients report that to `onError` whenever an app calls `close()`.
@@ -33,7 +35,9 @@ from websockets.streams import StreamReader
 from server.access.limits import Quota, Reservation
 from server.fal.errors import FalError, PlainError
 from server.settings import ConnectionSettings
-from server.transport.http_protocol import refusal
+from server.transport.refusal import refusal
+from server.transport.room import Rank, Room
+from server.transport.send_deadline import SendDeadline
 
 # Seconds until a socket that sends too fast is read again.
 _PAUSE_S = 0.1
@@ -56,14 +60,24 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        room: Room,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._room = room
         self._reader = _PacedReader(limits.max_frame_rate, self.loop.time)
         self.conn = _PoliteServerProtocol(self._reader, max_size=config.ws_max_size, logger=self.logger)
         self._pause: TimerHandle | None = None
         self._message = bytearray()
         self._whole_bytes = 0  # of messages which the app has yet to take
         self._memory = Reservation(coming, "")
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._sending = SendDeadline(self.transport, self._limits, self.loop)
+        self._room.enter(self)
 
     # --- what comes in ---
 
@@ -80,6 +94,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self._pause = self.loop.call_later(_PAUSE_S, self._go_on)
         self._account()
         self._steer()
+        self._note_end()
 
     @override
     def handle_cont(self, event: Frame) -> None:
@@ -127,6 +142,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._room.leave(self)
+        self._sending.stop()
         self._memory.close()
         if self._pause is not None:
             self._pause.cancel()
@@ -136,11 +153,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     @override
     def pause_writing(self) -> None:
         super().pause_writing()
+        self._sending.start()
         self._steer()
 
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
+        if not self.transport.is_closing():
+            self._sending.stop()
         self._steer()
 
     def _go_on(self) -> None:
@@ -166,6 +186,35 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
             self.handshake_complete = True
+        self._note_end()
+
+    # --- the end ---
+
+    def _note_end(self) -> None:
+        """Make way once the server has closed: the rest is only the peer's to do."""
+        if self.close_sent or self.transport.is_closing():
+            self._room.idle(self, Rank.ENDING)
+            if self.transport.is_closing() and self.transport.get_write_buffer_size():
+                self._sending.start()
+
+    def evict(self) -> None:
+        """Close at once, whatever the peer has yet to read or to answer."""
+        self.transport.abort()
+
+    @override
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        self._note_end()
+
+    @override
+    def eof_received(self) -> None:
+        self.transport.close()
+        self._note_end()
+
+    @override
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        self._note_end()
 
     @override
     def shutdown(self) -> None:
@@ -210,7 +259,11 @@ class _PacedReader(StreamReader):
 
 
 class _PoliteServerProtocol(ServerProtocol):
-    """The library's protocol with JSON errors, and with status 1000 in place of an empty Close frame."""
+    """The library's protocol with JSON errors, and with status 1000 in place of an empty Close frame.
+
+    A Close frame between the fragments of a message is answered with its own code (RFC 6455, 5.4: control frames may
+    come there), for which the library has 1002.
+    """
 
     def __init__(self, reader: StreamReader, **options: Any) -> None:
         super().__init__(**options)
@@ -223,6 +276,12 @@ class _PoliteServerProtocol(ServerProtocol):
         status = http.HTTPStatus(status)
         headers, body = refusal(PlainError(status, text.strip() or status.phrase))
         return Response(status.value, status.phrase, Headers(headers), body)
+
+    @override
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.CLOSE:
+            self.cur_size = None  # the rest of the message will not come
+        super().recv_frame(frame)
 
     @override
     def send_frame(self, frame: Frame) -> None:

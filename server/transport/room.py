@@ -1,0 +1,87 @@
+"""Room among the connections: how many there may be, and which one makes way for a new one.
+
+    state of a connection                        its deadline                              makes way
+    TLS handshake                                `header_timeout`                          no: it is not counted yet
+    open, or sending headers; no key so far      `header_timeout`, `keep_alive`            second
+    open, or sending headers; has shown a key    `header_timeout`, `keep_alive`            last
+    sending a body                               `min_body_rate`, `body_timeout` behind    no
+    waiting for the app                          the app's                                 no
+    reading its answer                           `min_send_rate`, `send_timeout` behind    no
+    answered, still sending                      `linger_s`                                first
+    closed here, has bytes to read               `min_send_rate`, `send_timeout` behind    first
+    closed here, TLS shutdown                    five seconds                              first
+    closed by the peer's half                    as closed here                            first
+    open websocket                               pings, the app's                          no
+    websocket, Close unanswered                  ten seconds                               first
+
+Among those of one rank, the one makes way that has been in it for longest. Where all are busy, a new request is
+refused; some connections beyond the limit are kept for probes, so that a load balancer does not take a busy server for
+a dead one.
+"""
+
+import enum
+from typing import Protocol
+
+
+class Rank(enum.IntEnum):
+    """In which order connections make way."""
+
+    ENDING = 0
+    STRANGER = 1
+    KNOWN = 2
+
+
+class Connection(Protocol):
+    """What takes a place."""
+
+    def evict(self) -> None:
+        """Close at once, whatever is unsent."""
+
+
+class Room:
+    """The places. Every call takes constant time."""
+
+    def __init__(self, places: int, *, for_probes: int = 16) -> None:
+        self._places = places
+        self._for_probes = for_probes
+        self._ranks: tuple[dict[Connection, None], ...] = tuple({} for _ in Rank)  # ordered: the longest first
+        self._rank_of: dict[Connection, Rank | None] = {}
+
+    def enter(self, connection: Connection) -> None:
+        """Take a place, as one that is busy."""
+        self._rank_of[connection] = None
+
+    def leave(self, connection: Connection) -> None:
+        """Give the place back; one that has left may leave again."""
+        self.busy(connection)
+        self._rank_of.pop(connection, None)
+
+    def busy(self, connection: Connection) -> None:
+        """Note that this connection makes no way."""
+        rank = self._rank_of.get(connection)
+        if rank is not None:
+            del self._ranks[rank][connection]
+            self._rank_of[connection] = None
+
+    def idle(self, connection: Connection, rank: Rank) -> None:
+        """Note that this connection makes way, from now on, unless it is noted in this rank already or has left."""
+        if connection in self._rank_of and self._rank_of[connection] is not rank:
+            self.busy(connection)
+            self._rank_of[connection] = rank
+            self._ranks[rank][connection] = None
+
+    def admits(self, newcomer: Connection) -> bool:
+        """Return whether this connection may be served; if need be, another one makes way for it."""
+        if len(self._rank_of) <= self._places:
+            return True
+        for rank in self._ranks:
+            for connection in rank:
+                if connection is not newcomer:
+                    self.leave(connection)
+                    connection.evict()
+                    return True
+        return False
+
+    def admits_probe(self) -> bool:
+        """Return whether a connection for which no other one makes way may be served if it is a probe's."""
+        return len(self._rank_of) <= self._places + self._for_probes
