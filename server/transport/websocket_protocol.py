@@ -280,7 +280,7 @@ class _PoliteServerProtocol(ServerProtocol):
     @override
     def recv_frame(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            self.cur_size = None  # the rest of the message will not come
+            self.current_size = None  # the rest of the message will not come
         super().recv_frame(frame)
 
     @override

@@ -8,6 +8,9 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from starlette.requests import HTTPConnection
+
+from server.access.auth import Auth
 from server.settings import Settings
 from server.transport import listen
 
@@ -26,9 +29,11 @@ TEXT = 0x81
 class App:
     """A bare ASGI app: what the tests ask of it is in the path."""
 
-    def __init__(self):
+    def __init__(self, auth: Auth):
+        self.auth = auth
         self.lifespans = 0
         self.started = asyncio.Event()
+        self.coming = asyncio.Event()
         self.release = asyncio.Event()
         self.ended = asyncio.Event()
         self.failure = None
@@ -37,8 +42,15 @@ class App:
         match scope["type"], scope.get("path"):
             case "lifespan", _:
                 await self.lifespan(receive, send)
+            case "websocket", "/closed":
+                await receive()
+                await send({"type": "websocket.accept"})
+                await send({"type": "websocket.close", "code": 1000})
             case "websocket", _:
-                await self.echo_socket(receive, send)
+                try:
+                    await self.echo_socket(receive, send)
+                finally:
+                    self.ended.set()
             case _, "/held":
                 self.started.set()
                 await self.release.wait()
@@ -46,6 +58,29 @@ class App:
             case _, "/late-reader":
                 await self.release.wait()
                 await self.answer(scope, send, {"length": await self.body_length(receive)})
+            case _, "/early" | "/health":
+                await self.answer(scope, send, {"early": True})
+            case _, "/known":
+                self.auth.caller(HTTPConnection(scope))
+                await self.answer(scope, send, {"known": True})
+            case _, "/headers":
+                await self.body_length(receive)
+                await self.answer(scope, send, {"headers": [name.decode() for name, _ in scope["headers"]]})
+            case _, "/pieces":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                for _ in range(512):
+                    await send({"type": "http.response.body", "body": bytes(64 * 1024 + 1), "more_body": True})
+                await send({"type": "http.response.body", "body": b"end"})
+            case _, "/events":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"first", "more_body": True})
+                await self.release.wait()
+                await send({"type": "http.response.body", "body": b"last"})
+            case _, "/last-flood":
+                headers = [(b"connection", b"close")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024)})
+                self.ended.set()
             case _, "/flood":
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024), "more_body": True})
@@ -69,6 +104,7 @@ class App:
                 self.ended.set()
                 return length
             length += len(message["body"])
+            self.coming.set()
             more = message["more_body"]
         return length
 
@@ -91,7 +127,6 @@ class App:
                 await send({"type": "websocket.send", "text": "too late"})
             except OSError as error:
                 self.failure = type(error).__name__
-        self.ended.set()
 
 
 class Running:
@@ -167,7 +202,7 @@ def post(body: bytes = b"", length: int | None = None, path: str = "/", extra: b
 async def serving(data_dir: Path, **options) -> AsyncIterator[Running]:
     """A running server with these settings, on a free port."""
     settings = Settings(data_dir=data_dir, **{"port": 0, **options})
-    app, ready = App(), asyncio.Event()
+    app, ready = App(Auth(settings)), asyncio.Event()
     listeners = listen.bind(settings)
     task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, on_ready=ready.set))
     await asyncio.wait_for(ready.wait(), PATIENCE_S)

@@ -9,6 +9,7 @@ import ssl
 import pytest
 from uvicorn.server import ServerState
 
+from server.access.auth import Auth
 from server.settings import Settings, SettingsError
 from server.transport import listen, tls
 from server.transport.room import Room
@@ -62,7 +63,8 @@ async def test_sigterm_lets_a_running_request_finish(serve):
 
 
 async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
-    settings, app = Settings(data_dir=tmp_path, port=0), App()
+    settings = Settings(data_dir=tmp_path, port=0)
+    app = App(Auth(settings))
     listeners, ready, draining = listen.bind(settings), asyncio.Event(), asyncio.Event()
     task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, on_ready=ready.set, on_drain=draining.set))
     await ready.wait()
@@ -390,7 +392,7 @@ class Transport:
 def held_socket(tmp_path, **options):
     """A websocket before its handshake, and the transport that it is on."""
     settings = Settings(data_dir=tmp_path, **options)
-    config = listen._config(App(), settings, Room(1))
+    config = listen._config(App(Auth(settings)), settings, Room(1))
     config.load()
     socket, transport = config.ws_protocol_class(config, ServerState(), {}), Transport()
     socket.connection_made(transport)
