@@ -1,4 +1,4 @@
-"""Limits on calls, realtime sessions and bytes in flight: of all callers together, and of one key. More is 429.
+"""Limits on calls, sessions, downloads and bytes in flight: of all callers together, and of one key. More is 429.
 
 429 is the one answer to overload that fal's Python and JavaScript clients both try again (a 503 fails in Python).
 
@@ -17,17 +17,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.access.api_keys import Allowance
 from server.access.auth import Caller
 from server.fal.errors import overloaded
-from server.settings import LimitSettings
+from server.settings import AccessSettings
 
 _RESERVATIONS = "fourstep.permits"
 
 
 class Quota:
-    """A total amount, and what each owner has taken of it. `what` names it in the error."""
+    """A total amount, and what each owner has taken of it. `what` and `whose` name it and the owner in the error."""
 
-    def __init__(self, total: float, what: str) -> None:
+    def __init__(self, total: float, what: str, whose: str = "key") -> None:
         self._total = total
         self._what = what
+        self._whose = whose
         self._taken: collections.Counter[str] = collections.Counter()
         self.used = 0
 
@@ -39,7 +40,7 @@ class Quota:
     def take(self, owner: str, amount: int, share: int | None) -> None:
         """Take `amount`. Raises `RequestError` 429 beyond the owner's `share`, and beyond the total."""
         if share is not None and self._taken[owner] + amount > share:
-            raise overloaded(f"This key has too many {self._what} in flight; try again")
+            raise overloaded(f"This {self._whose} has too many {self._what} in flight; try again")
         if self.used + amount > self._total:
             raise overloaded(f"Too many {self._what} in flight; try again")
         self._taken[owner] += amount
@@ -94,9 +95,11 @@ class Reservation:
 class Limits:
     """The server's quotas. A reservation ends with the exchange or the socket for which it was made."""
 
-    def __init__(self, settings: LimitSettings) -> None:
+    def __init__(self, settings: AccessSettings) -> None:
         self._calls = Quota(settings.max_calls, "calls")
         self._sessions = Quota(settings.max_sessions, "realtime sessions")
+        self._downloads = Quota(settings.max_downloads, "downloads", whose="client")
+        self._downloads_share = max(1, int(settings.max_downloads * settings.key_share))
         self._memory = Quota(settings.body_budget_bytes, "bytes")
         # What was accepted is not refused; the engines' capacity bounds it.
         self._job_memory = Quota(math.inf, "bytes")
@@ -108,6 +111,10 @@ class Limits:
     def session(self, connection: HTTPConnection, caller: Caller) -> None:
         """Reserve one realtime socket. Raises `RequestError` 429."""
         self._keep(connection, Reservation(self._sessions, caller.id, caller.allowance.sessions)).take()
+
+    def download(self, connection: HTTPConnection, owner: str) -> None:
+        """Reserve the sending of a stored file, for a key or an address. Raises `RequestError` 429."""
+        self._keep(connection, Reservation(self._downloads, owner, self._downloads_share)).take()
 
     def memory(self, connection: HTTPConnection, caller: Caller) -> Reservation:
         """Return an empty reservation for bytes in memory: bodies, frames, fetched pictures."""

@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from server.context import context
 from server.fal.errors import PlainError
 from server.storage.disk import Stored
+from server.web.request import client_network
 from server.web.responses import forget_range
 
 # Longer numbers are no offsets, and Python's `int` refuses those of more than 4300 digits.
@@ -27,7 +28,8 @@ _A_YEAR_S = 365 * 86400
 
 async def file(request: Request) -> Response:
     """Answer with a stored file or a range of it. A file is public unless its owner has restricted it."""
-    stored = context(request).files.disk.find(request.path_params["name"])
+    ctx = context(request)
+    stored = ctx.files.disk.find(request.path_params["name"])
     if stored is None or not _may_read(request, stored):
         raise PlainError(404, "File not found")
     headers = _headers(stored)
@@ -35,18 +37,27 @@ async def file(request: Request) -> Response:
         return Response(status_code=304, headers=headers)
     status = stored.path.stat()
     _check_range(request, {headers["ETag"], headers["Last-Modified"]}, status.st_size)
+    ctx.limits.download(request, _counted_for(request, stored))
     return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=status)
 
 
 def _may_read(request: Request, stored: Stored) -> bool:
     """Return False for a file which is hidden from this reader. Raises `PlainError` 403 for a forbidden one."""
     acl, owner = stored.meta.acl, stored.meta.owner
-    decision = acl.decide(None, owner)
-    if decision != "allow" or acl.rules:
-        decision = acl.decide(_reader(request), owner)
+    decision = acl.decide(None if _is_public(stored) else _reader(request), owner)
     if decision == "forbid":
         raise PlainError(403, "You may not read this file")
     return decision == "allow"
+
+
+def _is_public(stored: Stored) -> bool:
+    return stored.meta.acl.default == "allow" and not stored.meta.acl.rules
+
+
+def _counted_for(request: Request, stored: Stored) -> str:
+    """Return whose download this is: a key's where one is needed, else an address's."""
+    reader = None if _is_public(stored) else _reader(request)
+    return f"address {client_network(request)}" if reader is None else reader
 
 
 def _reader(request: Request) -> str | None:
@@ -58,7 +69,7 @@ def _reader(request: Request) -> str | None:
 
 
 def _headers(stored: Stored) -> dict[str, str]:
-    public = stored.meta.acl.default == "allow" and not stored.meta.acl.rules
+    public = _is_public(stored)
     left = max(0, min(int(stored.expires - time.time()), _A_YEAR_S))
     headers = {
         "Cache-Control": f"public, max-age={left}, immutable" if public else "private, no-store",

@@ -12,7 +12,7 @@ from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, write_whole
 from server.settings import Settings, SettingsError
-from server.transport import listen
+from server.transport import listen, open_files
 from server.transport.listen import Listeners
 from server.web.origin_guard import is_loopback
 
@@ -24,6 +24,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
+    settings, warning = open_files.within(open_files.raise_limit(), settings)
     with _sole_server(settings):
         listeners = listen.bind(settings)
         logs.configure()
@@ -32,7 +33,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         def on_ready() -> None:
             urls = _urls(settings, listeners)
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
-            _say(settings, urls)
+            _say(settings, urls, warning)
 
         app = create_app(settings, parts)
         try:
@@ -73,7 +74,7 @@ def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
     }
 
 
-def _say(settings: Settings, urls: dict[str, str]) -> None:
+def _say(settings: Settings, urls: dict[str, str], warning: str) -> None:
     lines = [f"fourstep serves on {urls['url']}", f"  data: {settings.data_dir}"]
     if urls["tls_url"]:
         host = urls["tls_url"].partition("://")[2]
@@ -86,4 +87,6 @@ def _say(settings: Settings, urls: dict[str, str]) -> None:
         lines.append(
             "  and on port 443 for fal's own host names; `fourstep hosts` prints the lines that send them here"
         )
+    if warning:
+        lines.append(f"  {warning}")
     sys.stderr.write("\n".join(lines) + "\n")

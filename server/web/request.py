@@ -1,5 +1,6 @@
 """First steps of the API's handlers: find the endpoint, authorize the caller, read the JSON, make the `Call`."""
 
+import ipaddress
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
@@ -40,6 +41,21 @@ def authorize(connection: HTTPConnection, paths: Collection[str] | None = None) 
 def _check_path(target: endpoints.Target, paths: Collection[str] | None) -> None:
     if paths is not None and target.path not in paths:
         raise endpoints.no_such_path(target)
+
+
+def client_network(connection: HTTPConnection) -> str:
+    """Return for whom a caller without a key is counted: the IPv4 address, or the /64 network that one host may fill.
+
+    Behind a trusted proxy it is the client's address as the proxy says it.
+    """
+    written = connection.client.host if connection.client else ""
+    try:
+        address = ipaddress.ip_address(written)
+    except ValueError:  # a proxy's own word for it
+        return written[:100]
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address)
 
 
 async def read_json(

@@ -51,43 +51,41 @@ class App:
                     await self.echo_socket(receive, send)
                 finally:
                     self.ended.set()
-            case _, "/held":
+            case _, "/flood" | "/last-flood" | "/pieces" | "/events" as path:
+                await self.stream(path, send)
+            case _, path:
+                await self.answer(scope, send, await self.body(path, scope, receive))
+
+    async def body(self, path, scope, receive):
+        match path:
+            case "/held":
                 self.started.set()
                 await self.release.wait()
-                await self.answer(scope, send, {"held": True})
-            case _, "/late-reader":
+                return {"held": True}
+            case "/late-reader":
                 await self.release.wait()
-                await self.answer(scope, send, {"length": await self.body_length(receive)})
-            case _, "/early" | "/health":
-                await self.answer(scope, send, {"early": True})
-            case _, "/known":
+            case "/early" | "/health":
+                return {"early": True}
+            case "/known":
                 self.auth.caller(HTTPConnection(scope))
-                await self.answer(scope, send, {"known": True})
-            case _, "/headers":
-                await self.body_length(receive)
-                await self.answer(scope, send, {"headers": [name.decode() for name, _ in scope["headers"]]})
-            case _, "/pieces":
-                await send({"type": "http.response.start", "status": 200, "headers": []})
+                return {"known": True}
+        return {"length": await self.body_length(receive), "headers": [name.decode() for name, _ in scope["headers"]]}
+
+    async def stream(self, path, send):
+        headers = [(b"connection", b"close")] if path == "/last-flood" else []
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        match path:
+            case "/flood":
+                await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024), "more_body": True})
+            case "/pieces":
                 for _ in range(512):
                     await send({"type": "http.response.body", "body": bytes(64 * 1024 + 1), "more_body": True})
-                await send({"type": "http.response.body", "body": b"end"})
-            case _, "/events":
-                await send({"type": "http.response.start", "status": 200, "headers": []})
+            case "/events":
                 await send({"type": "http.response.body", "body": b"first", "more_body": True})
                 await self.release.wait()
-                await send({"type": "http.response.body", "body": b"last"})
-            case _, "/last-flood":
-                headers = [(b"connection", b"close")]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
-                await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024)})
-                self.ended.set()
-            case _, "/flood":
-                await send({"type": "http.response.start", "status": 200, "headers": []})
-                await send({"type": "http.response.body", "body": bytes(32 * 1024 * 1024), "more_body": True})
-                await send({"type": "http.response.body", "body": b"end"})
-                self.ended.set()
-            case _:
-                await self.answer(scope, send, {"length": await self.body_length(receive)})
+        last = bytes(32 * 1024 * 1024) if path == "/last-flood" else b"last"
+        await send({"type": "http.response.body", "body": last})
+        self.ended.set()
 
     async def lifespan(self, receive, send):
         self.lifespans += 1
