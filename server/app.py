@@ -27,6 +27,7 @@ from server.metrics import Metrics
 from server.outbound.fetch import Fetch
 from server.settings import Settings
 from server.storage.files import Files
+from server.transport.room import Room
 from server.web.access_log import AccessLog
 from server.web.canonical_path import CanonicalPath
 from server.web.origin_guard import OriginGuard
@@ -78,6 +79,7 @@ class Parts:
     deliverer: Callable[..., Deliverer] = Deliverer
     generate: Generate = generate
     routes: Sequence[BaseRoute] = tuple(ROUTES)
+    room: Callable[[int], Room] = Room
 
 
 @dataclasses.dataclass(frozen=True)

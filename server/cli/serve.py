@@ -37,7 +37,8 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
 
         app = create_app(settings, parts)
         try:
-            listen.run(app.asgi, listeners, settings, on_ready=on_ready, on_drain=app.drain)
+            room = parts.room(settings.max_connections)
+            listen.run(app.asgi, listeners, settings, room, on_ready=on_ready, on_drain=app.drain)
         finally:
             run_file.unlink(missing_ok=True)
     return 0

@@ -41,10 +41,7 @@ class _Refused(Exception):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering.
-
-    `linger_s`: seconds for which is read and dropped what a client sends that has been answered.
-    """
+    """One HTTP connection. At any time at most one deadline runs: for headers, for a body, or for lingering."""
 
     def __init__(
         self,
@@ -53,13 +50,10 @@ class HttpProtocol(HttpToolsProtocol):
         config: Config,
         server_state: ServerState,
         app_state: dict[str, Any],
-        *,
-        linger_s: float = 1.0,
     ) -> None:
         super().__init__(config, server_state, app_state)
         self._limits = limits
         self._room = room
-        self._linger_s = linger_s
         self._deadline: TimerHandle | None = None
         self._in_message = False
         self._in_headers = False
@@ -255,7 +249,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._ended = True
             self._room.idle(self, Rank.ENDING)
             self.flow.resume_reading()
-            self._set_deadline(self._linger_s, self._close)
+            self._set_deadline(self._room.linger_s, self._close)
 
     def _close(self) -> None:
         self._ended = True

@@ -99,10 +99,12 @@ def _bind(settings: ListenSettings, port: int) -> socket.socket:
     return bound
 
 
-def run(app: ASGIApp, listeners: Listeners, settings: ListenSettings, **callbacks: Callable[[], None]) -> None:
+def run(
+    app: ASGIApp, listeners: Listeners, settings: ListenSettings, room: Room, **callbacks: Callable[[], None]
+) -> None:
     """Run `serve` in an event loop of its own; return when the server has stopped."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(app, tuple(listeners), settings, **callbacks))
+        runner.run(serve(app, tuple(listeners), settings, room=room, **callbacks))
 
 
 async def serve(
@@ -110,18 +112,18 @@ async def serve(
     listeners: Sequence[Listener],
     settings: ListenSettings,
     *,
+    room: Room,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` on all sockets until SIGTERM or SIGINT, then drain.
 
-    `on_ready` is called once connections are accepted (the app's lifespan has started), `on_drain` when draining
-    begins: after it the app should begin nothing new.
+    `room` is where connections take their places. `on_ready` is called once they are accepted (the app's lifespan has
+    started), `on_drain` when draining begins: after it the app should begin nothing new.
     """
     contexts = {listener.context for listener in listeners if listener.context is not None}
     renewals = [asyncio.create_task(tls.keep_fresh(context, settings)) for context in contexts]
     try:
-        room = Room(settings.max_connections)
         server = _Server(
             _config(app, settings, room), listeners, settings, room=room, on_ready=on_ready, on_drain=on_drain
         )

@@ -39,9 +39,14 @@ class Connection(Protocol):
 
 
 class Room:
-    """The places. Every call takes constant time."""
+    """The places. Every call takes constant time.
 
-    def __init__(self, places: int, *, for_probes: int = 16) -> None:
+    `for_probes`: places beyond the limit. `linger_s`: seconds for which is read and dropped what a client sends on that
+    has been answered.
+    """
+
+    def __init__(self, places: int, *, for_probes: int = 16, linger_s: float = 1.0) -> None:
+        self.linger_s = linger_s
         self._places = places
         self._for_probes = for_probes
         self._ranks: tuple[dict[Connection, None], ...] = tuple({} for _ in Rank)  # ordered: the longest first

@@ -17,6 +17,7 @@ The first argument is a JSON object of the differences; all else is the server a
     twice               control: every twentieth run is done twice
     silent_names        seconds for which looking up a name that ends in `.never.test` blocks
     shared_lookups      control: all look-ups share four threads
+    endings_stay        control: who was answered or closed stays until its peer ends; probes have no room of their own
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
 """
 
@@ -45,6 +46,7 @@ from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
 from server.outbound.fetch import Fetch
 from server.outbound.slots import resolve
+from server.transport.room import Rank, Room
 from server.webhooks import delivery
 from server.workers import pool as workers
 from tests.support.server_process import serve
@@ -109,6 +111,18 @@ def resolver(silent_s, *, shared):
     return look_up
 
 
+class EndingsStay(Room):
+    """Lets those stay of whom the rest of a request, or the answer to a Close, does not come."""
+
+    def __init__(self, places):
+        super().__init__(places, for_probes=0, linger_s=60)
+
+    @override
+    def idle(self, connection, rank):
+        if rank is not Rank.ENDING:
+            super().idle(connection, rank)
+
+
 def twice():
     """Return the use case of a server that does every twentieth run twice."""
     numbers = itertools.count()
@@ -145,6 +159,7 @@ def main():
             schedule=delivery.RetrySchedule(**retries, spread_s=spread_s),
             timeout_s=asked.get("webhook_timeout_s", delivery.TIMEOUT_S),
         ),
+        room=EndingsStay if asked.get("endings_stay") else Room,
         generate=twice() if asked.get("twice") else generate,
     )
     sys.exit(serve(parts, sys.argv[2:]))

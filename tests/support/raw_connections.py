@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 from server.access.auth import Auth
 from server.settings import Settings
 from server.transport import listen
+from server.transport.room import Room
 
 # Longer than any deadline set below; a test that waits this long has failed.
 PATIENCE_S = 10
@@ -202,7 +203,9 @@ async def serving(data_dir: Path, **options) -> AsyncIterator[Running]:
     settings = Settings(data_dir=data_dir, **{"port": 0, **options})
     app, ready = App(Auth(settings)), asyncio.Event()
     listeners = listen.bind(settings)
-    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, on_ready=ready.set))
+    task = asyncio.create_task(
+        listen.serve(app, tuple(listeners), settings, room=Room(settings.max_connections), on_ready=ready.set)
+    )
     await asyncio.wait_for(ready.wait(), PATIENCE_S)
     server = Running(app, listeners, task)
     try:

@@ -66,7 +66,8 @@ async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
     settings = Settings(data_dir=tmp_path, port=0)
     app = App(Auth(settings))
     listeners, ready, draining = listen.bind(settings), asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, on_ready=ready.set, on_drain=draining.set))
+    calls = {"on_ready": ready.set, "on_drain": draining.set}
+    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=Room(1), **calls))
     await ready.wait()
     server, port = Running(app, listeners, task), listeners.http.port
     async with server.connect() as held:

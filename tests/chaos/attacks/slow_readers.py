@@ -1,0 +1,67 @@
+"""Readers of one public file who take a few kilobytes a second."""
+
+import asyncio
+import contextlib
+import json
+import resource
+import socket
+from pathlib import Path
+
+from tests.chaos.attack import Attack
+
+READERS = 300
+FILE_BYTES = 8 * 1024 * 1024
+TAKEN, EVERY_S = 4096, 1.0
+UNPROTECTED = ("--max-downloads", "5000", "--send-buffer-bytes", "0", "--min-send-rate", "1")
+
+
+async def slow_readers(target):
+    """Upload the file, then read it slowly; whoever is cut or refused comes back."""
+    path = await uploaded(target)
+    before = kernel_mb()
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(READERS):
+                group.create_task(again_and_again(target.port, path))
+            await asyncio.sleep(EVERY_S)
+            print("under way", flush=True)
+    finally:
+        print(json.dumps({"kernel_mb": round(kernel_mb() - before)}), flush=True)
+
+
+async def uploaded(target):
+    """Return the path of a public file that the attacker's key has stored."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+    head = f"POST /cdn/files/upload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Key {target.key}\r\n"
+    writer.write(f"{head}Connection: close\r\nContent-Length: {FILE_BYTES}\r\n\r\n".encode() + bytes(FILE_BYTES))
+    answer = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
+    writer.transport.abort()
+    return answer["access_url"].partition("/cdn/")[2]
+
+
+async def again_and_again(port, path):
+    loop = asyncio.get_running_loop()
+    request = f"GET /cdn/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    while True:
+        with socket.socket() as connection, contextlib.suppress(ConnectionError):
+            connection.settimeout(0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TAKEN)
+            await loop.sock_connect(connection, ("127.0.0.1", port))
+            await loop.sock_sendall(connection, request)
+            while await after(EVERY_S, loop.sock_recv(connection, TAKEN)):
+                pass
+        await asyncio.sleep(EVERY_S)
+
+
+async def after(seconds, reading):
+    await asyncio.sleep(seconds)
+    return await reading
+
+
+def kernel_mb():
+    """Return the memory of all TCP buffers on this machine, in megabytes."""
+    line = next(line for line in Path("/proc/net/sockstat").read_text().splitlines() if line.startswith("TCP:"))
+    return int(line.split()[-1]) * resource.getpagesize() / 1e6
+
+
+ATTACKS = (Attack(name="slow readers", run=slow_readers, control_flags=UNPROTECTED, good="stored"),)
