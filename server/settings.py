@@ -191,7 +191,7 @@ class ConnectionSettings(LimitSettings):
         16 * 1024, "bytes a second that a client must take of what waits for it: a slow link's 128 kbit/s"
     )
     send_buffer_bytes: Count = setting(
-        256 * 1024,
+        128 * 1024,
         "what the kernel keeps for each client that has not taken it, which bounds the speed to this much in a round"
         " trip; 0 lets the kernel decide: up to 4 MB on Linux",
     )

@@ -25,7 +25,7 @@ async def slow_readers(target):
         async with asyncio.TaskGroup() as group:
             for _ in range(READERS):
                 group.create_task(again_and_again(target.port, path))
-            await asyncio.sleep(EVERY_S)
+            await asyncio.sleep(PAUSE_S + EVERY_S)  # until all have come
             print("under way", flush=True)
             while True:
                 await asyncio.sleep(EVERY_S)
