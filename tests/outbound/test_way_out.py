@@ -43,7 +43,7 @@ async def test_a_host_of_a_private_ca_behind_a_proxy_is_reached_where_ssl_cert_f
         assert answer["images"]
     else:
         assert answer["status"] == 422
-        assert "can't be reached" in answer["said"]
+        assert "its certificate is not trusted" in answer["said"]
 
 
 def test_look_ups_that_never_end_do_not_keep_the_server_from_stopping(tmp_path):
