@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.access.limits import Reservation
 from server.fal import data_uri
-from server.fal.errors import invalid
+from server.fal.errors import PassingFailure, invalid
 from server.outbound.fetch import Fetch, FetchError
 from server.storage.files import Files
 
@@ -78,6 +78,7 @@ class Inputs:
             raise invalid("image_url", "image_load_error", f"Could not load image from data URI: {error}") from None
         except FetchError as error:
             about = {"max_size": self._max_bytes} if error.kind == "file_too_large" else None
-            raise invalid("image_url", error.kind, error.message, about) from None
+            lasting = invalid("image_url", error.kind, error.message, about)
+            raise (PassingFailure(error.message, lasting) if error.passing else lasting) from None
         except FileNotFoundError:  # it has just expired
             raise invalid("image_url", "file_download_error", "There is no such file") from None

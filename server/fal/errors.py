@@ -3,6 +3,7 @@
     FalError                  status, body, headers
     ├── InvalidInput          422, detail is a list of items (loc, msg, type, …): the caller's fault, never retried
     ├── RequestError          {"detail", "error_type"} and X-Fal-Error-Type: queue, runner and overload faults
+    │   └── PassingFailure    429 for what failed outside, and may not fail the next time
     └── PlainError            {"detail"}: 400, 401, 403, 404, 413, …
 
 Source: fal's "Model Errors" and "Request Error Types". Beside `detail` each body has `message`, which the JavaScript
@@ -31,6 +32,9 @@ REQUEST_ERRORS: dict[str, int] = {
     "bad_request": 400,
     "internal_error": 500,
 }
+
+
+_TRY_AGAIN = {"X-Fal-Needs-Retry": "1", "Retry-After": "1"}
 
 
 class FalError(Exception):
@@ -65,7 +69,18 @@ class RequestError(FalError):
 
 def overloaded(detail: str) -> RequestError:
     """Return a 429 with fal's internal header for "may be tried again". Clients go by the status alone."""
-    return RequestError("concurrent_requests_limit", detail, {"X-Fal-Needs-Retry": "1", "Retry-After": "1"})
+    return RequestError("concurrent_requests_limit", detail, _TRY_AGAIN)
+
+
+class PassingFailure(RequestError):
+    """429 for what may work in a moment although nothing is overloaded: clients try again.
+
+    A job tries again for as often as any may, and then ends with `lasting`, which its client does not ask for again.
+    """
+
+    def __init__(self, detail: str, lasting: FalError) -> None:
+        super().__init__("concurrent_requests_limit", detail, _TRY_AGAIN)
+        self.lasting = lasting
 
 
 def start_timed_out() -> RequestError:

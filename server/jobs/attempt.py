@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, TypeAlias
 
 from pipelines.messages import Decoded, Large, Log, Preview, Started
-from server.fal.errors import FalError, RequestError, start_timed_out
+from server.fal.errors import FalError, PassingFailure, RequestError, start_timed_out
 from server.jobs.job import MAX_TRIES, Job, Result
 from server.logs import fault
 
@@ -32,7 +32,7 @@ _WORTH_A_TRY = frozenset(
 )
 # There was no engine: the job waits for one without limit.
 _NO_ENGINE = frozenset({"runner_scheduling_failure", "startup_timeout"})
-# There was no room for the result: the disk is full.
+# There was no room for the result, as the disk is full; or no turn for its fetch, or no proxy to fetch through.
 _NO_ROOM = "concurrent_requests_limit"
 NO_ROOM_DELAY_S = 3.0  # each try costs an engine a run; freed space is noticed within this time
 
@@ -48,9 +48,11 @@ def retry(error: FalError, job: Job) -> Retry | None:
     """Return when a job that ended with `error` is run again; None if it is not."""
     if error.error_type in _NO_ENGINE:
         return Retry(1.0, refund=True)
-    if error.error_type == _NO_ROOM and not job.no_retry:
+    passing = isinstance(error, PassingFailure)
+    if error.error_type == _NO_ROOM and not passing and not job.no_retry:
         return Retry(NO_ROOM_DELAY_S, refund=True)
-    if error.error_type not in _WORTH_A_TRY or job.no_retry or job.attempt >= MAX_TRIES:
+    worth_it = passing or error.error_type in _WORTH_A_TRY
+    if not worth_it or job.no_retry or job.attempt >= MAX_TRIES:
         return None
     return Retry(min(2.0 ** (job.attempt - 1), MAX_RETRY_DELAY_S), refund=False)
 
@@ -105,7 +107,8 @@ class Attempt:
         if self._limit.expired():
             return Result.failure(start_timed_out())
         if isinstance(error, FalError):
-            return retry(error, self.job) or Result.failure(error)
+            lasting = error.lasting if isinstance(error, PassingFailure) else error
+            return retry(error, self.job) or Result.failure(lasting)
         fault(f"job {self.job.id}", error)
         reason = "The request failed for a reason of the server's own"
         return Result.failure(RequestError("internal_error", reason))

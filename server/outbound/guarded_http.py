@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -66,9 +67,7 @@ class _Guard(httpcore.AsyncNetworkBackend):
                 addresses = await self._addresses(host, port)
         except (OSError, ValueError) as error:  # of the former `TimeoutError` is one
             if self._proxy is None:
-                raise (
-                    error if isinstance(error, TimeoutError) else failed("its host name can't be resolved")
-                ) from None
+                raise (error if isinstance(error, TimeoutError) else _unresolved(error)) from None
             addresses = []
         if not all(may_reach(address, self._allowed) for address in addresses):
             raise failed("its host is not on the public internet, and not among the operator's --allow-net")
@@ -111,6 +110,13 @@ class _Guard(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+
+def _unresolved(error: Exception) -> FetchError:
+    """Return the error for a name without an address. That its name server failed, instead of denying it, may pass."""
+    if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+        return failed("its host name can't be resolved at present", passing=True)
+    return failed("its host name can't be resolved")
 
 
 def _no_way_out(error: Exception) -> RequestError:
@@ -236,7 +242,8 @@ def _told_as_fetch_errors() -> Iterator[None]:
         yield
     except (TimeoutError, httpcore.TimeoutException):
         raise failed("its server took too long") from None
-    except httpcore.ConnectError:
-        raise failed("its server can't be reached") from None
+    except httpcore.ConnectError as error:
+        untrusted = isinstance(error.__cause__, ssl.SSLCertVerificationError)
+        raise failed("its certificate is not trusted" if untrusted else "its server can't be reached") from None
     except (httpcore.NetworkError, httpcore.ProtocolError, OSError):
         raise failed("its server broke off, or does not speak HTTP") from None

@@ -25,17 +25,18 @@ _NOT_IN_TARGET = re.compile(r"[^\x21-\x7e]+")
 
 class FetchError(Exception):
     """The URL can't be had. `kind` is one of fal's model error types; `message` tells the caller what is wrong and
-    nothing of the internal network."""
+    nothing of the internal network. `passing`: the same URL may well be had in a moment."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, *, passing: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
+        self.passing = passing
 
 
-def failed(reason: str) -> FetchError:
+def failed(reason: str, *, passing: bool = False) -> FetchError:
     """Return the error for a file that can't be downloaded."""
-    return FetchError("file_download_error", f"Could not download the file: {reason}")
+    return FetchError("file_download_error", f"Could not download the file: {reason}", passing=passing)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

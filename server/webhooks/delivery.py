@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from server.fal.errors import RequestError
 from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
@@ -213,6 +214,8 @@ class Deliverer:
                 )
         except FetchError as error:
             return error.message.rpartition(": ")[2]  # without “Could not download the file”
+        except RequestError as error:  # no turn, or no way out
+            return str(error)
         except SettingsError as error:  # the key file is lost or damaged
             return str(error)
         except TimeoutError:

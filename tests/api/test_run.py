@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.messages import Priority
 from server.fal.errors import RequestError, invalid
+from server.outbound.urls import failed
 from tests.support.app_client import APP, DATA_URI, INPUT, JPEG, RUN, serving
 from tests.support.asgi_client import chunks
 
@@ -126,6 +127,16 @@ async def test_a_bad_input_is_422_in_json_with_its_place(tmp_path, path, body, l
     assert (answer.status, fault["loc"], fault["type"]) == (422, loc, kind)
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-fal-needs-retry"] == "0"
+
+
+async def test_while_a_name_server_fails_clients_try_again(tmp_path):
+    url = "https://example.test/a.png"
+    async with serving(tmp_path) as web:
+        web.net.pages[url] = failed("its host name can't be resolved at present", passing=True)
+        answer = await web.call("POST", RUN, body={**INPUT, "image_url": url})
+
+    assert (answer.status, answer.headers["x-fal-needs-retry"]) == (429, "1")
+    assert "can't be resolved at present" in answer.json()["detail"]
 
 
 async def test_a_picture_is_fetched(tmp_path):

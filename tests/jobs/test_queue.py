@@ -11,7 +11,7 @@ import multiprocessing
 import pytest
 
 from pipelines.messages import Decoded, Large, Log, Preview, Priority, Started
-from server.fal.errors import InvalidInput, RequestError, invalid
+from server.fal.errors import InvalidInput, PassingFailure, RequestError, invalid
 from server.jobs.attempt import Retry, retry
 from server.jobs.clock import SteadyClock
 from server.jobs.database import Database
@@ -25,6 +25,7 @@ from tests.support.crashing_queue import serve
 pytestmark = pytest.mark.anyio
 
 DISCONNECTED = RequestError("runner_disconnected", "the engine died")
+LASTING = invalid("image_url", "file_download_error", "no such host")
 
 
 def new(seed=42, **wishes) -> NewJob:
@@ -307,7 +308,12 @@ async def test_a_job_that_an_engine_dropped_is_run_again_in_its_time(tmp_path, e
     ],
 )
 def test_which_errors_are_worth_another_try_and_when(error_type, attempt, no_retry, expected):
-    job = Job(
+    assert retry(RequestError(error_type, "no"), tried(attempt, no_retry=no_retry)) == expected
+
+
+def tried(attempt, *, no_retry):
+    """Return a job at its `attempt`th try."""
+    return Job(
         seq=1,
         id="id",
         app="a/b",
@@ -321,7 +327,21 @@ def test_which_errors_are_worth_another_try_and_when(error_type, attempt, no_ret
         start_by=None,
     )
 
-    assert retry(RequestError(error_type, "no"), job) == expected
+
+@pytest.mark.parametrize(
+    ("attempt", "no_retry", "expected"),
+    [(1, False, Retry(1.0, refund=False)), (9, False, Retry(30.0, refund=False)), (10, False, None), (1, True, None)],
+)
+def test_what_may_pass_is_tried_again_a_limited_number_of_times(attempt, no_retry, expected):
+    assert retry(PassingFailure("at present", LASTING), tried(attempt, no_retry=no_retry)) == expected
+
+
+async def test_what_has_not_passed_after_all_tries_is_the_jobs_lasting_error(tmp_path, engines):
+    engines.raises = [PassingFailure("at present", LASTING)]
+    async with serving(tmp_path, engines) as queue:
+        job = await queue.submit(new(no_retry=True))
+
+        assert (await ended(queue, job.id)).result_status == 422
 
 
 async def test_a_job_that_asked_for_no_retry_is_run_once(tmp_path, engines):

@@ -74,7 +74,7 @@ class Engines:
 
 
 class Net:
-    """In place of the network: `pages` by URL; anything else can't be had."""
+    """In place of the network: `pages`, or what fetching them raises, by URL; anything else can't be had."""
 
     def __init__(self):
         self.pages = {}
@@ -85,6 +85,8 @@ class Net:
     async def get(self, url, max_bytes, count, *, tenant):
         if url not in self.pages:
             raise FetchError(kind="file_download_error", message="Could not download the file")
+        if isinstance(self.pages[url], Exception):
+            raise self.pages[url]
         if len(self.pages[url]) > max_bytes:
             raise FetchError(kind="file_too_large", message=f"The file is larger than {max_bytes} bytes")
         count(len(self.pages[url]))

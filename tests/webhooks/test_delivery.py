@@ -14,7 +14,7 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from server.fal.errors import invalid
+from server.fal.errors import invalid, overloaded
 from server.jobs.clock import SteadyClock
 from server.jobs.database import Database
 from server.jobs.job import NewJob, Result
@@ -361,6 +361,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
     [
         (500, "status 500"),
         (failed("its server can't be reached"), "its server can't be reached"),
+        (overloaded("The server's way out can't be used"), "The server's way out can't be used"),
         (None, "no answer within 0.05 s"),
         (ValueError("canary"), "ValueError"),
     ],
