@@ -109,8 +109,8 @@ async def test_over_the_quota_old_results_of_the_heaviest_owner_go_first(store):
 
 async def test_over_the_quota_the_heaviest_owner_is_refused_and_no_other(store):
     await finished(store, owner="few")
-    await submitted(store, owner="many", input=b"x" * 1_500_000)
     await finished(store, owner="many", result=Result(200, b"x" * 1_500_000))
+    await submitted(store, owner="many", input=b"x" * 1_500_000)
     expiring = Expiring(store, now=20.0, jobs_quota_bytes=2_000_000)
     await expiring.retention.keep_quota()
 
