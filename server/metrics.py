@@ -52,6 +52,10 @@ class Metrics:
             "Look-ups of host names that no caller waited for any longer",
             registry=self._registry,
         )
+        self._stored = Gauge(
+            "fourstep_stored_bytes", "Disk taken by stored files, of files-quota-bytes", registry=self._registry
+        )
+        self._files = Gauge("fourstep_stored_files", "Files on disk, of max-stored-files", registry=self._registry)
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
         self._restarts = Gauge(
             "fourstep_engine_restarts",
@@ -92,6 +96,11 @@ class Metrics:
     def session_closed(self) -> None:
         """Count a realtime socket which has ended."""
         self._sessions.dec()
+
+    def stored(self, size: int, files: int) -> None:
+        """Say how many bytes of disk and how many files are taken at present."""
+        self._stored.set(size)
+        self._files.set(files)
 
     def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int, body_bytes: int) -> bytes:
         """Return all metrics in Prometheus' text format, with the present state of engines, queue and memory."""

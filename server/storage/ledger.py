@@ -83,7 +83,8 @@ class Ledger:
     def __init__(self, quota: Size, share: float, account: Callable[[str], bytes]) -> None:
         self._quota = quota
         self._share = share
-        self._account = account
+        self._read = account
+        self._account = functools.lru_cache(1024)(account)  # each item is looked up several times while it is written
         self._accounts: dict[bytes, _Account] = {}
         self._changed: dict[str, None] | None = None  # in order
         self.used = NOTHING
@@ -147,7 +148,7 @@ class Ledger:
 
     def replaced(self, found: Iterable[tuple[str, Size]]) -> "Ledger":
         """Return a ledger of the stored files that were found since `recount`, oldest first."""
-        ledger = Ledger(self._quota, self._share, self._account)
+        ledger = Ledger(self._quota, self._share, self._read)
         for key, size in found:
             ledger.set(key, size)
         return ledger

@@ -48,6 +48,8 @@ class Names:
             masked = bytes.fromhex(name[_RANDOM_CHARS:_END])
         except ValueError:
             return COMMON
+        if len(masked) != _TAG_BYTES + len(_CHECK):
+            return COMMON
         plain = _xor(masked, self._mask(name[:_RANDOM_CHARS]))
         return plain[:_TAG_BYTES] if plain[_TAG_BYTES:] == _CHECK else COMMON
 
@@ -64,4 +66,4 @@ class Names:
 
 
 def _xor(one: bytes, other: bytes) -> bytes:
-    return bytes(a ^ b for a, b in zip(one, other, strict=False))
+    return (int.from_bytes(one) ^ int.from_bytes(other)).to_bytes(len(other))

@@ -73,6 +73,14 @@ async def test_bytes_that_are_held_are_counted(tmp_path):
     assert held[1] == 0
 
 
+async def test_what_is_stored_is_counted(tmp_path):
+    async with serving(tmp_path) as web:
+        await web.call("POST", "/cdn/files/upload", body=b"notes", headers={"content-type": "text/plain"})
+        lines = (await web.call("GET", "/metrics")).body.decode().splitlines()
+
+    assert {"fourstep_stored_files 2.0", "fourstep_stored_bytes 8192.0"} <= set(lines)
+
+
 async def test_open_sockets_are_counted_while_they_are_open(tmp_path):
     async with serving(tmp_path) as web:
         async with web.connect(f"{RUN}/realtime") as socket:
