@@ -82,6 +82,8 @@ async def attack_until_told(run, target):
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, attacking.cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await attacking
+    sys.stdout.flush()
+    os._exit(0)  # its thousand connections end with the process
 
 
 # --- the cases

@@ -1,7 +1,7 @@
 """`fourstep` that gets no more memory at one place: `python -m tests.support.exhausted_server PLACE serve …`.
 
 The places, each reached by a client's first run or submit: "run", "job", "write" (on the writer's thread), "callback"
-(of the event loop), "task" (which no other awaits), "thread"; and "housekeeping", reached at the next heartbeat.
+(of the event loop), "task" (which no other awaits), "thread"; and "housekeeping", reached at the heartbeat after it.
 """
 
 import asyncio
@@ -29,6 +29,7 @@ class Store(JobStore):
     """A store without memory at the places of its own."""
 
     place = ""
+    is_due = False
 
     def submit(self, new, now):
         if self.place == "write":
@@ -36,7 +37,7 @@ class Store(JobStore):
         return super().submit(new, now)
 
     def heartbeat(self, worker, lease_s, now):
-        if self.place == "housekeeping":
+        if self.is_due:
             exhaust()
         return super().heartbeat(worker, lease_s, now)
 
@@ -52,6 +53,8 @@ def main():
                 asyncio.get_running_loop().create_task(exhaust_soon())
             case "thread":
                 threading.Thread(target=exhaust, name="helper").start()
+            case "housekeeping":
+                Store.is_due = True
             case _:
                 exhaust()
         return await generate(ctx, data, call, on_event)
