@@ -26,20 +26,23 @@ async def read_body(request: Request, limit: int, memory: Reservation) -> bytes 
     if announced > limit:
         raise _too_large(limit)
     memory.take(announced)
-    body = bytearray()
+    body, size = bytearray(announced), 0  # whole at once: to grow it piece by piece would copy it again and again
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise RequestError("client_disconnected", "The client left before its request was complete")
         chunk = message.get("body", b"")
-        if len(body) + len(chunk) > limit:
+        end = size + len(chunk)
+        if end > limit:
             raise _too_large(limit)
-        if len(body) + len(chunk) > memory.amount:
-            memory.take(len(body) + len(chunk) - memory.amount)
-        if not body and not message.get("more_body", False):
+        if end > memory.amount:
+            memory.take(end - memory.amount)
+        if not size and not message.get("more_body", False):
             return bytes(chunk)
-        body += chunk
+        body[size:end] = chunk
+        size = end
         if not message.get("more_body", False):
+            del body[size:]
             return body
 
 

@@ -1,5 +1,6 @@
 """First steps of the API's handlers: find the endpoint, authorize the caller, read the JSON, make the `Call`."""
 
+import asyncio
 import ipaddress
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
@@ -16,6 +17,9 @@ from server.fal.hosts import base_url
 from server.generate import Call
 from server.web.access_log import request_id
 from server.web.connection import read_body
+
+# JSON of this size is parsed within a millisecond. A larger one holds up the loop, and so waits for its turn.
+_AT_ONCE_BYTES = 1 << 20
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -79,7 +83,13 @@ async def read_json(
     decode: Callable[[bytes | bytearray], dict[str, Any]] = schemas.parse_json,
 ) -> dict[str, Any]:
     """Return the JSON object of a body of at most `limit` bytes, counted for the caller. Raises `FalError`."""
-    return decode(await read_body(request, limit, memory(request, caller)))
+    body = await read_body(request, limit, memory(request, caller))
+    if len(body) <= _AT_ONCE_BYTES:
+        return decode(body)
+    async with context(request).limits.large_document:
+        fields = decode(body)
+        await asyncio.sleep(0)  # others come before the next large one
+    return fields
 
 
 def memory(connection: HTTPConnection, caller: Caller) -> Reservation:
