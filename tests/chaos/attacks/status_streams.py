@@ -50,7 +50,8 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc):
         self.seen.open -= self.open
-        self.lost.set_result(None)
+        if not self.lost.done():
+            self.lost.set_result(None)
 
 
 async def status_streams(target):
