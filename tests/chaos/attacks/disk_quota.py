@@ -10,7 +10,7 @@ CLIENTS = 40
 FILLING_S, FULL_S = 0.05, 5.0  # between a client's uploads, on average: until the quota is full, and then
 LARGE = 4_000_000
 QUOTA = 16 * 1024**2
-FILES = 1000  # in the quota of the small ones: two for each upload
+FILES = 4000  # in the quota of the small ones, two for each upload; the good client stores a thousand within its share
 
 
 def filling(size):

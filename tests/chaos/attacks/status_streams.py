@@ -8,7 +8,7 @@ from tests.chaos.attack import Attack
 from tests.support.server_process import APP
 
 STREAMS = 1024
-AGAIN_S = (0.5, 1.5)  # until one that was refused comes again: about as long as `Retry-After` asks
+AGAIN_S = (2.0, 4.0)  # seconds until one that was refused comes back, as browsers do
 # Each waits for its picture for a second, which it does not get; so those behind them move up some times a second.
 AHEAD, PICTURE_S = 600, 1.0
 FOLLOWED = 8
