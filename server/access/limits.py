@@ -96,7 +96,7 @@ class Reservation:
 class Limits:
     """The server's quotas. A reservation ends with the exchange or the socket for which it was made.
 
-    `large_document`: held while a large document is parsed, so that many together don't hold up the loop in one go.
+    `large_body`: held while a piece of a large body is read, or all of it parsed: many together take turns on the loop.
     """
 
     def __init__(self, settings: AccessSettings) -> None:
@@ -105,7 +105,7 @@ class Limits:
         # So that room is left for `max_calls` runs, or for as many as there can be streams.
         streams = max(settings.max_connections - settings.max_calls, settings.max_connections // 2)
         self._status_streams = Quota(streams, "status streams")
-        self.large_document = asyncio.Lock()
+        self.large_body = asyncio.Lock()
         self._calls = Quota(settings.max_calls, "calls")
         self._sessions = Quota(settings.max_sessions, "realtime sessions")
         self._downloads = Quota(settings.max_downloads, "downloads", whose="client")

@@ -15,9 +15,14 @@ from server.fal.errors import PlainError, RequestError
 
 T = TypeVar("T")
 
+# A body of this size is read and parsed within a millisecond. A larger one holds up the loop, and waits for its turn.
+AT_ONCE_BYTES = 1 << 20
 
-async def read_body(request: Request, limit: int, memory: Reservation) -> bytes | bytearray:
+
+async def read_body(request: Request, limit: int, memory: Reservation, turn: asyncio.Lock) -> bytes | bytearray:
     """Return the request's body; take `memory` for it as announced, else as it arrives.
+
+    `turn`: held in turn for each piece of a body over `AT_ONCE_BYTES`, so that many together don't hold up the loop.
 
     Raises `PlainError` 413 as soon as it is known to exceed `limit` bytes, `RequestError` 429 when memory is short.
     """
@@ -44,6 +49,9 @@ async def read_body(request: Request, limit: int, memory: Reservation) -> bytes 
         if not message.get("more_body", False):
             del body[size:]
             return body
+        if size > AT_ONCE_BYTES:
+            async with turn:
+                await asyncio.sleep(0)
 
 
 def _too_large(limit: int) -> PlainError:

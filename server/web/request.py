@@ -16,10 +16,7 @@ from server.fal import endpoints, schemas
 from server.fal.hosts import base_url
 from server.generate import Call
 from server.web.access_log import request_id
-from server.web.connection import read_body
-
-# JSON of this size is parsed within a millisecond. A larger one holds up the loop, and so waits for its turn.
-_AT_ONCE_BYTES = 1 << 20
+from server.web.connection import AT_ONCE_BYTES, read_body
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
 
@@ -83,10 +80,11 @@ async def read_json(
     decode: Callable[[bytes | bytearray], dict[str, Any]] = schemas.parse_json,
 ) -> dict[str, Any]:
     """Return the JSON object of a body of at most `limit` bytes, counted for the caller. Raises `FalError`."""
-    body = await read_body(request, limit, memory(request, caller))
-    if len(body) <= _AT_ONCE_BYTES:
+    turn = context(request).limits.large_body
+    body = await read_body(request, limit, memory(request, caller), turn)
+    if len(body) <= AT_ONCE_BYTES:
         return decode(body)
-    async with context(request).limits.large_document:
+    async with turn:
         fields = decode(body)
         await asyncio.sleep(0)  # others come before the next large one
     return fields

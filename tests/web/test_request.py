@@ -40,6 +40,23 @@ async def test_a_body_is_the_bytes_that_came_whatever_was_announced(announced):
     assert await read_json(request, ANONYMOUS, 100, lambda body: {"body": bytes(body)}) == {"body": b"0123456789ab"}
 
 
+async def test_pieces_of_large_bodies_are_read_one_in_each_turn_of_the_loop():
+    limits, turns = Limits(Settings()), 0
+
+    async def count():
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count())
+    requests = [request_with(limits, *[bytes(LARGE)] * 4, announced=4 * LARGE) for _ in range(4)]
+    await asyncio.gather(*(read_json(request, ANONYMOUS, 4 * LARGE, lambda _: {}) for request in requests))
+    counting.cancel()
+
+    assert turns >= 4 * 4  # of each piece, and of each document
+
+
 async def test_between_two_large_documents_others_are_served():
     limits, order = Limits(Settings()), []
 
