@@ -171,6 +171,12 @@ class Runner:
         self._running.add(attempt)
         self._index.started(job.id)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
+        attempt.task.add_done_callback(lambda _: self._ended(attempt))
+
+    def _ended(self, attempt: Attempt) -> None:
+        # No part of the task: one that is cancelled before it begins does nothing at all.
+        self._running.discard(attempt)
+        self.wake()
 
     def _log(self, job: Job, log: Log) -> None:
         self._index.logged(job.id, LogLine(self._now(), log.level, log.message))
@@ -187,9 +193,6 @@ class Runner:
             if self.draining:
                 await self._release(job, Retry(0.0, refund=True))
             raise
-        finally:
-            self._running.discard(attempt)
-            self.wake()
 
     async def _publish(self, job: Job, result: Result, took: float) -> None:
         known = self._index.get(job.id)

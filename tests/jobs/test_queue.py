@@ -392,6 +392,25 @@ async def test_cancelling_a_running_job_stops_it(tmp_path, held):
     assert held.cancelled == [7]
 
 
+async def test_a_job_that_is_cancelled_between_its_claim_and_its_run_holds_no_place(tmp_path, held):
+    async with serving(tmp_path, held) as queue:
+        store, runner, loop = queue._store, queue._runner, asyncio.get_running_loop()
+        claim = store.claim
+
+        def claim_and_cancel(*arguments, **options):
+            claimed = claim(*arguments, **options)
+            # Before the claimer goes on: so the cancellation comes between its new task and that task's first step.
+            claimed.add_done_callback(lambda jobs: [loop.call_soon(runner.cancel, job.id) for job in jobs.result()])
+            return claimed
+
+        store.claim = claim_and_cancel
+        await queue.submit(new())
+
+        async with asyncio.timeout(10):
+            while queue.in_flight or queue.length():  # noqa: ASYNC110 – a place tells no one that it is free
+                await asyncio.sleep(0.01)
+
+
 async def test_a_run_that_ignores_its_cancellation_cannot_publish(tmp_path, held):
     async def run(job, on_event):
         try:
