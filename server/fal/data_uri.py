@@ -39,13 +39,14 @@ def decode(uri: str, max_bytes: int, pause: Callable[[], object] = lambda: None)
     is_base64 = uri[:comma].rstrip().lower().endswith(";base64")
     if len(uri) - start > (max_bytes * 4 // 3 + 4 if is_base64 else 3 * max_bytes):
         raise TooLargeError
-    data = bytearray()
+    pieces: list[bytes] = []
     for piece in _base64_pieces(uri, start) if is_base64 else _unquoted_pieces(uri, start):
-        data += piece
+        pieces.append(piece)
         pause()
+    data = b"".join(pieces)
     if len(data) > max_bytes:
         raise TooLargeError
-    return bytes(data)
+    return data
 
 
 def encode(data: bytes, content_type: str) -> str:
