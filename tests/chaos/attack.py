@@ -9,12 +9,10 @@ Good = Literal["inline", "stored", "named"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target:
-    """The attacked server. `key`: the attacker's, `name:secret`; "" for a server without keys."""
+    """The attacked server, on loopback. `key`: the attacker's, `name:secret`."""
 
-    url: str
     port: int
     key: str
-    folder: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

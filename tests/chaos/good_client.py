@@ -8,6 +8,7 @@ import json
 import threading
 import time
 
+from tests.chaos.exchange import exchange, written
 from tests.chaos.harness import Failed
 from tests.fuzz.values import pictures
 from tests.support.server_process import APP
@@ -32,28 +33,9 @@ class Seen:
         return round(ordered[min(len(ordered) - 1, int(q * len(ordered)))], 1)
 
 
-async def exchange(port, request):
-    """Return status and body of one request on a new connection."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        answer = await reader.read()
-    finally:
-        writer.transport.abort()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split(b" ", 2)[1]), body
-
-
-def written(method, path, body=b""):
-    """Return a request of the good key."""
-    fields = {"Host": "localhost", "Authorization": f"Key {GOOD}", "Connection": "close", "Content-Length": len(body)}
-    head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body
-
-
 def run_of(image_url):
     body = json.dumps({"prompt": "p", "image_url": image_url, "seed": 1}).encode()
-    return written("POST", f"/run/{APP}", body)
+    return written("POST", f"/run/{APP}", GOOD, body)
 
 
 async def tried(port, request):
@@ -61,7 +43,7 @@ async def tried(port, request):
     try:
         async with asyncio.timeout(PATIENCE_S):
             status, _ = await exchange(port, request)
-    except (TimeoutError, OSError, IndexError):
+    except TimeoutError:
         return False
     return status == 200
 
@@ -80,7 +62,7 @@ async def observed(port, request, seconds):
     async def probes():
         while time.perf_counter() < end:
             seen.probes += 1
-            seen.probes_refused += not await tried(port, written("GET", "/health"))
+            seen.probes_refused += not await tried(port, written("GET", "/health", GOOD))
             await asyncio.sleep(PROBE_S)
 
     await asyncio.gather(runs(), probes())
@@ -110,7 +92,7 @@ def picture_server():
 
 def stored_picture(port):
     """Return the URL of a small picture that the good key has uploaded."""
-    status, body = asyncio.run(exchange(port, written("POST", "/cdn/files/upload", pictures()["jpeg"])))
+    status, body = asyncio.run(exchange(port, written("POST", "/cdn/files/upload", GOOD, pictures()["jpeg"])))
     if status != 200:
         raise Failed(f"the good client's upload was answered {status}")
     return json.loads(body)["access_url"]

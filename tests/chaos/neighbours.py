@@ -54,7 +54,7 @@ def attacks():
 def under(attack, victim):
     """Run an attack in a process of its own; yield its lines once it is under way."""
     command = [sys.executable, "-m", "tests.chaos.neighbours", "--attack", attack.name, str(victim.port)]
-    process = subprocess.Popen([*command, str(victim.folder)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     said, under_way = [], threading.Event()
 
     def listen():
@@ -170,13 +170,13 @@ def main():
     parser.add_argument("--only", default="", help="run the attacks whose names begin with this")
     parser.add_argument("--rounds", type=int, default=FULL_ROUNDS)
     parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--attack", nargs=3, metavar=("NAME", "PORT", "FOLDER"), help="be the attacker of one attack")
+    parser.add_argument("--attack", nargs=2, metavar=("NAME", "PORT"), help="be the attacker of one attack")
     asked = parser.parse_args()
     if asked.attack:
-        name, port, folder = asked.attack
+        name, port = asked.attack
         [attack] = [one for one in attacks() if one.name == name]
         os.nice(19)
-        target = Target(url=f"http://127.0.0.1:{port}", port=int(port), key=BAD, folder=folder)
+        target = Target(port=int(port), key=BAD)
         asyncio.run(attack_until_told(attack.run, target))
         return
     chosen = [attack for attack in attacks() if attack.name.startswith(asked.only)]

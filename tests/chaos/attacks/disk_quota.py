@@ -5,8 +5,10 @@ import itertools
 import random
 
 from tests.chaos.attack import Attack
+from tests.chaos.exchange import exchange, written
 
 CLIENTS = 40
+ARCHIVE = {"Content-Type": "application/zip"}  # stored with a metadata file
 FILLING_S, FULL_S = 0.05, 5.0  # between a client's uploads, on average: until the quota is full, and then
 LARGE = 4_000_000
 QUOTA = 16 * 1024**2
@@ -18,7 +20,8 @@ def filling(size):
 
     async def fill(target):
         sizes = [size >> halved for halved in range(size.bit_length())]
-        requests, full = [upload_of(each, target.key) for each in sizes], asyncio.Event()
+        requests = [written("POST", "/cdn/files/upload", target.key, bytes(each), **ARCHIVE) for each in sizes]
+        full = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             for _ in range(CLIENTS):
                 group.create_task(again_and_again(target.port, requests, full))
@@ -28,16 +31,10 @@ def filling(size):
     return fill
 
 
-def upload_of(size, key):
-    head = f"POST /cdn/files/upload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Key {key}\r\n"
-    head += f"Content-Type: application/zip\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n"
-    return head.encode() + bytes(size)
-
-
 async def again_and_again(port, requests, full):
     """Upload until refused, then something smaller; when the smallest was refused, the quota is full."""
     for request in itertools.cycle(requests):
-        while await accepted(port, request):
+        while (await exchange(port, request))[0] == 200:
             await pause(full)
         if request is requests[-1]:
             full.set()
@@ -46,17 +43,6 @@ async def again_and_again(port, requests, full):
 
 async def pause(full):
     await asyncio.sleep(random.uniform(0, 2 * (FULL_S if full.is_set() else FILLING_S)))
-
-
-async def accepted(port, request):
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(request)
-        return b" 200 " in (await reader.read())[:20]
-    except ConnectionError:
-        return False
-    finally:
-        writer.transport.abort()
 
 
 CONTROL = {"one_owner": True}

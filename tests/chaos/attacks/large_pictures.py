@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tests.chaos.attack import Attack
+from tests.chaos.exchange import exchange, written
 from tests.support import malicious_images
 from tests.support.server_process import APP
 
@@ -21,6 +22,7 @@ CLIENTS = 8
 WIDTH, HEIGHT = 8000, 6000
 SCANS = 20
 NOISY_ROWS = 19
+BROKEN_S = 0.1
 
 
 def png():
@@ -48,43 +50,30 @@ def webp():
     return out.getvalue()
 
 
-def request_of(target, kind, picture):
-    uri = f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
-    body = json.dumps({"prompt": "p", "image_url": uri}).encode()
-    fields = f"Host: localhost\r\nAuthorization: Key {target.key}\r\nContent-Length: {len(body)}"
-    return f"POST /run/{APP} HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n".encode() + body
-
-
 async def attack(make, target):
     """Send the picture from all clients, again and again. Report how often it was answered 200."""
-    request = request_of(target, make.__name__, make())
+    uri = f"data:image/{make.__name__};base64,{base64.b64encode(make()).decode()}"
+    body = json.dumps({"prompt": "p", "image_url": uri}).encode()
+    request = written("POST", f"/run/{APP}", target.key, body)
     answers = []
 
     async def client():
         while True:
-            try:
-                reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-            except OSError:
-                await asyncio.sleep(0.1)
-                continue
-            try:
-                writer.write(request)
-                answers.append((await reader.read()).split(b" ", 2)[1:2])
-            except OSError:
-                await asyncio.sleep(0.1)
-            finally:
-                writer.transport.abort()
+            status, _ = await exchange(target.port, request)
+            answers.append(status)
+            if not status:
+                await asyncio.sleep(BROKEN_S)
 
     print("sending", flush=True)
     try:
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
     finally:
-        print(json.dumps({"answers": len(answers), "ok": answers.count([b"200"])}), flush=True)
+        print(json.dumps({"answers": len(answers), "ok": answers.count(200)}), flush=True)
 
 
 ATTACKS = tuple(
     Attack(
-        name=f"large_{make.__name__}",
+        name=f"large pictures, {make.__name__}",
         run=functools.partial(attack, make),
         control_changes={"one_pool": True},
     )

@@ -5,6 +5,7 @@ import itertools
 import json
 
 from tests.chaos.attack import Attack
+from tests.chaos.exchange import exchange, written
 from tests.support.server_process import APP
 
 CLIENTS = 16
@@ -24,18 +25,8 @@ async def again_and_again(target, numbers):
     while True:
         host = f"n{next(numbers)}.never.test"
         body = json.dumps({"prompt": "p", "image_url": f"http://{host}/p.jpg"}).encode()
-        await sent(target, f"/queue/{APP}?fal_webhook=http://{host}/hook", body)
-        await sent(target, f"/run/{APP}", body)
-
-
-async def sent(target, path, body):
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Key {target.key}\r\nConnection: close\r\n"
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    try:
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        await reader.read()
-    finally:
-        writer.transport.abort()
+        await exchange(target.port, written("POST", f"/queue/{APP}?fal_webhook=http://{host}/hook", target.key, body))
+        await exchange(target.port, written("POST", f"/run/{APP}", target.key, body))
 
 
 SILENT = {"silent_names": SILENT_S}

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from tests.chaos.attack import Attack
+from tests.chaos.exchange import exchange, written
 
 READERS = 300
 FILE_BYTES = 8 * 1024 * 1024
@@ -36,17 +37,14 @@ async def slow_readers(target):
 
 async def uploaded(target):
     """Return the path of a public file that the attacker's key has stored."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    head = f"POST /cdn/files/upload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Key {target.key}\r\n"
-    writer.write(f"{head}Connection: close\r\nContent-Length: {FILE_BYTES}\r\n\r\n".encode() + bytes(FILE_BYTES))
-    answer = json.loads((await reader.read()).partition(b"\r\n\r\n")[2])
-    writer.transport.abort()
-    return answer["access_url"].partition("/cdn/")[2]
+    upload = written("POST", "/cdn/files/upload", target.key, bytes(FILE_BYTES))
+    _, answer = await exchange(target.port, upload)
+    return json.loads(answer)["access_url"].partition("/cdn/")[2]
 
 
 async def again_and_again(port, path):
     loop = asyncio.get_running_loop()
-    request = f"GET /cdn/{path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+    request = written("GET", f"/cdn/{path}")
     while True:
         await asyncio.sleep(random.random() * PAUSE_S)
         with socket.socket() as connection, contextlib.suppress(ConnectionError):

@@ -5,6 +5,7 @@ import json
 import random
 
 from tests.chaos.attack import Attack
+from tests.chaos.exchange import exchange, written
 from tests.support.server_process import APP
 
 STREAMS = 1024
@@ -67,7 +68,7 @@ async def status_streams(target):
             async with asyncio.TaskGroup() as group:
                 for number in range(STREAMS):
                     path = f"/queue/{APP}/requests/{followed[number % FOLLOWED]}/status/stream"
-                    group.create_task(streaming(target, request(target, "GET", path), seen))
+                    group.create_task(streaming(target, written("GET", path, target.key), seen))
                 await seen.all_answered.wait()
                 print(f"{seen.open} streams are open", flush=True)
         finally:
@@ -81,11 +82,11 @@ async def no_picture(reader, writer):
     writer.close()
 
 
-async def streaming(target, written, seen):
+async def streaming(target, request, seen):
     loop = asyncio.get_running_loop()
     while True:
         try:
-            _, stream = await loop.create_connection(lambda: Stream(written, seen), "127.0.0.1", target.port)
+            _, stream = await loop.create_connection(lambda: Stream(request, seen), "127.0.0.1", target.port)
             await stream.lost
         except ConnectionError:
             pass
@@ -94,17 +95,8 @@ async def streaming(target, written, seen):
 
 async def submitted(target, job):
     """Return the id of a new job."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
-    try:
-        writer.write(request(target, "POST", f"/queue/{APP}", job))
-        return json.loads((await reader.read()).partition(b"\r\n\r\n")[2])["request_id"]
-    finally:
-        writer.transport.abort()
-
-
-def request(target, method, path, body=b""):
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Key {target.key}\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    _, answer = await exchange(target.port, written("POST", f"/queue/{APP}", target.key, job))
+    return json.loads(answer)["request_id"]
 
 
 ATTACKS = (Attack(name="status streams", run=status_streams, control_changes={"no_shares": True}),)
