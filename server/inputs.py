@@ -1,9 +1,9 @@
 """Where a request's picture comes from: a data URI, a stored file, or the network."""
 
 import asyncio
-import functools
 import time
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from server.access.limits import Reservation
@@ -23,23 +23,39 @@ _REST_S = 5e-4
 
 
 class DataUris:
-    """Decodes data URIs: small ones at once; the others on one thread, in turn, of each tenant one after the other.
+    """Decodes data URIs: small ones at once, the others on one thread.
 
-    It has a thread of its own, and a single one, so that neither the loop nor what stores files waits for long.
+    It has a thread of its own, and a single one, so that neither the loop nor what stores files waits for long. A
+    tenant's are decoded one after the other, and `turn_s` seconds of each in turn with those of other tenants.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turn_s: float = 0.01) -> None:
+        self._turn_s = turn_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="data-uris")
-        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._first: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def decode(self, uri: str, max_bytes: int, *, tenant: str) -> bytes:
         """Return the bytes in a `data:` URI. Raises as `server.fal.data_uri.decode` does."""
-        if len(uri) <= _ESCAPED_AT_ONCE_CHARS or (len(uri) <= _AT_ONCE_CHARS and "%" not in uri):
+        escaped = "%" in uri
+        if len(uri) <= (_ESCAPED_AT_ONCE_CHARS if escaped else _AT_ONCE_CHARS):
             return data_uri.decode(uri, max_bytes)
-        async with self._turns.setdefault(tenant, asyncio.Lock()):
-            pause = functools.partial(time.sleep, _REST_S if "%" in uri else _PAUSE_S)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, data_uri.decode, uri, max_bytes, pause)
+        loop = asyncio.get_running_loop()
+        pause_s = _REST_S if escaped else _PAUSE_S
+        pieces, decoded = data_uri.pieces(uri, max_bytes), list[bytes]()
+        async with self._first.setdefault(tenant, asyncio.Lock()):
+            while await loop.run_in_executor(self._thread, self._turn, pieces, decoded, pause_s):
+                pass
+        return b"".join(decoded)
+
+    def _turn(self, pieces: Iterator[bytes], decoded: list[bytes], pause_s: float) -> bool:
+        """Decode for one turn. Return whether there may be more."""
+        end = time.monotonic() + self._turn_s
+        for piece in pieces:
+            decoded.append(piece)
+            if time.monotonic() >= end:
+                return True
+            time.sleep(pause_s)
+        return False
 
     def close(self) -> None:
         """Decode no more."""

@@ -1,5 +1,6 @@
 """The use case itself: where the picture comes from, and where results go. And pictures inside text."""
 
+import asyncio
 import base64
 import errno
 import os
@@ -15,6 +16,7 @@ from server.fal import data_uri, schemas
 from server.fal.data_uri import DataUriError, TooLargeError
 from server.fal.errors import InvalidInput, RequestError
 from server.generate import Call, generate
+from server.inputs import DataUris
 from tests.support.app_client import INPUT, JPEG, serving
 
 CALL = Call(id="1", tenant="alice", priority=Priority.RUN, cdn="https://box.lan/cdn")
@@ -193,13 +195,57 @@ def test_base64_is_decoded_whole_or_refused(data, at, extra):
     ],
     ids=["percent", "base64", "padded", "lines", "both"],
 )
-def test_a_long_data_uri_lets_others_run_between_its_pieces(uri):
-    pauses = []
+def test_a_long_data_uri_is_decoded_in_pieces(uri):
+    pieces = list(data_uri.pieces(uri, 10**7))
 
-    data = data_uri.decode(uri, 10**7, lambda: pauses.append(0))
+    assert max(map(len, pieces)) < 200_000
+    assert b"".join(pieces) == data_uri.decode(uri, 10**7)
 
-    assert len(data) / len(pauses) < 200_000
-    assert data == data_uri.decode(uri, 10**7)
+
+@pytest.fixture
+def data_uris():
+    decoder = DataUris(turn_s=0.0)
+    yield decoder
+    decoder.close()
+
+
+@pytest.mark.anyio
+async def test_one_tenants_large_data_uri_is_decoded_in_turn_with_anothers(data_uris):
+    ends = []
+
+    async def decoded(tenant, pieces):
+        await data_uris.decode(f"data:,{'%41' * (1 << 13) * pieces}", 10**8, tenant=tenant)
+        ends.append((tenant, pieces))
+
+    await asyncio.gather(decoded("mallory", 60), decoded("mallory", 50), decoded("alice", 4), decoded("alice", 3))
+
+    assert ends == [("alice", 4), ("alice", 3), ("mallory", 60), ("mallory", 50)]
+
+
+@pytest.mark.anyio
+async def test_a_data_uri_that_is_not_wanted_any_more_is_not_decoded_to_its_end():
+    turns = []
+
+    class Counting(DataUris):
+        def _turn(self, *arguments):
+            turns.append(arguments)
+            return super()._turn(*arguments)
+
+    data_uris = Counting(turn_s=0.0)
+    unwanted = asyncio.create_task(data_uris.decode(f"data:,{'%41' * (1 << 20)}", 10**8, tenant="alice"))
+    await asyncio.sleep(0)
+    unwanted.cancel()
+    await data_uris.decode(f"data:,{'%41' * (1 << 14)}", 10**8, tenant="alice")
+    data_uris.close()
+
+    assert len(turns) < 20  # of the first one's four hundred
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("uri", [f"data:;base64,{'A' * (1 << 21)}*", f"data:,{'%41' * (1 << 20)}"])
+async def test_a_large_data_uri_that_can_not_be_decoded_is_refused(data_uris, uri):
+    with pytest.raises((DataUriError, TooLargeError)):
+        await data_uris.decode(uri, 1 << 19, tenant="alice")
 
 
 @pytest.mark.parametrize(

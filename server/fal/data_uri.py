@@ -1,12 +1,11 @@
 """`data:` URIs: lenient decoder, plain encoder.
 
-The decoder works in pieces of some milliseconds at most, and calls `pause` between them: a thread that decodes can let
-others run.
+The decoder works in pieces of some milliseconds at most, so that a thread which decodes can let others run between.
 """
 
 import binascii
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -30,8 +29,16 @@ class TooLargeError(ValueError):
     """What it holds is larger than allowed."""
 
 
-def decode(uri: str, max_bytes: int, pause: Callable[[], object] = lambda: None) -> bytes:
-    """Return the bytes in a `data:` URI. Raises `DataUriError`, or `TooLargeError` before anything is decoded."""
+def decode(uri: str, max_bytes: int) -> bytes:
+    """Return the bytes in a `data:` URI. Raises as `pieces` does."""
+    return b"".join(pieces(uri, max_bytes))
+
+
+def pieces(uri: str, max_bytes: int) -> Iterator[bytes]:
+    """Yield the bytes in a `data:` URI, decoded piece by piece.
+
+    Raises `DataUriError`; `TooLargeError`, before anything is decoded where the length tells it.
+    """
     comma = uri.find(",", 5, 5 + 1024)
     if comma < 0:
         raise DataUriError("no comma behind its media type")
@@ -39,14 +46,12 @@ def decode(uri: str, max_bytes: int, pause: Callable[[], object] = lambda: None)
     is_base64 = uri[:comma].rstrip().lower().endswith(";base64")
     if len(uri) - start > (max_bytes * 4 // 3 + 4 if is_base64 else 3 * max_bytes):
         raise TooLargeError
-    pieces: list[bytes] = []
+    size = 0
     for piece in _base64_pieces(uri, start) if is_base64 else _unquoted_pieces(uri, start):
-        pieces.append(piece)
-        pause()
-    data = b"".join(pieces)
-    if len(data) > max_bytes:
-        raise TooLargeError
-    return data
+        size += len(piece)
+        if size > max_bytes:
+            raise TooLargeError
+        yield piece
 
 
 def encode(data: bytes, content_type: str) -> str:
