@@ -25,8 +25,10 @@ _CGROUPS = "sys/fs/cgroup"
 def end_if_exhausted(error: BaseException | None) -> None:
     """End the process if `error` is a `MemoryError`."""
     if isinstance(error, MemoryError):
-        os.write(_STDERR, _LAST_WORDS)
-        os._exit(EXIT_NO_MEMORY)
+        try:
+            os.write(_STDERR, _LAST_WORDS)
+        finally:  # whoever read the log may have left
+            os._exit(EXIT_NO_MEMORY)
 
 
 def limit_bytes(root: Path = Path("/")) -> int | None:

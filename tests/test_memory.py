@@ -47,6 +47,12 @@ def test_the_memory_of_this_process_is_its_control_groups(tmp_path, cgroup, limi
     assert memory.limit_bytes(machine(tmp_path, cgroup, **limits)) == limit
 
 
+def test_the_process_ends_although_nobody_reads_its_last_words():
+    program = "import os; from server import memory; os.close(2); memory.end_if_exhausted(MemoryError())"
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == memory.EXIT_NO_MEMORY
+
+
 def test_without_control_groups_it_is_the_processs_own_limit():
     program = "from pathlib import Path; from server import memory; print(memory.limit_bytes(Path('/nowhere')))"
 
