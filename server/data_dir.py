@@ -21,7 +21,12 @@ __all__ = ["Held", "locked", "prepare", "read_secret", "usable", "write_whole"]
 
 _SECRET_BYTES = 32
 
+_WRITE = "let this user write there"
+
 _HINTS = {
+    errno.EACCES: _WRITE,
+    errno.EPERM: _WRITE,
+    errno.EISDIR: "move that folder away",
     errno.ENOSPC: "free some space or inodes (`df`, `df -i`)",
     errno.EDQUOT: "free some of this user's quota",
     errno.ENOTDIR: "name a folder",
@@ -31,16 +36,16 @@ _HINTS = {
     errno.ESTALE: "mount the file system again",
     errno.ENOTCONN: "mount the file system again",
 }
-_HINT = "let this user write there"
 
 
 @contextlib.contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Context of work in the data directory. Turns `OSError` into `SettingsError`."""
+    """Context of work in the data directory. Turns an `OSError` of files or disks into `SettingsError`."""
     try:
         yield
     except OSError as error:
-        hint = _HINTS.get(error.errno or 0, _HINT)
+        if (hint := _HINTS.get(error.errno or 0)) is None:
+            raise
         raise SettingsError(
             f"data-dir: {error.filename or folder} can't be written ({error.strerror or error})."
             f" Hint: {hint}, or choose another --data-dir"

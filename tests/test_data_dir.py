@@ -1,5 +1,6 @@
 """The data directory: who may look in, and that its files are never half."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.data_dir import Held, locked, prepare, write_whole
+from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.settings import SettingsError
 
 
@@ -39,6 +40,11 @@ def test_a_folder_that_is_everybodys_stays_so(tmp_path):
 def test_a_folder_that_can_not_be_is_said_with_what_would_do():
     with pytest.raises(SettingsError, match=r"can't be written .* Hint: name a folder, or choose another --data-dir"):
         prepare(Path("/dev/null/data"))
+
+
+def test_a_fault_of_something_else_is_not_laid_to_the_folder(tmp_path):
+    with pytest.raises(OSError, match="Too many open files"), usable(tmp_path):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 @pytest.mark.parametrize("wanted", [0o600, 0o644])
