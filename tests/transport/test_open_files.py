@@ -28,13 +28,32 @@ def test_enough_files_leave_the_settings_as_they_are():
 def test_with_too_few_files_there_are_fewer_connections_and_a_line_says_how_to_get_more():
     settings, line = open_files.within(600, Settings(max_connections=1024, max_downloads=256))
 
-    assert settings.max_connections == 88
-    assert line.startswith("max-connections is 88, not 1024: only 600 files may be open. Hint: `ulimit -n 1536`")
+    assert settings.max_connections == 43  # with as many uploads, two newcomers, 256 downloads and 256 others
+    assert line.startswith("max-connections is 43, not 1024: only 600 files may be open. Hint: `ulimit -n 1856`")
+
+
+@pytest.mark.parametrize(("limit", "connections"), [(514, 1), (1855, 1023), (1856, 1024), (4096, 1024)])
+def test_there_are_as_many_connections_as_fit(limit, connections):
+    assert open_files.within(limit, Settings())[0].max_connections == connections
 
 
 def test_with_no_files_to_spare_it_does_not_start():
-    with pytest.raises(SettingsError, match=r"may open only 256 files\. Hint: `ulimit -n 1536`"):
-        open_files.within(256, Settings(max_connections=1024, max_downloads=256))
+    with pytest.raises(SettingsError, match=r"may open only 513 files\. Hint: `ulimit -n 1856`"):
+        open_files.within(513, Settings(max_connections=1024, max_downloads=256))
+
+
+def test_where_the_hard_limit_can_not_be_had_as_many_are_taken_as_macos_gives(monkeypatch):
+    limits = [256, resource.RLIM_INFINITY]
+
+    def set_limit(_, wanted):
+        if resource.RLIM_INFINITY in wanted[:1]:
+            raise ValueError("current limit exceeds maximum limit")
+        limits[:] = wanted
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", set_limit)
+
+    assert open_files.raise_limit() == 10_240
 
 
 def test_a_server_under_a_hard_limit_says_what_it_does(tmp_path):
@@ -50,4 +69,4 @@ def test_a_server_under_a_hard_limit_says_what_it_does(tmp_path):
             server.wait(30)
 
     assert soft == LIMIT
-    assert "max-connections is 88, not 1024: only 600 files may be open" in log.read_text()
+    assert "max-connections is 43, not 1024: only 600 files may be open" in log.read_text()
