@@ -68,11 +68,6 @@ class Auth:
 
         Raises `PlainError` 401 for missing and wrong credentials, 403 for a token of other apps.
         """
-        caller = self._authenticated(connection, app)
-        connection.scope.setdefault("state", {})[_KNOWN] = True
-        return caller
-
-    def _authenticated(self, connection: HTTPConnection, app: Endpoint | None) -> Caller:
         if self.open:
             return ANONYMOUS
         if authorization := connection.headers.get("authorization"):
@@ -142,8 +137,13 @@ def _covers(allowed: str, app: Endpoint) -> bool:
     return first in app.owners and rest.partition("/")[0] == app.alias
 
 
+def note_known(connection: HTTPConnection) -> None:
+    """Note that this connection's caller has shown a key, a token or an upload's ticket."""
+    connection.scope.setdefault("state", {})[_KNOWN] = True
+
+
 def has_shown_key(scope: Mapping[str, Any]) -> bool:
-    """Return whether `Auth.caller` has accepted the caller of this request."""
+    """Return whether the caller of this request is known, as `note_known` says."""
     return _KNOWN in scope["state"]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from typing_extensions import override
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from server.access.auth import has_shown_key
@@ -55,15 +55,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._limits = limits
         self._room = room
         self._deadline: TimerHandle | None = None
-        self._in_message = False
-        self._in_headers = False
+        self._in_message = self._in_headers = self._counted = False
         self._header_bytes = 0  # also of what is neither header nor body: trailers, the frames of chunks
-        self._body_came = False
+        self._running: RequestResponseCycle | None = None  # `cycle` is the newest, which may wait behind it
         self._rank = Rank.STRANGER
-        self._due = 0.0
-        self._body_due = 0.0
-        self._keeps_alive = False
-        self._ended = False
+        self._due = self._body_due = 0.0
+        self._keeps_alive = self._ended = False
 
     @override
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
@@ -73,10 +70,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._room.enter(self)
         self._room.idle(self, self._rank)
         self._expect_headers()
-        self._room.admits(self)  # if none makes way, the next one closes it, or its request gets 429
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
+        self._disconnect()
         super().connection_lost(exc)
         self._set_deadline(None)
         self._sending.stop()
@@ -92,11 +89,11 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if not self._in_message and self._deadline is None:
             self._expect_headers()
-        was_in_message, self._body_came = self._in_message, False
+        was_in_message, self._counted = self._in_message, False
         super().data_received(data)
-        if was_in_message and self._in_message and not self._body_came:
-            # No callback has seen these bytes yet: without this count an endless line would fill the memory.
-            self._header_bytes += len(data)
+        if was_in_message and self._in_message:
+            if not self._counted:  # by a callback: without this an endless line would fill the memory
+                self._header_bytes += len(data)
             if self._header_bytes > self._limits.max_header_bytes:
                 self._refuse_headers()
 
@@ -115,7 +112,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
+        self._header_bytes += len(name) + len(value) + len(b": \r\n")
+        self._counted = True
         if self._in_headers:  # else a trailer: no route reads one, and none may pass for a header
             super().on_header(name, value)
 
@@ -125,17 +123,18 @@ class HttpProtocol(HttpToolsProtocol):
         if self._header_bytes > self._limits.max_header_bytes:
             self._refuse_headers()
             raise _Refused
-        if problem := ambiguity(self.headers, self.parser.get_http_version()):
+        if problem := ambiguity(self.headers, self.parser.get_http_version(), upgrades=self.parser.should_upgrade()):
             self.send_400_response(problem)
             raise _Refused
-        admitted = self._room.admits(self)
-        if not (admitted or (self._room.admits_probe() and self.url.partition(b"?")[0] in _PROBES)):
+        admitted = self._serving or self._room.admits()
+        if not (admitted or (self.url.partition(b"?")[0] in _PROBES and self._room.admits(probe=True))):
             self._refuse(overloaded("Too many open connections, try again"))
             raise _Refused
         self._room.busy(self)
-        before = self.cycle
+        before, is_first = self.cycle, not self._serving
         super().on_headers_complete()
         if self.cycle is not before:
+            self._running = self.cycle if is_first else self._running
             self.cycle.transport = self._cycle_transport  # type: ignore[assignment]  # it needs no more of one
             # An answer which begins before the body has ended says that it closes the connection.
             self._keeps_alive = self.cycle.keep_alive and admitted
@@ -145,7 +144,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def on_body(self, body: bytes) -> None:
-        self._body_came = True
+        self._header_bytes, self._counted = 0, True
         latest = self.loop.time() + self._limits.body_timeout
         self._body_due = min(latest, self._body_due + len(body) / self._limits.min_body_rate)
         super().on_body(body)
@@ -160,14 +159,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     @override
     def on_response_complete(self) -> None:
-        if has_shown_key(self.cycle.scope):
+        if self._running is not None and has_shown_key(self._running.scope):
             self._rank = Rank.KNOWN
         if self._ended:
             self.flow.resume_reading()  # what comes is dropped
             return
+        if self.pipeline:
+            self._running = self.pipeline[-1][0]
         super().on_response_complete()
-        if self.cycle.response_complete:
-            self._room.idle(self, self._rank)
+        self._note_idle()
 
     @override
     def handle_websocket_upgrade(self) -> None:
@@ -175,6 +175,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.send_400_response("A websocket can't begin while a request is being answered")
             return
         self._set_deadline(None)
+        self._sending.stop()
         self._room.leave(self)  # the websocket takes a place of its own
         super().handle_websocket_upgrade()
 
@@ -184,7 +185,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._set_deadline(self._limits.header_timeout, self._check_headers)
 
     def _check_headers(self) -> None:
-        if self.flow.read_paused or late(self._due):  # an earlier request on this connection is being answered
+        if self._serving or late(self._due):  # an earlier request on this connection is being answered
             self._expect_headers()
         elif self._in_message:
             self._refuse(PlainError(408, "The request's headers did not arrive in time"))
@@ -217,14 +218,28 @@ class HttpProtocol(HttpToolsProtocol):
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
-            self._sending.stop()
+        self._sending.caught_up()
+        self._note_idle()
 
     # --- the end ---
 
     @property
     def _serving(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _note_idle(self) -> None:
+        """Make way from now on, unless a request is being served; last, until the client has all that was written."""
+        if self._ended or not self._serving:
+            rank = Rank.ENDING if self._ended else self._rank
+            self._room.idle(self, Rank.READING if self._sending.watch_rest() else rank)
+
+    def _disconnect(self) -> None:
+        """Tell the app, for every request on this connection, that the client has left."""
+        for cycle in (self._running, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.waiting_for_100_continue = False
+                cycle.message_event.set()
 
     @override
     def shutdown(self) -> None:
@@ -247,17 +262,15 @@ class HttpProtocol(HttpToolsProtocol):
             self._close()
         elif not self._ended:
             self._ended = True
-            self._room.idle(self, Rank.ENDING)
+            self._note_idle()
             self.flow.resume_reading()
             self._set_deadline(self._room.linger_s, self._close)
 
     def _close(self) -> None:
         self._ended = True
         self._set_deadline(None)
-        self._room.idle(self, Rank.ENDING)
+        self._note_idle()
         self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self._sending.start()
 
     # --- refusals ---
 
@@ -275,10 +288,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._in_message = True  # whatever the parser has seen: more may be coming
         if self._serving:
-            self.cycle.disconnected = True
-            self.cycle.waiting_for_100_continue = False
-            self.cycle.message_event.set()
-            if self.cycle.response_started or self.pipeline:
+            self._disconnect()
+            if self.pipeline or (self._running is not None and self._running.response_started):
                 self._close()
                 return
         headers, body = refusal(error)

@@ -20,10 +20,11 @@ def refusal(error: FalError) -> tuple[dict[str, str], bytes]:
     return headers, body
 
 
-def ambiguity(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> str | None:
+def ambiguity(headers: Iterable[tuple[bytes, bytes]], http_version: str, *, upgrades: bool) -> str | None:
     """Return what in a request's head a proxy in front may have read otherwise; None if nothing.
 
-    The parser refuses the rest of such requests itself: two lengths, a length beside a coding, bare line ends.
+    `upgrades`: it asks for another protocol; the parser takes what follows for that, though it may be a body. The
+    parser itself refuses two lengths, a length beside a coding, and bare line ends.
     """
     hosts = 0
     for name, value in headers:
@@ -31,4 +32,6 @@ def ambiguity(headers: Iterable[tuple[bytes, bytes]], http_version: str) -> str 
             hosts += 1
         elif name == b"transfer-encoding" and (http_version == "1.0" or value.lower() != b"chunked"):
             return "Transfer-Encoding can only be chunked, in HTTP/1.1"
+        elif upgrades and (name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))):
+            return "A request with a body can't ask for another protocol: leave Upgrade out"
     return "More than one Host header" if hosts > 1 else None

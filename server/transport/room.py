@@ -3,20 +3,20 @@
     state of a connection                        its deadline                              makes way
     TLS handshake                                `header_timeout`                          no: it is not counted yet
     open, or sending headers; no key so far      `header_timeout`, `keep_alive`            second
-    open, or sending headers; has shown a key    `header_timeout`, `keep_alive`            last
+    open, or sending headers; has shown a key    `header_timeout`, `keep_alive`            third
     sending a body                               `min_body_rate`, `body_timeout` behind    no
     waiting for the app                          the app's                                 no
-    reading its answer                           `min_send_rate`, `send_timeout` behind    no
+    reading an answer that is being made         `min_send_rate`, `send_timeout` behind    no
+    reading the rest of a whole answer           `min_send_rate`, `send_timeout` behind    last
     answered, still sending                      `linger_s`                                first
-    closed here, has bytes to read               `min_send_rate`, `send_timeout` behind    first
     closed here, TLS shutdown                    five seconds                              first
     closed by the peer's half                    as closed here                            first
     open websocket                               pings, the app's                          no
     websocket, Close unanswered                  ten seconds                               first
 
-Among those of one rank, the one makes way that has been in it for longest. Where all are busy, a new request is
-refused; some connections beyond the limit are kept for probes, so that a load balancer does not take a busy server for
-a dead one.
+Among those of one rank, the one makes way that has been in it for longest. The limit is on those that make no way:
+where they have all places, a new request is refused. Beyond it there is room for newcomers, which would else throw one
+another out before they can ask, and for probes, so that a load balancer does not take a busy server for a dead one.
 """
 
 import enum
@@ -29,6 +29,7 @@ class Rank(enum.IntEnum):
     ENDING = 0
     STRANGER = 1
     KNOWN = 2
+    READING = 3
 
 
 class Connection(Protocol):
@@ -41,20 +42,29 @@ class Connection(Protocol):
 class Room:
     """The places. Every call takes constant time.
 
-    `for_probes`: places beyond the limit. `linger_s`: seconds for which is read and dropped what a client sends on that
-    has been answered.
+    `for_probes`, `for_newcomers`: places beyond the limit; of the latter there is one for sixteen, unless told
+    otherwise. `linger_s`: seconds for which is read and dropped what a client sends on that has been answered.
     """
 
-    def __init__(self, places: int, *, for_probes: int = 16, linger_s: float = 1.0) -> None:
+    def __init__(
+        self, places: int, *, for_probes: int = 16, for_newcomers: int | None = None, linger_s: float = 1.0
+    ) -> None:
         self.linger_s = linger_s
         self._places = places
         self._for_probes = for_probes
+        self._for_newcomers = newcomers(places) if for_newcomers is None else for_newcomers
         self._ranks: tuple[dict[Connection, None], ...] = tuple({} for _ in Rank)  # ordered: the longest first
         self._rank_of: dict[Connection, Rank | None] = {}
 
+    def __len__(self) -> int:
+        """Return the number of connections."""
+        return len(self._rank_of)
+
     def enter(self, connection: Connection) -> None:
-        """Take a place, as one that is busy."""
+        """Take a place, as one that is busy. If there are too many connections, another one makes way."""
         self._rank_of[connection] = None
+        if len(self) > self._places + self._for_newcomers:
+            self._evict_one()
 
     def leave(self, connection: Connection) -> None:
         """Give the place back; one that has left may leave again."""
@@ -75,18 +85,19 @@ class Room:
             self._rank_of[connection] = rank
             self._ranks[rank][connection] = None
 
-    def admits(self, newcomer: Connection) -> bool:
-        """Return whether this connection may be served; if need be, another one makes way for it."""
-        if len(self._rank_of) <= self._places:
-            return True
+    def admits(self, *, probe: bool = False) -> bool:
+        """Return whether a request on an idle connection may be served."""
+        busy = len(self) - sum(map(len, self._ranks))
+        return busy < self._places + (self._for_probes if probe else 0)
+
+    def _evict_one(self) -> None:
         for rank in self._ranks:
             for connection in rank:
-                if connection is not newcomer:
-                    self.leave(connection)
-                    connection.evict()
-                    return True
-        return False
+                self.leave(connection)
+                connection.evict()
+                return
 
-    def admits_probe(self) -> bool:
-        """Return whether a connection for which no other one makes way may be served if it is a probe's."""
-        return len(self._rank_of) <= self._places + self._for_probes
+
+def newcomers(places: int) -> int:
+    """Return how many connections there may be beyond these places, of which no request has come yet."""
+    return places // 16

@@ -31,14 +31,30 @@ class SendDeadline:
         self._waiting = 0
         self._timer: TimerHandle | None = None
 
+    def watch_rest(self) -> bool:
+        """Return whether bytes wait; then the protocol is paused until the client has taken all of them.
+
+        Under TLS these are the bytes that the kernel and up to 64 KiB of ciphertext have no room for.
+        """
+        waiting = self._transport.get_write_buffer_size() > 0
+        if waiting:
+            self._transport.set_write_buffer_limits(0)
+        return waiting
+
     def start(self) -> None:
         """Note that bytes wait for the client."""
         if self._timer is None:
             self._count()
             self._arm()
 
+    def caught_up(self) -> None:
+        """Note that the client has taken what waited."""
+        self.stop()
+        if not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(_HIGH_WATER)
+
     def stop(self) -> None:
-        """Note that the client has caught up, or has left."""
+        """Note that nothing waits any more, or that the client has left."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -78,6 +78,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_made(transport)
         self._sending = SendDeadline(self.transport, self._limits, self.loop)
         self._room.enter(self)
+        if self._sending.watch_rest():  # of an answer before the upgrade
+            self.pause_writing()
 
     # --- what comes in ---
 
@@ -159,9 +161,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     @override
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
-            self._sending.stop()
+        self._sending.caught_up()
         self._steer()
+        self._note_end()
 
     def _go_on(self) -> None:
         self._pause = None
@@ -193,9 +195,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def _note_end(self) -> None:
         """Make way once the server has closed: the rest is only the peer's to do."""
         if self.close_sent or self.transport.is_closing():
-            self._room.idle(self, Rank.ENDING)
-            if self.transport.is_closing() and self.transport.get_write_buffer_size():
-                self._sending.start()
+            self._room.idle(self, Rank.READING if self._sending.watch_rest() else Rank.ENDING)
 
     def evict(self) -> None:
         """Close at once, whatever the peer has yet to read or to answer."""

@@ -9,7 +9,7 @@ import pydantic
 from starlette.requests import HTTPConnection, Request
 
 from pipelines.messages import Priority
-from server.access.auth import Caller
+from server.access.auth import Caller, note_known
 from server.access.limits import Reservation
 from server.context import context
 from server.fal import endpoints, schemas
@@ -49,6 +49,7 @@ def find_caller(connection: HTTPConnection, app: endpoints.Endpoint | None = Non
 
 def counted(connection: HTTPConnection, caller: Caller) -> Caller:
     """Return the caller, for whom this connection is counted from now on. Raises `RequestError` 429."""
+    note_known(connection)
     context(connection).limits.connection(connection, caller)
     return caller
 

@@ -122,7 +122,7 @@ class EndingsStay(Room):
     """Lets those stay of whom the rest of a request, or the answer to a Close, does not come."""
 
     def __init__(self, places):
-        super().__init__(places, for_probes=0, linger_s=60)
+        super().__init__(places, for_probes=0, for_newcomers=0, linger_s=60)
 
     @override
     def idle(self, connection, rank):

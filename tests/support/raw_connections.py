@@ -10,7 +10,7 @@ from pathlib import Path
 
 from starlette.requests import HTTPConnection
 
-from server.access.auth import Auth
+from server.access.auth import note_known
 from server.settings import Settings
 from server.transport import listen
 from server.transport.room import Room
@@ -30,8 +30,7 @@ TEXT = 0x81
 class App:
     """A bare ASGI app: what the tests ask of it is in the path."""
 
-    def __init__(self, auth: Auth):
-        self.auth = auth
+    def __init__(self):
         self.lifespans = 0
         self.started = asyncio.Event()
         self.coming = asyncio.Event()
@@ -52,7 +51,7 @@ class App:
                     await self.echo_socket(receive, send)
                 finally:
                     self.ended.set()
-            case _, "/flood" | "/last-flood" | "/pieces" | "/events" as path:
+            case _, "/flood" | "/last-flood" | "/kept-flood" | "/pieces" | "/events" as path:
                 await self.stream(path, send)
             case _, path:
                 await self.answer(scope, send, await self.body(path, scope, receive))
@@ -68,8 +67,13 @@ class App:
             case "/early" | "/health":
                 return {"early": True}
             case "/known":
-                self.auth.caller(HTTPConnection(scope))
+                note_known(HTTPConnection(scope))
                 return {"known": True}
+            case "/watched":
+                self.started.set()
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                self.ended.set()
         return {"length": await self.body_length(receive), "headers": [name.decode() for name, _ in scope["headers"]]}
 
     async def stream(self, path, send):
@@ -84,7 +88,7 @@ class App:
             case "/events":
                 await send({"type": "http.response.body", "body": b"first", "more_body": True})
                 await self.release.wait()
-        last = bytes(32 * 1024 * 1024) if path == "/last-flood" else b"last"
+        last = bytes(32 * 1024 * 1024) if path in {"/last-flood", "/kept-flood"} else b"last"
         await send({"type": "http.response.body", "body": last})
         self.ended.set()
 
@@ -131,8 +135,9 @@ class App:
 class Running:
     """A server on free ports, in this process."""
 
-    def __init__(self, app: App, listeners: listen.Listeners, task: asyncio.Task[None]):
+    def __init__(self, app: App, room: Room, listeners: listen.Listeners, task: asyncio.Task[None]):
         self.app = app
+        self.room = room
         self.listeners = listeners
         self.task = task
 
@@ -145,6 +150,12 @@ class Running:
             yield Client(reader, writer)
         finally:
             writer.close()
+
+    async def empty(self) -> None:
+        """Wait until no connection takes a place."""
+        async with asyncio.timeout(PATIENCE_S):
+            while len(self.room):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     async def stop(self) -> None:
         """What an operator does."""
@@ -201,13 +212,11 @@ def post(body: bytes = b"", length: int | None = None, path: str = "/", extra: b
 async def serving(data_dir: Path, **options) -> AsyncIterator[Running]:
     """A running server with these settings, on a free port."""
     settings = Settings(data_dir=data_dir, **{"port": 0, **options})
-    app, ready = App(Auth(settings)), asyncio.Event()
+    app, room, ready = App(), Room(settings.max_connections), asyncio.Event()
     listeners = listen.bind(settings)
-    task = asyncio.create_task(
-        listen.serve(app, tuple(listeners), settings, room=Room(settings.max_connections), on_ready=ready.set)
-    )
+    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=room, on_ready=ready.set))
     await asyncio.wait_for(ready.wait(), PATIENCE_S)
-    server = Running(app, listeners, task)
+    server = Running(app, room, listeners, task)
     try:
         yield server
     finally:

@@ -143,15 +143,175 @@ async def test_an_open_socket_does_not_make_way(serve):
         assert await open_.frame() == (TEXT, b"a")
 
 
-async def test_an_answer_that_is_not_taken_makes_way_once_it_is_whole(serve):
+async def unread(server, reader, path):
+    """Ask for 32 MB, which are not read."""
+    reader.writer.transport.pause_reading()
+    reader.send(post(path=path))
+    await asyncio.wait_for(server.app.ended.wait(), PATIENCE_S)
+
+
+async def read_rest(reader):
+    """Read them."""
+    reader.writer.transport.resume_reading()
+    await asyncio.wait_for(reader.reader.readexactly(32 * 1024 * 1024), PATIENCE_S)
+
+
+@pytest.mark.parametrize("path", ["/last-flood", "/kept-flood"])
+async def test_an_answer_that_is_not_taken_makes_way_once_it_is_whole(path, serve):
     async with serve(max_connections=1) as server, server.connect() as reader:
-        reader.writer.transport.pause_reading()
-        reader.send(post(path="/last-flood"))
-        await asyncio.wait_for(server.app.ended.wait(), PATIENCE_S)
+        await unread(server, reader, path)
         async with server.connect() as client:
             client.send(post())
 
             assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/last-flood", "/kept-flood"])
+async def test_who_reads_the_rest_of_an_answer_makes_way_after_who_asks_for_nothing(path, serve):
+    async with serve(max_connections=2) as server, server.connect() as reader, server.connect() as known:
+        known.send(post(path="/known"))
+        await known.answer()
+        await unread(server, reader, path)
+        async with server.connect() as newcomer:
+            assert await known.rest() == b""
+
+            await read_rest(reader)
+            newcomer.send(post())
+            assert (await newcomer.answer())[0] == 200
+
+
+async def test_who_has_read_an_answer_makes_way_as_before(serve):
+    async with serve(max_connections=2) as server, server.connect() as reader, server.connect() as known:
+        await unread(server, reader, "/kept-flood")
+        known.send(post(path="/known"))
+        await known.answer()
+        await read_rest(reader)
+        async with server.connect():
+            await reader.rest()
+
+            known.send(post())
+            assert (await known.answer())[0] == 200
+
+
+async def test_newcomers_do_not_throw_one_another_out(serve):
+    async with serve(max_connections=32) as server, contextlib.AsyncExitStack() as clients:
+        for _ in range(31):
+            held = await clients.enter_async_context(server.connect())
+            held.send(post(path="/held"))
+        newcomers = [await clients.enter_async_context(server.connect()) for _ in range(3)]
+        for newcomer in newcomers:
+            newcomer.send(post())
+            assert (await newcomer.answer())[0] == 200
+
+
+async def test_beyond_the_room_for_newcomers_the_longest_makes_way(serve):
+    async with serve(max_connections=32) as server, contextlib.AsyncExitStack() as clients:
+        first, *others = [await clients.enter_async_context(server.connect()) for _ in range(35)]
+
+        assert await first.rest() == b""
+        for other in others:
+            other.send(post())
+            assert (await other.answer())[0] == 200
+
+
+async def test_requests_at_once_are_those_of_who_has_shown_a_key_in_one_of_them(serve):
+    async with serve(max_connections=2) as server, server.connect() as known, server.connect() as stranger:
+        known.send(post(path="/known") + post(path="/early"))
+        await known.answer()
+        await known.answer()
+        stranger.send(post())
+        await stranger.answer()
+        async with server.connect():
+            assert await stranger.rest() == b""
+
+            known.send(post())
+            assert (await known.answer())[0] == 200
+
+
+async def left_while_answered(server, client):
+    client.send(post(path="/watched"))
+    await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+    client.writer.close()
+
+
+async def left_while_unread(server, client):
+    await unread(server, client, "/kept-flood")
+    client.writer.transport.abort()
+
+
+async def left_as_a_socket(server, client):
+    await client.upgrade()
+    client.writer.close()
+
+
+async def closed_as_a_socket(server, client):
+    await client.upgrade(UPGRADE.replace(b"/ws", b"/closed"))
+    client.send_frame(CLOSE, (1000).to_bytes(2, "big"))
+
+
+async def answered_early(server, client):
+    client.send(UNFINISHED["length"])
+    await client.answer()
+
+
+async def refused(server, client):
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n")
+
+
+async def refused_as_a_socket(server, client):
+    client.send(UPGRADE.replace(b"Version: 13", b"Version: 1"))
+
+
+async def silent(server, client):
+    client.writer.write_eof()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        left_while_answered,
+        left_while_unread,
+        left_as_a_socket,
+        closed_as_a_socket,
+        answered_early,
+        refused,
+        refused_as_a_socket,
+        silent,
+    ],
+)
+async def test_every_end_gives_the_place_back(end, serve):
+    async with serve() as server, server.connect() as client:
+        await end(server, client)
+
+        await server.empty()
+
+
+@pytest.mark.parametrize("next_", [post(), b"NO HTTP\r\n\r\n"], ids=["left", "refused"])
+async def test_every_request_of_a_connection_that_ends_is_told(next_, serve):
+    async with serve() as server, server.connect() as client:
+        client.send(post(path="/watched") + next_)
+        await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        client.writer.close()
+
+        await asyncio.wait_for(server.app.ended.wait(), PATIENCE_S)
+
+
+async def test_a_line_end_after_a_request_does_not_end_it(serve):
+    async with serve(header_timeout=0.05) as server, server.connect() as client:
+        client.send(post(path="/held") + b"\r\n")
+        await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        await asyncio.sleep(0.3)
+        server.app.release.set()
+
+        assert (await client.answer())[0] == 200
+
+
+async def test_an_answer_before_a_websocket_has_to_be_read_too(serve):
+    async with serve(send_timeout=0.2, min_send_rate=10**9) as server, server.connect() as client:
+        await unread(server, client, "/kept-flood")
+        client.send(UPGRADE)
+
+        await server.empty()
 
 
 async def test_who_has_shown_a_key_makes_way_after_who_has_not(serve):
@@ -222,6 +382,25 @@ async def test_an_ambiguous_request_gets_400(head, serve):
         status, headers, body = await client.answer()
 
     assert (status, headers["connection"], body["error_type"]) == (400, "close", "bad_request")
+
+
+UPGRADED_BODIES = [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("body", UPGRADED_BODIES)
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_a_body_that_would_be_taken_for_another_protocol_gets_400(protocol, body, serve):
+    async with serve() as server, server.connect() as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body)
+
+        assert (await client.answer())[0] == 400
+
+
+async def test_who_offers_another_protocol_without_a_body_is_answered_as_ever(serve):
+    async with serve() as server, server.connect() as client:
+        client.send(post(extra=b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"))
+
+        assert (await client.answer())[0] == 200
 
 
 async def test_chunks_in_http_1_0_get_400(serve):

@@ -9,7 +9,6 @@ import ssl
 import pytest
 from uvicorn.server import ServerState
 
-from server.access.auth import Auth
 from server.settings import Settings, SettingsError
 from server.transport import listen, tls
 from server.transport.room import Room
@@ -64,12 +63,13 @@ async def test_sigterm_lets_a_running_request_finish(serve):
 
 async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
     settings = Settings(data_dir=tmp_path, port=0)
-    app = App(Auth(settings))
+    app = App()
     listeners, ready, draining = listen.bind(settings), asyncio.Event(), asyncio.Event()
     calls = {"on_ready": ready.set, "on_drain": draining.set}
-    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=Room(1), **calls))
+    room = Room(1)
+    task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=room, **calls))
     await ready.wait()
-    server, port = Running(app, listeners, task), listeners.http.port
+    server, port = Running(app, room, listeners, task), listeners.http.port
     async with server.connect() as held:
         held.send(post(path="/held"))
         await app.started.wait()
@@ -393,7 +393,7 @@ class Transport:
 def held_socket(tmp_path, **options):
     """A websocket before its handshake, and the transport that it is on."""
     settings = Settings(data_dir=tmp_path, **options)
-    config = listen._config(App(Auth(settings)), settings, Room(1))
+    config = listen._config(App(), settings, Room(1))
     config.load()
     socket, transport = config.ws_protocol_class(config, ServerState(), {}), Transport()
     socket.connection_made(transport)
