@@ -296,10 +296,22 @@ async def test_every_request_of_a_connection_that_ends_is_told(next_, serve):
         await asyncio.wait_for(server.app.ended.wait(), PATIENCE_S)
 
 
+async def test_after_a_refusal_comes_no_answer(serve):
+    async with serve() as server, server.connect() as client:
+        client.send(post(path="/held"))
+        await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        client.send(b"NO HTTP\r\n\r\n")
+        assert (await client.answer())[0] == 400
+        server.app.release.set()
+
+        assert await client.rest() == b""
+
+
 async def test_a_line_end_after_a_request_does_not_end_it(serve):
     async with serve(header_timeout=0.05) as server, server.connect() as client:
-        client.send(post(path="/held") + b"\r\n")
+        client.send(post(path="/held"))
         await asyncio.wait_for(server.app.started.wait(), PATIENCE_S)
+        client.send(b"\r\n")
         await asyncio.sleep(0.3)
         server.app.release.set()
 
