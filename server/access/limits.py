@@ -96,7 +96,7 @@ class Reservation:
 class Limits:
     """The server's quotas. A reservation ends with the exchange or the socket for which it was made.
 
-    `large_body`: held while a piece of a large body is read, or all of it parsed: many together take turns on the loop.
+    `large_body`: held while a piece of a large body is kept, or all of it parsed: many together take turns on the loop.
     """
 
     def __init__(self, settings: AccessSettings) -> None:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from server.access.auth import note_known
 from server.context import context
 from server.fal.errors import PlainError
 from server.storage.disk import Stored
@@ -30,42 +31,48 @@ async def file(request: Request) -> Response:
     """Answer with a stored file or a range of it. A file is public unless its owner has restricted it."""
     ctx = context(request)
     stored = ctx.files.disk.find(request.path_params["name"])
-    if stored is None or not _may_read(request, stored):
-        raise PlainError(404, "File not found")
+    if stored is None:
+        raise _not_found()
+    reader = _reader(request, stored)
     headers = _headers(stored)
     if _unchanged(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     status = stored.path.stat()
     _check_range(request, {headers["ETag"], headers["Last-Modified"]}, status.st_size)
-    ctx.limits.download(request, _counted_for(request, stored))
+    ctx.limits.download(request, f"address {client_network(request)}" if reader is None else reader)
     return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=status)
 
 
-def _may_read(request: Request, stored: Stored) -> bool:
-    """Return False for a file which is hidden from this reader. Raises `PlainError` 403 for a forbidden one."""
-    acl, owner = stored.meta.acl, stored.meta.owner
-    decision = acl.decide(None if _is_public(stored) else _reader(request), owner)
-    if decision == "forbid":
-        raise PlainError(403, "You may not read this file")
-    return decision == "allow"
+def _reader(request: Request, stored: Stored) -> str | None:
+    """Return whose key lets this file be read; None for a public file, which needs none.
+
+    Raises `PlainError` 401 for a wrong key, 403 for a forbidden file, 404 for one that is hidden from this reader.
+    """
+    reader = None if _is_public(stored) else _key(request)
+    match stored.meta.acl.decide(reader, stored.meta.owner):
+        case "forbid":
+            raise PlainError(403, "You may not read this file")
+        case "hide":
+            raise _not_found()
+    return reader
 
 
 def _is_public(stored: Stored) -> bool:
     return stored.meta.acl.default == "allow" and not stored.meta.acl.rules
 
 
-def _counted_for(request: Request, stored: Stored) -> str:
-    """Return whose download this is: a key's where one is needed, else an address's."""
-    reader = None if _is_public(stored) else _reader(request)
-    return f"address {client_network(request)}" if reader is None else reader
+def _not_found() -> PlainError:
+    return PlainError(404, "File not found")
 
 
-def _reader(request: Request) -> str | None:
+def _key(request: Request) -> str | None:
     """Return whose key came with this request. None on a server without keys, so that private files stay private."""
     auth = context(request).auth
     if auth.open or "authorization" not in request.headers:
         return None
-    return auth.caller(request).id
+    caller = auth.caller(request)
+    note_known(request)
+    return caller.id
 
 
 def _headers(stored: Stored) -> dict[str, str]:

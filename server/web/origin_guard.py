@@ -64,7 +64,7 @@ class OriginGuard:
         origin = header(scope, b"origin")
         if origin is None and "*" not in self._origins and _is_loaded_by_a_page(scope, host):
             return PlainError(
-                403, "This server has no API keys; web pages reach it by scripts of an allowed origin only"
+                403, "This server has no API keys; web pages reach it by scripts only, of an origin in --allow-origin"
             )
         if origin is not None and not self._may_call(origin, host):
             return PlainError(403, "This server has no API keys; allow this web origin with --allow-origin")
@@ -79,15 +79,15 @@ class OriginGuard:
 
 def _is_loaded_by_a_page(scope: Scope, host: Host) -> bool:
     """Return whether a request without `Origin` comes, or may come, from a page of another origin."""
+    site = header(scope, b"sec-fetch-site")
+    is_browser = (header(scope, b"user-agent") or "").startswith("Mozilla/")
+    if not (is_browser if site is None else site.lower() in _ELSEWHERE):
+        return False
     method = str(scope.get("method", "GET")).upper()
     path = canonical(host.name, method, scope["path"])
-    if method in _READS and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)):
-        return False
-    site = header(scope, b"sec-fetch-site")
     if site is None:
-        is_browser = (header(scope, b"user-agent") or "").startswith("Mozilla/")
-        return is_browser and method in _READS and path.startswith("/run/")
-    return site.lower() in _ELSEWHERE
+        return method in _READS and path.startswith("/run/")
+    return not (method in _READS and (path in _OPEN_PATHS or path.startswith(_OPEN_PREFIXES)))
 
 
 def is_loopback(name: str) -> bool:
