@@ -139,26 +139,28 @@ class DiskStore:
             sync(draft)
         now = self._now()
         os.utime(draft, (now, now + (self._ttl_s if seconds is None else seconds)))
-        draft.rename(path)
-        if durable:
-            sync(path.parent)
         with self._lock:
+            self._asker(draft)  # raises if it had to go
+            draft.rename(path)
             self._settle(draft)
             self._ledger.set(path.name, size)
+        if durable:
+            sync(path.parent)
 
     def put_part(self, draft: Path, place: Path, replaced: Size) -> None:
         """Give the draft its place under `parts`, where it replaces a part of this size. Raises `StorageFull`."""
         folder = on_disk(0)
+        key = f"parts/{place.parent.name}"
         try:
             part = on_disk(draft.stat().st_size)
             self.fit(draft, part.plus(folder))
-            draft.rename(place)
+            with self._lock:
+                self._asker(draft)
+                draft.rename(place)
+                self._settle(draft)
+                self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
         except FileNotFoundError:  # the draft, or the parts before it, had to go
             raise StorageFull from None
-        key = f"parts/{place.parent.name}"
-        with self._lock:
-            self._settle(draft)
-            self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
 
     def drop_parts(self, name: str) -> None:
         """Drop all parts of an upload."""
@@ -191,6 +193,7 @@ class DiskStore:
                 else:
                     self._ledger.remove(victim)
                     self._drafts.pop(self._layout.path(victim), None)
+                    victim = self._layout.set_aside(victim)
                 return victim
 
         while (victim := self._after_sweep(reserve)) is not None:

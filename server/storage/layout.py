@@ -2,7 +2,7 @@
 
     stored/ab/ab12….jpg             the bytes; the modification time is the time of expiry
     stored/ab/ab12….jpg.meta.json   `Meta`, where there is more to say than "a public picture, of the type of its name"
-    incoming/                       incomplete files, emptied at the start
+    incoming/                       incomplete files, and what is being deleted; emptied at the start
     parts/ab12….jpg/1               parts of multipart uploads
 
 A key, as the ledger has it, is a stored file's name, or `incoming/…` or `parts/…`. Blocking; callers use threads.
@@ -66,14 +66,24 @@ class Layout:
         """Return the path of an item."""
         return self._root / key if "/" in key else self._stored / key[:2] / key
 
+    def set_aside(self, key: str) -> str:
+        """Return the key to `delete` an item by: parts are moved, so that none which comes meanwhile goes with them."""
+        if not key.startswith("parts/"):
+            return key
+        aside = f"incoming/{secrets.token_hex(16)}"
+        with contextlib.suppress(FileNotFoundError):
+            self.path(key).rename(self.path(aside))
+        return aside
+
     def delete(self, key: str) -> None:
         """Delete an item, with its metadata."""
-        if key.startswith("parts/"):
-            shutil.rmtree(self.path(key), ignore_errors=True)
+        path = self.path(key)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         elif "/" in key:
-            self.path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         else:
-            drop(self.path(key))
+            drop(path)
 
     def write_meta(self, path: Path, meta: Meta) -> None:
         """Store the metadata of the file at `path`; on disk when this returns."""

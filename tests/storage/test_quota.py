@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from server.settings import Settings
 from server.storage.disk import FRESH_S, DiskStore
 from server.storage.files import Files
 from server.storage.full import StorageFull
-from server.storage.layout import Meta
+from server.storage.layout import Layout, Meta
 from server.storage.ledger import BLOCK_BYTES as BLOCK
 from server.storage.ledger import Size
 from server.storage.multipart import Parts
@@ -292,6 +293,51 @@ def test_many_at_once_never_exceed_the_quota(tmp_path):
 
     assert max(seen) <= 50 * BLOCK
     assert shop.disk.used == counted
+
+
+class Slow(Layout):
+    """Deletes late: what `meanwhile` does comes between the choice of a victim and its end."""
+
+    def __init__(self, root, meanwhile):
+        super().__init__(root)
+        self.meanwhile = meanwhile
+
+    def delete(self, key):
+        self.meanwhile()
+        super().delete(key)
+
+
+def test_an_upload_that_has_to_go_while_its_metadata_is_written_is_not_stored(shop, tmp_path):
+    draft, name = shop.upload("bad", 17), NAMES.new("bad", "")
+    chosen, ended = threading.Event(), threading.Event()
+
+    class Slower(Slow):
+        def write_meta(self, path, meta):
+            super().write_meta(path, meta)
+            theirs.append(threads.submit(shop.store, "good", 3))
+            assert chosen.wait(10)
+
+    shop.disk._layout, theirs = Slower(tmp_path, lambda: chosen.set() or ended.wait(10)), []
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(StorageFull):
+            shop.disk.put(draft, name, Meta("text/plain"), durable=False)
+        ended.set()
+
+    assert (shop.has(theirs[0].result(), name), shop.disk.used) == ([True, False], Size(3 * BLOCK, 1))
+
+
+def test_a_part_that_comes_while_those_before_it_go_is_kept(shop, tmp_path):
+    parts, name, kept = Parts(shop.disk), NAMES.new("bad", ""), []
+    assert parts.keep(name, 1, shop.upload("bad", 17), 10**9)
+    draft = shop.disk.draft(name)
+    draft.write_bytes(b"part")
+
+    shop.disk._layout = Slow(tmp_path, lambda: kept.append(parts.keep(name, 2, draft, 10**9)))
+    shop.store("good", 3)
+
+    assert kept == [True]
+    assert [path.name for path in (tmp_path / "parts" / name).iterdir()] == ["2"]
+    assert shop.disk.used == Size(5 * BLOCK, 3)
 
 
 # --- names
