@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """An incomplete file: its key in the ledger, and whether fresh files of its owner may go for it."""
+    """An incomplete file: its key in the ledger, and whether its owner's fresh and unfinished files may go for it."""
 
     key: str
     newest: bool
@@ -78,7 +78,7 @@ class DiskStore:
     def draft(self, name: str, *, newest: bool = False) -> Path:
         """Return the path for writing a file that is to be `put` under `name`; `drop` it in the end.
 
-        `newest`: fresh files of its owner, too, may go for it.
+        `newest`: fresh and unfinished files of its owner, too, may go for it.
         """
         draft = _Draft(f"incoming/{name}-{secrets.token_hex(8)}", newest)
         path = self._layout.path(draft.key)
@@ -202,7 +202,7 @@ class DiskStore:
     def _victim(self, draft: Path, more: Size) -> str | None:
         """Return the key of what must go for `more` of a draft, None if there is room. Raises `StorageFull`."""
         asker = self._asker(draft)
-        victim = self._ledger.victim(more, asker.key)
+        victim = self._ledger.victim(more, asker.key, unfinished=asker.newest)
         if victim is None:
             return None
         spared = victim.key is None or (victim.own and not asker.newest and self._is_fresh(victim.key))

@@ -171,6 +171,27 @@ def test_a_result_takes_the_place_of_its_owners_fresh_files(shop):
     assert shop.has(*names, theirs) == [False, False, True, True, True, True, True]
 
 
+@pytest.mark.parametrize("owner", ["bad", "anonymous"])
+def test_a_result_takes_the_place_of_its_owners_unfinished_uploads_once_nothing_is_stored(shop, owner):
+    stored = shop.store(owner, 2)
+    oldest, newer = shop.upload(owner, 8), shop.upload(owner, 8)
+
+    result = shop.store(owner, 5, newest=True)
+
+    assert shop.has(stored, result) == [False, True]
+    assert [oldest.exists(), newer.exists()] == [False, True]
+
+
+def test_a_result_takes_the_place_of_its_owners_parts(shop):
+    parts, name = Parts(shop.disk), NAMES.new("bad", "")
+    for number in (1, 2):
+        assert parts.keep(name, number, shop.upload("bad", 9), 10**9)
+
+    result = shop.store("bad", 3, newest=True)
+
+    assert (shop.has(result), shop.disk.used) == ([True], Size(3 * BLOCK, 1))
+
+
 def test_more_than_the_whole_quota_is_refused_and_nothing_goes_for_it(shop):
     name = shop.store("bad", 6)
 
