@@ -8,7 +8,6 @@ names, and `upload_tokens` permission to upload.
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from urllib.parse import urlsplit
 from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid
+from server.logs import fault
 from server.settings import StorageSettings
 from server.storage.disk import DiskStore
 from server.storage.full import quota_or_429, room_or_429
@@ -28,8 +28,6 @@ from server.storage.ledger import Size
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
 from server.storage.names import NAME, Names
 from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, permit
-
-LOG = logging.getLogger(__name__)
 
 # Size of one write, each of which takes a switch to a thread.
 _WRITE_BYTES = 1 << 20
@@ -63,6 +61,7 @@ class Files:
         public_url: str = "",
         key_share: float = 1.0,
         names: Callable[[bytes], Names] = Names,
+        sweep_s: float = _SWEEP_S,
     ) -> None:
         self._settings = settings
         self._own = f"{public_url.rstrip('/')}/cdn/files/" if public_url else None
@@ -77,6 +76,7 @@ class Files:
             share=key_share,
         )
         self._parts = Parts(self.disk)
+        self._sweep_s = sweep_s
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -243,9 +243,9 @@ class Files:
             try:
                 await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
                 await asyncio.to_thread(self.disk.sweep)
-            except OSError:
-                LOG.exception("stored files could not be swept")
-            await asyncio.sleep(_SWEEP_S)
+            except Exception as error:  # noqa: BLE001 - without this task the disk fills up
+                fault("stored files could not be swept", error)
+            await asyncio.sleep(self._sweep_s)
 
 
 def _read_cached(path: Path) -> bytes | None:

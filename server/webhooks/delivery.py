@@ -28,6 +28,7 @@ from server.fal.errors import RequestError
 from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
+from server.logs import fault
 from server.memory import end_if_exhausted
 from server.outbound.urls import FetchError
 from server.settings import SettingsError
@@ -148,6 +149,9 @@ class Deliverer:
             except DatabaseError as error:
                 log_database_error(LOG, "the outbox could not be read", error)
                 pause = DISK_RETRY_S
+            except Exception as error:  # noqa: BLE001 - without this task no webhook is delivered any more
+                fault("webhooks could not be looked for", error)
+                pause = DISK_RETRY_S
             if pause > 0:
                 await self._sleep(pause)
 
@@ -196,6 +200,9 @@ class Deliverer:
             await self._record(webhook, snapshot, failure)
         except DatabaseError as error:
             log_database_error(LOG, "a webhook's job could not be read", error)
+            await asyncio.sleep(DISK_RETRY_S)
+        except Exception as error:  # noqa: BLE001 - it is due again after the pause
+            fault("a webhook could not be delivered", error)
             await asyncio.sleep(DISK_RETRY_S)
         finally:
             del self._in_flight[webhook.id]
