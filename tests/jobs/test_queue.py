@@ -842,6 +842,23 @@ async def test_a_queue_goes_on_after_a_failure_that_it_did_not_foresee(tmp_path,
     assert "LookupError" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE jobs SET call = '{' WHERE seq = 1", "DELETE FROM payloads WHERE job = 1"],
+    ids=["call", "input"],
+)
+async def test_a_job_that_can_not_be_read_is_ended_and_the_others_run(tmp_path, engines, damage):
+    room = 0
+    async with serving(tmp_path, engines, capacity=lambda: room) as queue:
+        jobs = [await queue.submit(new(seed=seed)) for seed in range(2)]
+        await alter(queue, damage)
+        room = 2
+        ends = [await ended(queue, job.id) for job in jobs]
+
+    assert [(end.result_status, end.error_type) for end in ends] == [(500, "internal_error"), (200, None)]
+    assert engines.begun == [1]
+
+
 # --- the machine's clock is set
 
 
