@@ -212,15 +212,19 @@ class Queue:
 
     async def _follow_clock(self, jump: float) -> None:
         """Move every stored deadline by the seconds that the machine's clock was set by."""
+        # The clock before the write, as what is submitted after it is not moved; the index by its commit, as what was
+        # submitted before it is.
         self._now.follow(jump)
-        self._index.move_deadlines(jump)
         try:
-            await self._store.move_deadlines(jump)
+            await commit(self._store.move_deadlines(jump), lambda _: self._index.move_deadlines(jump))
         except DatabaseError:
             self._now.follow(-jump)  # again at the next tick
-            self._index.move_deadlines(-jump)
             raise
-        LOG.warning("the machine's clock was set by %+.0f s; what waits for a time was moved with it", jump)
+        LOG.warning(
+            "the machine's clock is %+.0f s off its course: it was set, or the machine slept;"
+            " what waits for a time was moved with it",
+            jump,
+        )
 
     async def _give_up_waiting(self, request_id: str) -> None:
         result = Result.failure(start_timed_out())

@@ -113,19 +113,21 @@ class Runner:
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
-            claimed = await self._claim(free)
+            now, asked = self._now(), time.monotonic()
+            claimed = await self._claim(free, now)
+            now += time.monotonic() - asked  # by the clock that its dates are of: it may have been set meanwhile
             for job in claimed:
-                self._spawn(job)
+                self._spawn(job, now)
             if len(claimed) < free:
                 await self._wait_for_work()
 
-    async def _claim(self, count: int) -> list[Job]:
+    async def _claim(self, count: int, now: float) -> list[Job]:
         try:
             return await self._store.claim(
                 self._worker,
                 count,
                 self._times.lease,
-                self._now(),
+                now,
                 after_others=self._well_served(count),
                 without=self._held_up(),
             )
@@ -160,11 +162,11 @@ class Runner:
             pass
         self._nudge.clear()
 
-    def _spawn(self, job: Job) -> None:
+    def _spawn(self, job: Job, now: float) -> None:
         known = self._index.get(job.id)
         if known is not None and known.completed:  # cancelled since it was claimed
             return
-        start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
+        start_in = None if job.start_by is None else max(0.0, job.start_by - now)
         attempt = Attempt(
             job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log), on_decoding=self.wake
         )
@@ -209,8 +211,7 @@ class Runner:
             if mine:
                 self._index.requeued(job.id)
 
-        after = self._now() + end.delay_s
-        await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
+        await self._insist(lambda: self._store.release(job, refund=end.refund, after=self._now() + end.delay_s), follow)
 
     async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
         """Repeat a write until it succeeds: the disk may be full, and the result exists only in memory."""

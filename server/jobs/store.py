@@ -194,7 +194,7 @@ class JobStore:
         """Move every time that something waits for: start timeouts, leases, retries of jobs and webhooks."""
 
         def operation(connection: sa.Connection) -> None:
-            for statement in (sql.MOVE_WAITING, sql.MOVE_LEASES, sql.MOVE_WEBHOOKS):
+            for statement in (sql.MOVE_WAITING, sql.MOVE_RUNNING, sql.MOVE_WEBHOOKS):
                 connection.execute(statement, {"seconds": seconds})
 
         return self.database.write(operation)

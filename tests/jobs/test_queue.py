@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import threading
 
 import pytest
 
@@ -871,14 +872,14 @@ def test_a_process_that_was_frozen_takes_its_own_pause_for_no_change_of_the_cloc
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
 async def test_a_start_timeout_is_as_long_as_it_was_whoever_sets_the_clock(tmp_path, held, set_by):
     clock = Clock()
-    async with serving(tmp_path, held, capacity=0, clock=clock) as queue:
+    async with serving(tmp_path, held, capacity=0, clock=clock, times=QueueTimes(tick=3600.0)) as queue:
         job = await queue.submit(new(start_timeout=10.0))
         clock.set_by = set_by
         clock.now += 9.0
-        await eventually(lambda: abs(clock() - clock.now - set_by) < 1.0)
         await queue._tick()
         waits = (await queue.get(job.id)).status
         clock.now += 1.0
+        await queue._tick()
 
         assert await is_a_start_timeout(queue, job)
     assert waits is Status.IN_QUEUE
@@ -886,23 +887,68 @@ async def test_a_start_timeout_is_as_long_as_it_was_whoever_sets_the_clock(tmp_p
 
 @pytest.mark.parametrize("set_by", [-3600.0, 3600.0])
 async def test_what_is_stored_as_a_deadline_is_moved_with_the_clock(tmp_path, held, set_by):
-    clock, times = Clock(), QueueTimes(heartbeat=3600.0)
+    clock, times = Clock(), QueueTimes(tick=3600.0, heartbeat=3600.0)
     async with serving(tmp_path, held, capacity=1, clock=clock, times=times) as queue:
         await queue.submit(new(start_timeout=10.0))
         await held.until(lambda: held.running == 1)
         await queue.submit(new(start_timeout=10.0))
+        await queue.submit(new(webhook="http://receiver/hook", result=Result(200, b"{}")))
 
         def deadlines(connection):
-            return connection.exec_driver_sql(
-                "SELECT sum(start_by * (status = 'IN_QUEUE')), sum(lease_until) FROM jobs"
-            )
+            jobs = connection.exec_driver_sql(
+                "SELECT status, start_by, not_before, lease_until FROM jobs WHERE finished_at IS NULL ORDER BY seq"
+            ).all()
+            return [tuple(job) for job in jobs], connection.exec_driver_sql("SELECT due_at FROM outbox").scalar_one()
 
-        before = (await queue._store.database.read(lambda connection: deadlines(connection).one()))[:]
+        (running, waiting), due_at = await queue._store.database.read(deadlines)
         clock.set_by = set_by
         await queue._tick()
-        after = (await queue._store.database.read(lambda connection: deadlines(connection).one()))[:]
+        after = await queue._store.database.read(deadlines)
 
-    assert [then + set_by for then in before] == list(after)
+    moved = [
+        (running[0], running[1] + set_by, running[2], running[3] + set_by),
+        (waiting[0], waiting[1] + set_by, waiting[2] + set_by, None),
+    ]
+    assert after == (moved, due_at + set_by)
+
+
+async def test_a_job_on_its_way_to_the_disk_is_moved_with_the_clock(tmp_path, held):
+    clock, going = Clock(), threading.Event()
+    async with serving(tmp_path, held, capacity=0, clock=clock, times=QueueTimes(tick=3600.0)) as queue:
+        queue._store.database.write(lambda _: going.wait(10))
+        submitting = asyncio.create_task(queue.submit(new(start_timeout=10.0)))
+        await asyncio.sleep(0)
+        clock.set_by = 3600.0
+        ticking = asyncio.create_task(queue._tick())
+        await asyncio.sleep(0)
+        going.set()
+        job = await submitting
+        await ticking
+
+        assert (await queue.get(job.id)).status is Status.IN_QUEUE
+        assert queue._index.overdue(clock() + 9.0) == []
+
+
+async def test_a_clock_that_is_set_after_a_claim_leaves_the_start_timeout_as_it_was(tmp_path):
+    engines, clock = Engines(starts=False), Clock()
+    async with serving(tmp_path, engines, clock=clock) as queue:
+        claim = queue._store.claim
+
+        def claim_then_set(*arguments, **options):
+            claimed = claim(*arguments, **options)
+            claimed.add_done_callback(lambda jobs: set_forward() if jobs.result() else None)
+            return claimed
+
+        def set_forward():
+            clock.set_by = 3600.0
+            clock.follow(3600.0)
+
+        queue._store.claim = claim_then_set
+        job = await queue.submit(new(start_timeout=60.0))
+        await engines.until(lambda: engines.begun == [42])
+        engines.go.set()
+
+        assert (await ended(queue, job.id)).result_status == 200
 
 
 async def test_a_job_that_waits_for_its_next_try_waits_no_hour_longer_when_the_clock_is_set_back(tmp_path, held):
