@@ -125,13 +125,13 @@ class Queue:
     def _admit(self, new: NewJob) -> None:
         if self._runner.draining:
             raise overloaded("The server is shutting down")
-        self._retention.admit(new)
         if self.length() >= self._settings.max_queue:
             raise overloaded("The queue is full")
         if new.max_owned is not None and self.owned(new.owner) >= new.max_owned:
             raise overloaded("This key has too many requests in the queue")
         if new.max_queue_length is not None and self.length() > new.max_queue_length:
             raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
+        self._retention.admit(new)
 
     async def get(self, request_id: str) -> Snapshot | None:
         """Return the job's present snapshot; None if there is no such job."""
