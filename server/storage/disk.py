@@ -148,19 +148,19 @@ class DiskStore:
             sync(path.parent)
 
     def put_part(self, draft: Path, place: Path, replaced: Size) -> None:
-        """Give the draft its place under `parts`, where it replaces a part of this size. Raises `StorageFull`."""
+        """Give the draft its place under `parts`, where it replaces a part of this size.
+
+        Raises `StorageFull`, and `FileNotFoundError` when the draft, or the parts before it, had to go for others.
+        """
         folder = on_disk(0)
         key = f"parts/{place.parent.name}"
-        try:
-            part = on_disk(draft.stat().st_size)
-            self.fit(draft, part.plus(folder))
-            with self._lock:
-                self._asker(draft)
-                draft.rename(place)
-                self._settle(draft)
-                self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
-        except FileNotFoundError:  # the draft, or the parts before it, had to go
-            raise StorageFull from None
+        part = on_disk(draft.stat().st_size)
+        self.fit(draft, part.plus(folder))
+        with self._lock:
+            self._asker(draft)
+            draft.rename(place)
+            self._settle(draft)
+            self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
 
     def drop_parts(self, name: str) -> None:
         """Drop all parts of an upload."""

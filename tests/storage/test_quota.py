@@ -361,6 +361,34 @@ def test_a_part_that_comes_while_those_before_it_go_is_kept(shop, tmp_path):
     assert shop.disk.used == Size(5 * BLOCK, 3)
 
 
+def test_a_part_that_had_to_go_is_refused_as_where_there_is_no_room(shop):
+    draft = shop.upload("bad", 18)
+    shop.store("good", 3)
+
+    with pytest.raises(StorageFull):
+        Parts(shop.disk).keep(NAMES.new("bad", ""), 1, draft, 10**9)
+
+
+def test_nothing_is_known_of_uploads_whose_parts_are_gone(shop):
+    parts = Parts(shop.disk)
+    names = [NAMES.new(owner, "") for owner in ("bad", "good")]
+    assert parts.keep(names[0], 1, shop.upload("bad", 16), 10**9)
+    assert parts.keep(names[1], 1, shop.upload("good", 5), 10**9)
+
+    parts.drop_before(0.0)
+
+    assert list(parts._totals) == names[1:]
+
+
+def test_a_sweep_goes_on_although_parts_are_gone_before_it_looks_at_them(shop, tmp_path):
+    (tmp_path / "parts" / "gone").symlink_to(tmp_path / "nowhere")  # listed, and not there
+
+    Parts(shop.disk).drop_before(time.time())
+    shop.disk.sweep()
+
+    assert shop.disk.used == Size(BLOCK, 1)
+
+
 # --- names
 
 
@@ -410,6 +438,25 @@ async def test_the_heaviest_key_is_told_and_the_others_store_results_and_uploads
         "This key's stored files are at its share; try again later",
     )
     assert files.disk.find(result)
+
+
+async def test_an_upload_that_had_to_go_after_its_parts_were_joined_is_429(tmp_path):
+    files = Files(Settings(data_dir=tmp_path))
+    files.disk.prepare()
+    wanted = files.permit("application/zip", "a.zip", "bad", Lifecycle())
+    etag = await files.receive_part(wanted, 1, chunks(b"part"), None)
+    join = files._parts.join
+
+    def join_then_lose(name, etags, draft):
+        head = join(name, etags, draft)
+        files.disk.drop(draft)
+        return head
+
+    files._parts.join = join_then_lose
+    with pytest.raises(RequestError) as caught:
+        await files.complete(wanted, {1: etag})
+
+    assert caught.value.status == 429
 
 
 async def test_an_empty_upload_counts(tmp_path):
