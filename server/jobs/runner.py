@@ -31,7 +31,7 @@ class Runner:
 
     `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
     part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
-    on top: their owners get no more of them than that part.
+    on top: their owners get no more of them than that part while others wait, and than twice the capacity else.
     """
 
     def __init__(
@@ -149,10 +149,18 @@ class Runner:
         return served if served and self._index.others_than(served) else []
 
     def _held_up(self) -> list[str]:
-        """Return the owners whose jobs with large pictures, decoded or waiting for it, are their part."""
+        """Return the owners who have enough jobs with large pictures, decoded or waiting for it.
+
+        That is their part of the capacity while others wait, else twice the capacity.
+        """
         decoding = collections.Counter(attempt.job.owner for attempt in self._running if attempt.decoding)
-        share = max(1, int(self._capacity() * self._key_share))
-        return [owner for owner, count in decoding.items() if count >= share]
+        capacity = self._capacity()
+
+        def with_at_least(limit: int) -> list[str]:
+            return [owner for owner, count in decoding.items() if count >= limit]
+
+        held = with_at_least(max(1, int(capacity * self._key_share)))
+        return held if self._index.others_than(held) else with_at_least(2 * capacity)
 
     async def _wait_for_work(self) -> None:
         try:
