@@ -20,7 +20,8 @@ from server.storage.names import COMMON, NAME, Names
 
 T = TypeVar("T")
 
-# Files younger than this are not dropped for an upload of their own owner: they have not been fetched yet.
+# Files younger than this are not dropped for an upload of their own owner: they have not been fetched yet. One of the
+# future is of a clock that was wrong, and not young.
 FRESH_S = 3600.0
 # Before a refusal the disk is scanned for expired files, at most this often.
 _LOOK_AGAIN_S = 60.0
@@ -228,7 +229,7 @@ class DiskStore:
 
     def _is_fresh(self, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return self._layout.path(name).stat().st_ctime > self._now() - FRESH_S
+            return 0 <= self._now() - self._layout.path(name).stat().st_ctime < FRESH_S
         return False
 
     # --- stored files

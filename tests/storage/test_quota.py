@@ -100,6 +100,15 @@ def test_its_own_old_files_go_for_its_next(shop):
     assert shop.has(*names, theirs) == [False, True, True, True, True]
 
 
+def test_a_file_of_the_future_is_not_taken_for_a_fresh_one(shop):
+    names = [shop.store("bad", 9) for _ in range(2)]
+
+    shop.clock.ahead = -60.0
+    names.append(shop.store("bad", 9))
+
+    assert shop.has(*names) == [False, True, True]
+
+
 def test_a_key_above_its_share_takes_nothing_from_a_heavier_one(shop):
     heavy = [shop.store("bad", 6), shop.store("bad", 5)]
     shop.store("good", 9)
