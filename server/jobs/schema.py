@@ -206,7 +206,7 @@ _has_webhook = sa.exists().where(outbox.c.job == jobs.c.seq)
 _OLD_RESULTS = (
     sa.select(jobs.c.seq, jobs.c.id)
     .where(_done, ~jobs.c.expired, jobs.c.finished_at <= _b("before"), ~_has_webhook)
-    .order_by(jobs.c.finished_at)
+    .order_by(jobs.c.finished_at, jobs.c.seq)
 )
 OLD_RESULTS = _OLD_RESULTS.limit(_b("count"))
 OLD_RESULTS_OF = _OLD_RESULTS.where(jobs.c.owner == _b("owned_by")).limit(_b("count"))

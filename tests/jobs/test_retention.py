@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from server.fal.errors import RequestError
+from server.jobs import schema
 from server.jobs.job import Result
 from server.jobs.retention import FRESH_S, Retention
 from server.settings import Settings
@@ -107,6 +108,17 @@ async def test_over_the_quota_old_results_of_the_heaviest_owner_go_first(store):
 
     assert sorted(expiring.forgotten) == sorted(many)
     assert await store.result(few) is not None
+
+
+async def test_of_one_owners_results_the_oldest_go_first_and_of_one_time_the_first_accepted(store):
+    ids = [await finished(store, now=at, owner=owner) for at, owner in zip((7, 6, 5, 5), "abaa", strict=True)]
+
+    def oldest(connection):
+        which = {"before": 10.0, "owned_by": "a", "count": 2}
+        return [row.id for row in connection.execute(schema.OLD_RESULTS_OF, which)]
+
+    assert await store.database.read(oldest) == ids[2:]
+    assert "ORDER BY jobs.finished_at, jobs.seq" in str(schema.OLD_RESULTS_OF)
 
 
 @pytest.mark.parametrize(("age", "refused"), [(FRESH_S, ["many"]), (FRESH_S - 1, ["few", "none yet", "many"])])
