@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from server.access.auth import ANONYMOUS
 from server.fal.errors import RequestError
 from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
@@ -40,7 +41,6 @@ LOG = logging.getLogger(__name__)
 TIMEOUT_S = 15.0
 LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
 DISK_RETRY_S = 1.0
-ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an empty header does not survive every proxy
 
 
 class Post(Protocol):
@@ -174,11 +174,11 @@ class Deliverer:
 
     def _busy(self) -> Busy:
         origins = [origin for origin, count in self._origins.items() if count >= self._per_origin]
-        owners = [owner for owner, count in self._owners.items() if owner != ANONYMOUS and count >= self._per_owner]
+        owners = [owner for owner, count in self._owners.items() if owner != ANONYMOUS.id and count >= self._per_owner]
         return Busy(list(self._in_flight), origins, owners)
 
     def _has_room(self, webhook: Webhook) -> bool:
-        for_owner = webhook.owner == ANONYMOUS or self._owners[webhook.owner] < self._per_owner
+        for_owner = webhook.owner == ANONYMOUS.id or self._owners[webhook.owner] < self._per_owner
         return for_owner and self._origins[webhook.origin] < self._per_origin
 
     async def _sleep(self, seconds: float) -> None:
@@ -213,12 +213,11 @@ class Deliverer:
 
     async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
         """Send once; return why it failed, without anything of URL, body or keys, or "" if it succeeded."""
+        user = snapshot.owner or ANONYMOUS.id  # an empty header does not survive every proxy
         try:
-            headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
+            headers = signed_headers(self._keys, snapshot.id, user, body, self._now())
             async with asyncio.timeout(self._timeout_s):
-                status = await self._post(
-                    webhook.url, body, headers, self._timeout_s, tenant=snapshot.owner or ANONYMOUS
-                )
+                status = await self._post(webhook.url, body, headers, self._timeout_s, tenant=user)
         except FetchError as error:
             return error.message.rpartition(": ")[2]  # without “Could not download the file”
         except RequestError as error:  # no turn, or no way out
