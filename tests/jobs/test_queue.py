@@ -862,8 +862,12 @@ async def test_a_queue_goes_on_after_a_failure_that_it_did_not_foresee(tmp_path,
 
 @pytest.mark.parametrize(
     "damage",
-    ["UPDATE jobs SET call = '{' WHERE seq = 1", "DELETE FROM payloads WHERE job = 1"],
-    ids=["call", "input"],
+    [
+        "UPDATE jobs SET call = '{' WHERE seq = 1",
+        "UPDATE jobs SET call = CAST(X'7B80' AS TEXT) WHERE seq = 1",
+        "DELETE FROM payloads WHERE job = 1",
+    ],
+    ids=["call", "no UTF-8", "input"],
 )
 async def test_a_job_that_can_not_be_read_is_ended_and_the_others_run(tmp_path, engines, damage):
     room = 0
