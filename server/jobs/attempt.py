@@ -94,6 +94,9 @@ class Attempt:
 
     async def make(self) -> Result | Retry:
         """Run the job once."""
+        if self.job.damaged:
+            LOG.error("job %s can't be read from the database, and is ended", self.job.id)
+            return Result.failure(RequestError("internal_error", "The request can no longer be read; send it again"))
         if self.job.attempt > MAX_TRIES:
             return Result.failure(RequestError("runner_server_error", f"Gave up after {MAX_TRIES} tries"))
         try:

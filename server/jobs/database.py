@@ -216,12 +216,18 @@ def log_database_error(log: logging.Logger, what: str, error: DatabaseError) -> 
 def _connect(path: Path, lock_try_s: float) -> sqlite3.Connection:
     # isolation_level=None: Python's own BEGIN would be a deferred one, and come too late for PRAGMA user_version.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=lock_try_s)
+    connection.text_factory = _text
     connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # counts only before the first table
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA secure_delete=OFF")  # some builds have it on; see `secure_delete`
     connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
     return connection
+
+
+def _text(data: bytes) -> str:
+    """Return a text of the database. One damaged text must not make every query that meets its row fail."""
+    return data.decode(errors="replace")
 
 
 def _migrate(path: Path, connection: sa.Connection, steps: Sequence[Step]) -> None:

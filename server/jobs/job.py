@@ -123,7 +123,10 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """A job claimed by a worker. `fence` is the number of its claims so far; `attempt` counts from 1."""
+    """A job claimed by a worker. `fence` is the number of its claims so far; `attempt` counts from 1.
+
+    `damaged`: its input or call can't be read from the database.
+    """
 
     seq: int
     id: str
@@ -136,6 +139,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fence: int
     no_retry: bool
     start_by: float | None
+    damaged: bool = False
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

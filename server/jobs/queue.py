@@ -125,13 +125,13 @@ class Queue:
     def _admit(self, new: NewJob) -> None:
         if self._runner.draining:
             raise overloaded("The server is shutting down")
-        self._retention.admit(new)
         if self.length() >= self._settings.max_queue:
             raise overloaded("The queue is full")
         if new.max_owned is not None and self.owned(new.owner) >= new.max_owned:
             raise overloaded("This key has too many requests in the queue")
         if new.max_queue_length is not None and self.length() > new.max_queue_length:
             raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
+        self._retention.admit(new)
 
     async def get(self, request_id: str) -> Snapshot | None:
         """Return the job's present snapshot; None if there is no such job."""
@@ -212,15 +212,19 @@ class Queue:
 
     async def _follow_clock(self, jump: float) -> None:
         """Move every stored deadline by the seconds that the machine's clock was set by."""
+        # The clock before the write, as what is submitted after it is not moved; the index by its commit, as what was
+        # submitted before it is.
         self._now.follow(jump)
-        self._index.move_deadlines(jump)
         try:
-            await self._store.move_deadlines(jump)
+            await commit(self._store.move_deadlines(jump), lambda _: self._index.move_deadlines(jump))
         except DatabaseError:
             self._now.follow(-jump)  # again at the next tick
-            self._index.move_deadlines(-jump)
             raise
-        LOG.warning("the machine's clock was set by %+.0f s; what waits for a time was moved with it", jump)
+        LOG.warning(
+            "the machine's clock is %+.0f s off its course: it was set, or the machine slept;"
+            " what waits for a time was moved with it",
+            jump,
+        )
 
     async def _give_up_waiting(self, request_id: str) -> None:
         result = Result.failure(start_timed_out())

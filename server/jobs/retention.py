@@ -4,7 +4,7 @@ An expired job leaves a tombstone, so that its request id is answered with 410 (
 
 Inputs of unfinished jobs are never dropped, so of the disk quota one key's may take its share and no more. When the
 quota is used up, results of the owner that has the most there go first, and that owner's submits are refused; others'
-are accepted until no results are left to drop.
+are accepted until no old results are left to drop.
 """
 
 import collections
@@ -48,17 +48,21 @@ class Retention:
         self._wiped = False  # since the write-ahead log was last emptied
         self._to_forget: set[str] = set()  # those that could not be wiped because the disk was full
         self._inputs: collections.Counter[str] = collections.Counter()  # bytes by owner, where they may be too many
-        self._heaviest: str | None = None
+        self._heaviest: str | None = None  # whose submits are refused while the disk is full; None: all
         self.disk_full = False
 
     def admit(self, new: NewJob) -> None:
-        """Raise `RequestError` 429 where there is no room on disk for a job of this owner, as last measured."""
+        """Count a new job's input. Raises `RequestError` 429 where there is no room on disk for a job of this owner.
+
+        It goes by the last measurement, and what has been counted since.
+        """
         if new.max_owned_bytes is not None and self._inputs[new.owner] + len(new.input) > new.max_owned_bytes:
             raise overloaded("This key's queued inputs are at their share of the disk quota")
         if self._inputs.total() > self._settings.jobs_quota_bytes:
             raise overloaded("The queue's disk quota is used up by requests that wait")
         if self.disk_full and self._heaviest in {None, new.owner}:
             raise overloaded("The queue's disk quota is used up")
+        self._inputs[new.owner] += len(new.input)
 
     async def forget(self, request_id: str) -> None:
         """Wipe a delivered job whose owner asked for no storing, unless its webhook is still to be delivered."""
@@ -88,10 +92,12 @@ class Retention:
         self.disk_full = used > quota
         if self.disk_full:
             heaviest_first = (self._inputs + await self._bytes_by_owner(sql.RESULT_BYTES)).most_common()
-            self._heaviest = heaviest_first[0][0] if heaviest_first else None
             for owner, _ in heaviest_first:
                 if await self._expire_some(self._now() - FRESH_S, owner):
+                    self._heaviest = heaviest_first[0][0]
                     break
+            else:
+                self._heaviest = None
         if self.disk_full or self._wiped:
             empty_log, self._wiped = self._wiped, False
             await self._database.give_back_pages(FREE_PAGES_AT_ONCE)

@@ -31,7 +31,7 @@ class Runner:
 
     `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
     part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
-    on top: their owners get no more of them than that part.
+    on top: their owners get no more of them than that part while others wait, and than twice the capacity else.
     """
 
     def __init__(
@@ -113,19 +113,21 @@ class Runner:
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
-            claimed = await self._claim(free)
+            now, asked = self._now(), time.monotonic()
+            claimed = await self._claim(free, now)
+            now += time.monotonic() - asked  # by the clock that its dates are of: it may have been set meanwhile
             for job in claimed:
-                self._spawn(job)
+                self._spawn(job, now)
             if len(claimed) < free:
                 await self._wait_for_work()
 
-    async def _claim(self, count: int) -> list[Job]:
+    async def _claim(self, count: int, now: float) -> list[Job]:
         try:
             return await self._store.claim(
                 self._worker,
                 count,
                 self._times.lease,
-                self._now(),
+                now,
                 after_others=self._well_served(count),
                 without=self._held_up(),
             )
@@ -147,10 +149,18 @@ class Runner:
         return served if served and self._index.others_than(served) else []
 
     def _held_up(self) -> list[str]:
-        """Return the owners whose jobs with large pictures, decoded or waiting for it, are their part."""
+        """Return the owners who have enough jobs with large pictures, decoded or waiting for it.
+
+        That is their part of the capacity while others wait, else twice the capacity.
+        """
         decoding = collections.Counter(attempt.job.owner for attempt in self._running if attempt.decoding)
-        share = max(1, int(self._capacity() * self._key_share))
-        return [owner for owner, count in decoding.items() if count >= share]
+        capacity = self._capacity()
+
+        def with_at_least(limit: int) -> list[str]:
+            return [owner for owner, count in decoding.items() if count >= limit]
+
+        held = with_at_least(max(1, int(capacity * self._key_share)))
+        return held if self._index.others_than(held) else with_at_least(2 * capacity)
 
     async def _wait_for_work(self) -> None:
         try:
@@ -160,11 +170,11 @@ class Runner:
             pass
         self._nudge.clear()
 
-    def _spawn(self, job: Job) -> None:
+    def _spawn(self, job: Job, now: float) -> None:
         known = self._index.get(job.id)
         if known is not None and known.completed:  # cancelled since it was claimed
             return
-        start_in = None if job.start_by is None else max(0.0, job.start_by - self._now())
+        start_in = None if job.start_by is None else max(0.0, job.start_by - now)
         attempt = Attempt(
             job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log), on_decoding=self.wake
         )
@@ -209,8 +219,7 @@ class Runner:
             if mine:
                 self._index.requeued(job.id)
 
-        after = self._now() + end.delay_s
-        await self._insist(lambda: self._store.release(job, refund=end.refund, after=after), follow)
+        await self._insist(lambda: self._store.release(job, refund=end.refund, after=self._now() + end.delay_s), follow)
 
     async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
         """Repeat a write until it succeeds: the disk may be full, and the result exists only in memory."""

@@ -152,12 +152,9 @@ RELEASE_LAPSED = (
 RELEASE_ALL = sa.update(jobs).where(_running).values(**_BACK_TO_QUEUE)
 
 _moved_by: sa.BindParameter[float] = sa.bindparam("seconds", type_=sa.Double())
-MOVE_WAITING = (
-    sa.update(jobs)
-    .where(_waiting)
-    .values(not_before=jobs.c.not_before + _moved_by, start_by=jobs.c.start_by + _moved_by)
-)
-MOVE_LEASES = sa.update(jobs).where(_running).values(lease_until=jobs.c.lease_until + _moved_by)
+_start_by_moved = {"start_by": jobs.c.start_by + _moved_by}
+MOVE_WAITING = sa.update(jobs).where(_waiting).values(**_start_by_moved, not_before=jobs.c.not_before + _moved_by)
+MOVE_RUNNING = sa.update(jobs).where(_running).values(**_start_by_moved, lease_until=jobs.c.lease_until + _moved_by)
 MOVE_WEBHOOKS = sa.update(outbox).values(due_at=outbox.c.due_at + _moved_by)
 
 # The one way to a job's end: only from the state, and under the fence, that the caller saw.
@@ -209,7 +206,7 @@ _has_webhook = sa.exists().where(outbox.c.job == jobs.c.seq)
 _OLD_RESULTS = (
     sa.select(jobs.c.seq, jobs.c.id)
     .where(_done, ~jobs.c.expired, jobs.c.finished_at <= _b("before"), ~_has_webhook)
-    .order_by(jobs.c.finished_at)
+    .order_by(jobs.c.finished_at, jobs.c.seq)
 )
 OLD_RESULTS = _OLD_RESULTS.limit(_b("count"))
 OLD_RESULTS_OF = _OLD_RESULTS.where(jobs.c.owner == _b("owned_by")).limit(_b("count"))

@@ -96,7 +96,7 @@ class JobStore:
             if not rows:
                 return []
             inputs = dict(connection.execute(sql.INPUTS, {"seqs": [row.seq for row in rows]}).all())
-            jobs = [_job(row, inputs[row.seq]) for row in rows]
+            jobs = [_job(row, inputs.get(row.seq)) for row in rows]
             return sorted(jobs, key=lambda job: (job.priority, job.seq))
 
         return self.database.write(operation)
@@ -194,7 +194,7 @@ class JobStore:
         """Move every time that something waits for: start timeouts, leases, retries of jobs and webhooks."""
 
         def operation(connection: sa.Connection) -> None:
-            for statement in (sql.MOVE_WAITING, sql.MOVE_LEASES, sql.MOVE_WEBHOOKS):
+            for statement in (sql.MOVE_WAITING, sql.MOVE_RUNNING, sql.MOVE_WEBHOOKS):
                 connection.execute(statement, {"seconds": seconds})
 
         return self.database.write(operation)
@@ -234,15 +234,20 @@ class JobStore:
         return await self.database.read(query)
 
 
-def _job(row: sa.Row[*tuple[Any, ...]], body: bytes) -> Job:
+def _job(row: sa.Row[*tuple[Any, ...]], body: bytes | None) -> Job:
+    try:
+        call = msgspec.json.decode(row.call, type=dict[str, Any])
+    except ValueError:
+        call, body = {}, None
     return Job(
         seq=row.seq,
         id=row.id,
         app=row.app,
         owner=row.owner,
         priority=Priority(row.priority),
-        input=body,
-        call=msgspec.json.decode(row.call),
+        input=body or b"",
+        call=call,
+        damaged=body is None,
         attempt=row.attempts,
         fence=row.fence,
         no_retry=row.no_retry,

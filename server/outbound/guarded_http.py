@@ -90,8 +90,8 @@ class _Guard(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 addresses = await self._addresses(proxy.host, proxy.port)
                 stream = await self._reach([str(address) for address in addresses], proxy.port, timeout)
-        except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError) as error:
-            raise _no_way_out(error) from None
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, OSError, ValueError, FetchError) as error:
+            raise _no_way_out(error) from None  # of the last two: a name that can't be encoded, or has no address
         try:
             async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as failing:
                 failing.push_async_callback(stream.aclose)

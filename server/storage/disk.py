@@ -20,7 +20,8 @@ from server.storage.names import COMMON, NAME, Names
 
 T = TypeVar("T")
 
-# Files younger than this are not dropped for an upload of their own owner: they have not been fetched yet.
+# Files younger than this are not dropped for an upload of their own owner: they have not been fetched yet. One of the
+# future is of a clock that was wrong, and not young.
 FRESH_S = 3600.0
 # Before a refusal the disk is scanned for expired files, at most this often.
 _LOOK_AGAIN_S = 60.0
@@ -38,7 +39,7 @@ class Stored(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """An incomplete file: its key in the ledger, and whether fresh files of its owner may go for it."""
+    """An incomplete file: its key in the ledger, and whether its owner's fresh and unfinished files may go for it."""
 
     key: str
     newest: bool
@@ -78,7 +79,7 @@ class DiskStore:
     def draft(self, name: str, *, newest: bool = False) -> Path:
         """Return the path for writing a file that is to be `put` under `name`; `drop` it in the end.
 
-        `newest`: fresh files of its owner, too, may go for it.
+        `newest`: fresh and unfinished files of its owner, too, may go for it.
         """
         draft = _Draft(f"incoming/{name}-{secrets.token_hex(8)}", newest)
         path = self._layout.path(draft.key)
@@ -139,24 +140,26 @@ class DiskStore:
             sync(draft)
         now = self._now()
         os.utime(draft, (now, now + (self._ttl_s if seconds is None else seconds)))
-        draft.rename(path)
-        if durable:
-            sync(path.parent)
         with self._lock:
+            self._asker(draft)  # raises if it had to go
+            draft.rename(path)
             self._settle(draft)
             self._ledger.set(path.name, size)
+        if durable:
+            sync(path.parent)
 
     def put_part(self, draft: Path, place: Path, replaced: Size) -> None:
-        """Give the draft its place under `parts`, where it replaces a part of this size. Raises `StorageFull`."""
+        """Give the draft its place under `parts`, where it replaces a part of this size.
+
+        Raises `StorageFull`, and `FileNotFoundError` when the draft, or the parts before it, had to go for others.
+        """
         folder = on_disk(0)
-        try:
-            part = on_disk(draft.stat().st_size)
-            self.fit(draft, part.plus(folder))
-            draft.rename(place)
-        except FileNotFoundError:  # the draft, or the parts before it, had to go
-            raise StorageFull from None
         key = f"parts/{place.parent.name}"
+        part = on_disk(draft.stat().st_size)
+        self.fit(draft, part.plus(folder))
         with self._lock:
+            self._asker(draft)
+            draft.rename(place)
             self._settle(draft)
             self._ledger.set(key, (self._ledger.size(key) or folder).plus(part).less(replaced))
 
@@ -191,6 +194,7 @@ class DiskStore:
                 else:
                     self._ledger.remove(victim)
                     self._drafts.pop(self._layout.path(victim), None)
+                    victim = self._layout.set_aside(victim)
                 return victim
 
         while (victim := self._after_sweep(reserve)) is not None:
@@ -199,7 +203,7 @@ class DiskStore:
     def _victim(self, draft: Path, more: Size) -> str | None:
         """Return the key of what must go for `more` of a draft, None if there is room. Raises `StorageFull`."""
         asker = self._asker(draft)
-        victim = self._ledger.victim(more, asker.key)
+        victim = self._ledger.victim(more, asker.key, unfinished=asker.newest)
         if victim is None:
             return None
         spared = victim.key is None or (victim.own and not asker.newest and self._is_fresh(victim.key))
@@ -225,7 +229,7 @@ class DiskStore:
 
     def _is_fresh(self, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return self._layout.path(name).stat().st_ctime > self._now() - FRESH_S
+            return 0 <= self._now() - self._layout.path(name).stat().st_ctime < FRESH_S
         return False
 
     # --- stored files

@@ -8,7 +8,6 @@ names, and `upload_tokens` permission to upload.
 import asyncio
 import contextlib
 import errno
-import logging
 import os
 import re
 import time
@@ -20,16 +19,15 @@ from urllib.parse import urlsplit
 from server.data_dir import read_secret
 from server.fal import lifecycle as lifecycles
 from server.fal.errors import PlainError, invalid
+from server.logs import fault
 from server.settings import StorageSettings
 from server.storage.disk import DiskStore
 from server.storage.full import quota_or_429, room_or_429
-from server.storage.layout import Meta, is_picture
+from server.storage.layout import HEAD_BYTES, Meta, is_picture
 from server.storage.ledger import Size
 from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
 from server.storage.names import NAME, Names
 from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, permit
-
-LOG = logging.getLogger(__name__)
 
 # Size of one write, each of which takes a switch to a thread.
 _WRITE_BYTES = 1 << 20
@@ -37,7 +35,6 @@ _WRITE_BYTES = 1 << 20
 SPOOL_BYTES = 2 * _WRITE_BYTES
 # An expired file is refused at once; its bytes are dropped within this many seconds.
 _SWEEP_S = 600.0
-_MAGIC_BYTES = 12
 # Read on the event loop where the page cache has it: a tenth of a millisecond.
 _READ_AT_ONCE = 1 << 18
 
@@ -63,6 +60,7 @@ class Files:
         public_url: str = "",
         key_share: float = 1.0,
         names: Callable[[bytes], Names] = Names,
+        sweep_s: float = _SWEEP_S,
     ) -> None:
         self._settings = settings
         self._own = f"{public_url.rstrip('/')}/cdn/files/" if public_url else None
@@ -77,6 +75,7 @@ class Files:
             share=key_share,
         )
         self._parts = Parts(self.disk)
+        self._sweep_s = sweep_s
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -100,7 +99,7 @@ class Files:
         """
         wish = lifecycles.parse(lifecycle)
         name = self._names.new(owner, content_type)
-        inline = is_picture(content_type, data[:_MAGIC_BYTES])
+        inline = is_picture(content_type, data[:HEAD_BYTES])
         meta = Meta(content_type, inline=inline, owner=owner, acl=wish.acl)
         await asyncio.to_thread(self._save, data, name, meta, wish.seconds, durable=durable)
         return name
@@ -179,10 +178,7 @@ class Files:
     def _complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
         draft = self.disk.draft(upload.name)
         try:
-            self._parts.join(upload.name, etags, draft)
-            with draft.open("rb") as whole:
-                head = whole.read(_MAGIC_BYTES)
-            self._put(draft, upload, head)
+            self._put(draft, upload, self._parts.join(upload.name, etags, draft))
         except MissingPart as error:
             if not self.disk.find(upload.name):  # else: put together before, and the answer was lost
                 raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
@@ -228,7 +224,7 @@ class Files:
             size += len(block)
             if size > self._settings.max_upload_bytes:
                 raise self._too_large()
-            head = head or block[:_MAGIC_BYTES]
+            head = head or block[:HEAD_BYTES]
             await asyncio.to_thread(write, block)
         await asyncio.to_thread(file.flush)
         return _Draft(path, size, head, digest.hexdigest())
@@ -243,9 +239,9 @@ class Files:
             try:
                 await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
                 await asyncio.to_thread(self.disk.sweep)
-            except OSError:
-                LOG.exception("stored files could not be swept")
-            await asyncio.sleep(_SWEEP_S)
+            except Exception as error:  # noqa: BLE001 - without this task the disk fills up
+                fault("stored files could not be swept", error)
+            await asyncio.sleep(self._sweep_s)
 
 
 def _read_cached(path: Path) -> bytes | None:

@@ -2,13 +2,14 @@
 
     stored/ab/ab12….jpg             the bytes; the modification time is the time of expiry
     stored/ab/ab12….jpg.meta.json   `Meta`, where there is more to say than "a public picture, of the type of its name"
-    incoming/                       incomplete files, emptied at the start
+    incoming/                       incomplete files, and what is being deleted; emptied at the start
     parts/ab12….jpg/1               parts of multipart uploads
 
 A key, as the ledger has it, is a stored file's name, or `incoming/…` or `parts/…`. Blocking; callers use threads.
 """
 
 import contextlib
+import functools
 import heapq
 import os
 import secrets
@@ -23,6 +24,9 @@ from server.storage.ledger import Size, on_disk
 
 # Metadata without its file is left from a kill between writing the two when it is older than this.
 _ORPHAN_S = 3600.0
+
+# What `is_picture` looks at, in bytes.
+HEAD_BYTES = 12
 
 _PICTURES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 _META_ENDING = ".meta.json"
@@ -39,7 +43,7 @@ class Meta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def is_picture(content_type: str, head: bytes) -> bool:
-    """Return whether a file that begins with these 12 bytes is the picture that its content type says."""
+    """Return whether a file that begins with these `HEAD_BYTES` is the picture that its content type says."""
     return {
         "image/jpeg": head.startswith(b"\xff\xd8\xff"),
         "image/png": head.startswith(b"\x89PNG\r\n\x1a\n"),
@@ -66,14 +70,24 @@ class Layout:
         """Return the path of an item."""
         return self._root / key if "/" in key else self._stored / key[:2] / key
 
+    def set_aside(self, key: str) -> str:
+        """Return the key to `delete` an item by: parts are moved, so that none which comes meanwhile goes with them."""
+        if not key.startswith("parts/"):
+            return key
+        aside = f"incoming/{secrets.token_hex(16)}"
+        with contextlib.suppress(FileNotFoundError):
+            self.path(key).rename(self.path(aside))
+        return aside
+
     def delete(self, key: str) -> None:
         """Delete an item, with its metadata."""
-        if key.startswith("parts/"):
-            shutil.rmtree(self.path(key), ignore_errors=True)
+        path = self.path(key)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         elif "/" in key:
-            self.path(key).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         else:
-            drop(self.path(key))
+            drop(path)
 
     def write_meta(self, path: Path, meta: Meta) -> None:
         """Store the metadata of the file at `path`; on disk when this returns."""
@@ -88,7 +102,7 @@ class Layout:
     def scan(self, now: float) -> Iterator[tuple[str, Size]]:
         """Yield every stored file that has not expired, oldest first, after all parts. Drops those that have."""
         for folder in self.parts.iterdir():
-            yield f"parts/{folder.name}", _taken(folder)
+            yield f"parts/{folder.name}", functools.reduce(Size.plus, map(on_disk, sizes(folder)), on_disk(0))
         # Each list is short, so that no sort keeps the interpreter for long.
         folders = [sorted(self._unexpired(folder, now)) for folder in self._stored.iterdir()]
         for _, name, size in heapq.merge(*folders):
@@ -110,23 +124,14 @@ class Layout:
                 yield status.st_ctime, name, on_disk(status.st_size, meta=name + _META_ENDING in names)
 
 
-def _taken(folder: Path) -> Size:
-    """Return what a folder of files takes."""
-    total = on_disk(0)
-    for found in os.scandir(folder):
-        with contextlib.suppress(FileNotFoundError):
-            total = total.plus(on_disk(found.stat().st_size))
-    return total
-
-
-def size_of(folder: Path) -> int:
-    """Return the bytes of all files under a folder."""
-    total = 0
-    for here, _, names in os.walk(folder):
-        for name in names:
+def sizes(folder: Path) -> list[int]:
+    """Return the bytes of each file in a folder; nothing of one that is gone."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for file in os.scandir(folder):
             with contextlib.suppress(FileNotFoundError):
-                total += Path(here, name).stat().st_size
-    return total
+                found.append(file.stat().st_size)
+    return found
 
 
 def implied(name: str, owner: str) -> Meta:

@@ -9,8 +9,8 @@ the quota. *Share*: what one key may take of that quota when others want it; it 
     a key that would be the heaviest        as above                                           as above
     any other key, also with its share      the heaviest owner's files, fresh ones too, then   no
       not used up by far                    its unfinished uploads
-    a result, instead of an upload          as above, and of its own files fresh ones too      no: the work is done,
-                                                                                               the newest picture stays
+    a result, instead of an upload          as above, and of its own files fresh ones too,     no: the work is done,
+                                            then its own unfinished uploads                    the newest picture stays
     without keys                            one owner, no share: the second line               as in the second line
 
 So who has less than another is never refused, whatever that other does; files of unknown owner (of version 0.1) are
@@ -120,8 +120,11 @@ class Ledger:
         if not account.stored and not account.unfinished:
             del self._accounts[owner]
 
-    def victim(self, more: Size, key: str | None = None) -> Victim | None:
-        """Return what goes first for `more` of the item `key`, or to keep the quota; None if there is room."""
+    def victim(self, more: Size, key: str | None = None, *, unfinished: bool = False) -> Victim | None:
+        """Return what goes first for `more` of the item `key`, or to keep the quota; None if there is room.
+
+        `unfinished`: after the stored files of its owner, his other unfinished ones may go.
+        """
         wanted = self.used.plus(more)
         short = next((which for which in range(2) if wanted[which] > self._quota[which]), None)
         if short is None:
@@ -132,7 +135,8 @@ class Ledger:
         mine = own.used[short] + more[short]
         within_share = owner == COMMON or mine <= self._share * self._quota[short]
         if not within_share or mine >= heaviest[1].used[short]:
-            return Victim(next(iter(own.stored), None), own=True)
+            of = own.stored or (own.unfinished if unfinished else {})
+            return Victim(next((item for item in of if item != key), None), own=True)
         of = heaviest[1].stored or heaviest[1].unfinished
         return Victim(next(iter(of)), own=False)
 

@@ -4,6 +4,7 @@ Parts arrive in any order, several at once, and again after a lost answer: the l
 before. Its etag is the digest of its bytes; a client lists the parts, and the etags, that it means. Blocking.
 """
 
+import contextlib
 import functools
 import hashlib
 import threading
@@ -11,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from server.storage.disk import DiskStore
-from server.storage.layout import size_of
+from server.storage.full import StorageFull
+from server.storage.layout import HEAD_BYTES, sizes
 from server.storage.ledger import NOTHING, on_disk
 
 MAX_PARTS = 10_000
@@ -45,26 +47,35 @@ class Parts:
 
         Raises `StorageFull` when it had to go for others.
         """
+        try:
+            with self._changing:
+                return self._keep(name, number, draft, limit)
+        except FileNotFoundError:  # the draft, or the parts before it, had to go
+            raise StorageFull from None
+
+    def _keep(self, name: str, number: int, draft: Path, limit: int) -> bool:
         folder = self._folder / name
         place = folder / str(number)
         size = draft.stat().st_size
-        with self._changing:
-            if not folder.exists():  # none came before, or they had to go for others
-                folder.mkdir(mode=0o700)
-                self._totals[name] = 0
-            if name not in self._totals:
-                self._totals[name] = size_of(folder)
-            replaced = place.stat().st_size if place.exists() else None
-            total = self._totals[name] + size - (replaced or 0)
-            if total > limit:
-                return False
-            self._disk.put_part(draft, place, NOTHING if replaced is None else on_disk(replaced))
-            self._totals[name] = total
+        if not folder.exists():  # none came before, or they had to go for others
+            folder.mkdir(mode=0o700)
+            self._totals[name] = 0
+        if name not in self._totals:
+            self._totals[name] = sum(sizes(folder))
+        replaced = place.stat().st_size if place.exists() else None
+        total = self._totals[name] + size - (replaced or 0)
+        if total > limit:
+            return False
+        self._disk.put_part(draft, place, NOTHING if replaced is None else on_disk(replaced))
+        self._totals[name] = total
         return True
 
-    def join(self, name: str, etags: Mapping[int, str], draft: Path) -> None:
-        """Write the parts, in the order of their numbers, to `draft`. Raises `MissingPart`, `StorageFull`."""
-        with draft.open("wb") as whole:
+    def join(self, name: str, etags: Mapping[int, str], draft: Path) -> bytes:
+        """Write the parts, in the order of their numbers, to `draft`; return its first `HEAD_BYTES`.
+
+        Raises `MissingPart`, `StorageFull`.
+        """
+        with draft.open("w+b") as whole:
             for number, etag in sorted(etags.items()) or [(1, "")]:
                 digest = new_digest()
                 try:
@@ -78,6 +89,8 @@ class Parts:
                         digest.update(block)
                 if digest.hexdigest() != etag:
                     raise MissingPart(number)
+            whole.seek(0)
+            return whole.read(HEAD_BYTES)
 
     def drop(self, name: str) -> None:
         """Drop all parts of an upload."""
@@ -86,7 +99,11 @@ class Parts:
             self._disk.drop_parts(name)
 
     def drop_before(self, time: float) -> None:
-        """Drop the parts of uploads to which nothing has been added since."""
+        """Drop the parts of uploads to which nothing has been added since, and what is known of those that are gone."""
         for folder in self._folder.iterdir():
-            if folder.stat().st_mtime < time:
-                self.drop(folder.name)
+            with contextlib.suppress(FileNotFoundError):  # put together meanwhile
+                if folder.stat().st_mtime < time:
+                    self.drop(folder.name)
+        with self._changing:
+            left = {folder.name for folder in self._folder.iterdir()}
+            self._totals = {name: total for name, total in self._totals.items() if name in left}

@@ -24,10 +24,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from server.access.auth import ANONYMOUS
 from server.fal.errors import RequestError
 from server.jobs.database import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
+from server.logs import fault
 from server.memory import end_if_exhausted
 from server.outbound.urls import FetchError
 from server.settings import SettingsError
@@ -39,7 +41,6 @@ LOG = logging.getLogger(__name__)
 TIMEOUT_S = 15.0
 LONGEST_SLEEP_S = 60.0  # the wall clock may be set back while we wait for it
 DISK_RETRY_S = 1.0
-ANONYMOUS = "anonymous"  # the user id where the server asks for no keys; an empty header does not survive every proxy
 
 
 class Post(Protocol):
@@ -148,6 +149,9 @@ class Deliverer:
             except DatabaseError as error:
                 log_database_error(LOG, "the outbox could not be read", error)
                 pause = DISK_RETRY_S
+            except Exception as error:  # noqa: BLE001 - without this task no webhook is delivered any more
+                fault("webhooks could not be looked for", error)
+                pause = DISK_RETRY_S
             if pause > 0:
                 await self._sleep(pause)
 
@@ -170,11 +174,11 @@ class Deliverer:
 
     def _busy(self) -> Busy:
         origins = [origin for origin, count in self._origins.items() if count >= self._per_origin]
-        owners = [owner for owner, count in self._owners.items() if owner != ANONYMOUS and count >= self._per_owner]
+        owners = [owner for owner, count in self._owners.items() if owner != ANONYMOUS.id and count >= self._per_owner]
         return Busy(list(self._in_flight), origins, owners)
 
     def _has_room(self, webhook: Webhook) -> bool:
-        for_owner = webhook.owner == ANONYMOUS or self._owners[webhook.owner] < self._per_owner
+        for_owner = webhook.owner == ANONYMOUS.id or self._owners[webhook.owner] < self._per_owner
         return for_owner and self._origins[webhook.origin] < self._per_origin
 
     async def _sleep(self, seconds: float) -> None:
@@ -197,6 +201,9 @@ class Deliverer:
         except DatabaseError as error:
             log_database_error(LOG, "a webhook's job could not be read", error)
             await asyncio.sleep(DISK_RETRY_S)
+        except Exception as error:  # noqa: BLE001 - it is due again after the pause
+            fault("a webhook could not be delivered", error)
+            await asyncio.sleep(DISK_RETRY_S)
         finally:
             del self._in_flight[webhook.id]
             self._origins[webhook.origin] -= 1
@@ -206,12 +213,11 @@ class Deliverer:
 
     async def _attempt(self, webhook: Webhook, snapshot: Snapshot, body: bytes) -> str:
         """Send once; return why it failed, without anything of URL, body or keys, or "" if it succeeded."""
+        user = snapshot.owner or ANONYMOUS.id  # an empty header does not survive every proxy
         try:
-            headers = signed_headers(self._keys, snapshot.id, snapshot.owner or ANONYMOUS, body, self._now())
+            headers = signed_headers(self._keys, snapshot.id, user, body, self._now())
             async with asyncio.timeout(self._timeout_s):
-                status = await self._post(
-                    webhook.url, body, headers, self._timeout_s, tenant=snapshot.owner or ANONYMOUS
-                )
+                status = await self._post(webhook.url, body, headers, self._timeout_s, tenant=user)
         except FetchError as error:
             return error.message.rpartition(": ")[2]  # without “Could not download the file”
         except RequestError as error:  # no turn, or no way out

@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+import sqlalchemy as sa
 
 from server.fal.errors import RequestError
 from server.jobs.database import Database, DatabaseError
@@ -84,6 +85,29 @@ async def test_a_short_lock_is_waited_for(tmp_path):
 
     assert (waited, await written) == (True, 7)
     await database.close()
+
+
+@pytest.mark.anyio
+async def test_a_long_lock_is_waited_for_once_until_it_was_free(tmp_path):
+    database = Database(tmp_path / "jobs.sqlite", lock_wait_s=0.5, lock_try_s=0.01)
+    with locked(tmp_path / "jobs.sqlite"):
+        first, second = [await tries(database) for _ in range(2)]
+    free = await tries(database)
+    with locked(tmp_path / "jobs.sqlite"):
+        again = await tries(database)
+    await database.close()
+
+    assert (first > 1, second, free, again > 1) == (True, 1, 1, True)
+
+
+async def tries(database):
+    """Return how often a write tried to get the lock."""
+    seen = []
+    listener = (database._engine, "before_cursor_execute", lambda *event: seen.append(event[2]))
+    sa.event.listen(*listener)
+    await asyncio.gather(database.write(lambda _: None), return_exceptions=True)
+    sa.event.remove(*listener)
+    return seen.count("BEGIN IMMEDIATE")
 
 
 @pytest.mark.anyio

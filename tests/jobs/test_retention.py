@@ -1,8 +1,11 @@
 """What is let go of finished jobs: by age, by disk quota, on delivery."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from server.fal.errors import RequestError
+from server.jobs import schema
 from server.jobs.job import Result
 from server.jobs.retention import FRESH_S, Retention
 from server.settings import Settings
@@ -107,19 +110,44 @@ async def test_over_the_quota_old_results_of_the_heaviest_owner_go_first(store):
     assert await store.result(few) is not None
 
 
-async def test_over_the_quota_the_heaviest_owner_is_refused_and_no_other(store):
-    await finished(store, owner="few")
+async def test_of_one_owners_results_the_oldest_go_first_and_of_one_time_the_first_accepted(store):
+    ids = [await finished(store, now=at, owner=owner) for at, owner in zip((7, 6, 5, 5), "abaa", strict=True)]
+
+    def oldest(connection):
+        which = {"before": 10.0, "owned_by": "a", "count": 2}
+        return [row.id for row in connection.execute(schema.OLD_RESULTS_OF, which)]
+
+    assert await store.database.read(oldest) == ids[2:]
+    assert "ORDER BY jobs.finished_at, jobs.seq" in str(schema.OLD_RESULTS_OF)
+
+
+@pytest.mark.parametrize(("age", "refused"), [(FRESH_S, ["many"]), (FRESH_S - 1, ["few", "none yet", "many"])])
+async def test_over_the_quota_the_heaviest_owner_is_refused_and_all_once_nothing_old_is_left(store, age, refused):
+    await finished(store, owner="few", now=10.0 + age)
     await finished(store, owner="many", result=Result(200, b"x" * 1_500_000))
     await submitted(store, owner="many", input=b"x" * 1_500_000)
-    expiring = Expiring(store, now=20.0, jobs_quota_bytes=2_000_000)
+    expiring = Expiring(store, now=10.0 + age, jobs_quota_bytes=2_000_000)
     await expiring.retention.keep_quota()
 
-    expiring.retention.admit(new(owner="few"))
-    expiring.retention.admit(new(owner="none yet"))
-    with pytest.raises(RequestError) as caught:
-        expiring.retention.admit(new(owner="many"))
+    assert [owner for owner in ("few", "none yet", "many") if is_refused(expiring, owner)] == refused
 
-    assert caught.value.status == 429
+
+def is_refused(expiring, owner, **wishes):
+    try:
+        expiring.retention.admit(new(owner=owner, **wishes))
+    except RequestError as error:
+        return error.status == 429
+    return False
+
+
+def test_inputs_count_from_their_admission_on():
+    expiring = Expiring(SimpleNamespace(database=None), jobs_quota_bytes=2_000_000)
+    large = {"input": b"x" * 900_000, "max_owned_bytes": 1_000_000}
+
+    first, second = (is_refused(expiring, "many", **large) for _ in range(2))
+    others = [is_refused(expiring, owner, **large) for owner in ("one", "two", "three")]
+
+    assert (first, second, others) == (False, True, [False, False, True])
 
 
 @pytest.mark.parametrize("running", [0, 1])

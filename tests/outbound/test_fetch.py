@@ -549,6 +549,20 @@ async def test_a_proxy_that_can_not_be_used_is_no_fault_of_the_caller(proxied, a
     assert "p@ss" not in caplog.text + str(error.value.body)
 
 
+@pytest.mark.parametrize("host", ["unknown.example", f"{'long' * 20}.example"])
+async def test_a_proxy_without_an_address_is_no_fault_of_the_caller(proxied, host, caplog):
+    proxied.names["unknown.example"] = []
+    resolve = proxied.resolve
+    # As the system's resolver does, which encodes the name: `UnicodeError` for a part of more than 63 letters.
+    proxied.resolve = lambda host, port: host.encode("idna") and resolve(host, port)
+
+    with pytest.raises(RequestError) as error:
+        await proxied.fetch(outbound_proxy=f"http://{host}:3128").get("http://example.com/", LIMIT)
+
+    assert error.value.status == 429
+    assert "the outbound proxy can't be used" in caplog.text
+
+
 async def test_a_target_that_does_not_answer_the_proxy_is_the_callers_fault(proxied, caplog):
     proxied.proxy.refuse = None
 

@@ -698,6 +698,25 @@ async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path):
     assert caught.value.status == 413
 
 
+async def test_the_sweeper_goes_on_after_a_failure_that_it_did_not_foresee(tmp_path, caplog):
+    files = Files(Settings(data_dir=tmp_path), sweep_s=0.001)
+    sweeps, again = [], asyncio.Event()
+
+    def sweep():
+        sweeps.append(1)
+        if len(sweeps) == 1:
+            raise LookupError
+        loop.call_soon_threadsafe(again.set)
+
+    loop, files.disk.sweep = asyncio.get_running_loop(), sweep
+    await files.start()
+    async with asyncio.timeout(10):
+        await again.wait()
+    await files.close()
+
+    assert "stored files could not be swept: LookupError" in caplog.text
+
+
 async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, files):
     upload = an_upload()
     await files.complete(upload, {1: await files.receive_part(upload, 1, stream(b"whole"), None)})

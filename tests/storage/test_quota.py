@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from server.settings import Settings
 from server.storage.disk import FRESH_S, DiskStore
 from server.storage.files import Files
 from server.storage.full import StorageFull
-from server.storage.layout import Meta
+from server.storage.layout import Layout, Meta
 from server.storage.ledger import BLOCK_BYTES as BLOCK
 from server.storage.ledger import Size
 from server.storage.multipart import Parts
@@ -99,6 +100,15 @@ def test_its_own_old_files_go_for_its_next(shop):
     assert shop.has(*names, theirs) == [False, True, True, True, True]
 
 
+def test_a_file_of_the_future_is_not_taken_for_a_fresh_one(shop):
+    names = [shop.store("bad", 9) for _ in range(2)]
+
+    shop.clock.ahead = -60.0
+    names.append(shop.store("bad", 9))
+
+    assert shop.has(*names) == [False, True, True]
+
+
 def test_a_key_above_its_share_takes_nothing_from_a_heavier_one(shop):
     heavy = [shop.store("bad", 6), shop.store("bad", 5)]
     shop.store("good", 9)
@@ -168,6 +178,27 @@ def test_a_result_takes_the_place_of_its_owners_fresh_files(shop):
     names = [shop.store("bad", 4, newest=True) for _ in range(6)]
 
     assert shop.has(*names, theirs) == [False, False, True, True, True, True, True]
+
+
+@pytest.mark.parametrize("owner", ["bad", "anonymous"])
+def test_a_result_takes_the_place_of_its_owners_unfinished_uploads_once_nothing_is_stored(shop, owner):
+    stored = shop.store(owner, 2)
+    oldest, newer = shop.upload(owner, 8), shop.upload(owner, 8)
+
+    result = shop.store(owner, 5, newest=True)
+
+    assert shop.has(stored, result) == [False, True]
+    assert [oldest.exists(), newer.exists()] == [False, True]
+
+
+def test_a_result_takes_the_place_of_its_owners_parts(shop):
+    parts, name = Parts(shop.disk), NAMES.new("bad", "")
+    for number in (1, 2):
+        assert parts.keep(name, number, shop.upload("bad", 9), 10**9)
+
+    result = shop.store("bad", 3, newest=True)
+
+    assert (shop.has(result), shop.disk.used) == ([True], Size(3 * BLOCK, 1))
 
 
 def test_more_than_the_whole_quota_is_refused_and_nothing_goes_for_it(shop):
@@ -294,6 +325,79 @@ def test_many_at_once_never_exceed_the_quota(tmp_path):
     assert shop.disk.used == counted
 
 
+class Slow(Layout):
+    """Deletes late: what `meanwhile` does comes between the choice of a victim and its end."""
+
+    def __init__(self, root, meanwhile):
+        super().__init__(root)
+        self.meanwhile = meanwhile
+
+    def delete(self, key):
+        self.meanwhile()
+        super().delete(key)
+
+
+def test_an_upload_that_has_to_go_while_its_metadata_is_written_is_not_stored(shop, tmp_path):
+    draft, name = shop.upload("bad", 17), NAMES.new("bad", "")
+    chosen, ended = threading.Event(), threading.Event()
+
+    class Slower(Slow):
+        def write_meta(self, path, meta):
+            super().write_meta(path, meta)
+            theirs.append(threads.submit(shop.store, "good", 3))
+            assert chosen.wait(10)
+
+    shop.disk._layout, theirs = Slower(tmp_path, lambda: chosen.set() or ended.wait(10)), []
+    with ThreadPoolExecutor(1) as threads:
+        with pytest.raises(StorageFull):
+            shop.disk.put(draft, name, Meta("text/plain"), durable=False)
+        ended.set()
+
+    assert (shop.has(theirs[0].result(), name), shop.disk.used) == ([True, False], Size(3 * BLOCK, 1))
+
+
+def test_a_part_that_comes_while_those_before_it_go_is_kept(shop, tmp_path):
+    parts, name, kept = Parts(shop.disk), NAMES.new("bad", ""), []
+    assert parts.keep(name, 1, shop.upload("bad", 17), 10**9)
+    draft = shop.disk.draft(name)
+    draft.write_bytes(b"part")
+
+    shop.disk._layout = Slow(tmp_path, lambda: kept.append(parts.keep(name, 2, draft, 10**9)))
+    shop.store("good", 3)
+
+    assert kept == [True]
+    assert [path.name for path in (tmp_path / "parts" / name).iterdir()] == ["2"]
+    assert shop.disk.used == Size(5 * BLOCK, 3)
+
+
+def test_a_part_that_had_to_go_is_refused_as_where_there_is_no_room(shop):
+    draft = shop.upload("bad", 18)
+    shop.store("good", 3)
+
+    with pytest.raises(StorageFull):
+        Parts(shop.disk).keep(NAMES.new("bad", ""), 1, draft, 10**9)
+
+
+def test_nothing_is_known_of_uploads_whose_parts_are_gone(shop):
+    parts = Parts(shop.disk)
+    names = [NAMES.new(owner, "") for owner in ("bad", "good")]
+    assert parts.keep(names[0], 1, shop.upload("bad", 16), 10**9)
+    assert parts.keep(names[1], 1, shop.upload("good", 5), 10**9)
+
+    parts.drop_before(0.0)
+
+    assert list(parts._totals) == names[1:]
+
+
+def test_a_sweep_goes_on_although_parts_are_gone_before_it_looks_at_them(shop, tmp_path):
+    (tmp_path / "parts" / "gone").symlink_to(tmp_path / "nowhere")  # listed, and not there
+
+    Parts(shop.disk).drop_before(time.time())
+    shop.disk.sweep()
+
+    assert shop.disk.used == Size(BLOCK, 1)
+
+
 # --- names
 
 
@@ -343,6 +447,25 @@ async def test_the_heaviest_key_is_told_and_the_others_store_results_and_uploads
         "This key's stored files are at its share; try again later",
     )
     assert files.disk.find(result)
+
+
+async def test_an_upload_that_had_to_go_after_its_parts_were_joined_is_429(tmp_path):
+    files = Files(Settings(data_dir=tmp_path))
+    files.disk.prepare()
+    wanted = files.permit("application/zip", "a.zip", "bad", Lifecycle())
+    etag = await files.receive_part(wanted, 1, chunks(b"part"), None)
+    join = files._parts.join
+
+    def join_then_lose(name, etags, draft):
+        head = join(name, etags, draft)
+        files.disk.drop(draft)
+        return head
+
+    files._parts.join = join_then_lose
+    with pytest.raises(RequestError) as caught:
+        await files.complete(wanted, {1: etag})
+
+    assert caught.value.status == 429
 
 
 async def test_an_empty_upload_counts(tmp_path):

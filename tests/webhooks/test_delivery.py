@@ -403,6 +403,24 @@ async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(("part", "step"), [(Outbox, "due"), (Queue, "result")])
+async def test_deliveries_go_on_after_a_failure_that_they_did_not_foresee(tmp_path, caplog, monkeypatch, part, step):
+    receiver, original = Receiver(), getattr(part, step)
+
+    async def fail_once(*_):
+        monkeypatch.setattr(part, step, original)
+        raise LookupError
+
+    monkeypatch.setattr(part, step, fail_once)
+    async with delivering(tmp_path, receiver) as queue:
+        await queue.submit(new())
+        await emptied(queue)
+
+    assert len(receiver.got) == 1
+    assert "LookupError" in caplog.text
+
+
+@pytest.mark.anyio
 async def test_a_receiver_that_hangs_does_not_hold_up_the_others(tmp_path):
     receiver = Receiver(hangs=[None])
     async with delivering(tmp_path, receiver, grace_s=0.0, per_origin=3) as queue:
