@@ -94,7 +94,7 @@ class QueueSettings(Section):
     jobs_quota_bytes: Count = setting(
         10 * 1024**3,
         "disk for queued inputs and results; beyond it old results go, of the key which has the most first, and its "
-        "submits get 429",
+        "submits get 429; all submits do beyond twice as much, if no result is ten minutes old",
     )
 
 

@@ -3,8 +3,8 @@
 An expired job leaves a tombstone, so that its request id is answered with 410 (it was here) and not with 404.
 
 Inputs of unfinished jobs are never dropped, so of the disk quota one key's may take its share and no more. When the
-quota is used up, results of the owner that has the most there go first, and that owner's submits are refused; others'
-are accepted until no old results are left to drop.
+quota is used up, results of the owner that has the most there go first, and that owner's submits are refused. All are
+refused where twice the quota is used and no old result is left to drop, so that it is a bound.
 """
 
 import collections
@@ -92,12 +92,12 @@ class Retention:
         self.disk_full = used > quota
         if self.disk_full:
             heaviest_first = (self._inputs + await self._bytes_by_owner(sql.RESULT_BYTES)).most_common()
+            before = self._now() - FRESH_S
+            dropped = False
             for owner, _ in heaviest_first:
-                if await self._expire_some(self._now() - FRESH_S, owner):
-                    self._heaviest = heaviest_first[0][0]
+                if dropped := await self._expire_some(before, owner) > 0:
                     break
-            else:
-                self._heaviest = None
+            self._heaviest = heaviest_first[0][0] if heaviest_first and (dropped or used <= 2 * quota) else None
         if self.disk_full or self._wiped:
             empty_log, self._wiped = self._wiped, False
             await self._database.give_back_pages(FREE_PAGES_AT_ONCE)

@@ -121,12 +121,21 @@ async def test_of_one_owners_results_the_oldest_go_first_and_of_one_time_the_fir
     assert "ORDER BY jobs.finished_at, jobs.seq" in str(schema.OLD_RESULTS_OF)
 
 
-@pytest.mark.parametrize(("age", "refused"), [(FRESH_S, ["many"]), (FRESH_S - 1, ["few", "none yet", "many"])])
-async def test_over_the_quota_the_heaviest_owner_is_refused_and_all_once_nothing_old_is_left(store, age, refused):
+@pytest.mark.parametrize(
+    ("age", "quota", "refused"),
+    [
+        (FRESH_S, 1_900_000, ["many"]),
+        (FRESH_S - 1, 2_500_000, ["many"]),
+        (FRESH_S - 1, 1_900_000, ["few", "none yet", "many"]),
+    ],
+)
+async def test_over_the_quota_the_heaviest_owner_is_refused_and_all_at_twice_of_it_with_nothing_old_left(
+    store, age, quota, refused
+):
     await finished(store, owner="few", now=10.0 + age)
-    await finished(store, owner="many", result=Result(200, b"x" * 1_500_000))
+    await finished(store, owner="many", result=Result(200, b"x" * 2_500_000))
     await submitted(store, owner="many", input=b"x" * 1_500_000)
-    expiring = Expiring(store, now=10.0 + age, jobs_quota_bytes=2_000_000)
+    expiring = Expiring(store, now=10.0 + age, jobs_quota_bytes=quota)
     await expiring.retention.keep_quota()
 
     assert [owner for owner in ("few", "none yet", "many") if is_refused(expiring, owner)] == refused
