@@ -37,7 +37,10 @@ async def file(request: Request) -> Response:
     headers = _headers(stored)
     if _unchanged(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    status = stored.path.stat()
+    try:
+        status = stored.path.stat()
+    except FileNotFoundError:  # it has just had to go
+        raise _not_found() from None
     _check_range(request, {headers["ETag"], headers["Last-Modified"]}, status.st_size)
     ctx.limits.download(request, f"address {client_network(request)}" if reader is None else reader)
     return FileResponse(stored.path, 200, headers, stored.meta.content_type, stat_result=status)

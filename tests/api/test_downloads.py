@@ -55,6 +55,21 @@ async def readers(tmp_path):
         await clients.end()
 
 
+async def test_a_file_that_has_just_had_to_go_is_404(tmp_path, monkeypatch):
+    async with app_client.serving(tmp_path, files=Files, keys="alice:secret") as web:
+        url = await Readers(web.app).upload()
+        find = web.ctx.files.disk.find
+
+        def find_and_drop(name):
+            stored = find(name)
+            stored.path.unlink()
+            return stored
+
+        monkeypatch.setattr(web.ctx.files.disk, "find", find_and_drop)
+
+        assert (await web.call("GET", url)).status == 404
+
+
 async def test_one_address_leaves_downloads_to_others(readers):
     url = await readers.upload()
 
