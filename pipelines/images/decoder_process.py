@@ -81,19 +81,15 @@ class Decoders:
         Raises `ImageFault`, `DecoderError`, or `Unwanted` once `wanted` says so and `stop` was called.
         """
         for _ in range(self.limits.tries):
-            with self._lock:
-                if not wanted():
-                    raise Unwanted
-                process = self._idle.pop() if self._idle else _Process(self._command, self._task)
-                self._busy[name] = process
-            answer = process.decode(data, self.limits.wall_s)
-            with self._lock:
-                del self._busy[name]
-                if answer is not None:
-                    self._idle.append(process)
-                    break
-                if not wanted():
-                    raise Unwanted
+            process, answer = self._take(name, wanted), None
+            try:
+                answer = process.decode(data, self.limits.wall_s)
+            finally:
+                self._give_back(name, process, answered=answer is not None)
+            if not wanted():
+                raise Unwanted
+            if answer is not None:
+                break
             if process.status == -signal.SIGXCPU:
                 message = f"The image could not be read: it takes more than {self.limits.cpu_s:g} s of computing."
                 raise ImageFault("image_load_error", message)
@@ -106,6 +102,24 @@ class Decoders:
         pixels = np.frombuffer(bytearray(answer.data), np.uint8)
         return pixels.reshape(answer.height, answer.width, 3)
 
+    def _take(self, name: str, wanted: Callable[[], bool]) -> "_Process":
+        """Return a process for a picture. Raises `Unwanted`."""
+        with self._lock:
+            if not wanted():
+                raise Unwanted
+            process = self._idle.pop() if self._idle else _Process(self._command, self._task)
+            self._busy[name] = process
+        return process
+
+    def _give_back(self, name: str, process: "_Process", *, answered: bool) -> None:
+        """Keep a process for the next picture if it has answered and was not killed meanwhile; else end it."""
+        with self._lock:
+            del self._busy[name]
+            if answered and not process.killed:
+                self._idle.append(process)
+                return
+        process.end()
+
     def stop(self, name: str) -> None:
         """Kill the process that decodes this picture, if one does. The picture must not be wanted any more."""
         with self._lock:
@@ -116,8 +130,7 @@ class Decoders:
         """End all processes. None may be decoding."""
         with self._lock:
             for process in self._idle:
-                process.kill()
-                process.reap()
+                process.end()
             self._idle.clear()
 
 
@@ -125,6 +138,7 @@ class _Process:
     """One decoder process. `status`: its exit status, once it has ended. `late`: it was killed for taking too long."""
 
     def __init__(self, command: Sequence[str], task: bytes) -> None:
+        self.killed = False
         self.late = False
         self._connection, theirs = Pipe()
         with theirs:
@@ -141,7 +155,7 @@ class _Process:
         return self._process.returncode
 
     def decode(self, data: bytes, wall_s: float) -> Pixels | Fault | None:
-        """Return what the process says of a picture; None if it has ended instead."""
+        """Return what the process says of a picture; None if it has ended, or must, without a whole answer."""
         timer = threading.Timer(wall_s, self._end_late)
         timer.start()
         try:
@@ -150,19 +164,20 @@ class _Process:
                 self._task = None
             self._connection.send_bytes(data)
             answer: Answer = _ANSWERS.decode(self._connection.recv_bytes())
-        except (EOFError, ConnectionError):
-            self.kill()
-            self.reap()
+        except (EOFError, OSError, msgspec.MsgspecError):  # OSError: an end in the middle of a message too
             return None
         finally:
             timer.cancel()
+            timer.join()  # from here on it kills nothing
         return answer
 
     def kill(self) -> None:
+        self.killed = True
         self._process.kill()
 
-    def reap(self) -> None:
-        """Wait for the end of a killed process, and forget it."""
+    def end(self) -> None:
+        """Kill the process, wait for its end, and forget it."""
+        self.kill()
         self._process.wait()
         self._connection.close()
 

@@ -14,15 +14,15 @@ from PIL import Image
 
 from pipelines.images import codec
 from pipelines.images.codec import ImageFault, LargePicture
-from pipelines.images.decoder_process import COMMAND, DecoderError, DecoderLimits, Decoders, Unwanted
+from pipelines.images.decoder_process import COMMAND, DecoderError, DecoderLimits, Decoders, Unwanted, _Process
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
 from tests.support import malicious_images
 
 WAIT_S = 30.0
 
-# A decoder that hangs or dies at its first picture, when it has made the file `begun`.
+# A decoder that hangs or dies at its first picture, or in the middle of the answer, when it has made the file `begun`.
 STUB = """
-import os, signal, sys, threading
+import os, signal, struct, sys, threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -33,6 +33,10 @@ connection.recv_bytes()
 begun.touch()
 if act == "hang":
     threading.Event().wait()
+if act == "die answering":
+    os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")
+if act == "talk nonsense":
+    connection.send_bytes(b"nonsense")
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -108,11 +112,40 @@ def test_a_picture_whose_process_was_killed_is_decoded_once_more(decoders):
     assert pid not in running()
 
 
-def test_a_picture_that_ends_every_process_fails_alone(tmp_path):
-    decoders = decoders_of(stub(tmp_path, "die"), tries=2)
+@pytest.mark.parametrize("act", ["die", "die answering", "talk nonsense"])
+def test_a_picture_that_ends_every_process_fails_alone(tmp_path, act):
+    decoders = decoders_of(stub(tmp_path, act), tries=2)
 
     with pytest.raises(DecoderError, match="2 decoder processes ended"):
         decoders.decode("a", b"picture", wanted)
+
+    assert running() == set()
+
+
+@pytest.mark.parametrize("end", [lambda decoders, _: decoders.stop("a"), lambda _, process: process._end_late()])
+def test_a_process_that_is_killed_as_it_answers_is_not_kept(monkeypatch, decoders, end):
+    decode = _Process.decode
+
+    def decode_and_end(process, data, wall_s):
+        answer = decode(process, data, wall_s)
+        end(decoders, process)
+        return answer
+
+    monkeypatch.setattr(_Process, "decode", decode_and_end)
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    assert running() == set()
+
+
+def test_an_exception_in_the_middle_of_a_picture_ends_its_process(monkeypatch, tmp_path):
+    decoders = decoders_of(stub(tmp_path, "hang"))
+    monkeypatch.setattr(_Process, "decode", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        decoders.decode("a", b"picture", wanted)
+
+    assert running() == set()
 
 
 def test_a_process_that_hangs_is_killed(tmp_path):
