@@ -107,8 +107,13 @@ class Decoders:
         with self._lock:
             if not wanted():
                 raise Unwanted
-            process = self._idle.pop() if self._idle else _Process(self._command, self._task)
+            process = self._idle.pop() if self._idle else None
+        if process is None:
+            process = _Process(self._command, self._task)  # without the lock, because a start takes long
+        with self._lock:
             self._busy[name] = process
+            if not wanted():
+                process.kill()  # `stop` came too early for it
         return process
 
     def _give_back(self, name: str, process: "_Process", *, answered: bool) -> None:

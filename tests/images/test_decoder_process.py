@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.images import codec
+from pipelines.images import codec, decoder_process
 from pipelines.images.codec import ImageFault, LargePicture
 from pipelines.images.decoder_process import COMMAND, DecoderError, DecoderLimits, Decoders, Unwanted, _Process
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
@@ -192,6 +192,39 @@ def test_a_picture_that_was_not_wanted_before_it_began_starts_no_process(tmp_pat
         decoders.decode("a", b"picture", lambda: False)
 
     assert running() == set()
+
+
+def test_others_do_not_wait_while_a_process_is_started(monkeypatch, decoders):
+    start, waited = subprocess.Popen, []
+
+    def start_slowly(*arguments, **options):
+        other = threading.Thread(target=decoders.stop, args=["b"])
+        other.start()
+        other.join(1.0)
+        waited.append(other.is_alive())
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(decoder_process.subprocess, "Popen", start_slowly)
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    assert waited == [False]
+
+
+def test_a_picture_that_is_stopped_while_its_process_is_started_frees_it(monkeypatch, tmp_path):
+    decoders, start, unwanted = decoders_of(stub(tmp_path, "hang")), subprocess.Popen, []
+
+    def start_and_stop(*arguments, **options):
+        unwanted.append("a")
+        decoders.stop("a")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(decoder_process.subprocess, "Popen", start_and_stop)
+
+    with pytest.raises(Unwanted):
+        decoders.decode("a", b"picture", lambda: not unwanted)
+
+    assert not (tmp_path / "begun").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no address space")
