@@ -21,6 +21,10 @@ PATIENCE_S = 30.0
 # Exit status of an engine whose device had too little memory at the start: try again (<sysexits.h>, TEMPFAIL).
 EXIT_NO_ROOM = 75
 
+# Bytes above which a picture's file is large without a look at its header: to read that of 8 MiB can hold an engine's
+# threads for a tenth of a second. Few pictures of a model's size have more.
+QUICK_BYTES = 2 * 1024 * 1024
+
 # Seconds of waiting that raise a request by one class: after 15 s, LOW is as urgent as a new REALTIME.
 AGEING_S = 5.0
 
@@ -107,7 +111,8 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for.
 
-    `large`: the picture takes long to decode, as an engine has said (`Large`): a decoder process does it.
+    `large`: a decoder process decodes the picture, because its file is over `QUICK_BYTES` or an engine has said that it
+    takes long (`Large`).
     """
 
     id: str

@@ -4,14 +4,13 @@ An engine is assigned no more requests than its capacity, so that the others can
 are more urgent than the assigned ones may exceed it: the engine takes them at its next step. A suspect is a request
 whose engine died; suspects are run one at a time, on an engine that has nothing else.
 
-A request whose picture is large is given back by the engine. It waits here for a decoder, in an order by the tenants'
-seconds of decoding, and takes none of the engine's capacity until its picture is decoded.
+A request whose picture is large (by its file's size, or as an engine has said that gave it back) waits here for a
+decoder, in an order by the tenants' seconds of decoding. It takes none of the engine's capacity until its picture is
+decoded.
 """
 
 import collections
 from collections.abc import Sequence
-
-import msgspec
 
 from pipelines.messages import Decoded, Large, fair_limit
 from server.workers.fair_queue import FairQueue
@@ -66,9 +65,7 @@ class Dispatcher:
         """
         pending = self.pop(supervisor, message.id, now)
         if pending is not None:
-            pending.work = msgspec.structs.replace(pending.work, large=True)
-            pending.alone = message.alone
-            pending.tell(message)
+            pending.note_large(message)
         return pending
 
     def note_decoded(self, supervisor: Supervisor, message: Decoded, now: float) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
+
 from pipelines.messages import (
     INPUT_FAULTS,
     Cancelled,
@@ -82,8 +84,14 @@ class PendingRequest:
 
     @property
     def large(self) -> bool:
-        """Return whether its picture takes long to decode, as an engine has said."""
+        """Return whether a decoder process decodes its picture."""
         return self.work.large
+
+    def note_large(self, message: Large) -> None:
+        """Note that its picture is decoded by a decoder process from now on."""
+        self.work = msgspec.structs.replace(self.work, large=True)
+        self.alone = message.alone
+        self.tell(message)
 
     def exhausted(self, limits: RerunLimits) -> bool:
         """Return whether it may not be run again."""

@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from pipelines.messages import (
     PATIENCE_S,
+    QUICK_BYTES,
     Cancel,
     Cancelled,
     Decoded,
@@ -158,6 +159,8 @@ class Pool(Owner):
         self._ids.add(work.id)
         loop = asyncio.get_running_loop()
         pending = PendingRequest(work, on_event, loop.create_future(), loop.time())
+        if len(work.image) > QUICK_BYTES:
+            pending.note_large(Large(work.id, alone=True))  # only its header could tell how much memory it takes
         self._dispatcher.queue(pending)
         self._set_timer(pending)
         self._dispatch()
@@ -207,8 +210,10 @@ class Pool(Owner):
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
                 pending = self._dispatcher.pop(supervisor, request_id, now)
                 supervisor.note_finished()
-                if pending is not None:
-                    self._settle(pending, message)
+                if pending is not None and pending.answer.done():
+                    self._forget(pending)  # the caller is gone
+                elif pending is not None:
+                    pending.settle(verdict(message))
                 self._dispatch()
 
     @override
@@ -259,13 +264,6 @@ class Pool(Owner):
     def _forget(self, pending: PendingRequest) -> None:
         self._ids.discard(pending.work.id)
         self._moved.set()
-
-    def _settle(self, pending: PendingRequest, message: Generated | Failed | Cancelled) -> None:
-        """Answer a request with an engine's last message about it."""
-        if pending.answer.done():
-            self._forget(pending)  # the caller is gone
-        else:
-            pending.settle(verdict(message))
 
     def _dispatch(self) -> None:
         self._dispatcher.dispatch(asyncio.get_running_loop().time())

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.messages import Generated, GenerationParams, Work
+from pipelines.messages import QUICK_BYTES, Decoded, Generated, GenerationParams, Large, Started, Work
 from server.fal.errors import InvalidInput
 from server.workers.pool import COMMAND, State
 from tests.images.test_codec import saved
@@ -40,6 +40,25 @@ async def test_a_large_picture_is_decoded_and_answered():
 
     assert (answer.pictures[0].width, answer.pictures[0].height) == (1024, 768)
     assert "decode_image" in answer.timings
+
+
+@pytest.mark.anyio
+async def test_a_picture_whose_file_is_long_goes_to_a_decoder_at_once():
+    heard = []
+    async with engines() as pool:
+        params = GenerationParams(prompt="", seed=1)
+        await pool.run(Work(id="a", params=params, image=SMALL + bytes(QUICK_BYTES)), heard.append)
+
+    assert [type(event) for event in heard[:3]] == [Large, Decoded, Started]
+    assert heard[0].alone
+
+
+@pytest.mark.anyio
+async def test_a_long_file_is_as_good_as_any_other_to_an_engine_that_reads_none():
+    async with pool_of(command=COMMAND) as pool:
+        answer = await run(pool, "a", bytes(QUICK_BYTES + 1))
+
+    assert isinstance(answer, Generated)
 
 
 @pytest.mark.anyio
