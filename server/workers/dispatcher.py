@@ -2,7 +2,8 @@
 
 An engine is assigned no more requests than its capacity, so that the others can still be ordered here. Requests that
 are more urgent than the assigned ones may exceed it: the engine takes them at its next step. A suspect is a request
-whose engine died; suspects are run one at a time, on an engine that has nothing else.
+whose engine died, unless a decoder process had its picture; suspects are run one at a time, on an engine that has
+nothing else.
 
 A request whose picture is large (by its file's size, or as an engine has said that gave it back) waits here for a
 decoder, in an order by the tenants' seconds of decoding. It takes none of the engine's capacity until its picture is
@@ -76,18 +77,26 @@ class Dispatcher:
             pending.tell(message)
 
     def empty(self, supervisor: Supervisor, now: float) -> list[PendingRequest]:
-        """Return all requests of an engine that has ended, and take them from it."""
+        """Return all requests of an engine that has ended, and take them from it.
+
+        They are suspects of its end, but for those whose picture a decoder process had.
+        """
         requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
         if self._quarantine is supervisor:
             self._quarantine = None
+        suspects = [pending for pending in requests if not pending.decoding]
+        for pending in suspects:
+            pending.suspect = True
+            pending.solo_failures += len(suspects) == 1
         for pending in requests:
+            pending.tries += 1
             pending.supervisor = None
             self._end_decoding(pending, now)
         return requests
 
     def queue(self, pending: PendingRequest) -> None:
         """Add a request to those that wait; a suspect to those that are run alone."""
-        pending.queue = self._suspects if pending.tries else self._large if pending.large else self._queue
+        pending.queue = self._suspects if pending.suspect else self._large if pending.large else self._queue
         pending.queue.add(pending)
 
     def dispatch(self, now: float) -> None:

@@ -34,7 +34,7 @@ Event: TypeAlias = Large | Decoded | Started | Log | Preview
 class RerunLimits:
     """The number of engines that may end while a request is assigned to them, before it is answered with an error.
 
-    `solo_failures`: engines which had nothing else. `tries`: all.
+    `solo_failures`: engines which had no other suspect. `tries`: all.
     """
 
     solo_failures: int = 3
@@ -48,9 +48,9 @@ RERUN_LIMITS = RerunLimits()
 class PendingRequest:
     """A request in the pool: either it waits in `queue`, or it is assigned to `supervisor`'s engine.
 
-    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `solo_failures`: those of them
-    that had nothing else. `sent`: when its engine got it. `decoding`: its large picture has not been decoded there yet;
-    `alone`: that takes much memory.
+    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `suspect`: one of them may
+    have ended because of it. `solo_failures`: those that had no other suspect. `sent`: when its engine got it.
+    `decoding`: its large picture has not been decoded there yet; `alone`: that takes much memory.
     """
 
     work: Work
@@ -62,6 +62,7 @@ class PendingRequest:
     level: int = 0
     solo_failures: int = 0
     tries: int = 0
+    suspect: bool = False
     timer: asyncio.TimerHandle | None = None
     sent: float = 0.0
     decoding: bool = False

@@ -5,8 +5,8 @@
              └────────────────┘ as suspects, run one at a time
 
 A request whose engine died is run again. If the engine had several, the one that killed it is unknown; each is then run
-on an engine that has nothing else. A request is answered with an error after three engines died with it alone, or ten
-in any company.
+on an engine that has nothing else, unless a decoder process had its picture. A request is answered with an error after
+three engines died with no other suspect, or ten in any company.
 """
 
 import asyncio
@@ -230,13 +230,11 @@ class Pool(Owner):
     def on_engine_end(self, supervisor: Supervisor) -> None:
         requests = self._dispatcher.empty(supervisor, asyncio.get_running_loop().time())
         for pending in requests:
-            pending.tries += 1
-            pending.solo_failures += len(requests) == 1
             if pending.exhausted(self._reruns):
                 pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
-            else:
-                pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
             self._requeue(pending)
+        for pending in requests:
+            pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
         self.on_state_change()
 
     # --- waiting requests ---------------------------------------------------------------------------------------------

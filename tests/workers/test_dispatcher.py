@@ -23,17 +23,17 @@ class Device:
         self.sent.append(message.id)
 
 
-def pending(name, *, tenant="", tries=0):
+def pending(name, *, tenant="", suspect=False):
     params = GenerationParams(prompt="", seed=1)
     work = Work(id=name, params=params, image=b"", priority=Priority.RUN, tenant=tenant, previews=False)
-    return PendingRequest(work, None, None, 0.0, tries=tries)
+    return PendingRequest(work, None, None, 0.0, suspect=suspect)
 
 
 def test_suspects_go_one_at_a_time():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
     for name in "ab":
-        dispatcher.queue(pending(name, tries=1))
+        dispatcher.queue(pending(name, suspect=True))
     dispatcher.queue(pending("c"))
     seen = []
     for last in (None, "a", "b"):
@@ -49,7 +49,7 @@ def test_a_suspect_is_not_sent_to_an_engine_that_has_just_ended():
     one, two = Device(State.STARTING), Device(State.READY)
     dispatcher = Dispatcher([one, two])
     for name in "ab":
-        dispatcher.queue(pending(name, tries=1))
+        dispatcher.queue(pending(name, suspect=True))
     dispatcher.dispatch(0.0)
     one.state, two.state = State.READY, State.STARTING
     dispatcher.pop(two, "a", 0.0)  # its last message
@@ -169,14 +169,29 @@ def test_the_tenant_that_had_least_decoding_time_gets_the_decoder():
     assert device.sent == ["a1", "b1", "b2", "a2", "a3"]
 
 
+def test_a_request_whose_picture_is_being_decoded_is_no_suspect_of_its_engines_end():
+    device = Device(State.READY)
+    dispatcher = Dispatcher([device])
+    requests = large("a"), pending("b")
+    for request in requests:
+        dispatcher.queue(request)
+    dispatcher.dispatch(0.0)
+    dispatcher.empty(device, 0.0)
+
+    assert [(request.suspect, request.solo_failures, request.tries) for request in requests] == [
+        (False, 0, 1),
+        (True, 1, 1),
+    ]
+
+
 def test_a_suspect_with_a_large_picture_stays_alone():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
     suspect = large("a")
     dispatcher.queue(suspect)
     dispatcher.dispatch(0.0)
+    suspect.suspect = True
     for request in dispatcher.empty(device, 0.0):
-        request.tries = 1
         dispatcher.queue(request)
     dispatcher.queue(pending("b"))
     device.sent.clear()

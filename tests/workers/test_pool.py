@@ -237,6 +237,26 @@ async def test_a_request_hears_that_it_is_run_again():
     assert sum(isinstance(event, Started) for event in heard) == 2
 
 
+@pytest.mark.anyio
+async def test_who_hears_that_a_request_is_run_again_finds_all_of_them_waiting():
+    waiting = []
+
+    def hear(event):
+        if isinstance(event, Log) and event.level == "WARN":
+            waiting.append(sorted(pending.work.id for pending in pool._dispatcher.waiting))
+
+    async with pool_of() as pool:
+        tasks = [asyncio.create_task(pool.run(work(name, num_inference_steps=FOREVER), hear)) for name in "ab"]
+        await until(lambda: pool._dispatcher.assigned)
+        os.kill(pid_of(pool), signal.SIGKILL)
+        await until(lambda: len(waiting) == 2)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert waiting == [["a", "b"]] * 2
+
+
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.anyio
 async def test_a_stopped_engine_is_noticed_and_replaced(busy):
