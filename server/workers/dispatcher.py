@@ -140,7 +140,7 @@ class Dispatcher:
             for supervisor in self._assigned
             if supervisor.state is State.READY
             and supervisor is not self._quarantine
-            and self._has_room(supervisor, level, pending.tenant)
+            and self._has_room(supervisor, level, pending)
             and (not pending.large or self._has_decoder(supervisor, pending))
         ]
         return min(
@@ -149,12 +149,15 @@ class Dispatcher:
             default=None,
         )
 
-    def _has_room(self, supervisor: Supervisor, level: int, tenant: str) -> bool:
-        """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`."""
-        assigned = self.load(supervisor)
-        share = collections.Counter(pending.tenant for pending in assigned)
-        allowed = fair_limit(supervisor.capacity, share[tenant], len({*share, tenant}))
-        return sum(pending.level <= level for pending in assigned) < allowed
+    def _has_room(self, supervisor: Supervisor, level: int, pending: PendingRequest) -> bool:
+        """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`.
+
+        Before a large picture those that are being decoded count too, because they are going to take capacity.
+        """
+        assigned = self._assigned[supervisor].values() if pending.large else self.load(supervisor)
+        share = collections.Counter(other.tenant for other in assigned)
+        allowed = fair_limit(supervisor.capacity, share[pending.tenant], len({*share, pending.tenant}))
+        return sum(other.level <= level for other in assigned) < allowed
 
     def _end_decoding(self, pending: PendingRequest, now: float) -> None:
         """Count the time that a decoder had a request's picture, if one did until now."""

@@ -128,6 +128,17 @@ def test_requests_with_large_pictures_take_no_capacity_until_those_are_decoded()
     assert device.sent[-1] == "y"  # "a" has the place of "x"
 
 
+def test_large_pictures_that_are_being_decoded_count_before_another_one():
+    device = Device(State.READY)
+    device.decoders = 9
+    dispatcher = Dispatcher([device])
+    for name in "abc":
+        dispatcher.queue(large(name))
+    dispatcher.dispatch(0.0)
+
+    assert device.sent == ["a", "b"]  # the capacity is two
+
+
 def test_a_decoder_gets_one_large_picture_after_the_other():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
