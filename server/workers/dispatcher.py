@@ -166,10 +166,15 @@ class Dispatcher:
             self._large.charge(pending.tenant, now - pending.sent)
 
     def _has_decoder(self, supervisor: Supervisor, pending: PendingRequest) -> bool:
-        """Return whether the engine has a decoder for a large picture, and memory if it is to be decoded alone."""
+        """Return whether the engine has a decoder for a large picture, and memory if it is to be decoded alone.
+
+        A tenant gets no decoder while another waits that has fewer.
+        """
         decoding = [other for other in self._assigned[supervisor].values() if other.decoding]
         crowded = pending.alone and any(other.alone for other in decoding)
-        return len(decoding) < supervisor.decoders and not crowded
+        held = collections.Counter(other.tenant for other in self.assigned if other.decoding)
+        fewest = min(held[tenant] for tenant in self._large.tenants)
+        return len(decoding) < supervisor.decoders and not crowded and held[pending.tenant] <= fewest
 
     def _send(
         self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int, now: float

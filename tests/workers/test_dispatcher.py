@@ -164,6 +164,17 @@ def test_of_two_pictures_which_take_much_memory_one_is_decoded_at_a_time():
     assert device.sent == ["a", "c"]
 
 
+def test_a_tenant_gets_a_second_decoder_only_when_no_other_waits_that_has_fewer():
+    device = Device(State.READY)
+    device.capacity, device.decoders = 9, 3
+    dispatcher = Dispatcher([device])
+    for name in ("a1", "a2", "a3", "b1", "b2"):
+        dispatcher.queue(large(name, tenant=name[0]))
+    dispatcher.dispatch(0.0)
+
+    assert device.sent == ["a1", "b1", "a2"]
+
+
 def test_the_tenant_that_had_least_decoding_time_gets_the_decoder():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
