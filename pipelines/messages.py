@@ -148,7 +148,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine takes work.
 
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
-    `decoders`: the number of large pictures that it decodes at once; their requests come on top of `capacity`.
+    `decoders`: the number of large pictures that it may decode at once, and with it all engines of this machine; their
+    requests come on top of `capacity`.
     `notice`: what the operator must know of this model, "" for nothing.
     """
 
@@ -156,7 +157,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
     dtype: str
     capacity: int
-    decoders: int = 0
+    decoders: int
     notice: str = ""
 
 
@@ -182,7 +183,7 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
 class Large(msgspec.Struct, frozen=True, tag=True):
     """The request is given back: its picture takes long to decode. Send it again, `large`, when a decoder is free.
 
-    `alone`: decoding takes so much memory that no other such picture may be decoded at the same time.
+    `alone`: decoding takes so much memory that no other such picture may be decoded on the machine at the same time.
     """
 
     id: str

@@ -166,13 +166,14 @@ class Dispatcher:
             self._large.charge(pending.tenant, now - pending.sent)
 
     def _has_decoder(self, supervisor: Supervisor, pending: PendingRequest) -> bool:
-        """Return whether the engine has a decoder for a large picture, and memory if it is to be decoded alone.
+        """Return whether the engine may decode a large picture now, with memory for it if it is to be decoded alone.
 
-        A tenant gets no decoder while another waits that has fewer.
+        The engines are on one machine: the decoders of all together are no more than one of them may have. A tenant
+        gets none while another waits that has fewer.
         """
-        decoding = [other for other in self._assigned[supervisor].values() if other.decoding]
+        decoding = [other for other in self.assigned if other.decoding]
         crowded = pending.alone and any(other.alone for other in decoding)
-        held = collections.Counter(other.tenant for other in self.assigned if other.decoding)
+        held = collections.Counter(other.tenant for other in decoding)
         fewest = min(held[tenant] for tenant in self._large.tenants)
         return len(decoding) < supervisor.decoders and not crowded and held[pending.tenant] <= fewest
 

@@ -175,6 +175,19 @@ def test_a_tenant_gets_a_second_decoder_only_when_no_other_waits_that_has_fewer(
     assert device.sent == ["a1", "b1", "a2"]
 
 
+@pytest.mark.parametrize(("decoders", "alone", "sent"), [(9, True, 1), (2, False, 2)])
+def test_engines_of_one_machine_share_its_memory_and_processors_for_decoding(decoders, alone, sent):
+    devices = [Device(State.READY) for _ in range(3)]
+    for device in devices:
+        device.decoders = decoders
+    dispatcher = Dispatcher(devices)
+    for name in "abc":
+        dispatcher.queue(large(name, tenant=name, alone=alone))
+    dispatcher.dispatch(0.0)
+
+    assert sum(len(device.sent) for device in devices) == sent
+
+
 def test_the_tenant_that_had_least_decoding_time_gets_the_decoder():
     device = Device(State.READY)
     dispatcher = Dispatcher([device])
