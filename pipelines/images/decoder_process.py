@@ -32,17 +32,30 @@ STDERR = 2
 _ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoder_count(processors: int) -> int:
+    """Return the number of decoder processes on a machine of that many processors.
+
+    Half of the processors are left to the devices and the server. At most four, because each takes memory too.
+    """
+    return max(1, min(4, processors // 2))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderLimits:
     """Bounds on decoder processes.
 
-    `count`: processes; half of the processors leave the other half to the device and the server.
+    `count`: processes.
     `cpu_s`: seconds of computing for one picture; fifty megapixels of any kind take one to five.
     `wall_s`: seconds in all, for one that hangs; a process of low priority may get a tenth of a processor.
     `tries`: processes that may end in the middle of one picture.
     """
 
-    count: int = max(1, (os.cpu_count() or 1) // 2)
+    count: int = decoder_count(processors())
     cpu_s: float = 20.0
     wall_s: float = 120.0
     tries: int = 2

@@ -14,7 +14,15 @@ from PIL import Image
 
 from pipelines.images import codec, decoder_process
 from pipelines.images.codec import ImageFault, LargePicture
-from pipelines.images.decoder_process import COMMAND, DecoderError, DecoderLimits, Decoders, Unwanted, _Process
+from pipelines.images.decoder_process import (
+    COMMAND,
+    DecoderError,
+    DecoderLimits,
+    Decoders,
+    Unwanted,
+    _Process,
+    decoder_count,
+)
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
 from tests.support import malicious_images
 
@@ -153,6 +161,23 @@ def test_a_process_that_hangs_is_killed(tmp_path):
 
     with pytest.raises(DecoderError, match=r"not decoded within 0\.2 s"):
         decoders.decode("a", b"picture", wanted)
+
+
+@pytest.mark.parametrize(("processors", "count"), [(1, 1), (2, 1), (6, 3), (64, 4)])
+def test_half_of_the_processors_decode_and_never_more_than_four(processors, count):
+    assert decoder_count(processors) == count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bind no process to processors")
+def test_only_processors_that_this_process_may_use_count():
+    code = (
+        "import os; from pipelines.images.decoder_process import processors;"
+        "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); print(processors())"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "1\n"
 
 
 def test_a_picture_that_takes_too_much_computing_is_refused():
