@@ -7,6 +7,7 @@ that was not foreseen from a header is not to be had. So nothing that a picture 
 """
 
 import argparse
+import contextlib
 import math
 import os
 import resource
@@ -24,6 +25,9 @@ from pipelines.parent import follow_parent
 
 # Added to the process's niceness: the device, encoders and the server go first when they want the processor.
 NICENESS = 10
+
+# For /proc/self/oom_score_adj, at most 1000: when the machine's memory runs out, the kernel ends a decoder first.
+OOM_SCORE = 1000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +63,7 @@ def main() -> None:
     connection = Connection(parser.parse_args().fd)
     follow_parent()
     os.nice(NICENESS)
+    _offer_to_oom_killer()
     _lower(resource.RLIMIT_CORE, 0)  # a dump of memory would have a picture in it
     try:
         task = msgspec.msgpack.decode(connection.recv_bytes(), type=Task)
@@ -80,6 +85,13 @@ def _answer(data: bytes, limits: EngineConfig) -> Answer:
         return Fault("image_load_error", "The image could not be read: it takes too much memory.", {})
     height, width, _ = pixels.shape
     return Pixels(height, width, pixels.tobytes())
+
+
+def _offer_to_oom_killer() -> None:
+    """Let the kernel end this process rather than an engine or the server when memory runs out. Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and pictures are decoded without
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
 
 
 def _bound_memory(limits: EngineConfig) -> None:

@@ -252,6 +252,14 @@ def test_a_picture_that_is_stopped_while_its_process_is_started_frees_it(monkeyp
     assert not (tmp_path / "begun").exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such score")
+def test_a_decoder_is_what_the_kernel_ends_first_without_memory(decoders):
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    [pid] = running()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no address space")
 def test_a_decoder_gets_no_memory_beyond_its_budget():
     code = (
