@@ -82,8 +82,6 @@ class Dispatcher:
         They are suspects of its end, but for those whose picture a decoder process had.
         """
         requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
-        if self._quarantine is supervisor:
-            self._quarantine = None
         suspects = [pending for pending in requests if not pending.decoding]
         for pending in suspects:
             pending.suspect = True
