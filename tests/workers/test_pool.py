@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.messages import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
@@ -496,7 +497,15 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+STOPPED = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        sys.platform != "linux", reason="other systems do not end a stopped process with its parent"
+    ),
+)
+
+
+@pytest.mark.parametrize("stopped", [False, STOPPED])
 def test_no_engine_outlives_a_killed_server(stopped):
     with subprocess.Popen([sys.executable, "-P", "-c", SERVER], stdout=subprocess.PIPE, env=clean_env()) as server:
         pids = [int(word) for word in server.stdout.readline().split()]
@@ -513,8 +522,8 @@ def test_no_engine_outlives_a_killed_server(stopped):
 
 def is_running(pid):
     """Return whether a process is there and no zombie, which the machine's first process may be slow to reap."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
 
 
