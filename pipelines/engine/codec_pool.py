@@ -4,8 +4,8 @@
     decode    encoded picture → pixels; a request whose picture is large is given back (`Large`)
     large     one thread for each decoder process; waits for it
 
-The server sends a request whose picture is large again when a decoder process is free, so that those that wait for one
-are in fair order and take no place in the engine.
+The server sends a request whose picture is known to be large only when a decoder process is free, so that those that
+wait for one are in fair order and take no place in the engine.
 
 A fault here ends the request that it concerns. A fault in a preview does not: the request goes on without previews.
 """

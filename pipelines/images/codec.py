@@ -27,7 +27,7 @@ from pipelines.messages import EngineConfig, FailureKind
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
 MEMORY_BUDGET = 256 * 1024 * 1024
 
-# Bytes above which decodes run one at a time, so that several stay within one budget.
+# Bytes above which decodes run one at a time, so that all but one of several take little.
 ALONE = 48 * 1024 * 1024
 
 # A quick picture is at most a little larger than those that a model makes: some 20 ms to decode. Encoders write about

@@ -2,8 +2,8 @@
 
 It decodes one large picture after the other for `pipelines.images.decoder_process`, at a low CPU priority. The first
 message to it is a `Task`; then each is an encoded picture, and each answer is a `Pixels` or a `Fault`. It ends at the
-end of the stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and memory
-that was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
+end of the stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and on Linux
+memory that was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
 """
 
 import argparse

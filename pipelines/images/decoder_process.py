@@ -91,7 +91,8 @@ class Decoders:
     def decode(self, name: str, data: bytes, wanted: Callable[[], bool]) -> NDArray[np.uint8]:
         """Return a picture's pixels, as `codec.decode` does. `name`: what `stop` knows it by.
 
-        Raises `ImageFault`, `DecoderError`, or `Unwanted` once `wanted` says so and `stop` was called.
+        Raises `ImageFault`, `DecoderError`, `OSError` if no process can be started, and `Unwanted` if `wanted` says so
+        before or after. To have it say so in between, call `stop` too.
         """
         for _ in range(self.limits.tries):
             process, answer = self._take(name, wanted), None
