@@ -1,8 +1,9 @@
 """Decodes large pictures in processes of their own, each of which can be bounded and ended without harm to others.
 
 A process is started when it is first needed, decodes one picture at a time, and is kept for the next
-(`pipelines.images.decoder`). When one is killed from outside in the middle, its picture is decoded once more. A picture
-that takes too long fails alone. A process whose picture is no longer wanted is killed: others wait for it.
+(`pipelines.images.decoder`). When one is killed from outside in the middle, its picture is decoded once more; one that
+was killed before is replaced. A picture that takes too long fails alone. A process whose picture is no longer wanted is
+killed: others wait for it.
 """
 
 import dataclasses
@@ -121,6 +122,8 @@ class Decoders:
         with self._lock:
             if not wanted():
                 raise Unwanted
+            while self._idle and self._idle[-1].ended:
+                self._idle.pop().end()
             process = self._idle.pop() if self._idle else None
         if process is None:
             process = _Process(self._command, self._task)  # without the lock, because a start takes long
@@ -172,6 +175,10 @@ class _Process:
     @property
     def status(self) -> int | None:
         return self._process.returncode
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
 
     def decode(self, data: bytes, wall_s: float) -> Pixels | Fault | None:
         """Return what the process says of a picture; None if it has ended, or must, without a whole answer."""

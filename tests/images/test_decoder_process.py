@@ -129,6 +129,21 @@ def test_a_picture_whose_process_was_killed_is_decoded_once_more(decoders):
     assert pid not in running()
 
 
+def test_processes_that_were_killed_between_pictures_are_replaced():
+    decoders = decoders_of(tries=1)
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+    [pid] = running()
+    os.kill(pid, signal.SIGKILL)
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        pass
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    replaced = running() - {pid}
+    decoders.close()
+    assert len(replaced) == 1
+
+
 @pytest.mark.parametrize("act", ["die", "die answering", "talk nonsense"])
 def test_a_picture_that_ends_every_process_fails_alone(tmp_path, act):
     decoders = decoders_of(stub(tmp_path, act), tries=2)
