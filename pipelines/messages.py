@@ -112,7 +112,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for.
 
     `large`: a decoder process decodes the picture, because its file is over `QUICK_BYTES` or an engine has said that it
-    takes long (`Large`).
+    takes long (`Large`). `alone`: no other that takes much memory is decoded meanwhile, so this one may.
     """
 
     id: str
@@ -122,6 +122,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tenant: str = ""
     previews: bool = False
     large: bool = False
+    alone: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -184,6 +185,7 @@ class Large(msgspec.Struct, frozen=True, tag=True):
     """The request is given back: its picture takes long to decode. Send it again, `large`, when a decoder is free.
 
     `alone`: decoding takes so much memory that no other such picture may be decoded on the machine at the same time.
+    A request that was sent as `large` is given back only for that.
     """
 
     id: str

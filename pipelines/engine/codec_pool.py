@@ -97,9 +97,12 @@ class CodecPool:
     def _decode_large(self, request: Request, then: Callable[[Request], None]) -> None:
         began = time.monotonic()
         try:
-            pixels = self._decoders.decode(request.id, request.work.image, lambda: not request.cancelled)
+            work = request.work
+            pixels = self._decoders.decode(work.id, work.image, lambda: not request.cancelled, alone=work.alone)
         except Unwanted:
             self._end(request, Cancelled(request.id))
+        except LargePicture as large:
+            self._end(request, Large(request.id, large.alone))
         else:
             self._send(request, Decoded(request.id))
             self._pass_on(request, pixels, began, then)

@@ -72,7 +72,7 @@ class FixedDecoders(Decoders):
     """Decoders that start no process and read no file."""
 
     @override
-    def decode(self, name: str, data: bytes, wanted: Callable[[], bool]) -> Pixels:
+    def decode(self, name: str, data: bytes, wanted: Callable[[], bool], *, alone: bool = True) -> Pixels:
         return FixedCodec().decode(data)
 
 

@@ -100,13 +100,16 @@ class _Plan(NamedTuple):
     memory: int
 
 
-def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: EngineConfig, memory: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
     """Return the picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
 
     The longest side is reduced to `limits.max_side`; a side that is then under `limits.min_side` is a fault.
-    Thread-safe. Raises `ImageFault`.
+    Thread-safe. Raises `ImageFault`, and `LargePicture` for one that takes more than `memory` bytes.
     """
-    return _decode(_plan(data, limits))
+    plan = _plan(data, limits)
+    if plan.memory > memory:
+        raise LargePicture(alone=True)
+    return _decode(plan)
 
 
 def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:

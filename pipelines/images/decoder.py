@@ -1,9 +1,10 @@
 """Decoder process: `python -P -m pipelines.images.decoder --fd N`, where N is one end of a socket pair.
 
 It decodes one large picture after the other for `pipelines.images.decoder_process`, at a low CPU priority. The first
-message to it is a `Task`; then each is an encoded picture, and each answer is a `Pixels` or a `Fault`. It ends at the
-end of the stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and on Linux
-memory that was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
+message to it is a `Task`. Then there are two for each picture: the bytes of memory that it may take, in decimal, and
+the encoded picture. Each answer is a `Pixels`, a `Fault` or a `TooMuchMemory`. The process ends at the end of the
+stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and on Linux memory that
+was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
 """
 
 import argparse
@@ -53,7 +54,11 @@ class Fault(msgspec.Struct, frozen=True, tag=True):
     ctx: dict[str, int | float | str | list[str]]
 
 
-Answer: TypeAlias = Pixels | Fault
+class TooMuchMemory(msgspec.Struct, frozen=True, tag=True):
+    """The picture takes more memory than it may now."""
+
+
+Answer: TypeAlias = Pixels | Fault | TooMuchMemory
 
 
 def main() -> None:
@@ -69,16 +74,18 @@ def main() -> None:
         task = msgspec.msgpack.decode(connection.recv_bytes(), type=Task)
         _bound_memory(task.limits)
         while True:
-            data = connection.recv_bytes()
+            memory, data = int(connection.recv_bytes()), connection.recv_bytes()
             _bound_time(task.cpu_s)
-            connection.send_bytes(msgspec.msgpack.encode(_answer(data, task.limits)))
+            connection.send_bytes(msgspec.msgpack.encode(_answer(data, task.limits, memory)))
     except (EOFError, ConnectionError):
         return  # the engine has ended
 
 
-def _answer(data: bytes, limits: EngineConfig) -> Answer:
+def _answer(data: bytes, limits: EngineConfig, memory: int) -> Answer:
     try:
-        pixels = codec.decode(data, limits)
+        pixels = codec.decode(data, limits, memory)
+    except codec.LargePicture:
+        return TooMuchMemory()
     except codec.ImageFault as fault:
         return Fault(fault.kind, fault.message, fault.ctx)
     except MemoryError:

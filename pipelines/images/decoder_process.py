@@ -19,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.images.codec import ImageFault
-from pipelines.images.decoder import Answer, Fault, Pixels, Task
+from pipelines.images.codec import ALONE, MEMORY_BUDGET, ImageFault, LargePicture
+from pipelines.images.decoder import Answer, Fault, Task, TooMuchMemory
 from pipelines.messages import EngineConfig
 
 # Large pages (glibc; others ignore it): fifty megapixels take some thousand page faults instead of seventy thousand,
@@ -89,16 +89,17 @@ class Decoders:
         self._idle: list[_Process] = []
         self._busy: dict[str, _Process] = {}
 
-    def decode(self, name: str, data: bytes, wanted: Callable[[], bool]) -> NDArray[np.uint8]:
+    def decode(self, name: str, data: bytes, wanted: Callable[[], bool], *, alone: bool = True) -> NDArray[np.uint8]:
         """Return a picture's pixels, as `codec.decode` does. `name`: what `stop` knows it by.
 
-        Raises `ImageFault`, `DecoderError`, `OSError` if no process can be started, and `Unwanted` if `wanted` says so
-        before or after. To have it say so in between, call `stop` too.
+        Raises `LargePicture` for one that takes much memory and is not decoded `alone`, `ImageFault`, `DecoderError`,
+        `OSError` if no process can be started, and `Unwanted` if `wanted` says so before or after. To have it say so in
+        between, call `stop` too.
         """
         for _ in range(self.limits.tries):
             process, answer = self._take(name, wanted), None
             try:
-                answer = process.decode(data, self.limits.wall_s)
+                answer = process.decode(data, MEMORY_BUDGET if alone else ALONE, self.limits.wall_s)
             finally:
                 self._give_back(name, process, answered=answer is not None)
             if not wanted():
@@ -112,6 +113,8 @@ class Decoders:
                 raise DecoderError(f"not decoded within {self.limits.wall_s:g} s")
         else:
             raise DecoderError(f"{self.limits.tries} decoder processes ended in the middle of one picture")
+        if isinstance(answer, TooMuchMemory):
+            raise LargePicture(alone=True)
         if isinstance(answer, Fault):
             raise ImageFault(answer.kind, answer.message, answer.ctx)
         pixels = np.frombuffer(bytearray(answer.data), np.uint8)
@@ -180,14 +183,18 @@ class _Process:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
-    def decode(self, data: bytes, wall_s: float) -> Pixels | Fault | None:
-        """Return what the process says of a picture; None if it has ended, or must, without a whole answer."""
+    def decode(self, data: bytes, memory: int, wall_s: float) -> Answer | None:
+        """Return what the process says of a picture, which may take `memory` bytes.
+
+        None if the process has ended, or must, without a whole answer.
+        """
         timer = threading.Timer(wall_s, self._end_late)
         timer.start()
         try:
             if self._task is not None:
                 self._connection.send_bytes(self._task)
                 self._task = None
+            self._connection.send_bytes(str(memory).encode())
             self._connection.send_bytes(data)
             answer: Answer = _ANSWERS.decode(self._connection.recv_bytes())
         except (EOFError, OSError, msgspec.MsgspecError):  # OSError: an end in the middle of a message too

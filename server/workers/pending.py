@@ -50,7 +50,7 @@ class PendingRequest:
 
     `level`: its class of priority when it was sent. `tries`: engines that ended with it. `suspect`: one of them may
     have ended because of it. `solo_failures`: those that had no other suspect. `sent`: when its engine got it.
-    `decoding`: its large picture has not been decoded there yet; `alone`: that takes much memory.
+    `decoding`: its large picture has not been decoded there yet.
     """
 
     work: Work
@@ -66,7 +66,6 @@ class PendingRequest:
     timer: asyncio.TimerHandle | None = None
     sent: float = 0.0
     decoding: bool = False
-    alone: bool = False
 
     @property
     def priority(self) -> Priority:
@@ -88,10 +87,14 @@ class PendingRequest:
         """Return whether a decoder process decodes its picture."""
         return self.work.large
 
+    @property
+    def alone(self) -> bool:
+        """Return whether no other picture that takes much memory may be decoded beside its own."""
+        return self.work.alone
+
     def note_large(self, message: Large) -> None:
         """Note that its picture is decoded by a decoder process from now on."""
-        self.work = msgspec.structs.replace(self.work, large=True)
-        self.alone = message.alone
+        self.work = msgspec.structs.replace(self.work, large=True, alone=message.alone)
         self.tell(message)
 
     def exhausted(self, limits: RerunLimits) -> bool:

@@ -160,7 +160,7 @@ class Pool(Owner):
         loop = asyncio.get_running_loop()
         pending = PendingRequest(work, on_event, loop.create_future(), loop.time())
         if len(work.image) > QUICK_BYTES:
-            pending.note_large(Large(work.id, alone=True))  # only its header could tell how much memory it takes
+            pending.note_large(Large(work.id, alone=False))  # if it takes much memory, the engine gives it back
         self._dispatcher.queue(pending)
         self._set_timer(pending)
         self._dispatch()

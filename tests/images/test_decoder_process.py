@@ -36,8 +36,8 @@ from pathlib import Path
 
 begun, act = Path(sys.argv[1]), sys.argv[2]
 connection = Connection(int(sys.argv[-1]))
-connection.recv_bytes()
-connection.recv_bytes()
+for _ in range(3):  # the task, how much memory, and a picture
+    connection.recv_bytes()
 begun.touch()
 if act == "hang":
     threading.Event().wait()
@@ -109,6 +109,16 @@ def test_a_fault_is_the_same_as_in_this_process(decoders):
     assert (caught.value.kind, caught.value.message) == (fault(data).kind, fault(data).message)
 
 
+def test_a_picture_that_takes_much_memory_is_decoded_only_alone(decoders):
+    data = saved(Image.new("RGB", (4000, 4400)), "PNG")
+
+    with pytest.raises(LargePicture) as caught:
+        decoders.decode("a", data, wanted, alone=False)
+
+    assert caught.value.alone
+    assert decoders.decode("a", data, wanted, alone=True).shape == (1024, 928, 3)
+
+
 def test_a_process_is_kept_for_the_next_picture(decoders):
     pids = set()
     for _ in range(2):
@@ -158,8 +168,8 @@ def test_a_picture_that_ends_every_process_fails_alone(tmp_path, act):
 def test_a_process_that_is_killed_as_it_answers_is_not_kept(monkeypatch, decoders, end):
     decode = _Process.decode
 
-    def decode_and_end(process, data, wall_s):
-        answer = decode(process, data, wall_s)
+    def decode_and_end(process, *arguments):
+        answer = decode(process, *arguments)
         end(decoders, process)
         return answer
 

@@ -143,7 +143,7 @@ def test_a_finished_request_is_its_own_verdict():
 def large(name, *, tenant="", alone=False):
     """Return a request that an engine has given back."""
     request = pending(name, tenant=tenant)
-    request.work, request.alone = msgspec.structs.replace(request.work, large=True), alone
+    request.work = msgspec.structs.replace(request.work, large=True, alone=alone)
     return request
 
 

@@ -30,6 +30,14 @@ def run(pool, name, image, tenant=""):
     return asyncio.create_task(pool.run(Work(id=name, params=params, image=image, tenant=tenant)))
 
 
+async def before_start(image):
+    """Return what is said of a request with this picture before it is started."""
+    heard = []
+    async with engines() as pool:
+        await pool.run(Work(id="a", params=GenerationParams(prompt="", seed=1), image=image), heard.append)
+    return heard[: heard.index(Started("a"))]
+
+
 async def decoder_of(pool):
     """Return the process id of the engine's decoder, which is started for this."""
     await run(pool, "first", LARGE)
@@ -48,13 +56,14 @@ async def test_a_large_picture_is_decoded_and_answered():
 
 @pytest.mark.anyio
 async def test_a_picture_whose_file_is_long_goes_to_a_decoder_at_once():
-    heard = []
-    async with engines() as pool:
-        params = GenerationParams(prompt="", seed=1)
-        await pool.run(Work(id="a", params=params, image=SMALL + bytes(QUICK_BYTES)), heard.append)
+    assert await before_start(SMALL + bytes(QUICK_BYTES)) == [Large("a", alone=False), Decoded("a")]
 
-    assert [type(event) for event in heard[:3]] == [Large, Decoded, Started]
-    assert heard[0].alone
+
+@pytest.mark.anyio
+async def test_a_long_file_whose_picture_takes_much_memory_is_decoded_alone():
+    data = saved(Image.new("RGB", (4000, 4400)), "PNG") + bytes(QUICK_BYTES)
+
+    assert await before_start(data) == [Large("a", alone=False), Large("a", alone=True), Decoded("a")]
 
 
 @pytest.mark.anyio
