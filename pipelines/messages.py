@@ -21,6 +21,10 @@ PATIENCE_S = 30.0
 # Exit status of an engine whose device had too little memory at the start: try again (<sysexits.h>, TEMPFAIL).
 EXIT_NO_ROOM = 75
 
+# Bytes above which a picture's file is large without a look at its header: to read that of 8 MiB can hold an engine's
+# threads for a tenth of a second. Few pictures of a model's size have more.
+QUICK_BYTES = 2 * 1024 * 1024
+
 # Seconds of waiting that raise a request by one class: after 15 s, LOW is as urgent as a new REALTIME.
 AGEING_S = 5.0
 
@@ -107,7 +111,8 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
 class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """One request. `image`: the encoded input picture as received. `tenant`: the caller that fairness counts it for.
 
-    `large`: the picture takes long to decode, as an engine has said (`Large`): a decoder process does it.
+    `large`: a decoder process decodes the picture, because its file is over `QUICK_BYTES` or an engine has said that it
+    takes long (`Large`). `alone`: no other that takes much memory is decoded meanwhile, so this one may.
     """
 
     id: str
@@ -117,6 +122,7 @@ class Work(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tenant: str = ""
     previews: bool = False
     large: bool = False
+    alone: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
@@ -143,7 +149,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine takes work.
 
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
-    `decoders`: the number of large pictures that it decodes at once; their requests come on top of `capacity`.
+    `decoders`: the number of large pictures that it may decode at once, and with it all engines of this machine; their
+    requests come on top of `capacity`.
     `notice`: what the operator must know of this model, "" for nothing.
     """
 
@@ -151,7 +158,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     device: str
     dtype: str
     capacity: int
-    decoders: int = 0
+    decoders: int
     notice: str = ""
 
 
@@ -177,7 +184,8 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
 class Large(msgspec.Struct, frozen=True, tag=True):
     """The request is given back: its picture takes long to decode. Send it again, `large`, when a decoder is free.
 
-    `alone`: decoding takes so much memory that no other such picture may be decoded at the same time.
+    `alone`: decoding takes so much memory that no other such picture may be decoded on the machine at the same time.
+    A request that was sent as `large` is given back only for that.
     """
 
     id: str

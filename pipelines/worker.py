@@ -125,7 +125,9 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
     threading.Thread(target=_read, args=(link, running), name="reader", daemon=True).start()
     try:
         loaded = load(config, lambda fraction, what: link.send(Loading(fraction, what)))
-        engine = Engine(config, loaded.model, loaded.codec, link.send, overlaps=loaded.overlaps)
+        engine = Engine(
+            config, loaded.model, loaded.codec, link.send, overlaps=loaded.overlaps, decoders=loaded.decoders
+        )
         if loaded.warm_up_side:
             link.send(Loading(1.0, "warming up"))
             engine.warm_up(loaded.warm_up_side)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from pipelines.images.decoder_process import Decoders
     from pipelines.messages import EngineConfig, GenerationParams
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -193,8 +194,9 @@ class ImageCodec(Codec):
 class LoadedBackend:
     """A loaded model, its codec, and what the server and its operator are told of them.
 
-    `warm_up_side`: side of the square picture to run before the first request; 0 for none. `overlaps`: whether pictures
-    are made beside steps. `notice`: what the operator must know of the model, "" for nothing.
+    `decoders`: those of large pictures, None for the engine's own. `warm_up_side`: side of the square picture to run
+    before the first request; 0 for none. `overlaps`: whether pictures are made beside steps. `notice`: what the
+    operator must know of the model, "" for nothing.
     """
 
     model: Backend
@@ -205,6 +207,7 @@ class LoadedBackend:
     notice: str = ""
     warm_up_side: int = 0
     overlaps: bool = False
+    decoders: Decoders | None = None
 
 
 def log_fault(stage: str, images: int, error: Exception) -> None:

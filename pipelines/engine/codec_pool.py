@@ -4,8 +4,8 @@
     decode    encoded picture → pixels; a request whose picture is large is given back (`Large`)
     large     one thread for each decoder process; waits for it
 
-The server sends a request whose picture is large again when a decoder process is free, so that those that wait for one
-are in fair order and take no place in the engine.
+The server sends a request whose picture is known to be large only when a decoder process is free, so that those that
+wait for one are in fair order and take no place in the engine.
 
 A fault here ends the request that it concerns. A fault in a preview does not: the request goes on without previews.
 """
@@ -97,9 +97,12 @@ class CodecPool:
     def _decode_large(self, request: Request, then: Callable[[Request], None]) -> None:
         began = time.monotonic()
         try:
-            pixels = self._decoders.decode(request.id, request.work.image, lambda: not request.cancelled)
+            work = request.work
+            pixels = self._decoders.decode(work.id, work.image, lambda: not request.cancelled, alone=work.alone)
         except Unwanted:
             self._end(request, Cancelled(request.id))
+        except LargePicture as large:
+            self._end(request, Large(request.id, large.alone))
         else:
             self._send(request, Decoded(request.id))
             self._pass_on(request, pixels, began, then)

@@ -17,9 +17,10 @@ from typing_extensions import override
 
 from pipelines.engine.backend import Codec, FaultKind, ImageCodec, LoadedBackend, OnHost
 from pipelines.errors import CheckpointError
+from pipelines.images.decoder_process import Decoders
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig, GenerationParams
@@ -42,10 +43,11 @@ def load(config: EngineConfig) -> LoadedBackend:
         seconds = float(written or 0) / 1000
     except ValueError as error:
         raise CheckpointError(f"{written!r} is no number of milliseconds.", "Write instant:5, for instance.") from error
-    codec: Codec = ImageCodec(config) if name == "instant+jpeg" else FixedCodec()
+    decodes = name == "instant+jpeg"
     return LoadedBackend(
         model=InstantBackend(seconds),
-        codec=codec,
+        codec=ImageCodec(config) if decodes else FixedCodec(),
+        decoders=None if decodes else FixedDecoders(config),
         name=config.model,
         device=config.device,
         dtype="none",
@@ -64,6 +66,14 @@ class FixedCodec(Codec):
     @override
     def encode(self, pixels: Pixels) -> bytes:
         return JPEG
+
+
+class FixedDecoders(Decoders):
+    """Decoders that start no process and read no file."""
+
+    @override
+    def decode(self, name: str, data: bytes, wanted: Callable[[], bool], *, alone: bool = True) -> Pixels:
+        return FixedCodec().decode(data)
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,14 @@ from pipelines.messages import EngineConfig, FailureKind
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
 MEMORY_BUDGET = 256 * 1024 * 1024
 
-# Bytes above which decodes run one at a time, so that several stay within one budget.
+# Bytes above which decodes run one at a time, so that all but one of several take little.
 ALONE = 48 * 1024 * 1024
 
-# A quick picture is at most a little larger than those that a model makes, and so is its file: some 20 ms to decode.
-# Encoders write about ten scans.
+# A quick picture is at most a little larger than those that a model makes: some 20 ms to decode. Encoders write about
+# ten scans.
 QUICK_PIXELS = 1_200_000
 QUICK_PIXELS_SCANNED = 16 * QUICK_PIXELS
-QUICK_BYTES = 8 * 1024 * 1024
-QUICK_SEGMENTS = 4096  # 8 MiB of PNG in 4 KB chunks, twice; walking them takes 2 ms
+QUICK_SEGMENTS = 1024  # `QUICK_BYTES` of PNG in 4 KB chunks, twice
 
 # Bytes above which a PNG's data is checked to be complete before memory is spent on it.
 PROVE_FIRST = 96 * 1024 * 1024
@@ -101,19 +100,23 @@ class _Plan(NamedTuple):
     memory: int
 
 
-def decode(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
+def decode(data: bytes, limits: EngineConfig, memory: int = MEMORY_BUDGET) -> NDArray[np.uint8]:
     """Return the picture as contiguous RGB pixels [height, width, 3], upright, on white, sides multiples of 8.
 
     The longest side is reduced to `limits.max_side`; a side that is then under `limits.min_side` is a fault.
-    Thread-safe. Raises `ImageFault`.
+    Thread-safe. Raises `ImageFault`, and `LargePicture` for one that takes more than `memory` bytes.
     """
-    return _decode(_plan(data, limits))
+    plan = _plan(data, limits)
+    if plan.memory > memory:
+        raise LargePicture(alone=True)
+    return _decode(plan)
 
 
 def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
-    """Decode a picture that takes little time, as `decode` does. Raises `ImageFault`, or `LargePicture` for others."""
-    if QUICK_BYTES < len(data) <= limits.max_image_bytes:
-        raise LargePicture(alone=True)  # even to read its header takes long
+    """Decode a picture that takes little time, as `decode` does. Raises `ImageFault`, or `LargePicture` for others.
+
+    To read the header takes little time only of a file of up to `QUICK_BYTES`.
+    """
     try:
         plan = _plan(data, limits, QUICK_SEGMENTS)
     except sniff.TooManySegments:

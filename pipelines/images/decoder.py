@@ -1,12 +1,14 @@
 """Decoder process: `python -P -m pipelines.images.decoder --fd N`, where N is one end of a socket pair.
 
 It decodes one large picture after the other for `pipelines.images.decoder_process`, at a low CPU priority. The first
-message to it is a `Task`; then each is an encoded picture, and each answer is a `Pixels` or a `Fault`. It ends at the
-end of the stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and memory
-that was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
+message to it is a `Task`. Then there are two for each picture: the bytes of memory that it may take, in decimal, and
+the encoded picture. Each answer is a `Pixels`, a `Fault` or a `TooMuchMemory`. The process ends at the end of the
+stream. Limits hold it from inside: the system ends it when a picture takes too much computing, and on Linux memory that
+was not foreseen from a header is not to be had. So nothing that a picture does reaches the engine.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import resource
@@ -24,6 +26,9 @@ from pipelines.parent import follow_parent
 
 # Added to the process's niceness: the device, encoders and the server go first when they want the processor.
 NICENESS = 10
+
+# For /proc/self/oom_score_adj, at most 1000: when the machine's memory runs out, the kernel ends a decoder first.
+OOM_SCORE = 1000
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +54,11 @@ class Fault(msgspec.Struct, frozen=True, tag=True):
     ctx: dict[str, int | float | str | list[str]]
 
 
-Answer: TypeAlias = Pixels | Fault
+class TooMuchMemory(msgspec.Struct, frozen=True, tag=True):
+    """The picture takes more memory than it may now."""
+
+
+Answer: TypeAlias = Pixels | Fault | TooMuchMemory
 
 
 def main() -> None:
@@ -59,27 +68,37 @@ def main() -> None:
     connection = Connection(parser.parse_args().fd)
     follow_parent()
     os.nice(NICENESS)
+    _offer_to_oom_killer()
     _lower(resource.RLIMIT_CORE, 0)  # a dump of memory would have a picture in it
     try:
         task = msgspec.msgpack.decode(connection.recv_bytes(), type=Task)
         _bound_memory(task.limits)
         while True:
-            data = connection.recv_bytes()
+            memory, data = int(connection.recv_bytes()), connection.recv_bytes()
             _bound_time(task.cpu_s)
-            connection.send_bytes(msgspec.msgpack.encode(_answer(data, task.limits)))
+            connection.send_bytes(msgspec.msgpack.encode(_answer(data, task.limits, memory)))
     except (EOFError, ConnectionError):
         return  # the engine has ended
 
 
-def _answer(data: bytes, limits: EngineConfig) -> Answer:
+def _answer(data: bytes, limits: EngineConfig, memory: int) -> Answer:
     try:
-        pixels = codec.decode(data, limits)
+        pixels = codec.decode(data, limits, memory)
+    except codec.LargePicture:
+        return TooMuchMemory()
     except codec.ImageFault as fault:
         return Fault(fault.kind, fault.message, fault.ctx)
     except MemoryError:
         return Fault("image_load_error", "The image could not be read: it takes too much memory.", {})
     height, width, _ = pixels.shape
     return Pixels(height, width, pixels.tobytes())
+
+
+def _offer_to_oom_killer() -> None:
+    """Let the kernel end this process rather than an engine or the server when memory runs out. Linux only."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and pictures are decoded without
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), encoding="ascii")
 
 
 def _bound_memory(limits: EngineConfig) -> None:

@@ -1,8 +1,9 @@
 """Decodes large pictures in processes of their own, each of which can be bounded and ended without harm to others.
 
 A process is started when it is first needed, decodes one picture at a time, and is kept for the next
-(`pipelines.images.decoder`). When one is killed from outside in the middle, its picture is decoded once more. A picture
-that takes too long fails alone. A process whose picture is no longer wanted is killed: others wait for it.
+(`pipelines.images.decoder`). When one is killed from outside in the middle, its picture is decoded once more; one that
+was killed before is replaced. A picture that takes too long fails alone. A process whose picture is no longer wanted is
+killed: others wait for it.
 """
 
 import dataclasses
@@ -18,8 +19,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.images.codec import ImageFault
-from pipelines.images.decoder import Answer, Fault, Pixels, Task
+from pipelines.images.codec import ALONE, MEMORY_BUDGET, ImageFault, LargePicture
+from pipelines.images.decoder import Answer, Fault, Task, TooMuchMemory
 from pipelines.messages import EngineConfig
 
 # Large pages (glibc; others ignore it): fifty megapixels take some thousand page faults instead of seventy thousand,
@@ -32,17 +33,30 @@ STDERR = 2
 _ANSWERS = msgspec.msgpack.Decoder(Answer)
 
 
+def processors() -> int:
+    """Return the number of processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decoder_count(processors: int) -> int:
+    """Return the number of decoder processes on a machine of that many processors.
+
+    Half of the processors are left to the devices and the server. At most four, because each takes memory too.
+    """
+    return max(1, min(4, processors // 2))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderLimits:
     """Bounds on decoder processes.
 
-    `count`: processes; half of the processors leave the other half to the device and the server.
+    `count`: processes.
     `cpu_s`: seconds of computing for one picture; fifty megapixels of any kind take one to five.
     `wall_s`: seconds in all, for one that hangs; a process of low priority may get a tenth of a processor.
     `tries`: processes that may end in the middle of one picture.
     """
 
-    count: int = max(1, (os.cpu_count() or 1) // 2)
+    count: int = decoder_count(processors())
     cpu_s: float = 20.0
     wall_s: float = 120.0
     tries: int = 2
@@ -75,25 +89,23 @@ class Decoders:
         self._idle: list[_Process] = []
         self._busy: dict[str, _Process] = {}
 
-    def decode(self, name: str, data: bytes, wanted: Callable[[], bool]) -> NDArray[np.uint8]:
+    def decode(self, name: str, data: bytes, wanted: Callable[[], bool], *, alone: bool = True) -> NDArray[np.uint8]:
         """Return a picture's pixels, as `codec.decode` does. `name`: what `stop` knows it by.
 
-        Raises `ImageFault`, `DecoderError`, or `Unwanted` once `wanted` says so and `stop` was called.
+        Raises `LargePicture` for one that takes much memory and is not decoded `alone`, `ImageFault`, `DecoderError`,
+        `OSError` if no process can be started, and `Unwanted` if `wanted` says so before or after. To have it say so in
+        between, call `stop` too.
         """
         for _ in range(self.limits.tries):
-            with self._lock:
-                if not wanted():
-                    raise Unwanted
-                process = self._idle.pop() if self._idle else _Process(self._command, self._task)
-                self._busy[name] = process
-            answer = process.decode(data, self.limits.wall_s)
-            with self._lock:
-                del self._busy[name]
-                if answer is not None:
-                    self._idle.append(process)
-                    break
-                if not wanted():
-                    raise Unwanted
+            process, answer = self._take(name, wanted), None
+            try:
+                answer = process.decode(data, MEMORY_BUDGET if alone else ALONE, self.limits.wall_s)
+            finally:
+                self._give_back(name, process, answered=answer is not None)
+            if not wanted():
+                raise Unwanted
+            if answer is not None:
+                break
             if process.status == -signal.SIGXCPU:
                 message = f"The image could not be read: it takes more than {self.limits.cpu_s:g} s of computing."
                 raise ImageFault("image_load_error", message)
@@ -101,10 +113,37 @@ class Decoders:
                 raise DecoderError(f"not decoded within {self.limits.wall_s:g} s")
         else:
             raise DecoderError(f"{self.limits.tries} decoder processes ended in the middle of one picture")
+        if isinstance(answer, TooMuchMemory):
+            raise LargePicture(alone=True)
         if isinstance(answer, Fault):
             raise ImageFault(answer.kind, answer.message, answer.ctx)
         pixels = np.frombuffer(bytearray(answer.data), np.uint8)
         return pixels.reshape(answer.height, answer.width, 3)
+
+    def _take(self, name: str, wanted: Callable[[], bool]) -> "_Process":
+        """Return a process for a picture. Raises `Unwanted`."""
+        with self._lock:
+            if not wanted():
+                raise Unwanted
+            while self._idle and self._idle[-1].ended:
+                self._idle.pop().end()
+            process = self._idle.pop() if self._idle else None
+        if process is None:
+            process = _Process(self._command, self._task)  # without the lock, because a start takes long
+        with self._lock:
+            self._busy[name] = process
+            if not wanted():
+                process.kill()  # `stop` came too early for it
+        return process
+
+    def _give_back(self, name: str, process: "_Process", *, answered: bool) -> None:
+        """Keep a process for the next picture if it has answered and was not killed meanwhile; else end it."""
+        with self._lock:
+            del self._busy[name]
+            if answered and not process.killed:
+                self._idle.append(process)
+                return
+        process.end()
 
     def stop(self, name: str) -> None:
         """Kill the process that decodes this picture, if one does. The picture must not be wanted any more."""
@@ -116,8 +155,7 @@ class Decoders:
         """End all processes. None may be decoding."""
         with self._lock:
             for process in self._idle:
-                process.kill()
-                process.reap()
+                process.end()
             self._idle.clear()
 
 
@@ -125,6 +163,7 @@ class _Process:
     """One decoder process. `status`: its exit status, once it has ended. `late`: it was killed for taking too long."""
 
     def __init__(self, command: Sequence[str], task: bytes) -> None:
+        self.killed = False
         self.late = False
         self._connection, theirs = Pipe()
         with theirs:
@@ -140,29 +179,38 @@ class _Process:
     def status(self) -> int | None:
         return self._process.returncode
 
-    def decode(self, data: bytes, wall_s: float) -> Pixels | Fault | None:
-        """Return what the process says of a picture; None if it has ended instead."""
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def decode(self, data: bytes, memory: int, wall_s: float) -> Answer | None:
+        """Return what the process says of a picture, which may take `memory` bytes.
+
+        None if the process has ended, or must, without a whole answer.
+        """
         timer = threading.Timer(wall_s, self._end_late)
         timer.start()
         try:
             if self._task is not None:
                 self._connection.send_bytes(self._task)
                 self._task = None
+            self._connection.send_bytes(str(memory).encode())
             self._connection.send_bytes(data)
             answer: Answer = _ANSWERS.decode(self._connection.recv_bytes())
-        except (EOFError, ConnectionError):
-            self.kill()
-            self.reap()
+        except (EOFError, OSError, msgspec.MsgspecError):  # OSError: an end in the middle of a message too
             return None
         finally:
             timer.cancel()
+            timer.join()  # from here on it kills nothing
         return answer
 
     def kill(self) -> None:
+        self.killed = True
         self._process.kill()
 
-    def reap(self) -> None:
-        """Wait for the end of a killed process, and forget it."""
+    def end(self) -> None:
+        """Kill the process, wait for its end, and forget it."""
+        self.kill()
         self._process.wait()
         self._connection.close()
 

@@ -2,16 +2,16 @@
 
 An engine is assigned no more requests than its capacity, so that the others can still be ordered here. Requests that
 are more urgent than the assigned ones may exceed it: the engine takes them at its next step. A suspect is a request
-whose engine died; suspects are run one at a time, on an engine that has nothing else.
+whose engine died, unless a decoder process had its picture; suspects are run one at a time, on an engine that has
+nothing else.
 
-A request whose picture is large is given back by the engine. It waits here for a decoder, in an order by the tenants'
-seconds of decoding, and takes none of the engine's capacity until its picture is decoded.
+A request whose picture is large (by its file's size, or as an engine has said that gave it back) waits here for a
+decoder, in an order by the tenants' seconds of decoding. It takes none of the engine's capacity until its picture is
+decoded.
 """
 
 import collections
 from collections.abc import Sequence
-
-import msgspec
 
 from pipelines.messages import Decoded, Large, fair_limit
 from server.workers.fair_queue import FairQueue
@@ -66,9 +66,7 @@ class Dispatcher:
         """
         pending = self.pop(supervisor, message.id, now)
         if pending is not None:
-            pending.work = msgspec.structs.replace(pending.work, large=True)
-            pending.alone = message.alone
-            pending.tell(message)
+            pending.note_large(message)
         return pending
 
     def note_decoded(self, supervisor: Supervisor, message: Decoded, now: float) -> None:
@@ -79,18 +77,24 @@ class Dispatcher:
             pending.tell(message)
 
     def empty(self, supervisor: Supervisor, now: float) -> list[PendingRequest]:
-        """Return all requests of an engine that has ended, and take them from it."""
+        """Return all requests of an engine that has ended, and take them from it.
+
+        They are suspects of its end, but for those whose picture a decoder process had.
+        """
         requests, self._assigned[supervisor] = list(self._assigned[supervisor].values()), {}
-        if self._quarantine is supervisor:
-            self._quarantine = None
+        suspects = [pending for pending in requests if not pending.decoding]
+        for pending in suspects:
+            pending.suspect = True
+            pending.solo_failures += len(suspects) == 1
         for pending in requests:
+            pending.tries += 1
             pending.supervisor = None
             self._end_decoding(pending, now)
         return requests
 
     def queue(self, pending: PendingRequest) -> None:
         """Add a request to those that wait; a suspect to those that are run alone."""
-        pending.queue = self._suspects if pending.tries else self._large if pending.large else self._queue
+        pending.queue = self._suspects if pending.suspect else self._large if pending.large else self._queue
         pending.queue.add(pending)
 
     def dispatch(self, now: float) -> None:
@@ -134,7 +138,7 @@ class Dispatcher:
             for supervisor in self._assigned
             if supervisor.state is State.READY
             and supervisor is not self._quarantine
-            and self._has_room(supervisor, level, pending.tenant)
+            and self._has_room(supervisor, level, pending)
             and (not pending.large or self._has_decoder(supervisor, pending))
         ]
         return min(
@@ -143,12 +147,15 @@ class Dispatcher:
             default=None,
         )
 
-    def _has_room(self, supervisor: Supervisor, level: int, tenant: str) -> bool:
-        """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`."""
-        assigned = self.load(supervisor)
-        share = collections.Counter(pending.tenant for pending in assigned)
-        allowed = fair_limit(supervisor.capacity, share[tenant], len({*share, tenant}))
-        return sum(pending.level <= level for pending in assigned) < allowed
+    def _has_room(self, supervisor: Supervisor, level: int, pending: PendingRequest) -> bool:
+        """Return whether the assigned requests at least as urgent are fewer than the tenant's `fair_limit`.
+
+        Before a large picture those that are being decoded count too, because they are going to take capacity.
+        """
+        assigned = self._assigned[supervisor].values() if pending.large else self.load(supervisor)
+        share = collections.Counter(other.tenant for other in assigned)
+        allowed = fair_limit(supervisor.capacity, share[pending.tenant], len({*share, pending.tenant}))
+        return sum(other.level <= level for other in assigned) < allowed
 
     def _end_decoding(self, pending: PendingRequest, now: float) -> None:
         """Count the time that a decoder had a request's picture, if one did until now."""
@@ -157,10 +164,16 @@ class Dispatcher:
             self._large.charge(pending.tenant, now - pending.sent)
 
     def _has_decoder(self, supervisor: Supervisor, pending: PendingRequest) -> bool:
-        """Return whether the engine has a decoder for a large picture, and memory if it is to be decoded alone."""
-        decoding = [other for other in self._assigned[supervisor].values() if other.decoding]
+        """Return whether the engine may decode a large picture now, with memory for it if it is to be decoded alone.
+
+        The engines are on one machine: the decoders of all together are no more than one of them may have. A tenant
+        gets none while another waits that has fewer.
+        """
+        decoding = [other for other in self.assigned if other.decoding]
         crowded = pending.alone and any(other.alone for other in decoding)
-        return len(decoding) < supervisor.decoders and not crowded
+        held = collections.Counter(other.tenant for other in decoding)
+        fewest = min(held[tenant] for tenant in self._large.tenants)
+        return len(decoding) < supervisor.decoders and not crowded and held[pending.tenant] <= fewest
 
     def _send(
         self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int, now: float

@@ -51,6 +51,11 @@ class FairQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         return itertools.chain.from_iterable(self._queues.values())
 
+    @property
+    def tenants(self) -> set[str]:
+        """Return the tenants that have a request in the queue."""
+        return {tenant for _, tenant in self._queues}
+
     def add(self, item: T) -> None:
         """Append a request to those of its tenant and priority; one older than all of them goes to the front."""
         queue = self._queues.setdefault((item.priority, item.tenant), deque())

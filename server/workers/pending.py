@@ -5,6 +5,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
+
 from pipelines.messages import (
     INPUT_FAULTS,
     Cancelled,
@@ -32,7 +34,7 @@ Event: TypeAlias = Large | Decoded | Started | Log | Preview
 class RerunLimits:
     """The number of engines that may end while a request is assigned to them, before it is answered with an error.
 
-    `solo_failures`: engines which had nothing else. `tries`: all.
+    `solo_failures`: engines which had no other suspect. `tries`: all.
     """
 
     solo_failures: int = 3
@@ -46,9 +48,9 @@ RERUN_LIMITS = RerunLimits()
 class PendingRequest:
     """A request in the pool: either it waits in `queue`, or it is assigned to `supervisor`'s engine.
 
-    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `solo_failures`: those of them
-    that had nothing else. `sent`: when its engine got it. `decoding`: its large picture has not been decoded there yet;
-    `alone`: that takes much memory.
+    `level`: its class of priority when it was sent. `tries`: engines that ended with it. `suspect`: one of them may
+    have ended because of it. `solo_failures`: those that had no other suspect. `sent`: when its engine got it.
+    `decoding`: its large picture has not been decoded there yet.
     """
 
     work: Work
@@ -60,10 +62,10 @@ class PendingRequest:
     level: int = 0
     solo_failures: int = 0
     tries: int = 0
+    suspect: bool = False
     timer: asyncio.TimerHandle | None = None
     sent: float = 0.0
     decoding: bool = False
-    alone: bool = False
 
     @property
     def priority(self) -> Priority:
@@ -82,8 +84,18 @@ class PendingRequest:
 
     @property
     def large(self) -> bool:
-        """Return whether its picture takes long to decode, as an engine has said."""
+        """Return whether a decoder process decodes its picture."""
         return self.work.large
+
+    @property
+    def alone(self) -> bool:
+        """Return whether no other picture that takes much memory may be decoded beside its own."""
+        return self.work.alone
+
+    def note_large(self, message: Large) -> None:
+        """Note that its picture is decoded by a decoder process from now on."""
+        self.work = msgspec.structs.replace(self.work, large=True, alone=message.alone)
+        self.tell(message)
 
     def exhausted(self, limits: RerunLimits) -> bool:
         """Return whether it may not be run again."""

@@ -5,8 +5,8 @@
              └────────────────┘ as suspects, run one at a time
 
 A request whose engine died is run again. If the engine had several, the one that killed it is unknown; each is then run
-on an engine that has nothing else. A request is answered with an error after three engines died with it alone, or ten
-in any company.
+on an engine that has nothing else, unless a decoder process had its picture. A request is answered with an error after
+three engines died with no other suspect, or ten in any company.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from pipelines.messages import (
     PATIENCE_S,
+    QUICK_BYTES,
     Cancel,
     Cancelled,
     Decoded,
@@ -158,6 +159,8 @@ class Pool(Owner):
         self._ids.add(work.id)
         loop = asyncio.get_running_loop()
         pending = PendingRequest(work, on_event, loop.create_future(), loop.time())
+        if len(work.image) > QUICK_BYTES:
+            pending.note_large(Large(work.id, alone=False))  # if it takes much memory, the engine gives it back
         self._dispatcher.queue(pending)
         self._set_timer(pending)
         self._dispatch()
@@ -207,8 +210,10 @@ class Pool(Owner):
             case Generated(id=request_id) | Failed(id=request_id) | Cancelled(id=request_id):
                 pending = self._dispatcher.pop(supervisor, request_id, now)
                 supervisor.note_finished()
-                if pending is not None:
-                    self._settle(pending, message)
+                if pending is not None and pending.answer.done():
+                    self._forget(pending)  # the caller is gone
+                elif pending is not None:
+                    pending.settle(verdict(message))
                 self._dispatch()
 
     @override
@@ -225,13 +230,11 @@ class Pool(Owner):
     def on_engine_end(self, supervisor: Supervisor) -> None:
         requests = self._dispatcher.empty(supervisor, asyncio.get_running_loop().time())
         for pending in requests:
-            pending.tries += 1
-            pending.solo_failures += len(requests) == 1
             if pending.exhausted(self._reruns):
                 pending.settle(RequestError("runner_server_error", f"The engine ended {pending.tries} times on this."))
-            else:
-                pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
             self._requeue(pending)
+        for pending in requests:
+            pending.tell(Log(pending.work.id, "The engine ended; the request is run again.", "WARN"))
         self.on_state_change()
 
     # --- waiting requests ---------------------------------------------------------------------------------------------
@@ -259,13 +262,6 @@ class Pool(Owner):
     def _forget(self, pending: PendingRequest) -> None:
         self._ids.discard(pending.work.id)
         self._moved.set()
-
-    def _settle(self, pending: PendingRequest, message: Generated | Failed | Cancelled) -> None:
-        """Answer a request with an engine's last message about it."""
-        if pending.answer.done():
-            self._forget(pending)  # the caller is gone
-        else:
-            pending.settle(verdict(message))
 
     def _dispatch(self) -> None:
         self._dispatcher.dispatch(asyncio.get_running_loop().time())

@@ -159,6 +159,10 @@ class EngineProcess(asyncio.BufferedProtocol):
             self.kill()
             await asyncio.wait({self._exited}, timeout=self._times.reap_s)
             await asyncio.wait({self._closed}, timeout=self._times.last_messages_s)
+        except OSError:
+            self._transport.abort()  # what can't be killed exits at the end of its stream
+            await asyncio.wait({self._exited}, timeout=self._times.reap_s)
+            raise
         finally:
             self._transport.abort()
             if self._watch is not None:

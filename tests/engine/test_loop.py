@@ -100,7 +100,7 @@ class HeldUpDecoders:
     def __init__(self):
         self.asked, self.let, self.closed = threading.Event(), threading.Event(), threading.Event()
 
-    def decode(self, name, data, wanted):
+    def decode(self, name, data, wanted, *, alone):
         self.asked.set()
         assert self.let.wait(WAIT_S)
         if not wanted():

@@ -12,28 +12,49 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipelines.images import codec
+from pipelines.images import codec, decoder_process
 from pipelines.images.codec import ImageFault, LargePicture
-from pipelines.images.decoder_process import COMMAND, DecoderError, DecoderLimits, Decoders, Unwanted
+from pipelines.images.decoder_process import (
+    COMMAND,
+    DecoderError,
+    DecoderLimits,
+    Decoders,
+    Unwanted,
+    _Process,
+    decoder_count,
+)
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
 from tests.support import malicious_images
 
 WAIT_S = 30.0
 
-# A decoder that hangs or dies at its first picture, when it has made the file `begun`.
+# A decoder that hangs or dies at its first picture, or in the middle of the answer, when it has made the file `begun`.
 STUB = """
-import os, signal, sys, threading
+import os, signal, struct, sys, threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 begun, act = Path(sys.argv[1]), sys.argv[2]
 connection = Connection(int(sys.argv[-1]))
-connection.recv_bytes()
-connection.recv_bytes()
+for _ in range(3):  # the task, how much memory, and a picture
+    connection.recv_bytes()
 begun.touch()
 if act == "hang":
     threading.Event().wait()
+if act == "die answering":
+    os.write(connection.fileno(), struct.pack("!i", 1000) + b"half")
+if act == "talk nonsense":
+    connection.send_bytes(b"nonsense")
 os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+# A decoder as it ships, but for a codec that never ends.
+ENDLESS = """
+import itertools
+from pipelines.images import codec, decoder
+
+codec.decode = lambda *_: max(itertools.count())
+decoder.main()
 """
 
 LARGE = {
@@ -88,6 +109,16 @@ def test_a_fault_is_the_same_as_in_this_process(decoders):
     assert (caught.value.kind, caught.value.message) == (fault(data).kind, fault(data).message)
 
 
+def test_a_picture_that_takes_much_memory_is_decoded_only_alone(decoders):
+    data = saved(Image.new("RGB", (4000, 4400)), "PNG")
+
+    with pytest.raises(LargePicture) as caught:
+        decoders.decode("a", data, wanted, alone=False)
+
+    assert caught.value.alone
+    assert decoders.decode("a", data, wanted, alone=True).shape == (1024, 928, 3)
+
+
 def test_a_process_is_kept_for_the_next_picture(decoders):
     pids = set()
     for _ in range(2):
@@ -108,11 +139,55 @@ def test_a_picture_whose_process_was_killed_is_decoded_once_more(decoders):
     assert pid not in running()
 
 
-def test_a_picture_that_ends_every_process_fails_alone(tmp_path):
-    decoders = decoders_of(stub(tmp_path, "die"), tries=2)
+def test_processes_that_were_killed_between_pictures_are_replaced():
+    decoders = decoders_of(tries=1)
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+    [pid] = running()
+    os.kill(pid, signal.SIGKILL)
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        pass
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    replaced = running() - {pid}
+    decoders.close()
+    assert len(replaced) == 1
+
+
+@pytest.mark.parametrize("act", ["die", "die answering", "talk nonsense"])
+def test_a_picture_that_ends_every_process_fails_alone(tmp_path, act):
+    decoders = decoders_of(stub(tmp_path, act), tries=2)
 
     with pytest.raises(DecoderError, match="2 decoder processes ended"):
         decoders.decode("a", b"picture", wanted)
+
+    assert running() == set()
+
+
+@pytest.mark.parametrize("end", [lambda decoders, _: decoders.stop("a"), lambda _, process: process._end_late()])
+def test_a_process_that_is_killed_as_it_answers_is_not_kept(monkeypatch, decoders, end):
+    decode = _Process.decode
+
+    def decode_and_end(process, *arguments):
+        answer = decode(process, *arguments)
+        end(decoders, process)
+        return answer
+
+    monkeypatch.setattr(_Process, "decode", decode_and_end)
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    assert running() == set()
+
+
+def test_an_exception_in_the_middle_of_a_picture_ends_its_process(monkeypatch, tmp_path):
+    decoders = decoders_of(stub(tmp_path, "hang"))
+    monkeypatch.setattr(_Process, "decode", lambda *_: 1 / 0)
+
+    with pytest.raises(ZeroDivisionError):
+        decoders.decode("a", b"picture", wanted)
+
+    assert running() == set()
 
 
 def test_a_process_that_hangs_is_killed(tmp_path):
@@ -122,12 +197,28 @@ def test_a_process_that_hangs_is_killed(tmp_path):
         decoders.decode("a", b"picture", wanted)
 
 
+@pytest.mark.parametrize(("processors", "count"), [(1, 1), (2, 1), (6, 3), (64, 4)])
+def test_half_of_the_processors_decode_and_never_more_than_four(processors, count):
+    assert decoder_count(processors) == count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bind no process to processors")
+def test_only_processors_that_this_process_may_use_count():
+    code = (
+        "import os; from pipelines.images.decoder_process import processors;"
+        "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1]); print(processors())"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert done.stdout == "1\n"
+
+
 def test_a_picture_that_takes_too_much_computing_is_refused():
-    decoders = decoders_of(cpu_s=0.0)  # what is left of the process's first second
-    data = saved(Image.new("RGB", (8000, 6000), "teal"), "PNG", compress_level=1)
+    decoders = decoders_of([sys.executable, "-c", ENDLESS], cpu_s=0.0)  # what is left of the process's first second
 
     with pytest.raises(ImageFault, match="takes more than 0 s of computing") as caught:
-        decoders.decode("a", data, wanted)
+        decoders.decode("a", b"picture", wanted)
 
     assert caught.value.kind == "image_load_error"
 
@@ -159,6 +250,47 @@ def test_a_picture_that_was_not_wanted_before_it_began_starts_no_process(tmp_pat
         decoders.decode("a", b"picture", lambda: False)
 
     assert running() == set()
+
+
+def test_others_do_not_wait_while_a_process_is_started(monkeypatch, decoders):
+    start, waited = subprocess.Popen, []
+
+    def start_slowly(*arguments, **options):
+        other = threading.Thread(target=decoders.stop, args=["b"])
+        other.start()
+        other.join(1.0)
+        waited.append(other.is_alive())
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(decoder_process.subprocess, "Popen", start_slowly)
+
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    assert waited == [False]
+
+
+def test_a_picture_that_is_stopped_while_its_process_is_started_frees_it(monkeypatch, tmp_path):
+    decoders, start, unwanted = decoders_of(stub(tmp_path, "hang")), subprocess.Popen, []
+
+    def start_and_stop(*arguments, **options):
+        unwanted.append("a")
+        decoders.stop("a")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(decoder_process.subprocess, "Popen", start_and_stop)
+
+    with pytest.raises(Unwanted):
+        decoders.decode("a", b"picture", lambda: not unwanted)
+
+    assert not (tmp_path / "begun").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such score")
+def test_a_decoder_is_what_the_kernel_ends_first_without_memory(decoders):
+    decoders.decode("a", LARGE["jpeg"](), wanted)
+
+    [pid] = running()
+    assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems bound no address space")
@@ -219,11 +351,10 @@ def many_chunks() -> bytes:
         (lambda: saved(Image.new("RGB", (2000, 1700)), "WEBP"), True),
         (lambda: malicious_images.jpeg_of_scans(1000, 1000, 40), False),
         (many_chunks, True),
-        (lambda: bytes(codec.QUICK_BYTES + 1), True),
     ],
     ids=[
         "jpeg of a model's size", "progressive", "png", "webp", "jpeg of two megapixels", "grey png", "png of thirteen",
-        "webp of three", "jpeg with many scans", "png with many chunks", "long file",
+        "webp of three", "jpeg with many scans", "png with many chunks",
     ],
 )  # fmt: skip
 def test_what_takes_long_is_told_by_the_header(make, alone):

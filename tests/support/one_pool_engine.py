@@ -1,7 +1,7 @@
-"""An engine that decodes all pictures on its own threads: `python -P tests/support/one_pool_engine.py --fd N`.
+"""An engine that decodes on its own threads: `python -P tests/support/one_pool_engine.py --fd N`.
 
-It has no decoder processes: those pictures that take much memory are decoded one at a time, and the threads of the
-others wait meanwhile. Everything else is as it ships.
+Only files over 2 MiB go to decoder processes. Of the others, pictures that take much memory are decoded one at a time,
+and the threads of those that follow wait meanwhile. Everything else is as it ships.
 """
 
 import dataclasses

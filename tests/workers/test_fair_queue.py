@@ -125,6 +125,30 @@ def test_an_absent_tenant_saves_nothing_up():
     assert [item.tenant for item in take_all(queue)[:4]].count("late") == 2
 
 
+def test_what_a_tenant_has_had_is_forgotten_once_none_waits():
+    queue = queue_of([Item(cost=8)])
+    take_all(queue)
+    waiting = [Item(), Item("b")]
+    for item in waiting:
+        queue.add(item)
+
+    assert take_all(queue) == waiting
+
+
+def test_a_charge_counts_also_when_none_waits():
+    queue = FairQueue(cost=lambda _: 0.0)
+    queue.charge("a", 5.0)
+    for tenant in "ab":
+        queue.add(Item(tenant))
+    take_all(queue)
+    queue.charge("a", 1.0)
+    waiting = first, second = Item(), Item("b")
+    for item in waiting:
+        queue.add(item)
+
+    assert take_all(queue) == [second, first]
+
+
 def test_a_request_that_comes_back_goes_before_those_which_came_later():
     later, earlier = Item(arrived=NOW + 1), Item(arrived=NOW)
     queue = queue_of([later])

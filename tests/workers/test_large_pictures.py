@@ -3,23 +3,26 @@
 import asyncio
 import os
 import signal
+import sys
+from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
-from pipelines.messages import Generated, GenerationParams, Work
+from pipelines.messages import QUICK_BYTES, Decoded, Generated, GenerationParams, Large, Started, Work
 from server.fal.errors import InvalidInput
 from server.workers.pool import COMMAND, State
 from tests.images.test_codec import saved
 from tests.workers.test_pool import is_running, pid_of, pool_of, restarts, until
 
 SMALL = saved(Image.new("RGB", (64, 64), "teal"), "JPEG")
+ONE_DECODER = (sys.executable, "-P", str(Path(__file__).parents[1] / "support" / "one_decoder_engine.py"))
 LARGE = saved(Image.new("RGB", (1600, 1200), "teal"), "PNG")
 
 
 def engines():
-    return pool_of(model="instant+jpeg", command=COMMAND)
+    return pool_of(model="instant+jpeg", command=ONE_DECODER)
 
 
 def run(pool, name, image, tenant=""):
@@ -27,10 +30,19 @@ def run(pool, name, image, tenant=""):
     return asyncio.create_task(pool.run(Work(id=name, params=params, image=image, tenant=tenant)))
 
 
+async def before_start(image):
+    """Return what is said of a request with this picture before it is started."""
+    heard = []
+    async with engines() as pool:
+        await pool.run(Work(id="a", params=GenerationParams(prompt="", seed=1), image=image), heard.append)
+    return heard[: heard.index(Started("a"))]
+
+
 async def decoder_of(pool):
     """Return the process id of the engine's decoder, which is started for this."""
     await run(pool, "first", LARGE)
-    return psutil.Process(pid_of(pool)).children()[0].pid
+    [decoder] = psutil.Process(pid_of(pool)).children()
+    return decoder.pid
 
 
 @pytest.mark.anyio
@@ -40,6 +52,26 @@ async def test_a_large_picture_is_decoded_and_answered():
 
     assert (answer.pictures[0].width, answer.pictures[0].height) == (1024, 768)
     assert "decode_image" in answer.timings
+
+
+@pytest.mark.anyio
+async def test_a_picture_whose_file_is_long_goes_to_a_decoder_at_once():
+    assert await before_start(SMALL + bytes(QUICK_BYTES)) == [Large("a", alone=False), Decoded("a")]
+
+
+@pytest.mark.anyio
+async def test_a_long_file_whose_picture_takes_much_memory_is_decoded_alone():
+    data = saved(Image.new("RGB", (4000, 4400)), "PNG") + bytes(QUICK_BYTES)
+
+    assert await before_start(data) == [Large("a", alone=False), Large("a", alone=True), Decoded("a")]
+
+
+@pytest.mark.anyio
+async def test_a_long_file_is_as_good_as_any_other_to_an_engine_that_reads_none():
+    async with pool_of(command=COMMAND) as pool:
+        answer = await run(pool, "a", bytes(QUICK_BYTES + 1))
+
+    assert isinstance(answer, Generated)
 
 
 @pytest.mark.anyio
@@ -121,6 +153,7 @@ async def test_what_waits_for_a_decoder_runs_on_the_next_engine_when_one_dies():
     assert {type(answer) for answer in answers} == {Generated}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a stopped process with its parent")
 @pytest.mark.anyio
 async def test_no_decoder_outlives_a_killed_engine():
     async with engines() as pool:

@@ -9,14 +9,16 @@ import pytest
 
 from pipelines.messages import EngineConfig
 from server.workers.process import EngineProcess, Launch
+from tests.workers.test_supervisor import failing
 
 SLEEPING = (sys.executable, "-c", "import time; time.sleep(600)")
+READING = (sys.executable, "-c", "import os, sys\nwhile os.read(int(sys.argv[-1]), 4096): pass")
 
 
-async def start():
+async def start(command=SLEEPING, process=EngineProcess):
     """Start a process that sends nothing."""
     config = EngineConfig(model="instant", data_dir="")
-    return await EngineProcess.start(Launch(command=SLEEPING, environment=os.environ, patience_s=60.0), config, print)
+    return await process.start(Launch(command=command, environment=os.environ, patience_s=60.0), config, print)
 
 
 def children():
@@ -33,6 +35,17 @@ async def test_a_process_is_reaped_also_by_a_caller_that_is_cancelled_meanwhile(
 
     with pytest.raises(asyncio.CancelledError):
         await reaping
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.pid, 0)
+
+
+@pytest.mark.anyio
+async def test_a_process_that_can_not_be_killed_is_reaped_at_the_end_of_its_stream():
+    engine = await start(READING, failing("kill", PermissionError))
+
+    with pytest.raises(PermissionError):
+        await engine.reap()
 
     with pytest.raises(ProcessLookupError):
         os.kill(engine.pid, 0)

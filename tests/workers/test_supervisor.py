@@ -62,8 +62,7 @@ class NoPause(RestartPolicy):
 async def supervised(owner=None, device="cpu", **options):
     """Run a supervisor of faulty engines whose device is DEFUNCT at the second end."""
     options = {"restarts": RestartPolicy(failures=2)} | options
-    times = ProcessTimes(reap_s=0.5)
-    launch = Launch(command=FAULTY, environment=os.environ, patience_s=options.pop("patience_s", 60.0), times=times)
+    launch = Launch(command=FAULTY, environment=os.environ, patience_s=options.pop("patience_s", 60.0))
     config = EngineConfig(model="instant", data_dir="", device=device)
     supervisor = Supervisor(config, launch, owner or Listener(), **options)
     task = asyncio.create_task(supervisor.keep_running())
