@@ -149,8 +149,8 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The engine takes work.
 
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
-    `decoders`: the number of large pictures that it may decode at once, and with it all engines of this machine; their
-    requests come on top of `capacity`.
+    `decoders`: the number of large pictures that it may decode at once; their requests come on top of `capacity`.
+    `processors`: those that it may use, half of which all engines of this machine may keep busy with large pictures.
     `notice`: what the operator must know of this model, "" for nothing.
     """
 
@@ -159,6 +159,7 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     dtype: str
     capacity: int
     decoders: int
+    processors: int
     notice: str = ""
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 from pipelines.engine.loop import Engine
 from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.frames import parse_to_engine, read_frame, write_frame
+from pipelines.images.decoder_process import processors
 from pipelines.messages import (
     EXIT_NO_ROOM,
     Cancel,
@@ -147,6 +148,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
             dtype=loaded.dtype,
             capacity=engine.capacity,
             decoders=engine.decoders,
+            processors=processors(),
             notice=loaded.notice,
         )
     )

@@ -96,11 +96,14 @@ class Runner:
         """Renew the leases, then release lapsed ones: in this order a server that was frozen keeps its jobs."""
         before = list(self._running)
         now = self._now()
-        held = await self._store.heartbeat(self._worker, self._times.lease, now)
+        # Both at once: a clock that is set between them would let the own leases lapse.
+        held, lapsed = await asyncio.gather(
+            self._store.heartbeat(self._worker, self._times.lease, now), self._store.release_lapsed(now)
+        )
         for attempt in before:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
-        for request_id in await self._store.release_lapsed(now):
+        for request_id in lapsed:
             self._index.requeued(request_id)
 
     # --- claiming and running

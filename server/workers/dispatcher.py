@@ -166,14 +166,17 @@ class Dispatcher:
     def _has_decoder(self, supervisor: Supervisor, pending: PendingRequest) -> bool:
         """Return whether the engine may decode a large picture now, with memory for it if it is to be decoded alone.
 
-        The engines are on one machine: the decoders of all together are no more than one of them may have. A tenant
+        The engines are on one machine: those of all together keep no more than half of its processors busy. A tenant
         gets none while another waits that has fewer.
         """
         decoding = [other for other in self.assigned if other.decoding]
-        crowded = pending.alone and any(other.alone for other in decoding)
+        crowded = len(decoding) >= max(1, supervisor.processors // 2) or (
+            pending.alone and any(other.alone for other in decoding)
+        )
+        own = sum(other.supervisor is supervisor for other in decoding)
         held = collections.Counter(other.tenant for other in decoding)
         fewest = min(held[tenant] for tenant in self._large.tenants)
-        return len(decoding) < supervisor.decoders and not crowded and held[pending.tenant] <= fewest
+        return own < supervisor.decoders and not crowded and held[pending.tenant] <= fewest
 
     def _send(
         self, queue: FairQueue[PendingRequest], pending: PendingRequest, supervisor: Supervisor, level: int, now: float

@@ -102,6 +102,7 @@ class Supervisor:
         self.notice = ""
         self.capacity = 0
         self.decoders = 0
+        self.processors = 0
         self.restarts = 0
         self._config = config
         self._launch = launch
@@ -184,7 +185,7 @@ class Supervisor:
                 pass  # the last message of one that is being reaped
             case Ready(model=model, device=device, notice=notice):
                 self.model, self.device, self.notice = model, device, notice
-                self.capacity, self.decoders = message.capacity, message.decoders
+                self.capacity, self.decoders, self.processors = message.capacity, message.decoders, message.processors
                 self._ready_at = asyncio.get_running_loop().time()
                 logger.info("%s is ready on %s", model, device)
                 if notice:

@@ -999,6 +999,27 @@ async def test_a_live_workers_lease_does_not_lapse_when_the_clock_is_set_forward
     assert (held.begun, held.cancelled) == ([42], [])
 
 
+async def test_a_clock_that_is_set_back_during_a_heartbeat_lets_no_live_lease_lapse(tmp_path, held):
+    async with serving(tmp_path, held, times=QueueTimes(heartbeat=0.01)) as queue:
+        renew, beats = queue._store.heartbeat, []
+
+        def renew_and_set_back(*args):
+            renewed = renew(*args)
+            if len(beats) < 3:
+                beats.append(renewed)
+                renewed.add_done_callback(lambda _: queue._store.move_deadlines(-3600.0))
+            return renewed
+
+        job = await queue.submit(new())
+        await held.until(lambda: held.running == 1)
+        queue._store.heartbeat = renew_and_set_back
+        await eventually(lambda: len(beats) == 3 and beats[-1].done())
+        held.go.set()
+
+        assert (await ended(queue, job.id)).result_status == 200
+    assert (held.begun, held.cancelled) == ([42], [])
+
+
 async def test_a_clock_that_is_set_while_nothing_can_be_stored_is_followed_later(tmp_path, held):
     clock = Clock()
     async with serving(tmp_path, held, capacity=0, clock=clock, times=QueueTimes(disk_retry=0.01)) as queue:

@@ -17,6 +17,7 @@ class Device:
         self.state = state
         self.capacity = 2
         self.decoders = 1
+        self.processors = 64
         self.sent = []
 
     def send(self, message):
@@ -226,11 +227,13 @@ def test_a_tenant_gets_a_second_decoder_only_when_no_other_waits_that_has_fewer(
     assert device.sent == ["a1", "b1", "a2"]
 
 
-@pytest.mark.parametrize(("decoders", "alone", "sent"), [(9, True, 1), (2, False, 2)])
-def test_engines_of_one_machine_share_its_memory_and_processors_for_decoding(decoders, alone, sent):
+@pytest.mark.parametrize(
+    ("processors", "alone", "sent"), [(64, True, 1), (1, False, 1), (5, False, 2), (6, False, 3), (64, False, 3)]
+)
+def test_engines_of_one_machine_share_its_memory_and_processors_for_decoding(processors, alone, sent):
     devices = [Device(State.READY) for _ in range(3)]
     for device in devices:
-        device.decoders = decoders
+        device.processors = processors
     dispatcher = Dispatcher(devices)
     for name in "abc":
         dispatcher.queue(large(name, tenant=name, alone=alone))
