@@ -93,13 +93,9 @@ class Runner:
             await asyncio.gather(*late, return_exceptions=True)
 
     async def heartbeat(self) -> None:
-        """Renew the leases, then release lapsed ones: in this order a server that was frozen keeps its jobs."""
+        """Renew the leases, and release lapsed ones."""
         before = list(self._running)
-        now = self._now()
-        # Both at once: a clock that is set between them would let the own leases lapse.
-        held, lapsed = await asyncio.gather(
-            self._store.heartbeat(self._worker, self._times.lease, now), self._store.release_lapsed(now)
-        )
+        held, lapsed = await self._store.heartbeat(self._worker, self._times.lease, self._now())
         for attempt in before:
             if held.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()

@@ -175,20 +175,19 @@ class JobStore:
 
         return self.database.write(operation)
 
-    def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[dict[str, int]]:
-        """Renew the leases of all jobs of `worker`; return these jobs, request id → fence."""
+    def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[tuple[dict[str, int], list[str]]]:
+        """Renew the leases of all jobs of `worker`, then put jobs whose lease has run out back into the queue.
 
-        def operation(connection: sa.Connection) -> dict[str, int]:
+        Return the worker's jobs, request id → fence, and the request ids of the others. In this order, so that a server
+        that was frozen keeps its jobs, and in one transaction: a clock that is set in between would end live leases.
+        """
+
+        def operation(connection: sa.Connection) -> tuple[dict[str, int], list[str]]:
             connection.execute(sql.HEARTBEAT, {"by": worker, "until": now + lease_s})
-            return dict(connection.execute(sql.HELD, {"by": worker}).all())
+            held = dict(connection.execute(sql.HELD, {"by": worker}).all())
+            return held, list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
 
         return self.database.write(operation)
-
-    def release_lapsed(self, now: float) -> asyncio.Future[list[str]]:
-        """Put jobs whose lease has run out back into the queue; return their request ids."""
-        return self.database.write(
-            lambda connection: list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
-        )
 
     def move_deadlines(self, seconds: float) -> asyncio.Future[None]:
         """Move every time that something waits for: start timeouts, leases, retries of jobs and webhooks."""

@@ -99,7 +99,7 @@ def _work(database, fenced):
 async def _claim_and_publish(store):
     me = uuid.uuid4().hex
     while True:
-        await store.release_lapsed(time.time())
+        await store.heartbeat("nobody", LEASE_S, time.time())
         jobs = await store.claim(me, 2, LEASE_S, time.time())
         await asyncio.sleep(RUN_S)
         for job in jobs:

@@ -739,7 +739,7 @@ async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held):
     async with serving(tmp_path, held, capacity=1, times=QueueTimes(heartbeat=0.02)) as queue:
         await queue.submit(new(seed=1))
         await held.until(lambda: held.running == 1)
-        await queue._store.release_lapsed(now=1e12)
+        await queue._store.heartbeat("another", 60.0, now=1e12)
         await held.until(lambda: held.cancelled == [1])
 
 

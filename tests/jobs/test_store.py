@@ -206,18 +206,25 @@ async def test_a_lease_that_is_not_renewed_lapses(store):
     kept, lost = [await submitted(store) for _ in range(2)]
     await claimed(store, "alive")
     await claimed(store, "dead")
-    held = await store.heartbeat("alive", LEASE, now=50.0)
+    await store.heartbeat("alive", LEASE, now=50.0)
 
-    assert held == {kept: 1}
-    assert await store.release_lapsed(now=61.0) == [lost]
-    assert await store.release_lapsed(now=61.0) == []
+    assert await store.heartbeat("alive", LEASE, now=61.0) == ({kept: 1}, [lost])
+    assert await store.heartbeat("alive", LEASE, now=61.0) == ({kept: 1}, [])
+
+
+@pytest.mark.anyio
+async def test_a_worker_that_was_frozen_past_its_lease_keeps_its_jobs(store):
+    kept = await submitted(store)
+    await claimed(store, "frozen")
+
+    assert await store.heartbeat("frozen", LEASE, now=LEASE + 1) == ({kept: 1}, [])
 
 
 async def two_workers_publish(store: JobStore) -> list[bool]:
     """A worker freezes past its lease, another takes the job and publishes; the first wakes up and publishes too."""
     await submitted(store, webhook="http://receiver/hook")
     frozen = await claimed(store, "frozen")
-    await store.release_lapsed(now=LEASE + 1)
+    await store.heartbeat("another", LEASE, now=LEASE + 1)
     successor = await claimed(store, "successor", now=LEASE + 1)
     published = [await store.finish(successor, DONE, [], 0.1, 70.0)]
     return [*published, await store.finish(frozen, OTHER, [], 0.1, 71.0)]
@@ -240,7 +247,7 @@ async def test_without_the_fence_there_are_two_results(path):
 async def test_a_worker_that_lost_its_job_cannot_publish_while_another_runs_it(store):
     request_id = await submitted(store)
     frozen = await claimed(store, "frozen")
-    await store.release_lapsed(now=LEASE + 1)
+    await store.heartbeat("another", LEASE, now=LEASE + 1)
     await claimed(store, "successor", now=LEASE + 1)
 
     assert not await store.finish(frozen, OTHER, [], 0.1, 70.0)
