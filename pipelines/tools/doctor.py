@@ -195,14 +195,14 @@ def clock() -> Finding:
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Finding:
-    """Judge the local CA and its certificate, if there are any: in date, keys readable by their owner alone."""
+    """Judge the local CA and its certificates, if there are any: in date, keys readable by their owner alone."""
     if not (folder / "ca.pem").exists():
         return Finding(Level.OK, "certificates", "none yet: `fourstep certs` or --tls-port makes them")
     open_keys = [key.name for key in folder.glob("*key.pem") if key.stat().st_mode & 0o077]
     if open_keys:
         names = ", ".join(open_keys)
         return Finding(Level.FAIL, "certificates", f"others can read {names}", f"chmod 600 {folder}/*key.pem")
-    files = [path for path in (folder / "ca.pem", folder / "cert.pem") if path.exists()]
+    files = [path for name in ("ca.pem", "cert.pem", "cert-dns.pem") if (path := folder / name).exists()]
     ends = [x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in files]
     line = f"valid until {min(ends):%Y-%m-%d}"
     if min(ends) <= now:

@@ -37,7 +37,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         contextlib.closing(listen.bind(settings)) as listeners,
     ):
         logs.configure()
-        threading.excepthook = _on_thread_error
+        threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         run_file = settings.data_dir / RUN_FILE
 
@@ -62,6 +62,15 @@ def _on_thread_error(raised: threading.ExceptHookArgs) -> None:
     """Log what a thread has raised; end the process after a `MemoryError`."""
     if raised.exc_value is not None:
         logs.fault(f"the thread {raised.thread.name if raised.thread else ''}", raised.exc_value)
+
+
+def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Log what a callback from C has raised; end the process after a `MemoryError`.
+
+    A TLS client whose host name is not ASCII got an alert, and its name is in no log.
+    """
+    if raised.exc_value is not None and not isinstance(raised.exc_value, UnicodeDecodeError):
+        logs.fault(raised.err_msg or "a callback", raised.exc_value)
 
 
 def _say_budget(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -114,6 +115,28 @@ def test_sigterm_ends_server_and_engines(tmp_path):
     assert status == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engines[0], 0)
+
+
+def test_a_tls_client_whose_host_name_is_not_ascii_is_in_no_log(instant):
+    name = b"\xff\xfe.example"
+    hello = client_hello("x" * len(name)).replace(b"x" * len(name), name)
+
+    with socket.create_connection(("localhost", int(instant.tls_url.rpartition(":")[2]))) as connection:
+        connection.sendall(hello)
+        while connection.recv(4096):
+            pass
+
+    log = (instant.data_dir / "log").read_text()
+    assert [word for word in ("ignored in", "Traceback", "UnicodeDecodeError") if word in log] == []
+
+
+def client_hello(name):
+    """The first bytes of a TLS client that asks for a name."""
+    out = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
 
 
 def test_the_api_process_does_not_import_torch(instant):

@@ -156,7 +156,7 @@ def write_certificates(folder: Path, *, until: datetime.datetime) -> None:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - datetime.timedelta(days=400), until)
     pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    for file in ("ca.pem", "cert.pem"):
+    for file in ("ca.pem", "cert.pem", "cert-dns.pem"):
         (folder / file).write_bytes(pem)
     for file in ("ca-key.pem", "key.pem"):
         (folder / file).touch(mode=0o600)
