@@ -34,6 +34,7 @@ from server.web.access_log import AccessLog
 from server.web.canonical_path import CanonicalPath
 from server.web.origin_guard import OriginGuard
 from server.web.responses import EXCEPTION_HANDLERS
+from server.web.websocket import UpgradeRequired
 from server.webhooks.delivery import Deliverer
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
@@ -186,6 +187,7 @@ def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) ->
         Middleware(AccessLog, metrics),
         Middleware(OriginGuard, auth, settings),
         Middleware(Cors),
+        Middleware(UpgradeRequired),
         Middleware(CanonicalPath, settings.public_url),
         Middleware(ReleaseReservations),
     ]
