@@ -172,7 +172,8 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     keys: str = setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
     allow_anonymous: bool = setting(False, "serve other machines although no keys are set")  # noqa: FBT003
     allow_origin: str = setting(
-        "", "web origins that may call a server without keys, beside loopback's: https://app.example"
+        "",
+        "web origins that may call a server without keys, beside loopback's: https://*.example, chrome-extension://*",
     )
     key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
