@@ -218,7 +218,7 @@ class ConnectionSettings(LimitSettings):
 class ListenSettings(DataSettings, ConnectionSettings):
     """Addresses, ports, TLS and the proxy in front."""
 
-    host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
+    host: str = setting("localhost", "address to listen on; localhost is 127.0.0.1 and ::1; all others need keys")
     port: Port = setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: Port | None = setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
     tls_names: str = setting(
@@ -237,6 +237,12 @@ class ListenSettings(DataSettings, ConnectionSettings):
         super().__post_init__()
         if self.public_url and not self.public_url.startswith(("http://", "https://")):
             raise SettingsError(f"public-url: {self.public_url!r} does not begin with http:// or https://")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses to listen on, without brackets; of `localhost` both, first the one that every machine has."""
+        host = self.host.removeprefix("[").removesuffix("]")
+        return ("127.0.0.1", "::1") if host.lower() == "localhost" else (host,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

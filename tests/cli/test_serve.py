@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.cli.launcher import RUN_FILE, LaunchError
-from tests.support.server_process import APP, clean_env, post, serving, start_server, submitted, until
+from tests.support.server_process import APP, clean_env, loopback, post, serving, start_server, submitted, until
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
@@ -67,6 +67,15 @@ def test_a_host_that_is_not_this_machines_is_said_at_once(tmp_path):
 
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "--host takes an address of this machine" in done.stderr
+
+
+@pytest.mark.parametrize("host", [f"[{address}]" for address in loopback()[1:]] + loopback())
+def test_an_address_of_loopback_is_served_without_keys(host, tmp_path):
+    with serving("--model", "instant", "--host", host, data_dir=tmp_path) as server:
+        address = host.strip("[]")
+
+        assert server.url.startswith(f"http://[{address}]:" if ":" in address else f"http://{address}:")
+        assert server.get("/ready")["state"] == "READY"
 
 
 def test_one_data_dir_has_one_server(tmp_path):
