@@ -26,6 +26,7 @@ from server.jobs.database import Database, usable
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
+from server.outbound.addresses import parse_networks
 from server.outbound.fetch import Fetch
 from server.settings import Settings
 from server.storage.files import Files
@@ -150,7 +151,12 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(
-                **vars(resources), generate=use_case, queue=queue, auth=auth, signing_keys=signing_keys
+                **vars(resources),
+                generate=use_case,
+                queue=queue,
+                auth=auth,
+                signing_keys=signing_keys,
+                allowed=parse_networks(settings.allow_net),
             )
             yield
 
