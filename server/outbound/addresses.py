@@ -82,12 +82,17 @@ def is_inside(address: Address, allowed: Sequence[Network]) -> bool:
     return any(address in network for network in allowed)
 
 
+def is_own_name(host: str) -> bool:
+    """Return whether a host name means this machine whatever a name server says (RFC 6761, 6.3)."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
 def lacking(host: str, allowed: Sequence[Network]) -> tuple[Address, ...]:
     """Return what `allowed` lacks for `host`, if that is an address or this machine's own name; else nothing.
 
     Only a look-up tells where another name leads.
     """
-    if host == "localhost" or host.endswith(".localhost"):
+    if is_own_name(host):
         addresses: tuple[Address, ...] = _LOOPBACK
     else:
         try:
