@@ -26,6 +26,7 @@ from server.jobs.database import Database, usable
 from server.jobs.queue import Queue
 from server.jobs.store import JobStore
 from server.metrics import Metrics
+from server.outbound.addresses import parse_networks
 from server.outbound.fetch import Fetch
 from server.settings import Settings
 from server.storage.files import Files
@@ -34,6 +35,7 @@ from server.web.access_log import AccessLog
 from server.web.canonical_path import CanonicalPath
 from server.web.origin_guard import OriginGuard
 from server.web.responses import EXCEPTION_HANDLERS
+from server.web.websocket import UpgradeRequired
 from server.webhooks.delivery import Deliverer
 from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
@@ -149,7 +151,12 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(
-                **vars(resources), generate=use_case, queue=queue, auth=auth, signing_keys=signing_keys
+                **vars(resources),
+                generate=use_case,
+                queue=queue,
+                auth=auth,
+                signing_keys=signing_keys,
+                allowed=parse_networks(settings.allow_net),
             )
             yield
 
@@ -186,6 +193,7 @@ def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) ->
         Middleware(AccessLog, metrics),
         Middleware(OriginGuard, auth, settings),
         Middleware(Cors),
+        Middleware(UpgradeRequired),
         Middleware(CanonicalPath, settings.public_url),
         Middleware(ReleaseReservations),
     ]

@@ -1,21 +1,27 @@
 """The `Context` of the request handlers: made once when the server starts, at `request.app.state.ctx`."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from starlette.requests import HTTPConnection
 
 from server.access.auth import Auth
 from server.generate import Resources, UseCase
 from server.jobs.queue import Queue
+from server.outbound.addresses import Network
 from server.settings import AccessSettings
 from server.webhooks.signing_keys import SigningKeys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context(Resources):
-    """The parts of the server that routes use. `generate` is the use case with its resources bound."""
+    """The parts of the server that routes use. `generate` is the use case with its resources bound.
+
+    `allowed`: networks inside that webhooks may lead to.
+    """
 
     settings: AccessSettings
+    allowed: Sequence[Network]
     generate: UseCase
     queue: Queue
     auth: Auth

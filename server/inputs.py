@@ -80,6 +80,7 @@ class Inputs:
 
         `memory` is taken for what is read or fetched; a data URI's is held already, by the body in which it came.
         """
+        url = url.strip()
         try:
             if url[:5].lower() == "data:":
                 return await self._data_uris.decode(url, self._max_bytes, tenant=tenant)

@@ -172,7 +172,8 @@ class AccessSettings(DataSettings, LimitSettings, QueueSettings):
     keys: str = setting("", "id:secret,id:secret — the quick way to set API keys; `fourstep keys` is the other")
     allow_anonymous: bool = setting(False, "serve other machines although no keys are set")  # noqa: FBT003
     allow_origin: str = setting(
-        "", "web origins that may call a server without keys, beside loopback's: https://app.example"
+        "",
+        "web origins that may call a server without keys, beside loopback's: https://*.example, chrome-extension://*",
     )
     key_share: Annotated[float, Meta(ge=0.001, le=1)] = setting(
         0.5,
@@ -217,7 +218,7 @@ class ConnectionSettings(LimitSettings):
 class ListenSettings(DataSettings, ConnectionSettings):
     """Addresses, ports, TLS and the proxy in front."""
 
-    host: str = setting("127.0.0.1", "address to listen on; anything but loopback needs keys")
+    host: str = setting("localhost", "address to listen on; localhost is 127.0.0.1 and ::1; all others need keys")
     port: Port = setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: Port | None = setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
     tls_names: str = setting(
@@ -236,6 +237,12 @@ class ListenSettings(DataSettings, ConnectionSettings):
         super().__post_init__()
         if self.public_url and not self.public_url.startswith(("http://", "https://")):
             raise SettingsError(f"public-url: {self.public_url!r} does not begin with http:// or https://")
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses to listen on, without brackets; of `localhost` both, first the one that every machine has."""
+        host = self.host.removeprefix("[").removesuffix("]")
+        return ("127.0.0.1", "::1") if host.lower() == "localhost" else (host,)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

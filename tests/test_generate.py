@@ -38,6 +38,14 @@ async def test_a_large_picture_in_a_data_uri_arrives_whole(tmp_path):
 
 
 @pytest.mark.anyio
+async def test_blanks_around_a_data_uri_are_nothing(tmp_path):
+    async with serving(tmp_path) as web:
+        await generate(web.ctx, parsed(image_url=f" \n\t{data_uri.encode(PICTURE, 'image/png')} "), CALL)
+
+    assert web.engines.works[0].image == PICTURE
+
+
+@pytest.mark.anyio
 async def test_the_caller_hears_of_start_logs_and_previews(tmp_path):
     heard = []
     call = Call(id="1", tenant="", priority=Priority.RUN, cdn="", previews=True)

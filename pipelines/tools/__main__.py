@@ -6,6 +6,7 @@ all is well.
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import msgspec
 
@@ -58,10 +59,10 @@ def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
     return 0
 
 
-def run_doctor(config: EngineConfig, host: str, port: int) -> int:
+def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int) -> int:
     """Print every finding; 1 if one of them keeps a server from working."""
     failed = False
-    for finding in doctor.examine(config, host, port):
+    for finding in doctor.examine(config, addresses, port):
         print(finding, flush=True)
         failed = failed or finding.level is doctor.Level.FAIL
     return int(failed)
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -P -m pipelines.tools")
     parser.add_argument("tool", choices=("pull", "doctor", "bench"))
     parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
-    parser.add_argument("--host", default="127.0.0.1", help="address that the server is to listen on (doctor)")
+    parser.add_argument("--host", nargs="+", default=["127.0.0.1"], help="addresses to listen on (doctor)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")
     parser.add_argument("--requests", type=int, default=20, help="to send, alone and then together (bench)")
     parser.add_argument("--clients", type=int, default=8, help="at once (bench)")

@@ -7,7 +7,7 @@ import datetime
 import enum
 import math
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
         return f"{line}\n{'':<19} → {self.hint}" if self.hint else line
 
 
-def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
+def examine(config: EngineConfig, addresses: Sequence[str], port: int) -> Iterator[Finding]:
     """Yield all findings, in the order in which things are needed. `config.device` may be a comma-separated list."""
     cards = probes.graphics_cards()
     yield driver(cards, probes.has_nvidia_display(Path("/sys/bus/pci/devices")))
@@ -54,7 +54,7 @@ def examine(config: EngineConfig, host: str, port: int) -> Iterator[Finding]:
     yield memory(main_memory(), needs_gigabytes=2 if config.model == "demo" else 6)
     yield disk("data folder", Path(config.data_dir), needs_gigabytes=1)
     yield weights(config)
-    yield listening(host, port)
+    yield listening(addresses, port)
     yield clock()
     yield certificates(Path(config.data_dir) / "tls", datetime.datetime.now(datetime.UTC))
 
@@ -165,13 +165,33 @@ def weights(config: EngineConfig) -> Finding:
     return Finding(Level.OK, "weights", f"{plan.name}, {gigabytes(size)}{_omissions(plan)}")
 
 
-def listening(host: str, port: int) -> Finding:
-    """Judge whether the server's port is free, or taken by a fourstep that is running."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def listening(addresses: Sequence[str], port: int) -> Finding:
+    """Judge whether the server's port is free on each address, or taken by a fourstep that is running.
+
+    An address after the first may be none of this machine: ::1 where there is no IPv6.
+    """
+    first, *others = addresses
+    found = [_listening(first, port), *(_listening(address, port) for address in others if _is_here(address))]
+    return next((finding for finding in found if finding.level is Level.FAIL), found[0])
+
+
+def _is_here(address: str) -> bool:
     try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        _bind(address, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _bind(address: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+
+
+def _listening(host: str, port: int) -> Finding:
+    try:
+        _bind(host, port)
     except PermissionError:
         return Finding(
             Level.FAIL, "port", f"{port} may be opened by root only", "use a port from 1024 on, or see the README"
@@ -195,14 +215,14 @@ def clock() -> Finding:
 
 
 def certificates(folder: Path, now: datetime.datetime) -> Finding:
-    """Judge the local CA and its certificate, if there are any: in date, keys readable by their owner alone."""
+    """Judge the local CA and its certificates, if there are any: in date, keys readable by their owner alone."""
     if not (folder / "ca.pem").exists():
         return Finding(Level.OK, "certificates", "none yet: `fourstep certs` or --tls-port makes them")
     open_keys = [key.name for key in folder.glob("*key.pem") if key.stat().st_mode & 0o077]
     if open_keys:
         names = ", ".join(open_keys)
         return Finding(Level.FAIL, "certificates", f"others can read {names}", f"chmod 600 {folder}/*key.pem")
-    files = [path for path in (folder / "ca.pem", folder / "cert.pem") if path.exists()]
+    files = [path for name in ("ca.pem", "cert.pem", "cert-dns.pem") if (path := folder / name).exists()]
     ends = [x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in files]
     line = f"valid until {min(ends):%Y-%m-%d}"
     if min(ends) <= now:

@@ -11,6 +11,7 @@ owner only: any other key gets 404.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
@@ -29,11 +30,14 @@ from server.fal import headers as platform_headers
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import base_url
 from server.jobs.job import NewJob, Outcome, Result, Snapshot
+from server.outbound.addresses import lacking
 from server.outbound.urls import FetchError, parse
 from server.web.access_log import request_id
 from server.web.connection import disconnected, stop
 from server.web.request import authorize, read_json
 from server.web.responses import EventStream, event, json_response
+
+LOG = logging.getLogger(__name__)
 
 _TRUE = {"1", "true", "yes"}
 
@@ -42,7 +46,7 @@ async def submit(request: Request) -> Response:
     """Accept a job; it is on disk before the answer. An invalid input is accepted too: its result is the error."""
     ctx = context(request)
     target, caller = authorize(request, {""})
-    webhook, max_length = _webhook(request), _max_queue_length(request)
+    (webhook, warning), max_length = _webhook(request), _max_queue_length(request)
     given, result = _checked(await read_json(request, caller, ctx.settings.max_body_bytes, decoding.decode_json))
     snapshot = await ctx.queue.submit(
         NewJob(
@@ -63,8 +67,11 @@ async def submit(request: Request) -> Response:
             max_owned=caller.allowance.queued,
             max_owned_bytes=caller.allowance.queued_bytes,
             result=result,
+            warning=warning,
         )
     )
+    if warning:
+        LOG.warning("job %s: %s", snapshot.id, warning)
     return json_response(snapshot.submit_body(base_url(request.scope, "queue")))
 
 
@@ -76,17 +83,24 @@ def _checked(given: dict[str, Any]) -> tuple[bytes, Result | None]:
         return b"{}", Result.failure(error)
 
 
-def _webhook(request: Request) -> str | None:
+def _webhook(request: Request) -> tuple[str | None, str]:
+    """Return the URL of the job's webhook, if it is to be sent, and a warning if it is not.
+
+    fal takes every URL, and an app in development gives its own on localhost, and polls as well.
+    """
     url = request.query_params.get("fal_webhook")
     if not url:
-        return None
+        return None, ""
     try:
-        parse(url)
+        host = parse(url).host
     except FetchError as error:
         reason = error.message.rpartition(": ")[2]  # without “Could not download the file”
         message = f"Input should be a URL that webhooks can be sent to: {reason}"
         raise InvalidInput([error_item(("query", "fal_webhook"), "url_parsing", message)]) from None
-    return url
+    if networks := ",".join(map(str, lacking(host, context(request).allowed))):
+        hint = f"Hint: --allow-net {networks}"
+        return None, f"the webhook will not be sent: its host is not on the public internet. {hint}"
+    return url, ""
 
 
 def _max_queue_length(request: Request) -> int | None:

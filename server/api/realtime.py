@@ -218,13 +218,16 @@ class Session:
         await asyncio.sleep(REFUSAL_PAUSE_S)
 
     async def _generate(self, given: dict[str, Any]) -> dict[str, Any]:
-        image = given.get("image_bytes")
-        if isinstance(image, bytes):
+        image = next(filter(_is_picture, map(given.get, ("image_bytes", "image_url"))), None)
+        if image is not None:
             given = {**given, "image_url": ""}
-        else:
-            image = None
         call = dataclasses.replace(self._call, id=str(uuid.uuid4()), image=image)
         return await self._ctx.generate(schemas.validate(given), call)
+
+
+def _is_picture(value: object) -> bool:
+    """Return whether a field of a msgpack frame holds a picture, not a URL: some clients write texts as bytes."""
+    return isinstance(value, bytes) and not value[:64].lstrip().lower().startswith((b"http", b"data:"))
 
 
 def _content(message: Message) -> Frame:
@@ -244,8 +247,8 @@ def error_text(error: FalError, request_id: object = None) -> str:
     """Return an error as fal's realtime clients read it. `request_id` and `detail` are beyond what fal sends."""
     name = error.error_type if isinstance(error, RequestError) else "invalid_input"
     message = {"type": "x-fal-error", "error": name.upper(), "reason": str(error), "detail": error.body["detail"]}
-    if isinstance(request_id, str) and request_id:
-        message["request_id"] = request_id
+    if isinstance(request_id, str | int | float) and request_id != "":
+        message["request_id"] = str(request_id)
     return msgspec.json.encode(message).decode()
 
 

@@ -17,6 +17,7 @@ from starlette.routing import BaseRoute, Route
 
 from server.context import context
 from server.fal.errors import invalid
+from server.fal.schemas import Integer
 from server.web.request import find_caller, given, read_json, validated
 from server.web.responses import json_response
 
@@ -33,8 +34,8 @@ class TokenRequest(BaseModel):
 
     allowed_apps: list[App] = Field(default=[], max_length=100)
     app: App = ""
-    token_expiration: int = Field(DEFAULT_SECONDS, ge=1)
-    duration: int | None = Field(None, ge=1)
+    token_expiration: Integer = Field(DEFAULT_SECONDS, ge=1)
+    duration: Integer | None = Field(None, ge=1)
 
 
 async def token(request: Request) -> Response:

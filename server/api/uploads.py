@@ -30,6 +30,7 @@ from server.context import context
 from server.fal import lifecycle
 from server.fal.errors import PlainError, RequestError
 from server.fal.hosts import base_url
+from server.fal.schemas import Integer
 from server.storage.files import SPOOL_BYTES
 from server.storage.multipart import MAX_PARTS
 from server.storage.upload_tokens import Upload
@@ -55,7 +56,7 @@ class Wanted(BaseModel):
 class Part(BaseModel):
     """Number and etag of a part, as the server answered when it was uploaded."""
 
-    partNumber: int = Field(ge=1, le=MAX_PARTS)  # noqa: N815 — fal's spelling
+    partNumber: Integer = Field(ge=1, le=MAX_PARTS)  # noqa: N815 — fal's spelling
     etag: Annotated[str, Field(max_length=200)]
 
 

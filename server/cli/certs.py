@@ -6,10 +6,11 @@ from server.transport import takeover, tls
 
 
 def certs(settings: Settings) -> int:
-    """Make the local CA and certificate, and say how clients trust them."""
+    """Make the local CA and certificates, and say how clients trust them."""
     with in_data_dir(settings, made=True):
         files = tls.ensure(settings)
-    show(f"CA: {files.ca}\nCertificate: {files.cert}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
+    certificates = f"Certificates: {files.cert}, {files.dns_cert} (without addresses, for clients on BoringSSL)"
+    show(f"CA: {files.ca}\n{certificates}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
     return 0
 
 

@@ -16,8 +16,8 @@ from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.environment import affordable_budget
 from server.settings import Settings, SettingsError
-from server.transport import listen, open_files
-from server.transport.listen import Listeners
+from server.transport import listen, open_files, sockets
+from server.transport.sockets import Listeners
 from server.web.origin_guard import is_loopback
 
 LOG = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     with (
         usable(settings.data_dir),
         _sole_server(settings),
-        contextlib.closing(listen.bind(settings)) as listeners,
+        contextlib.closing(sockets.bind(settings)) as listeners,
     ):
         logs.configure()
-        threading.excepthook = _on_thread_error
+        threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         run_file = settings.data_dir / RUN_FILE
 
@@ -64,6 +64,15 @@ def _on_thread_error(raised: threading.ExceptHookArgs) -> None:
         logs.fault(f"the thread {raised.thread.name if raised.thread else ''}", raised.exc_value)
 
 
+def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
+    """Log what a callback from C has raised; end the process after a `MemoryError`.
+
+    A TLS client whose host name is not ASCII got an alert, and its name is in no log.
+    """
+    if raised.exc_value is not None and not isinstance(raised.exc_value, UnicodeDecodeError):
+        logs.fault(raised.err_msg or "a callback", raised.exc_value)
+
+
 def _say_budget(settings: Settings) -> None:
     """Say that the memory for bodies is less than the default, or more than this process can afford."""
     limit = memory.limit_bytes()
@@ -78,7 +87,7 @@ def _say_budget(settings: Settings) -> None:
 
 def _check_open(settings: Settings) -> None:
     """Refuse to serve other machines without keys: anyone who reaches the port could use the device."""
-    if has_keys(settings) or settings.allow_anonymous or is_loopback(settings.host):
+    if has_keys(settings) or settings.allow_anonymous or all(map(is_loopback, settings.addresses)):
         return
     raise SettingsError(
         f"--host {settings.host} opens the server to other machines, and there are no keys. "
@@ -100,7 +109,8 @@ def _sole_server(settings: Settings) -> Iterator[None]:
 
 def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
     """Return the URLs for clients. https has a name that the certificate carries."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = settings.addresses[0]
+    host = f"[{address}]" if ":" in address else address
     return {
         "url": f"http://{host}:{listeners.http.port}",
         "tls_url": f"https://localhost:{listeners.https.port}" if listeners.https else "",

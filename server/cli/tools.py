@@ -15,7 +15,7 @@ def pull(settings: Settings) -> int:
 
 def doctor(settings: Settings) -> int:
     """Check driver, memory, disk, weights, port and certificates."""
-    return _run("doctor", settings, "--host", settings.host, "--port", str(settings.port))
+    return _run("doctor", settings, "--port", str(settings.port), "--host", *settings.addresses)
 
 
 def bench(settings: Settings, requests: int, clients: int) -> int:

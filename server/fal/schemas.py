@@ -1,17 +1,19 @@
 """Input and output of the endpoint: fal's `LCMI2IInput` and `LCMOutput`.
 
-Coercions are pydantic's lax ones, as in fal's own framework: `4.0` and `"4"` are integers. Beyond it, `null` counts as
-absent for every optional field (JavaScript's msgpack writes `undefined` as nil), and unknown fields are ignored. No
+Coercions are pydantic's lax ones, as in fal's own framework: `4.0` and `"4"` are integers; and so are those of pydantic
+1, for which apps were written: 4.7 is 4 where an integer is wanted, and a number is a text. Beyond them, `null` counts
+as absent for every optional field (JavaScript's msgpack writes `undefined` as nil), and unknown fields are ignored. No
 error repeats what was sent: it may be a prompt or a picture.
 """
 
+import math
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import pydantic
 import pydantic_core
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipelines.messages import GenerationParams
 from server.fal.errors import InvalidInput, error_item
@@ -29,10 +31,19 @@ _EXAMPLE_PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
 _EXAMPLE_IMAGE = "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png"
 
 
+def _truncated(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+Integer = Annotated[int, BeforeValidator(_truncated)]
+
+
 class LcmInput(BaseModel):
     """The input, in fal's declared order."""
 
-    model_config = ConfigDict(title="LCMI2IInput", extra="ignore", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        title="LCMI2IInput", extra="ignore", frozen=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
     prompt: Prompt = Field(
         description="The prompt to use for generating the image. Be as descriptive as possible for best results.",
@@ -44,15 +55,15 @@ class LcmInput(BaseModel):
     negative_prompt: Prompt = Field(
         "", description="What the image should not show; used when guidance_scale is above 1."
     )
-    seed: int | None = Field(
+    seed: Integer | None = Field(
         None, ge=MIN_SEED, le=MAX_SEED, description="The same seed and the same input give the same image."
     )
     guidance_scale: float = Field(1, ge=0, le=16, description="How closely to follow the prompt (CFG scale).")
-    num_inference_steps: int = Field(4, ge=1, le=12, description="The number of inference steps.")
+    num_inference_steps: Integer = Field(4, ge=1, le=12, description="The number of inference steps.")
     sync_mode: bool = Field(
         default=False, description="If true, the images are in the answer itself, as data URIs, and are not stored."
     )
-    num_images: int = Field(
+    num_images: Integer = Field(
         1, ge=1, le=8, description="The number of images, with the same prompt and different seeds."
     )
     enable_safety_checks: bool = Field(

@@ -99,7 +99,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     JSON that a run needs (base URL of file links, lifetime of files). `app` is `owner/alias` as in the job's URLs;
     `owner` is the caller's id. `start_timeout` is in seconds. `max_owned`: how many jobs of this owner may wait, with
     this one; `max_owned_bytes`: inputs of its unfinished jobs. `result` is set where the answer is already known (an
-    invalid input): the job is COMPLETED at once.
+    invalid input): the job is COMPLETED at once. `warning` is the first line of its log, if there is one.
     """
 
     app: str
@@ -115,6 +115,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     max_owned: int | None = None
     max_owned_bytes: int | None = None
     result: Result | None = None
+    warning: str = ""
     id: str = msgspec.field(default_factory=new_request_id)
 
     def start_by(self, now: float) -> float | None:
@@ -176,6 +177,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             webhook=new.webhook,
             submitted_at=now,
             start_by=new.start_by(now),
+            logs=(LogLine(now, "WARN", new.warning),) if new.warning else (),
         )
 
     @property

@@ -67,7 +67,7 @@ class JobStore:
         snapshot = Snapshot.accepted(new, seq, now)
         if new.result is None:
             return snapshot
-        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))
+        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now, snapshot.logs))
         return snapshot.finished(new.result)
 
     def claim(

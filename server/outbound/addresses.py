@@ -58,6 +58,9 @@ _NOT_PUBLIC_6 = tuple(
 _ISATAP = frozenset({0x00005EFE, 0x02005EFE, 0x01005EFE, 0x03005EFE})
 
 
+_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+
+
 def is_public(address: Address) -> bool:
     """Return whether `address` is plain global unicast and carries no other address in it."""
     if isinstance(address, ipaddress.IPv4Address):
@@ -77,6 +80,26 @@ def may_reach(address: Address, allowed: Sequence[Network]) -> bool:
 def is_inside(address: Address, allowed: Sequence[Network]) -> bool:
     """Return whether `address` is in a network that the operator allows."""
     return any(address in network for network in allowed)
+
+
+def is_own_name(host: str) -> bool:
+    """Return whether a host name means this machine whatever a name server says (RFC 6761, 6.3)."""
+    return host == "localhost" or host.endswith(".localhost")
+
+
+def lacking(host: str, allowed: Sequence[Network]) -> tuple[Address, ...]:
+    """Return what `allowed` lacks for `host`, if that is an address or this machine's own name; else nothing.
+
+    Only a look-up tells where another name leads.
+    """
+    if is_own_name(host):
+        addresses: tuple[Address, ...] = _LOOPBACK
+    else:
+        try:
+            addresses = (ipaddress.ip_address(host),)
+        except ValueError:
+            return ()
+    return () if any(may_reach(address, allowed) for address in addresses) else addresses
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:

@@ -24,7 +24,7 @@ import httpcore
 from typing_extensions import override
 
 from server.fal.errors import RequestError, overloaded
-from server.outbound.addresses import Address, Network, is_inside, may_reach
+from server.outbound.addresses import Address, Network, is_inside, is_own_name, may_reach
 from server.outbound.proxy import MAX_HEAD_BYTES, Proxy, ProxyUnusable, check_answer
 from server.outbound.slots import Slot
 from server.outbound.urls import FetchError, Target, failed
@@ -69,6 +69,8 @@ class _Guard(httpcore.AsyncNetworkBackend):
             if self._proxy is None:
                 raise (error if isinstance(error, TimeoutError) else _unresolved(error)) from None
             addresses = []
+        if is_own_name(host):  # whose other address the operator need not allow
+            addresses = [address for address in addresses if is_inside(address, self._allowed)] or addresses
         if not all(may_reach(address, self._allowed) for address in addresses):
             raise failed("its host is not on the public internet, and not among the operator's --allow-net")
         if self._proxy is None or any(is_inside(address, self._allowed) for address in addresses):

@@ -12,7 +12,7 @@ const asDataUri = (blob) =>
   });
 
 async function showHealth() {
-  const health = await (await fetch("/health")).json();
+  const health = await (await fetch("health")).json();
   byId("state").value = health.detail ? `${health.state}, ${health.detail}` : health.state;
   byId("notice").textContent = health.notice;
   byId("notice").hidden = !health.notice;
@@ -20,7 +20,7 @@ async function showHealth() {
 }
 
 async function generate() {
-  const blob = file.files[0] ?? (await (await fetch("/static/beach.jpg")).blob());
+  const blob = file.files[0] ?? (await (await fetch("static/beach.jpg")).blob());
   const input = { image_url: await asDataUri(blob), sync_mode: true };
   for (const [name, value] of new FormData(form)) {
     if (value === "") continue;
@@ -28,7 +28,7 @@ async function generate() {
   }
   const headers = { "Content-Type": "application/json" };
   if (byId("key").value) headers.Authorization = `Key ${byId("key").value}`;
-  const answer = await fetch("/run/fal-ai/lcm-sd15-i2i", { method: "POST", headers, body: JSON.stringify(input) });
+  const answer = await fetch("run/fal-ai/lcm-sd15-i2i", { method: "POST", headers, body: JSON.stringify(input) });
   const output = await answer.json();
   if (!answer.ok) throw new Error(output.message);
   after.src = output.images[0].url;

@@ -2,7 +2,7 @@
 
 Critical name constraints (RFC 5280, 4.2.1.10) keep the CA to fal's domains, localhost and what the operator adds:
 whoever steals its key can't impersonate any other site. Python 3.13 (`VERIFY_X509_STRICT`), Node and Chromium accept
-the certificates.
+the certificates; BoringSSL (Bun) those without an IP address.
 """
 
 import datetime
@@ -37,6 +37,11 @@ def utc_now() -> datetime.datetime:
 def subject_names(names: list[str]) -> x509.SubjectAlternativeName:
     """Return the DNS names and IP addresses that a server answers to. Raises `SettingsError` for what is neither."""
     return x509.SubjectAlternativeName(list(dict.fromkeys(map(_general_name, names))))
+
+
+def dns_names(names: x509.SubjectAlternativeName) -> x509.SubjectAlternativeName:
+    """Return the DNS names alone, without the IP addresses."""
+    return x509.SubjectAlternativeName([name for name in names if isinstance(name, x509.DNSName)])
 
 
 def constraints(names: list[str]) -> x509.NameConstraints:

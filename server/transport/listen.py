@@ -1,20 +1,17 @@
-"""Bind the sockets and run uvicorn: several sockets, one app, one lifespan, one event loop.
+"""Run uvicorn on the bound sockets: one app, one lifespan, one event loop.
 
-Sockets are bound before anything else is done, so that a port in use is reported at once and the port that `--port 0`
-picks is known. SIGTERM and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the
+SIGTERM and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the
 app's lifespan ends. A second SIGINT stops at once.
 """
 
 import asyncio
 import contextlib
-import errno
 import functools
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -25,83 +22,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
 from server.memory import end_if_exhausted
-from server.settings import ListenSettings, SettingsError
+from server.settings import ListenSettings
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
 from server.transport.room import Room
+from server.transport.sockets import BACKLOG, Listener, Listeners
 from server.transport.websocket_protocol import WebSocketProtocol
 
-TAKEOVER_PORT = 443
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# Connections that wait to be accepted while the loop is busy; the kernel caps it (net.core.somaxconn).
-_BACKLOG = 2048
 # Seconds that a peer has to answer the TLS close alert.
 _TLS_SHUTDOWN_S = 5.0
-
-
-@dataclass(frozen=True)
-class Listener:
-    """A bound socket, and the TLS context when it speaks https."""
-
-    socket: socket.socket
-    context: ssl.SSLContext | None = None
-
-    @property
-    def port(self) -> int:
-        """The port that the socket is bound to, also when port 0 was asked for."""
-        return int(self.socket.getsockname()[1])
-
-
-@dataclass(frozen=True)
-class Listeners:
-    """The sockets of a server: plain HTTP always, https and takeover (port 443) when the settings say so."""
-
-    http: Listener
-    https: Listener | None = None
-    takeover: Listener | None = None
-
-    def __iter__(self) -> Iterator[Listener]:
-        return (listener for listener in (self.http, self.https, self.takeover) if listener is not None)
-
-    def close(self) -> None:
-        """Close the sockets."""
-        for listener in self:
-            listener.socket.close()
-
-
-def bind(settings: ListenSettings) -> Listeners:
-    """Bind every socket that the settings name; make certificates when one speaks https.
-
-    Raises `SettingsError`, with what to do, for a port that is in use or not allowed.
-    """
-    http = Listener(_bind(settings, settings.port))
-    if settings.tls_port is None and not settings.takeover:
-        return Listeners(http)
-    context = tls.server_context(tls.ensure(settings))
-    return Listeners(
-        http,
-        https=None if settings.tls_port is None else Listener(_bind(settings, settings.tls_port), context),
-        takeover=Listener(_bind(settings, TAKEOVER_PORT), context) if settings.takeover else None,
-    )
-
-
-def _bind(settings: ListenSettings, port: int) -> socket.socket:
-    host = settings.host
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        bound = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        hints = {
-            errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
-            errno.EACCES: "needs a privilege: see README, “Port 443 without root”",
-        }
-        hint = hints.get(
-            error.errno or 0, f"can't be opened ({error.strerror}): --host takes an address of this machine"
-        )
-        raise SettingsError(f"{host} port {port} {hint}") from error
-    if settings.send_buffer_bytes:  # each accepted socket inherits it
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.send_buffer_bytes)
-    return bound
 
 
 def run(
@@ -226,19 +156,25 @@ class _Server(uvicorn.Server):
         protocol = functools.partial(
             HttpProtocol, self._settings, self._room, self.config, self.server_state, self.lifespan.state
         )
-        self.servers = [await self._listen(listener, protocol) for listener in self._listeners]
+        self.servers = [
+            await self._listen(bound, listener.context, protocol)
+            for listener in self._listeners
+            for bound in listener.sockets
+        ]
         self.started = True
         self._on_ready()
 
-    async def _listen(self, listener: Listener, protocol: Callable[[], asyncio.Protocol]) -> asyncio.base_events.Server:
+    async def _listen(
+        self, bound: socket.socket, context: ssl.SSLContext | None, protocol: Callable[[], asyncio.Protocol]
+    ) -> asyncio.base_events.Server:
         loop = asyncio.get_running_loop()
-        if listener.context is None:
-            return await loop.create_server(protocol, sock=listener.socket, backlog=_BACKLOG)
+        if context is None:
+            return await loop.create_server(protocol, sock=bound, backlog=BACKLOG)
         return await loop.create_server(
             protocol,
-            sock=listener.socket,
-            backlog=_BACKLOG,
-            ssl=listener.context,
+            sock=bound,
+            backlog=BACKLOG,
+            ssl=context,
             ssl_handshake_timeout=self._settings.header_timeout,
             ssl_shutdown_timeout=_TLS_SHUTDOWN_S,
         )

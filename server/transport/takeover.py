@@ -33,7 +33,7 @@ The folder is closed to other users of this machine: give them copies of the fil
 
 Python (SSL_CERT_FILE replaces the trust store, so it gets the bundle: the CA and the public roots)
   export SSL_CERT_FILE={bundle}
-Node
+Node, Bun
   export NODE_EXTRA_CA_CERTS={ca}
 curl
   curl --cacert {ca} https://localhost:8443/health

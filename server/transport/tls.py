@@ -1,8 +1,12 @@
-"""The local certificate authority and the server's certificate, under `<data-dir>/tls/`.
+"""The local certificate authority and the server's certificates, under `<data-dir>/tls/`.
 
-    ca.pem       the CA's certificate: what clients trust           ca-key.pem   its key, 0600
-    cert.pem     the server's certificate                           key.pem      its key, 0600
-    bundle.pem   ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
+    ca.pem         the CA's certificate: what clients trust           ca-key.pem   its key, 0600
+    cert.pem       the server's certificate, for all its names and addresses
+    cert-dns.pem   the same for its DNS names alone                   key.pem      the key of both, 0600
+    bundle.pem     ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
+
+A client that asks for a DNS name (SNI) is shown `cert-dns.pem`. BoringSSL (Bun, Electron, Dart) knows no constraints on
+IP addresses, and so refuses every certificate that has an address and is signed by a CA with such constraints.
 
 Keys are made once and kept. A certificate is derived from its key, so `ensure` makes any other file again when it is
 missing, damaged or out of date.
@@ -10,6 +14,8 @@ missing, damaged or out of date.
 
 import asyncio
 import datetime
+import functools
+import ipaddress
 import logging
 import ssl
 from collections.abc import Callable
@@ -54,12 +60,17 @@ class TlsFiles:
 
     @property
     def cert(self) -> Path:
-        """The server's certificate."""
+        """The server's certificate for all its names and addresses."""
         return self.directory / "cert.pem"
 
     @property
+    def dns_cert(self) -> Path:
+        """The server's certificate for its DNS names alone."""
+        return self.directory / "cert-dns.pem"
+
+    @property
     def key(self) -> Path:
-        """The server's private key."""
+        """The server's private key, of both certificates."""
         return self.directory / "key.pem"
 
     @property
@@ -92,10 +103,11 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
             ca = certificates.sign_ca(ca_key, permitted, now)
             _publish(files.ca, _pem(ca))
         key = _key(files.key)
-        cert = _certificate(files.cert)
-        good = cert is not None and certificates.still_good(cert, key, names, now)
-        if cert is None or not good or not certificates.is_signed_by(cert, ca):
-            _publish(files.cert, _pem(certificates.sign_server(key, names, ca, ca_key, now)))
+        for path, its_names in ((files.cert, names), (files.dns_cert, certificates.dns_names(names))):
+            cert = _certificate(path)
+            good = cert is not None and certificates.still_good(cert, key, its_names, now)
+            if cert is None or not good or not certificates.is_signed_by(cert, ca):
+                _publish(path, _pem(certificates.sign_server(key, its_names, ca, ca_key, now)))
         bundle = _pem(ca) + Path(certifi.where()).read_bytes()
         if not files.bundle.is_file() or files.bundle.read_bytes() != bundle:
             _publish(files.bundle, bundle)
@@ -103,31 +115,49 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """Return the TLS context of a server. Loading the chain into it again takes effect for new connections."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    load_chain(context, files)
+    """Return the TLS context of a server. `load_chains` into it again takes effect for new connections."""
+    context = _context()
+    load_chains(context, files)
     return context
 
 
-def load_chain(context: ssl.SSLContext, files: TlsFiles) -> None:
-    """Let `context` present the certificate which is on disk now."""
+def load_chains(context: ssl.SSLContext, files: TlsFiles) -> None:
+    """Let `context` present the certificates which are on disk now."""
+    named = _context()
+    named.load_cert_chain(files.dns_cert, files.key)
     context.load_cert_chain(files.cert, files.key)
+    context.sni_callback = functools.partial(_choose, named)
+
+
+def _context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _choose(named: ssl.SSLContext, connection: ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> None:
+    """Let a handshake that asks for a DNS name go on in the context `named`."""
+    if name is None:
+        return
+    try:
+        ipaddress.ip_address(name)  # against RFC 6066, but some clients send it
+    except ValueError:
+        connection.context = named
 
 
 async def keep_fresh(context: ssl.SSLContext, settings: ListenSettings, every_s: float = _DAY_S) -> None:
-    """Renew a running server's certificate in time: check every `every_s` seconds. Never returns.
+    """Renew a running server's certificates in time: check every `every_s` seconds. Never returns.
 
     A failure is logged and tried again at the next check; a certificate is renewed sixty days before it expires.
     """
     while True:
         await asyncio.sleep(every_s)
         try:
-            load_chain(context, await asyncio.to_thread(ensure, settings))
+            load_chains(context, await asyncio.to_thread(ensure, settings))
         except Exception as error:  # noqa: BLE001 — a task which ends here would end unnoticed
             end_if_exhausted(error)
-            _log.exception("the certificate could not be renewed; the next try is in %.0f s", every_s)
+            _log.exception("the certificates could not be renewed; the next try is in %.0f s", every_s)
 
 
 # --- files --------------------------------------------------------------------------------------------------------

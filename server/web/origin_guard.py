@@ -23,7 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.access.auth import Auth
 from server.fal.errors import FalError, PlainError
 from server.fal.hosts import Host, canonical, header, parse_host
-from server.settings import AccessSettings, SettingsError
+from server.settings import AccessSettings
+from server.web.origins import Origins
 from server.web.responses import error_response
 
 _READS = frozenset({"GET", "HEAD"})
@@ -40,10 +41,7 @@ class OriginGuard:
         self._app = app
         self._auth = auth
         self._any_host = settings.allow_anonymous
-        self._origins = frozenset(part.strip().rstrip("/") for part in settings.allow_origin.split(",") if part.strip())
-        for origin in self._origins - {"*", "null"}:
-            if "://" not in origin:
-                raise SettingsError(f"allow-origin: {origin!r} is no web origin; one looks like https://{origin}")
+        self._origins = Origins(settings.allow_origin)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or websocket."""
@@ -62,7 +60,7 @@ class OriginGuard:
         if not (self._any_host or host.is_fal or is_loopback(host.name)):
             return PlainError(403, "This server has no API keys and serves this machine only; Host must be localhost")
         origin = header(scope, b"origin")
-        if origin is None and "*" not in self._origins and _is_loaded_by_a_page(scope, host):
+        if origin is None and not self._origins.any and _is_loaded_by_a_page(scope, host):
             return PlainError(
                 403, "This server has no API keys; web pages reach it by scripts only, of an origin in --allow-origin"
             )
@@ -71,7 +69,7 @@ class OriginGuard:
         return None
 
     def _may_call(self, origin: str, host: Host) -> bool:
-        if origin in self._origins or "*" in self._origins:
+        if origin in self._origins:
             return True
         page = parse_host(origin.partition("://")[2])
         return page is not None and (page == host or is_loopback(page.name))

@@ -493,6 +493,14 @@ async def test_with_keys_pages_elsewhere_may_load_what_their_key_allows(tmp_path
     assert (await call(guarded(tmp_path, keys=KEY), "GET", RUN, headers=headers)).status == 200
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(("origin", "status"), [("chrome-extension://abc", 200), ("moz-extension://abc", 403)])
+async def test_a_pattern_of_origins_is_allowed(tmp_path, origin, status):
+    app = guarded(tmp_path, allow_origin="chrome-extension://*")
+
+    assert (await call(app, "POST", "/", headers={"origin": origin})).status == status
+
+
 def test_an_allowed_origin_that_is_none_is_said(tmp_path):
     with pytest.raises(SettingsError, match=r"allow-origin: 'app\.example' is no web origin"):
         guarded(tmp_path, allow_origin="https://ok.example,app.example")

@@ -16,9 +16,16 @@ def get(server, path):
 def test_every_file_that_the_page_names_is_served(instant):
     _, page = get(instant, "/")
 
-    names = set(re.findall(r'(?:src|href)="(/static/[^"]+)"', page))
+    names = set(re.findall(r'(?:src|href)="(static/[^"]+)"', page))
     assert len(names) == 3
-    assert all(get(instant, name)[1] for name in names)
+    assert all(get(instant, f"/{name}")[1] for name in names)
+
+
+@pytest.mark.parametrize("path", ["/", "/static/playground.js", "/static/playground.css"])
+def test_no_link_of_the_page_begins_at_the_hosts_root(instant, path):
+    _, text = get(instant, path)
+
+    assert re.findall(r"""["'`(]/[\w/.-]*""", text) == []
 
 
 @pytest.mark.parametrize("path", ["/", "/static/playground.js"])

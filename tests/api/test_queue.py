@@ -2,17 +2,20 @@
 
 import asyncio
 import json
+from urllib.parse import quote
 
 import pytest
 
 from pipelines.messages import Priority
 from server.fal.errors import RequestError
+from server.webhooks.outbox import Outbox
 from tests.api.test_run import OUTPUT_KEYS, events
 from tests.support.app_client import APP, INPUT, QUEUE, serving
 from tests.support.asgi_client import chunks
 
 pytestmark = pytest.mark.anyio
 
+FAR_FUTURE = 1e11  # Unix time
 JOB_KEYS = {"status", "request_id", "response_url", "status_url", "cancel_url", "queue_position", "logs"}
 
 
@@ -357,6 +360,55 @@ async def test_a_malformed_option_is_422(tmp_path, query):
 
     assert answer.status == 422
     assert answer.json()["detail"][0]["loc"] == ["query", query.partition("=")[0]]
+
+
+async def outbox(web):
+    """URLs of the webhooks that are to be sent."""
+    return [webhook.url for webhook in await Outbox(web.ctx.queue._store.database).due(FAR_FUTURE, 10)]
+
+
+@pytest.mark.parametrize("body", [INPUT, {}], ids=["valid", "invalid"])
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("http://localhost:3000/api/webhook?fal_secret=s", "--allow-net 127.0.0.1,::1"),
+        ("http://127.0.0.1:3000/hook", "--allow-net 127.0.0.1"),
+        ("https://[fd00::7]/hook", "--allow-net fd00::7"),
+    ],
+)
+async def test_a_webhook_into_this_network_is_said_at_once_and_never_tried(url, hint, body, tmp_path, caplog):
+    async with serving(tmp_path) as web:
+        job = await submit(web, f"{QUEUE}?fal_webhook={quote(url, safe='')}", body=body)
+        await finished(web, job)
+        [line, *_] = (await web.call("GET", f"{job['status_url']}?logs=1")).json()["logs"]
+        waiting = await outbox(web)
+
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert (line["level"], line["message"] in warning.message, waiting) == ("WARN", True, [])
+    assert line["message"].endswith(hint)
+    assert job["request_id"] in warning.message
+    assert [word for word in ("hook", "secret") if word in caplog.text.replace("webhook", "")] == []
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:3000/hook", "http://localhost:3000/hook", "https://app.example/"])
+async def test_a_webhook_that_may_be_sent_is(url, tmp_path, caplog):
+    async with serving(tmp_path, allow_net="127.0.0.0/8") as web:
+        await finished(web, await submit(web, f"{QUEUE}?fal_webhook={quote(url, safe='')}"))
+
+        assert await outbox(web) == [url]
+
+    assert "webhook" not in caplog.text
+
+
+@pytest.mark.parametrize("body", [INPUT, {}], ids=["valid", "invalid"])
+async def test_the_line_of_a_webhook_that_is_not_sent_stays_in_the_log(body, tmp_path):
+    async with serving(tmp_path) as web:
+        job = await submit(web, f"{QUEUE}?fal_webhook=http://127.0.0.1:3000/hook", body=body)
+        await finished(web, job)
+        web.ctx.queue._index.forget([job["request_id"]])
+        stored = (await web.call("GET", f"{job['status_url']}?logs=1")).json()
+
+    assert "--allow-net" in stored["logs"][0]["message"]
 
 
 async def test_an_unstored_result_is_gone_once_delivered(tmp_path):

@@ -95,14 +95,36 @@ async def test_without_sync_mode_the_picture_is_linked(tmp_path):
     assert result["images"][0]["url"] == "https://v3.fal.media/files/0.jpg"
 
 
-async def test_bytes_are_answered_with_bytes(tmp_path):
+@pytest.mark.parametrize("field", ["image_bytes", "image_url"])
+async def test_bytes_are_answered_with_bytes(field, tmp_path):
     async with serving(tmp_path) as web, web.connect(SOCKET) as socket:
-        socket.send(pack({"prompt": "p", "image_bytes": b"raw", "seed": 1}))
+        socket.send(pack({"prompt": "p", field: b"raw", "seed": 1}))
         result = unpack(await socket.recv())
 
     assert web.engines.works[0].image == b"raw"
     assert (result["images"][0]["content"], result["images"][0]["url"]) == (JPEG, "")
     assert web.shelf.saved == {}
+
+
+@pytest.mark.parametrize("url", [b"data:image/png;base64,cmF3", b" DATA:,raw"])
+async def test_a_url_may_be_written_as_bytes(url, tmp_path):
+    async with serving(tmp_path) as web, web.connect(SOCKET) as socket:
+        socket.send(pack({"prompt": "p", "image_url": url, "seed": 1}))
+        await socket.recv()
+
+    assert web.engines.works[0].image == b"raw"
+
+
+@pytest.mark.parametrize("encode", [json.dumps, pack], ids=["text", "msgpack"])
+async def test_numbers_are_taken_where_texts_are_wanted_and_cut_where_integers_are(encode, tmp_path):
+    async with serving(tmp_path) as web, web.connect(SOCKET) as socket:
+        socket.send(encode({**INPUT, "seed": 1234.5678, "request_id": 17}))
+        result = await socket.recv()
+        socket.send(encode({**INPUT, "strength": 2, "request_id": 17}))
+        error = json.loads(await socket.recv())
+
+    result = json.loads(result) if isinstance(result, str) else unpack(result)
+    assert (result["seed"], result["request_id"], error["request_id"]) == (1234, "17", "17")
 
 
 @pytest.mark.parametrize("encode", [json.dumps, pack], ids=["text", "msgpack"])

@@ -41,6 +41,7 @@ async def test_the_newer_form_is_an_object(tmp_path):
         ({"token_expiration": 60}, 60),
         ({"duration": 300}, 300),
         ({"token_expiration": "90"}, 90),
+        ({"token_expiration": 90.7}, 90),
         ({"duration": None}, 120),
         ({}, 120),
         ({"token_expiration": 10**9}, 600),

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import urllib.error
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.cli.launcher import RUN_FILE, LaunchError
-from tests.support.server_process import APP, clean_env, post, serving, start_server, submitted, until
+from tests.support.server_process import APP, clean_env, loopback, post, serving, start_server, submitted, until
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
@@ -68,6 +69,15 @@ def test_a_host_that_is_not_this_machines_is_said_at_once(tmp_path):
     assert "--host takes an address of this machine" in done.stderr
 
 
+@pytest.mark.parametrize("host", [f"[{address}]" for address in loopback()[1:]] + loopback())
+def test_an_address_of_loopback_is_served_without_keys(host, tmp_path):
+    with serving("--model", "instant", "--host", host, data_dir=tmp_path) as server:
+        address = host.strip("[]")
+
+        assert server.url.startswith(f"http://[{address}]:" if ":" in address else f"http://{address}:")
+        assert server.get("/ready")["state"] == "READY"
+
+
 def test_one_data_dir_has_one_server(tmp_path):
     with serving("--model", "instant", data_dir=tmp_path):
         done = serve(tmp_path, "--port", "0")
@@ -114,6 +124,28 @@ def test_sigterm_ends_server_and_engines(tmp_path):
     assert status == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engines[0], 0)
+
+
+def test_a_tls_client_whose_host_name_is_not_ascii_is_in_no_log(instant):
+    name = b"\xff\xfe.example"
+    hello = client_hello("x" * len(name)).replace(b"x" * len(name), name)
+
+    with socket.create_connection(("localhost", int(instant.tls_url.rpartition(":")[2]))) as connection:
+        connection.sendall(hello)
+        while connection.recv(4096):
+            pass
+
+    log = (instant.data_dir / "log").read_text()
+    assert [word for word in ("ignored in", "Traceback", "UnicodeDecodeError") if word in log] == []
+
+
+def client_hello(name):
+    """The first bytes of a TLS client that asks for a name."""
+    out = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), out, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return out.read()
 
 
 def test_the_api_process_does_not_import_torch(instant):

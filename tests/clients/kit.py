@@ -49,6 +49,11 @@ class Clients:
         install_javascript()
         return self._run([node(), "--no-warnings", str(JS / script)], options)
 
+    def bun(self, script: str, **options: Any) -> list[Any]:
+        """What `js/<script>` said in Bun, which speaks TLS by BoringSSL."""
+        install_javascript()
+        return self._run([bun(), str(JS / script)], options)
+
     def py(self, script: str, python: str = sys.executable, path: str = "", **options: Any) -> list[Any]:
         """What `py/<script>` said, run by `python` with `path` in front of its modules."""
         return self._run([python, str(PY / script)], options, {"PYTHONPATH": path})
@@ -66,7 +71,7 @@ class Clients:
         return [json.loads(line[len(_SAY) :]) for line in done.stdout.splitlines() if line.startswith(_SAY)]
 
 
-# --- Node ---------------------------------------------------------------------------------------------------------
+# --- JavaScript ---------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -96,6 +101,12 @@ def install_javascript() -> None:
     with _once(JS / "node_modules", JS / "package-lock.json") as missing:
         if missing:
             _install([str(_node_wheel() / "bin" / "node"), str(npm), "ci", *flags], cwd=JS)
+
+
+def bun() -> str:
+    """The Bun of the npm package; its programs are packages of their own, one for each kind of machine."""
+    [program] = (JS / "node_modules" / "@oven").glob("*/bin/bun")
+    return str(program)
 
 
 # --- Python -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 The browser's trust store and profile are the test's own.
 """
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -16,7 +17,8 @@ from server.settings import Settings
 from server.transport import tls
 from tests.clients.devtools import Page, visiting
 from tests.support.certificates import answering, rogue_context
-from tests.support.server_process import clean_env, until
+from tests.support.path_proxy import under_a_path
+from tests.support.server_process import clean_env, serving, until
 
 ERROR = re.compile(r"net::(ERR_\w+)")
 ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"
@@ -124,6 +126,20 @@ def test_generate_shows_the_picture_that_came_out(browser, instant):
         until(lambda: "seed 7" in page.text("#said"))
 
         assert page.evaluate("document.querySelector('#after').decode().then(() => after.naturalWidth)") == SIDE
+
+
+def test_the_page_works_under_a_path_of_a_proxy(browser):
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(under_a_path(lambda: int(server.url.rpartition(":")[2])))
+        server = stack.enter_context(serving("--model", "instant", "--public-url", url))
+        page = stack.enter_context(browser.visiting(url))
+        until(lambda: page.text("#state").startswith("READY"))
+        page.evaluate("document.querySelector('#form button').click()")
+        until(lambda: page.text("#said") not in ("", "…"))
+
+        assert "seed" in page.text("#said")
+        assert page.evaluate("before.naturalWidth") > 0
+        assert page.evaluate("getComputedStyle(document.querySelector('main')).display") == "grid"
 
 
 def test_generate_says_what_the_server_refused(browser, instant):

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from server.outbound.addresses import is_public, may_reach, parse_networks
+from server.outbound.addresses import is_public, lacking, may_reach, parse_networks
 from tests.support import forbidden_urls
 
 
@@ -36,6 +36,31 @@ def test_an_address_of_one_interface_is_not_public() -> None:
 )
 def test_the_operators_networks_may_be_reached_too(text: str, allowed: str, reachable: bool) -> None:  # noqa: FBT001
     assert may_reach(ipaddress.ip_address(text), parse_networks(allowed)) is reachable
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "lacks"),
+    [
+        ("127.0.0.1", "", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.0/8", ""),
+        ("192.168.1.7", "10.0.0.0/8", "192.168.1.7"),
+        ("0.0.0.0", "", "0.0.0.0"),
+        ("169.254.169.254", "", "169.254.169.254"),
+        ("::1", "", "::1"),
+        ("fd00::7", "", "fd00::7"),
+        ("::ffff:127.0.0.1", "", "::ffff:7f00:1"),
+        ("localhost", "", "127.0.0.1,::1"),
+        ("app.localhost", "", "127.0.0.1,::1"),
+        ("localhost", "127.0.0.0/8", ""),
+        ("8.8.8.8", "", ""),
+        ("box.lan", "", ""),
+        ("localhost.example", "", ""),
+    ],
+)
+def test_what_the_operators_networks_lack_is_named_where_no_look_up_is_needed(
+    host: str, allowed: str, lacks: str
+) -> None:
+    assert ",".join(map(str, lacking(host, parse_networks(allowed)))) == lacks
 
 
 @pytest.mark.parametrize("text", ["192.168.1.1/24", "home", "10.0.0.0/33", "10.0.0.0/8;fd00::/8"])

@@ -265,6 +265,22 @@ async def test_the_operators_network_may_be_reached(net):
     assert (body, net.dialled) == (b"inside", [("192.168.1.20", 8080)])
 
 
+@pytest.mark.parametrize("name", ["localhost", "app.localhost"])
+async def test_of_localhosts_addresses_the_allowed_one_is_reached(name, net):
+    net.names[name] = ["::1", "127.0.0.1"]
+
+    await net.fetch(allow_net="127.0.0.0/8").get(f"http://{name}:3000/now.jpg", LIMIT)
+
+    assert net.dialled == [("127.0.0.1", 3000)]
+
+
+async def test_any_other_name_must_have_allowed_addresses_only(net):
+    net.names["box.lan"] = ["::1", "127.0.0.1"]
+
+    with pytest.raises(FetchError, match="not on the public internet"):
+        await net.fetch(allow_net="127.0.0.0/8").get("http://box.lan:3000/now.jpg", LIMIT)
+
+
 async def test_the_error_says_nothing_of_the_inside(net):
     error = await refused(net.fetch(), "http://hostile.example/")
 

@@ -19,7 +19,8 @@ def rogue_context(files: tls.TlsFiles, name: str) -> ssl.SSLContext:
     key, ca_key = (load_pem_private_key(path.read_bytes(), None) for path in (files.key, files.ca_key))
     ca = x509.load_pem_x509_certificate(files.ca.read_bytes())
     rogue = certificates.sign_server(key, certificates.subject_names([name]), ca, ca_key, certificates.utc_now())
-    files.cert.write_bytes(rogue.public_bytes(Encoding.PEM))
+    for path in (files.cert, files.dns_cert):
+        path.write_bytes(rogue.public_bytes(Encoding.PEM))
     return tls.server_context(files)
 
 

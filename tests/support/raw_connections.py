@@ -12,8 +12,9 @@ from starlette.requests import HTTPConnection
 
 from server.access.auth import note_known
 from server.settings import Settings
-from server.transport import listen
+from server.transport import listen, sockets
 from server.transport.room import Room
+from server.transport.sockets import Listeners
 
 # Longer than any deadline set below; a test that waits this long has failed.
 PATIENCE_S = 10
@@ -135,7 +136,7 @@ class App:
 class Running:
     """A server on free ports, in this process."""
 
-    def __init__(self, app: App, room: Room, listeners: listen.Listeners, task: asyncio.Task[None]):
+    def __init__(self, app: App, room: Room, listeners: Listeners, task: asyncio.Task[None]):
         self.app = app
         self.room = room
         self.listeners = listeners
@@ -143,9 +144,9 @@ class Running:
 
     @contextlib.asynccontextmanager
     async def connect(self, **options) -> AsyncIterator["Client"]:
-        """A connection, to the http port unless told otherwise."""
-        port = options.pop("port", self.listeners.http.port)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+        """A connection, to the http port on 127.0.0.1 unless told otherwise."""
+        target = {"host": "127.0.0.1", "port": self.listeners.http.port, **options}
+        reader, writer = await asyncio.open_connection(**target)
         try:
             yield Client(reader, writer)
         finally:
@@ -213,7 +214,7 @@ async def serving(data_dir: Path, **options) -> AsyncIterator[Running]:
     """A running server with these settings, on a free port."""
     settings = Settings(data_dir=data_dir, **{"port": 0, **options})
     app, room, ready = App(), Room(settings.max_connections), asyncio.Event()
-    listeners = listen.bind(settings)
+    listeners = sockets.bind(settings)
     task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=room, on_ready=ready.set))
     await asyncio.wait_for(ready.wait(), PATIENCE_S)
     server = Running(app, room, listeners, task)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import socket
 import tempfile
 import time
 import urllib.request
@@ -16,7 +17,19 @@ from server.cli.arguments import command_line
 from server.cli.launcher import Server, running, start
 from server.environment import FIELDS, load
 
-__all__ = ["APP", "CALL", "Server", "clean_env", "post", "serve", "serving", "start_server", "submitted", "until"]
+__all__ = [
+    "APP",
+    "CALL",
+    "Server",
+    "clean_env",
+    "loopback",
+    "post",
+    "serve",
+    "serving",
+    "start_server",
+    "submitted",
+    "until",
+]
 
 APP = "fal-ai/lcm-sd15-i2i"
 CALL = {
@@ -67,6 +80,15 @@ def serve(parts: Parts, argv: Sequence[str]) -> int:
     """Run `fourstep serve …` in this process, made of `parts`."""
     arguments = vars(command_line().parse_args(argv))
     return serving_command.run(load({name: value for name, value in arguments.items() if name in FIELDS}), parts)
+
+
+def loopback() -> list[str]:
+    """The loopback addresses that this machine has."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return ["127.0.0.1"]
+    return ["127.0.0.1", "::1"]
 
 
 def post(server: Server, path: str, **changes: Any) -> Any:

@@ -109,14 +109,15 @@ def test_free_port_is_well() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 
-    assert doctor.listening("127.0.0.1", port).level is Level.OK
+    assert doctor.listening(["127.0.0.1", "192.0.2.1"], port).level is Level.OK  # the second is not this machine's
 
 
-def test_port_of_a_stranger_fails() -> None:
+@pytest.mark.parametrize("addresses", [["127.0.0.1"], ["::1", "127.0.0.1"]])
+def test_port_of_a_stranger_fails(addresses: list[str]) -> None:
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))  # it never listens, so nobody answers there
 
-        finding = doctor.listening("127.0.0.1", stranger.getsockname()[1])
+        finding = doctor.listening(addresses, stranger.getsockname()[1])
 
     assert finding.level is Level.FAIL
     assert "--port" in finding.hint
@@ -145,7 +146,7 @@ def running() -> Iterator[int]:
 
 
 def test_port_of_a_running_fourstep_is_well(running: int) -> None:
-    finding = doctor.listening("127.0.0.1", running)
+    finding = doctor.listening(["127.0.0.1"], running)
 
     assert finding.level is Level.OK
     assert "READY" in finding.line
@@ -156,7 +157,7 @@ def write_certificates(folder: Path, *, until: datetime.datetime) -> None:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - datetime.timedelta(days=400), until)
     pem = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-    for file in ("ca.pem", "cert.pem"):
+    for file in ("ca.pem", "cert.pem", "cert-dns.pem"):
         (folder / file).write_bytes(pem)
     for file in ("ca-key.pem", "key.pem"):
         (folder / file).touch(mode=0o600)

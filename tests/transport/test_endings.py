@@ -472,6 +472,6 @@ async def test_a_close_between_fragments_is_answered_with_its_own_code(serve):
 
 async def test_the_kernel_keeps_little_for_who_does_not_read(serve):
     async with serve(send_buffer_bytes=32 * 1024) as server, server.connect():
-        bound = server.listeners.http.socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        bound = server.listeners.http.sockets[0].getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
 
     assert 32 * 1024 <= bound <= 64 * 1024

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import ipaddress
+import socket
 import ssl
 import stat
 
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from server.settings import Settings, SettingsError
 from server.transport import tls
 from server.transport.takeover import CERTIFICATE_NAMES
-from tests.support.certificates import rogue_context
+from tests.support.certificates import answering, rogue_context
 
 # Names of §2.7 of the protocol, and the ways to say this machine.
 NAMES = ["localhost", "queue.localhost", "127.0.0.1", "::1", "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"]
@@ -39,8 +40,11 @@ def client_context(files: tls.TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None:
-    """A TLS handshake in memory. Raises what the client raises."""
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> set[str]:
+    """A TLS handshake in memory; the kinds of names of the certificate. Raises what the client raises.
+
+    Python's clients ask for a name (SNI) unless it is an address.
+    """
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server, server_hostname=name)
     theirs = server.wrap_bio(to_server, to_client, server_side=True)
@@ -49,11 +53,45 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> None
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
+    return {kind for kind, _ in (ours.getpeercert() or {})["subjectAltName"]}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_python_accepts_the_certificate_for(name, files):
     handshake(client_context(files), tls.server_context(files), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("fal.run", {"DNS"}),
+        ("localhost", {"DNS"}),
+        ("127.0.0.1", {"DNS", "IP Address"}),
+        ("::1", {"DNS", "IP Address"}),
+    ],
+)
+def test_only_who_asks_for_no_dns_name_is_shown_addresses(name, kinds, files):
+    assert handshake(client_context(files), tls.server_context(files), name) == kinds
+
+
+def test_who_asks_for_an_address_by_sni_is_shown_addresses_too(files):
+    context = tls.server_context(files)
+    connection = context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_side=True)
+
+    context.sni_callback(connection, "127.0.0.1", context)
+
+    assert connection.context is context
+
+
+def test_both_certificates_end_in_the_same_protocol(files):
+    client = client_context(files)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    with (
+        answering(tls.server_context(files)) as port,
+        socket.create_connection(("127.0.0.1", port)) as connection,
+        client.wrap_socket(connection, server_hostname="fal.run") as secure,
+    ):
+        assert secure.selected_alpn_protocol() == "http/1.1"
 
 
 @pytest.mark.parametrize(
@@ -127,7 +165,7 @@ def test_a_second_start_changes_nothing(settings, files):
     assert {path.name: path.read_bytes() for path in files.directory.iterdir()} == before
 
 
-@pytest.mark.parametrize("lost", ["ca", "ca_key", "cert", "bundle", "key"])
+@pytest.mark.parametrize("lost", ["ca", "ca_key", "cert", "dns_cert", "bundle", "key"])
 def test_a_lost_file_is_made_again(lost, settings, files):
     getattr(files, lost).unlink()
 
@@ -136,7 +174,7 @@ def test_a_lost_file_is_made_again(lost, settings, files):
     handshake(client_context(files), tls.server_context(files), "fal.run")
 
 
-@pytest.mark.parametrize("cut", ["ca", "cert", "bundle"])
+@pytest.mark.parametrize("cut", ["ca", "cert", "dns_cert", "bundle"])
 def test_a_file_cut_short_is_made_again(cut, settings, files):
     path = getattr(files, cut)
     path.write_bytes(path.read_bytes()[:100])
@@ -165,24 +203,27 @@ def test_a_damaged_key_is_said_and_not_overwritten(settings, files):
     assert files.ca_key.read_text() == "nonsense"
 
 
+@pytest.mark.parametrize("which", ["cert", "dns_cert"])
 @pytest.mark.parametrize("days", [397 - 50, 500])
-def test_a_certificate_near_its_end_is_renewed(days, settings, files):
-    old = files.cert.read_bytes()
+def test_a_certificate_near_its_end_is_renewed(days, which, settings, files):
+    path = getattr(files, which)
+    old = path.read_bytes()
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
 
     tls.ensure(settings, clock=lambda: later)
 
-    assert files.cert.read_bytes() != old
-    assert x509.load_pem_x509_certificate(files.cert.read_bytes()).not_valid_after_utc > later + datetime.timedelta(300)
+    assert path.read_bytes() != old
+    assert x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc > later + datetime.timedelta(300)
 
 
-def test_a_running_context_takes_the_renewed_certificate(settings, files):
+@pytest.mark.parametrize("name", ["box.lan", "192.168.7.9"])
+def test_a_running_context_takes_the_renewed_certificates(name, settings, files):
     context = tls.server_context(files)
-    other = tls.ensure(Settings(data_dir=settings.data_dir, tls_names="box.lan"))
+    other = tls.ensure(Settings(data_dir=settings.data_dir, tls_names="box.lan,192.168.7.9"))
 
-    tls.load_chain(context, other)
+    tls.load_chains(context, other)
 
-    handshake(client_context(other), context, "box.lan")
+    handshake(client_context(other), context, name)
 
 
 @pytest.mark.anyio
