@@ -31,7 +31,12 @@ _QUEUE_STATUS: dict[str, Any] = {
         "response_url": {"type": "string", "description": "Where the result is."},
         "status_url": {"type": "string", "description": "Where the status is."},
         "cancel_url": {"type": "string", "description": "Where to cancel the request."},
-        "logs": {"type": "array", "items": {"type": "object"}, "description": "What the request has logged."},
+        "logs": {
+            "type": "array",
+            "items": {"type": "object"},
+            "nullable": True,
+            "description": "What the request has logged; null unless asked for.",
+        },
         "metrics": {"type": "object", "additionalProperties": True, "description": "Times, in seconds."},
         "queue_position": {
             "type": "integer",
