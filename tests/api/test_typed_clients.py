@@ -14,7 +14,7 @@ from msgspec import Struct
 from server.fal.errors import RequestError
 from tests.api.test_queue import running, submit
 from tests.api.test_run import events
-from tests.support.app_client import APP, INPUT, serving
+from tests.support.app_client import APP, INPUT, JPEG, serving
 from tests.support.asgi_client import chunks
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +70,15 @@ class SwiftImage(Struct):
 
 class SwiftOutput(Struct):
     images: list[SwiftImage]
+
+
+class SwiftBytes(Struct, forbid_unknown_fields=True):
+    """How it reads a picture in msgpack that has no `url`; where there is one, it is loaded."""
+
+    content: bytes
+    content_type: str
+    width: int
+    height: int
 
 
 class Upload(Struct):
@@ -463,6 +472,15 @@ async def test_every_event_of_a_stream_is_as_the_client_declares_it(tmp_path, cl
     bodies = [Body("event logs", msgspec.json.encode(event)) for event in told]
     assert told[-1]["status"] == "COMPLETED"
     assert [said for body in bodies if (said := refusal(CLIENTS[client], body))] == []
+
+
+@pytest.mark.parametrize("path", ["ws", "realtime"])
+async def test_bytes_on_the_socket_are_answered_as_swift_declares_it(tmp_path, path):
+    async with serving(tmp_path) as web, web.connect(f"wss://fal.run/{APP}/{path}") as socket:
+        socket.send(msgspec.msgpack.encode({"prompt": "p", "image_bytes": b"raw", "seed": 1, "strength": 0.5}))
+        output = msgspec.msgpack.decode(await socket.recv())
+
+    assert [msgspec.convert(image, SwiftBytes).content for image in output["images"]] == [JPEG]
 
 
 # --- what they send: method, URL, headers, the status that it needs
