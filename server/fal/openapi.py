@@ -74,7 +74,7 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
             "description": f"The OpenAPI schema for the {app.id} queue.",
             "x-fal-metadata": {
                 "endpointId": app.id,
-                "category": "image-to-image",
+                "category": app.category,
                 "thumbnailUrl": f"{site_url}/static/beach.jpg",
                 "playgroundUrl": f"{site_url}/",
                 "documentationUrl": f"{site_url}/",

@@ -1,0 +1,65 @@
+"""fal's platform API, as far as it concerns the app that is served here. On `api.fal.ai` its paths begin at /v1.
+
+    GET /api/v1/models            the catalogue: `endpoint_id`, `q`, `category`, `status`, `limit`, `cursor`, `expand`
+    GET /api/v1/models/pricing    its price, 0: `endpoint_id`, `limit`, `cursor`
+    any /api/v1/…                 404: there is nothing else
+
+It is public: what it says is in fal's own catalogue.
+"""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from server.fal import catalogue
+from server.fal.endpoints import Endpoint
+from server.fal.errors import InvalidInput, PlainError, error_item
+from server.fal.hosts import external
+from server.web.responses import json_response
+
+_METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+
+
+async def models(request: Request) -> Response:
+    """Answer with the apps that match the query; a page beyond the first is empty."""
+    _check_limit(request)
+    words, category, status = (request.query_params.get(name, "") for name in ("q", "category", "status"))
+    found = _first_page(request, catalogue.find(_list(request, "endpoint_id"), words, category, status))
+    documents = catalogue.OPENAPI in _list(request, "expand")
+    return json_response(catalogue.models(found, external(request.scope), documents=documents))
+
+
+async def pricing(request: Request) -> Response:
+    """Answer with the prices of the apps that the query names."""
+    _check_limit(request)
+    return json_response(catalogue.prices(_first_page(request, catalogue.find(_list(request, "endpoint_id")))))
+
+
+def _list(request: Request, name: str) -> list[str]:
+    """Return the values of a parameter that may be repeated, and may have several after commas."""
+    values = ",".join(request.query_params.getlist(name)).split(",")
+    return [value.strip() for value in values if value.strip()]
+
+
+def _check_limit(request: Request) -> None:
+    written = request.query_params.get("limit") or "1"
+    if not (written.isascii() and written.isdigit() and written.strip("0")):
+        message = "Input should be a whole number from 1 on"
+        raise InvalidInput([error_item(("query", "limit"), "greater_than_equal", message, {"ge": 1})])
+
+
+def _first_page(request: Request, found: list[Endpoint]) -> list[Endpoint]:
+    """Return these apps, or none for a request with a cursor: the first page has them all."""
+    return [] if request.query_params.get("cursor") else found
+
+
+async def nothing_else(_: Request) -> Response:
+    """Answer 404 to the rest of the platform API."""
+    raise PlainError(404, "This server has the catalogue of its own app only: GET /v1/models, GET /v1/models/pricing")
+
+
+ROUTES: list[BaseRoute] = [
+    Route("/api/v1/models", models, methods=["GET"]),
+    Route("/api/v1/models/pricing", pricing, methods=["GET"]),
+    Route("/api/v1/{rest:path}", nothing_else, methods=_METHODS),
+]
