@@ -1,23 +1,38 @@
 """fal's platform API, as far as it concerns the app that is served here. On `api.fal.ai` its paths begin at /v1.
 
-    GET /api/v1/models            the catalogue: `endpoint_id`, `q`, `category`, `status`, `limit`, `cursor`, `expand`
-    GET /api/v1/models/pricing    its price, 0: `endpoint_id`, `limit`, `cursor`
-    any /api/v1/…                 404: there is nothing else
+    GET    /api/v1/models                                   the catalogue: `endpoint_id`, `q`, `category`, `status`,
+                                                            `limit`, `cursor`, `expand`
+    GET    /api/v1/models/pricing                           its price, 0: `endpoint_id`, `limit`, `cursor`
+    DELETE /api/v1/models/requests/{request_id}/payloads    input, output, log and output files of a job are deleted
+    any    /api/v1/…                                        404: there is nothing else
 
-It is public: what it says is in fal's own catalogue.
+The catalogue is public, as at fal. Deleting needs the key of the job's owner; any other gets 404.
 """
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server.context import context
 from server.fal import catalogue
 from server.fal.endpoints import Endpoint
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import external
+from server.web.request import find_caller
 from server.web.responses import json_response
 
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+
+
+class _Image(msgspec.Struct):
+    url: str
+
+
+class _Output(msgspec.Struct):
+    """The part of a result that links to files; an error has none."""
+
+    images: list[_Image] = []
 
 
 async def models(request: Request) -> Response:
@@ -53,6 +68,23 @@ def _first_page(request: Request, found: list[Endpoint]) -> list[Endpoint]:
     return [] if request.query_params.get("cursor") else found
 
 
+async def delete_payloads(request: Request) -> Response:
+    """Delete what is stored of a job, and answer with the links that led to its files. A second time there are none."""
+    ctx, caller = context(request), find_caller(request)
+    snapshot = await ctx.queue.get(request.path_params["request_id"])
+    if snapshot is None or snapshot.owner != caller.id:
+        raise PlainError(404, "Request not found")
+    if not snapshot.completed:
+        raise PlainError(409, "Request is still in progress: cancel it, or wait for its end")
+    kept = await ctx.queue.result(snapshot.id)
+    output = msgspec.json.decode(kept.body, type=_Output) if kept else _Output()
+    links = [image.url for image in output.images if not image.url.startswith("data:")]
+    for link in links:  # first: only the output says which files are the job's
+        await ctx.files.delete(link)
+    await ctx.queue.delete(snapshot.id)
+    return json_response({"cdn_delete_results": [{"link": link, "exception": None} for link in links]})
+
+
 async def nothing_else(_: Request) -> Response:
     """Answer 404 to the rest of the platform API."""
     raise PlainError(404, "This server has the catalogue of its own app only: GET /v1/models, GET /v1/models/pricing")
@@ -61,5 +93,6 @@ async def nothing_else(_: Request) -> Response:
 ROUTES: list[BaseRoute] = [
     Route("/api/v1/models", models, methods=["GET"]),
     Route("/api/v1/models/pricing", pricing, methods=["GET"]),
+    Route("/api/v1/models/requests/{request_id}/payloads", delete_payloads, methods=["DELETE"]),
     Route("/api/v1/{rest:path}", nothing_else, methods=_METHODS),
 ]

@@ -7,7 +7,7 @@ fal spreads its API over host names; here each of them is also a prefix that wor
     /rest    rest.fal.ai, rest.alpha.fal.ai           tokens, upload initiate, JWKS
     /cdn     v3.fal.media, v3b.fal.media, fal.media   uploads and files
     /ws      ws.fal.run                               HTTP over websocket
-    /api     api.fal.ai                               the catalogue
+    /api     api.fal.ai                               the catalogue, deletion of payloads
 
 `{id}.gateway.alpha.fal.ai`, the host of the 2023 clients, carries an app's id in its first label. Those clients' `host`
 option, and the `queue.` that older Python clients put in front of their run host, make the same labels on other names,

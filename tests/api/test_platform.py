@@ -8,7 +8,9 @@ import msgspec
 import pytest
 from msgspec import Struct
 
-from tests.support.app_client import APP, serving
+from server.storage.files import Files
+from tests.api.test_queue import finished, running, submit
+from tests.support.app_client import APP, INPUT, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -178,3 +180,74 @@ async def test_a_page_elsewhere_may_read_the_catalogue_and_no_more(tmp_path):
         deleted = await web.call("DELETE", f"{API}/models/requests/1/payloads", headers=headers)
 
     assert (read.status, deleted.status) == (200, 403)
+
+
+# --- deletion of payloads
+
+ALICE, BOB = {"authorization": "Key alice:a"}, {"authorization": "Key bob:b"}
+STORED = {**INPUT, "sync_mode": False, "num_images": 2}
+UNKNOWN = "00000000-0000-0000-0000-000000000000"
+
+
+def payloads(request_id):
+    return f"{API}/models/requests/{request_id}/payloads"
+
+
+async def test_payloads_and_output_files_are_deleted_once(tmp_path):
+    async with serving(tmp_path, files=Files, keys="alice:a,bob:b") as web:
+        before = web.ctx.files.disk.used
+        job = await submit(web, body=STORED, headers=ALICE)
+        await finished(web, job, headers=ALICE)
+        links = [image["url"] for image in (await web.call("GET", job["response_url"], headers=ALICE)).json()["images"]]
+        there = [(await web.call("GET", link)).status for link in links]
+        deleted = await web.call("DELETE", payloads(job["request_id"]), headers=ALICE)
+        again = await web.call("DELETE", payloads(job["request_id"]), headers=ALICE)
+        gone = [(await web.call("GET", link)).status for link in links]
+        result = await web.call("GET", job["response_url"], headers=ALICE)
+        status = await web.call("GET", job["status_url"] + "?logs=1", headers=ALICE)
+        after = web.ctx.files.disk.used
+
+    assert (there, gone) == ([200, 200], [404, 404])
+    assert (deleted.status, deleted.json()) == (
+        200,
+        {"cdn_delete_results": [{"link": link, "exception": None} for link in links]},
+    )
+    assert (again.status, again.json()) == (200, {"cdn_delete_results": []})
+    assert (result.status, status.json()["status"], status.json()["logs"]) == (410, "COMPLETED", [])
+    assert after == before
+
+
+async def test_only_the_owners_key_deletes(tmp_path):
+    async with serving(tmp_path, keys="alice:a,bob:b") as web:
+        job = await submit(web, headers=ALICE)
+        await finished(web, job, headers=ALICE)
+        foreign = await web.call("DELETE", payloads(job["request_id"]), headers=BOB)
+        unknown = await web.call("DELETE", payloads(UNKNOWN), headers=BOB)
+        nobodys = await web.call("DELETE", payloads(job["request_id"]))
+        kept = await web.call("GET", job["response_url"], headers=ALICE)
+
+    assert (foreign.status, foreign.body) == (unknown.status, unknown.body)
+    assert (foreign.status, nobodys.status, kept.status) == (404, 401, 200)
+
+
+async def test_a_job_that_has_not_ended_is_409(tmp_path):
+    async with serving(tmp_path) as web:
+        job = await running(web)
+        waiting = await submit(web)
+        answers = [await web.call("DELETE", payloads(each["request_id"])) for each in (job, waiting)]
+        web.engines.gate.set()
+        status = await finished(web, waiting)
+
+    assert [answer.status for answer in answers] == [409, 409]
+    assert "error" not in status
+
+
+@pytest.mark.parametrize("body", [INPUT, {**INPUT, "strength": 2}])
+async def test_a_job_without_files_has_no_links(tmp_path, body):
+    async with serving(tmp_path) as web:
+        job = await submit(web, body=body)
+        await finished(web, job)
+        deleted = await web.call("DELETE", payloads(job["request_id"]))
+        result = await web.call("GET", job["response_url"])
+
+    assert (deleted.status, deleted.json(), result.status) == (200, {"cdn_delete_results": []}, 410)
