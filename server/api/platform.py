@@ -5,8 +5,9 @@
     GET    /api/v1/models/pricing                           its price, 0: `endpoint_id`, `limit`, `cursor`
     DELETE /api/v1/models/requests/{request_id}/payloads    input, output, log and output files of a job are deleted
     any    /api/v1/…                                        404: there is nothing else
+    GET    /models/{app}/llms.txt                           how to call the app, for agents
 
-The catalogue is public, as at fal. Deleting needs the key of the job's owner; any other gets 404.
+The catalogue and that text are public, as at fal. Deleting needs the key of the job's owner; any other gets 404.
 """
 
 import msgspec
@@ -15,11 +16,11 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.context import context
-from server.fal import catalogue
+from server.fal import catalogue, llms_txt
 from server.fal.endpoints import Endpoint
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import external
-from server.web.request import find_caller
+from server.web.request import find_caller, find_endpoint
 from server.web.responses import json_response
 
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
@@ -90,9 +91,16 @@ async def nothing_else(_: Request) -> Response:
     raise PlainError(404, "This server has the catalogue of its own app only: GET /v1/models, GET /v1/models/pricing")
 
 
+async def for_agents(request: Request) -> Response:
+    """Answer with the text from which agents learn to call the app."""
+    target = find_endpoint(request, {""})
+    return Response(llms_txt.text(target.app, external(request.scope)), media_type="text/plain; charset=utf-8")
+
+
 ROUTES: list[BaseRoute] = [
     Route("/api/v1/models", models, methods=["GET"]),
     Route("/api/v1/models/pricing", pricing, methods=["GET"]),
     Route("/api/v1/models/requests/{request_id}/payloads", delete_payloads, methods=["DELETE"]),
     Route("/api/v1/{rest:path}", nothing_else, methods=_METHODS),
+    Route("/models/{app:path}/llms.txt", for_agents, methods=["GET"]),
 ]

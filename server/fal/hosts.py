@@ -40,7 +40,7 @@ FAL_HOSTS = {
     "api.fal.ai": "api",
 }
 GATEWAY = ".gateway.alpha.fal.ai"
-# The site and its documents; served as any other host is.
+# The site, with the pages of models; served as any other host is.
 FAL_SITE = "fal.ai"
 
 # The names that links carry for clients that reached us under one of fal's.
@@ -56,7 +56,7 @@ _FAL_LINKS = {
 _LABELS = {"queue": "queue", "rest": "rest", "ws": "ws"}
 
 # First path segments that are ours and no app's, on any host.
-_ROOT = frozenset({"health", "ready", "metrics", "static", "api", ".well-known", "favicon.ico", "robots.txt"})
+_ROOT = frozenset({"health", "ready", "metrics", "static", "api", "models", ".well-known", "favicon.ico", "robots.txt"})
 
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?", re.IGNORECASE)
 

@@ -34,6 +34,7 @@ _OPEN_PREFIXES = (
     "/cdn/files/",
     "/api/openapi/",
     "/api/v1/",
+    "/models/",
     "/.well-known/",
     "/rest/.well-known/",
 )

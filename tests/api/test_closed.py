@@ -21,6 +21,7 @@ OPEN = {
     "/.well-known/jwks.json": "public keys",
     "/rest/.well-known/jwks.json": "public keys",
     "/api/openapi/queue/openapi.json": "a public document",
+    "/models/{app:path}/llms.txt": "a public document",
     "/api/v1/models": "the catalogue is public at fal too; it tells nothing of callers",
     "/api/v1/models/pricing": "the same for every caller: 0",
     "/api/v1/{rest:path}": "nothing is there",

@@ -62,6 +62,7 @@ def test_each_space_is_a_prefix_on_any_host(host, space):
         ("/metrics", "/metrics"),
         ("/static/beach.jpg", "/static/beach.jpg"),
         ("/api/fal/proxy", "/api/fal/proxy"),
+        (f"/models/{APP}/llms.txt", f"/models/{APP}/llms.txt"),
         ("/api/v1/models", "/api/v1/models"),
         ("/api/v1/models/requests/1/payloads", "/api/v1/models/requests/1/payloads"),
         ("/.well-known/jwks.json", "/.well-known/jwks.json"),
