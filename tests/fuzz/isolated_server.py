@@ -17,7 +17,7 @@ from server.outbound import fetch, guarded_http
 from tests.support.server_process import serve
 
 
-async def resolve_nothing(host, port):
+def resolve_nothing(host, port):
     raise OSError(f"no name server: {host}:{port}")
 
 
@@ -32,10 +32,11 @@ async def crash(_):
 def main():
     """Apply the differences, then run the command."""
     asked = json.loads(sys.argv[1])
-    egress = functools.partial(guarded_http.Egress, resolver=resolve_nothing, dialer=dial_nothing)
+    egress = functools.partial(guarded_http.Egress, dialer=dial_nothing)
     planted = (Route("/health/crash", crash), Route("/cdn/files/{name}", crash, methods=["GET"]))
     parts = Parts(
-        fetch=functools.partial(fetch.Fetch, egress=egress),  # mutated URLs could name any host
+        # mutated URLs could name any host
+        fetch=functools.partial(fetch.Fetch, resolver=resolve_nothing, egress=egress),
         routes=[*(planted if asked.get("crashing") else ()), *ROUTES],
     )
     sys.exit(serve(parts, sys.argv[2:]))
