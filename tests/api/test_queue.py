@@ -161,8 +161,10 @@ async def test_a_result_before_the_end_is_400(tmp_path):
         job = await running(web)
         answer = await web.call("GET", job["response_url"])
 
-    assert answer.status == 400
-    assert isinstance(answer.json()["detail"], str)
+    said = answer.json()
+    assert (answer.status, said.pop("message")) == (400, "Request is still in progress")
+    assert said.pop("detail") == "Request is still in progress"
+    assert said == {name: job[name] for name in ("request_id", "response_url", "status_url", "cancel_url")}
 
 
 async def test_an_invalid_input_is_accepted_and_is_its_own_result(tmp_path):

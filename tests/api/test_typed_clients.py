@@ -406,6 +406,7 @@ async def jobs(web):
         yield Body("submit", msgspec.json.encode(job))
         async for body in statuses(web, job):
             yield body
+    yield Body("error", (await web.call("GET", waiting["response_url"])).body)
     yield Body("cancelled", (await web.call("PUT", waiting["cancel_url"])).body)
     web.engines.finish.set()
     await web.call("GET", f"{first['status_url']}/stream")
