@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
-from server.api import files, ops, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
+from server.api import files, ops, platform, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
@@ -53,6 +53,7 @@ ROUTES = [
     *files.ROUTES,
     *proxy.ROUTES,
     *ops.ROUTES,
+    *platform.ROUTES,
     *playground.ROUTES,
 ]
 

@@ -155,26 +155,24 @@ async def _images(ctx: Resources, data: LcmInput, call: Call, generated: Generat
 
 
 async def _image(ctx: Resources, data: LcmInput, call: Call, picture: Picture) -> dict[str, Any]:
-    """Return one entry of `images`. If the input was bytes, nothing is stored: `content` holds the result."""
-    if data.sync_mode:
-        entry = inline(picture)
-    elif call.image is None:
-        entry = _entry(picture, f"{call.cdn}/files/{await _store(ctx, call, picture)}")
-    else:
-        entry = _entry(picture, "")
-    if call.image is not None:
-        entry["content"] = picture.data
-    return entry
+    """Return one entry of `images`. If the input was bytes, nothing is stored: `content` holds the result.
+
+    There is no `url` then, unless as a data URI: the Swift client takes whatever text is there.
+    """
+    if call.image is None:
+        return inline(picture) if data.sync_mode else _entry(picture, url=await _stored(ctx, call, picture))
+    entry = inline(picture) if data.sync_mode else _entry(picture)
+    return {"content": picture.data, **entry}
 
 
-async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
-    """Store a result as a file; return its name.
+async def _stored(ctx: Resources, call: Call, picture: Picture) -> str:
+    """Store a result as a file; return its URL.
 
     Raises `RequestError`: 429 for a full disk, which is temporary; `internal_error` for a disk which is broken or not
     writable, where a retry does not help.
     """
     try:
-        return await ctx.files.save(
+        name = await ctx.files.save(
             picture.data, CONTENT_TYPE, lifecycle=call.lifecycle, owner=call.tenant, durable=call.durable
         )
     except OSError as error:
@@ -182,12 +180,13 @@ async def _store(ctx: Resources, call: Call, picture: Picture) -> str:
         if error.errno in NO_SPACE:
             raise overloaded("The results can't be stored at present") from error
         raise RequestError("internal_error", "The result could not be stored") from error
+    return f"{call.cdn}/files/{name}"
 
 
 def inline(picture: Picture) -> dict[str, Any]:
     """Return an entry of `images` which holds its picture as a data URI."""
-    return _entry(picture, data_uri.encode(picture.data, CONTENT_TYPE))
+    return _entry(picture, url=data_uri.encode(picture.data, CONTENT_TYPE))
 
 
-def _entry(picture: Picture, url: str) -> dict[str, Any]:
-    return {"url": url, "width": picture.width, "height": picture.height, "content_type": CONTENT_TYPE}
+def _entry(picture: Picture, **where: str) -> dict[str, Any]:
+    return {**where, "width": picture.width, "height": picture.height, "content_type": CONTENT_TYPE}

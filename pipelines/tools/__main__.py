@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run_pull(config)
         if options.tool == "bench":
             return run_bench(config, options.requests, options.clients)
-        return run_doctor(config, options.host, options.port)
+        return run_doctor(config, options.host, options.port, [name for name in options.names.split(",") if name])
     except SetupError as error:
         print(f"{error.reason}\n{error.hint}", file=sys.stderr)
         return 1
@@ -59,10 +59,10 @@ def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
     return 0
 
 
-def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int) -> int:
+def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int, names: list[str]) -> int:
     """Print every finding; 1 if one of them keeps a server from working."""
     failed = False
-    for finding in doctor.examine(config, addresses, port):
+    for finding in doctor.examine(config, addresses, port, names):
         print(finding, flush=True)
         failed = failed or finding.level is doctor.Level.FAIL
     return int(failed)
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
     parser.add_argument("--host", nargs="+", default=["127.0.0.1"], help="addresses to listen on (doctor)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")
+    parser.add_argument("--names", default="", help="host names that a takeover sends to the server (doctor)")
     parser.add_argument("--requests", type=int, default=20, help="to send, alone and then together (bench)")
     parser.add_argument("--clients", type=int, default=8, help="at once (bench)")
     return parser

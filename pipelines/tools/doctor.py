@@ -7,7 +7,7 @@ import datetime
 import enum
 import math
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,8 +44,13 @@ class Finding(NamedTuple):
         return f"{line}\n{'':<19} → {self.hint}" if self.hint else line
 
 
-def examine(config: EngineConfig, addresses: Sequence[str], port: int) -> Iterator[Finding]:
-    """Yield all findings, in the order in which things are needed. `config.device` may be a comma-separated list."""
+def examine(
+    config: EngineConfig, addresses: Sequence[str], port: int, names: Collection[str]
+) -> Iterator[Finding]:
+    """Yield all findings, in the order in which things are needed. `config.device` may be a comma-separated list.
+
+    `names`: the host names that a takeover sends to the server.
+    """
     cards = probes.graphics_cards()
     yield driver(cards, probes.has_nvidia_display(Path("/sys/bus/pci/devices")))
     yield torch_build(bool(cards))
@@ -57,6 +62,7 @@ def examine(config: EngineConfig, addresses: Sequence[str], port: int) -> Iterat
     yield listening(addresses, port)
     yield clock()
     yield certificates(Path(config.data_dir) / "tls", datetime.datetime.now(datetime.UTC))
+    yield hosts_file(probes.hosts_file(), names)
 
 
 def driver(cards: list[str], hardware: bool) -> Finding:  # noqa: FBT001 (two facts, named at the call)
@@ -228,6 +234,20 @@ def certificates(folder: Path, now: datetime.datetime) -> Finding:
     if min(ends) <= now:
         return Finding(Level.FAIL, "certificates", line, "`fourstep certs` makes new ones")
     return Finding(Level.OK, "certificates", line)
+
+
+def hosts_file(path: Path, names: Collection[str]) -> Finding:
+    """Judge which of these host names the hosts file at `path` has: all or none, else calls to the others leave."""
+    there = probes.names_in(path)
+    missing = [name for name in names if name not in there]
+    if len(missing) == len(names):
+        return Finding(
+            Level.OK, "hosts file", f"{path} has none of fal's {len(names)} names; `fourstep hosts` prints them"
+        )
+    if missing:
+        line = f"{path} lacks {', '.join(missing)}: calls to them leave this machine, with their key"
+        return Finding(Level.WARN, "hosts file", line, "add the lines that `fourstep hosts` prints")
+    return Finding(Level.OK, "hosts file", f"{path} has all of fal's {len(names)} names")
 
 
 def _omissions(plan: manifest.Manifest) -> str:

@@ -5,6 +5,7 @@ import http.client
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 
@@ -42,6 +43,20 @@ def clock_is_adrift() -> bool:
     except (OSError, AttributeError):
         return False
     return state == 5  # TIME_ERROR
+
+
+def hosts_file() -> Path:
+    """Return where this system has its hosts file."""
+    return Path(r"C:\Windows\System32\drivers\etc\hosts" if sys.platform == "win32" else "/etc/hosts")
+
+
+def names_in(hosts: Path) -> set[str]:
+    """Return the names in a hosts file, in lower case; none where it is missing or can't be read."""
+    try:
+        lines = hosts.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return set()
+    return {name.lower() for line in lines for name in line.partition("#")[0].split()[1:]}
 
 
 def server_state(host: str, port: int) -> str:

@@ -27,7 +27,7 @@ from server.access.auth import Caller
 from server.context import Context, context
 from server.fal import decoding, schemas
 from server.fal import headers as platform_headers
-from server.fal.errors import InvalidInput, PlainError, error_item
+from server.fal.errors import FalError, InvalidInput, PlainError, error_item
 from server.fal.hosts import base_url
 from server.jobs.job import NewJob, Outcome, Result, Snapshot
 from server.outbound.addresses import lacking
@@ -143,7 +143,9 @@ async def result(request: Request) -> Response:
     ctx = context(request)
     snapshot = await _find(request)
     if not snapshot.completed:
-        raise PlainError(400, "Request is still in progress")
+        said = "Request is still in progress"
+        urls = snapshot.urls(base_url(request.scope, "queue"))
+        raise FalError(400, {"detail": said, "message": said, "request_id": snapshot.id, **urls})
     kept = await ctx.queue.result(snapshot.id)
     if kept is None:
         raise PlainError(410, "The result of this request is no longer stored")

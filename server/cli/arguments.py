@@ -64,7 +64,7 @@ def command_line() -> argparse.ArgumentParser:
     command(
         "doctor",
         "tools:doctor",
-        "check driver, memory, disk, weights, port, certificates",
+        "check driver, memory, disk, weights, port, certificates, hosts file",
         (*MODEL_SETTINGS, "host", "port"),
     )
     bench = command(

@@ -6,6 +6,7 @@ import sys
 import msgspec
 
 from server.settings import Settings
+from server.transport.takeover import HOSTS_FILE_NAMES
 
 
 def pull(settings: Settings) -> int:
@@ -14,8 +15,9 @@ def pull(settings: Settings) -> int:
 
 
 def doctor(settings: Settings) -> int:
-    """Check driver, memory, disk, weights, port and certificates."""
-    return _run("doctor", settings, "--port", str(settings.port), "--host", *settings.addresses)
+    """Check driver, memory, disk, weights, port, certificates and the hosts file."""
+    names = ",".join(HOSTS_FILE_NAMES)
+    return _run("doctor", settings, "--port", str(settings.port), "--names", names, "--host", *settings.addresses)
 
 
 def bench(settings: Settings, requests: int, clients: int) -> int:

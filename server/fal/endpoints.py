@@ -22,11 +22,14 @@ REALTIME_PATHS = frozenset({"realtime", "ws", ""})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One app that is served. `owners`: the account names that it goes by."""
+    """One app that is served. `owners`: the account names that it goes by. `name`, `about`: as users read them."""
 
     owner: str
     alias: str
     owners: frozenset[str]
+    name: str
+    category: str
+    about: str
 
     @property
     def id(self) -> str:
@@ -42,7 +45,14 @@ class Target:
     path: str
 
 
-LCM_SD15_I2I = Endpoint("fal-ai", "lcm-sd15-i2i", frozenset({"fal-ai", "110602490"}))
+LCM_SD15_I2I = Endpoint(
+    "fal-ai",
+    "lcm-sd15-i2i",
+    frozenset({"fal-ai", "110602490"}),
+    name="Optimized Latent Consistency (SDv1.5)",
+    category="image-to-image",
+    about="A picture from a picture and a prompt, in four steps, by Stable Diffusion 1.5 and the LCM-LoRA.",
+)
 ENDPOINTS = (LCM_SD15_I2I,)
 _BY_ID = {f"{owner}/{endpoint.alias}": endpoint for endpoint in ENDPOINTS for owner in endpoint.owners}
 

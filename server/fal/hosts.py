@@ -7,6 +7,7 @@ fal spreads its API over host names; here each of them is also a prefix that wor
     /rest    rest.fal.ai, rest.alpha.fal.ai           tokens, upload initiate, JWKS
     /cdn     v3.fal.media, v3b.fal.media, fal.media   uploads and files
     /ws      ws.fal.run                               HTTP over websocket
+    /api     api.fal.ai                               the catalogue, deletion of payloads
 
 `{id}.gateway.alpha.fal.ai`, the host of the 2023 clients, carries an app's id in its first label. Those clients' `host`
 option, and the `queue.` that older Python clients put in front of their run host, make the same labels on other names,
@@ -36,10 +37,11 @@ FAL_HOSTS = {
     "v3.fal.media": "cdn",
     "v3b.fal.media": "cdn",
     "fal.media": "cdn",
+    "api.fal.ai": "api",
 }
 GATEWAY = ".gateway.alpha.fal.ai"
-# The site and its documents; served as any other host is.
-FAL_SITES = frozenset({"fal.ai", "api.fal.ai"})
+# The site, with the pages of models; served as any other host is.
+FAL_SITE = "fal.ai"
 
 # The names that links carry for clients that reached us under one of fal's.
 _FAL_LINKS = {
@@ -54,7 +56,7 @@ _FAL_LINKS = {
 _LABELS = {"queue": "queue", "rest": "rest", "ws": "ws"}
 
 # First path segments that are ours and no app's, on any host.
-_ROOT = frozenset({"health", "ready", "metrics", "static", "api", ".well-known", "favicon.ico", "robots.txt"})
+_ROOT = frozenset({"health", "ready", "metrics", "static", "api", "models", ".well-known", "favicon.ico", "robots.txt"})
 
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?", re.IGNORECASE)
 
@@ -69,7 +71,7 @@ class Host:
     @property
     def is_fal(self) -> bool:
         """Whether it is one of fal's own names."""
-        return self.name in FAL_HOSTS or self.name.endswith(GATEWAY) or self.name in FAL_SITES
+        return self.name in FAL_HOSTS or self.name.endswith(GATEWAY) or self.name == FAL_SITE
 
 
 def parse_host(header: str) -> Host | None:

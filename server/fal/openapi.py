@@ -11,7 +11,7 @@ from server.fal.endpoints import Endpoint
 from server.fal.schemas import LcmInput, LcmOutput
 
 _REF = "#/components/schemas/{model}"
-_INPUT, _OUTPUT, _STATUS = "LcmSd15I2iInput", "LcmSd15I2iOutput", "QueueStatus"
+INPUT, OUTPUT, _STATUS = "LcmSd15I2iInput", "LcmSd15I2iOutput", "QueueStatus"
 
 _ERROR: dict[str, Any] = {
     "type": "object",
@@ -31,7 +31,12 @@ _QUEUE_STATUS: dict[str, Any] = {
         "response_url": {"type": "string", "description": "Where the result is."},
         "status_url": {"type": "string", "description": "Where the status is."},
         "cancel_url": {"type": "string", "description": "Where to cancel the request."},
-        "logs": {"type": "array", "items": {"type": "object"}, "description": "What the request has logged."},
+        "logs": {
+            "type": "array",
+            "items": {"type": "object"},
+            "nullable": True,
+            "description": "What the request has logged; null unless asked for.",
+        },
         "metrics": {"type": "object", "additionalProperties": True, "description": "Times, in seconds."},
         "queue_position": {
             "type": "integer",
@@ -69,7 +74,7 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
             "description": f"The OpenAPI schema for the {app.id} queue.",
             "x-fal-metadata": {
                 "endpointId": app.id,
-                "category": "image-to-image",
+                "category": app.category,
                 "thumbnailUrl": f"{site_url}/static/beach.jpg",
                 "playgroundUrl": f"{site_url}/",
                 "documentationUrl": f"{site_url}/",
@@ -85,7 +90,7 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
             f"{request}/status": {"get": _operation([_REQUEST_ID, _LOGS], _STATUS, pending=True)},
             f"{request}/cancel": {"put": _cancel()},
             submit: {"post": {**_operation([], _STATUS), "requestBody": _body()}},
-            request: {"get": _operation([_REQUEST_ID], _OUTPUT)},
+            request: {"get": _operation([_REQUEST_ID], OUTPUT)},
         },
         "servers": [{"url": server_url}],
         "security": [{"apiKeyAuth": []}],
@@ -94,7 +99,7 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     schemas: dict[str, Any] = {_STATUS: _QUEUE_STATUS, "Error": _ERROR, "Cancelled": _CANCELLED}
-    for name, model in ((_INPUT, LcmInput), (_OUTPUT, LcmOutput)):
+    for name, model in ((INPUT, LcmInput), (OUTPUT, LcmOutput)):
         schema = _schema(model)
         schemas |= schema.pop("$defs", {})
         schemas[name] = {**schema, "x-fal-order-properties": list(schema["properties"])}
@@ -134,4 +139,4 @@ def _cancel() -> dict[str, Any]:
 
 
 def _body() -> dict[str, Any]:
-    return {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(model=_INPUT)}}}}
+    return {"required": True, "content": {"application/json": {"schema": {"$ref": _REF.format(model=INPUT)}}}}

@@ -56,10 +56,14 @@ class LogLine(msgspec.Struct, frozen=True):
     level: str
     message: str
 
-    def body(self) -> dict[str, str]:
-        """Return the line in fal's form."""
+    def body(self) -> dict[str, Any]:
+        """Return the line in fal's form.
+
+        Its Swift and Java clients read the level in `labels`, the JavaScript, Rust and Go ones beside the message.
+        """
+        labels = {"level": self.level, "source": "USER"}
         timestamp = datetime.fromtimestamp(self.at, UTC).isoformat()
-        return {"message": self.message, "level": self.level, "source": "USER", "timestamp": timestamp}
+        return {"message": self.message, **labels, "timestamp": timestamp, "labels": labels}
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -235,24 +239,26 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             "request_id": self.id,
             "gateway_request_id": self.id,
             **self.urls(base_url),
+            "logs": None,
+            "metrics": {},
             "queue_position": self.queue_position or 0,
         }
 
     def status_body(self, base_url: str, *, logs: bool) -> dict[str, Any]:
         """Return the status object of polling and stream.
 
-        fal's Python client raises KeyError for a missing key, so every status has them all; only `error` and
-        `error_type` are left out, as at fal, for jobs that have not failed.
+        fal's Python client raises KeyError for a missing key, and its Swift client decodes nothing without `logs`, so
+        every status has them all; only `error` and `error_type` are left out, as at fal, for jobs that have not failed.
+        Logs that were not asked for are null: there are clients that take no list then.
         """
         body: dict[str, Any] = {
             "status": self.status.value,
             "request_id": self.id,
             **self.urls(base_url),
             "queue_position": self.queue_position,
-            "logs": [line.body() for line in self.logs] if logs else [],
+            "logs": [line.body() for line in self.logs] if logs else None,
+            "metrics": {"inference_time": self.inference_time} if self.completed else {},
         }
-        if self.completed:
-            body["metrics"] = {"inference_time": self.inference_time}
         if self.error is not None:
             body |= {"error": self.error, "error_type": self.error_type}
         return body

@@ -146,6 +146,10 @@ class Queue:
         if not snapshot.store_io:
             await self._retention.forget(snapshot.id)
 
+    async def delete(self, request_id: str) -> None:
+        """Delete what is stored of an ended job but its tombstone. Raises `DatabaseError` if that can't be done."""
+        await self._retention.delete(request_id)
+
     async def cancel(self, request_id: str) -> Outcome:
         """Cancel a job. After an outcome of 200 or 202 its result is 499, for good.
 

@@ -68,11 +68,21 @@ class Retention:
         """Wipe a delivered job whose owner asked for no storing, unless its webhook is still to be delivered."""
         self._to_forget.add(request_id)
         try:
-            wiped = await self._database.write(lambda connection: _wipe(connection, request_id))
+            await self._wipe(sql.PRIVATE_RESULT, request_id)
         except DatabaseError as error:  # wiping writes, too: tried again until there is room
             log_database_error(LOG, "a delivered job could not be wiped", error)
             return
         self._to_forget.discard(request_id)
+
+    async def delete(self, request_id: str) -> None:
+        """Wipe an ended job at its owner's wish; its webhook, if still to be delivered, says that nothing is stored.
+
+        Raises `DatabaseError` if that can't be done.
+        """
+        await self._wipe(sql.ENDED_RESULT, request_id)
+
+    async def _wipe(self, which: sa.Select[Any], request_id: str) -> None:
+        wiped = await self._database.write(lambda connection: _wipe(connection, which, request_id))
         self._forgotten(wiped)
         self._wiped = self._wiped or wiped != []
 
@@ -137,9 +147,9 @@ def _expire(connection: sa.Connection, before: float, owner: str | None) -> list
     return _leave_tombstones(connection, rows)
 
 
-def _wipe(connection: sa.Connection, request_id: str) -> list[str]:
-    """Overwrite what is stored of a private job. Return its request id, or nothing if the job is to be kept."""
-    rows = connection.execute(sql.PRIVATE_RESULT, {"request": request_id}).all()
+def _wipe(connection: sa.Connection, which: sa.Select[Any], request_id: str) -> list[str]:
+    """Overwrite what is stored of a job. Return its request id, or nothing if it is not one of `which`."""
+    rows = connection.execute(which, {"request": request_id}).all()
     if not rows:
         return []
     with secure_delete(connection):

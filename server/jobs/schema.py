@@ -223,9 +223,8 @@ RESULT_BYTES = (
     .where(_done, ~jobs.c.expired)
     .group_by(jobs.c.owner)
 )
-PRIVATE_RESULT = sa.select(jobs.c.seq, jobs.c.id).where(
-    jobs.c.id == _b("request"), _done, ~jobs.c.expired, ~jobs.c.store_io, ~_has_webhook
-)
+ENDED_RESULT = sa.select(jobs.c.seq, jobs.c.id).where(jobs.c.id == _b("request"), _done, ~jobs.c.expired)
+PRIVATE_RESULT = ENDED_RESULT.where(~jobs.c.store_io, ~_has_webhook)
 LEAVE_TOMBSTONES = (
     sa.update(jobs).where(jobs.c.seq.in_(_b("seqs", expanding=True))).values(expired=True, call="", webhook=None)
 )

@@ -247,6 +247,15 @@ class DiskStore:
             return None
         return Stored(name, path, status.st_size, status.st_ctime, status.st_mtime, read_meta(path))
 
+    def delete(self, name: str) -> None:
+        """Delete a stored file, if it is there: after a power cut, too, it is gone."""
+        path = self._layout.path(name)
+        if path.exists():
+            self._layout.delete(name)
+            sync(path.parent)
+            with self._lock:
+                self._ledger.remove(name)
+
     def sweep(self) -> None:
         """Drop expired files, count anew, then drop what is beyond the quota. Does nothing while another does so."""
         if not self._sweeping.acquire(blocking=False):

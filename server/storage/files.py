@@ -141,6 +141,11 @@ class Files:
         data = _read_cached(path)
         return await asyncio.to_thread(path.read_bytes) if data is None else data
 
+    async def delete(self, url: str) -> None:
+        """Delete the stored file that a URL of ours means, if it is there."""
+        if match := _OWN_PATH.fullmatch(urlsplit(url).path):
+            await asyncio.to_thread(self.disk.delete, match[1])
+
     # --- uploads ---
 
     def permit(self, content_type: str, file_name: str, owner: str, lifecycle: lifecycles.Lifecycle) -> Upload:

@@ -1,26 +1,28 @@
 """fal's host names that the server takes over: the names, the lines of a hosts file, how clients trust the local CA.
 
 The backup domains (`falrun.com`) are among the names on purpose: `fal_client` turns to them when `fal.run` does not
-answer, and would then send its user's pictures to fal.
+answer, and would then send its user's pictures to fal. So is `api.fal.ai`: tools send it the key, too.
 """
 
 import ipaddress
 from pathlib import Path
 
-from server.fal.hosts import FAL_HOSTS, FAL_SITES, GATEWAY
+from server.fal.hosts import FAL_HOSTS, FAL_SITE, GATEWAY
 
-# The names in the certificate; the clients of 2023 put an app's id in front of the gateway's.
-CERTIFICATE_NAMES = (*FAL_HOSTS, f"*{GATEWAY}", *sorted(FAL_SITES))
+# The names in the certificate; the clients of 2023 put an app's id in front of the gateway's. Their order is that of
+# version 0.1, since a certificate with another is made again.
+_API = "api.fal.ai"
+CERTIFICATE_NAMES = (*(name for name in FAL_HOSTS if name != _API), f"*{GATEWAY}", _API, FAL_SITE)
 # The domains that the CA may sign for; each stands for itself and all its subdomains.
 DOMAINS = ("fal.run", "fal.ai", "fal.media", "falrun.com")
-# A hosts file knows no wildcard. The model pages are left out unless asked for: people want to read fal's site.
+# A hosts file knows no wildcard. The site is left out unless asked for: people want to read it.
 HOSTS_FILE_NAMES = (*FAL_HOSTS, f"110602490-lcm-sd15-i2i{GATEWAY}")
 
 
 def hosts_lines(address: str = "127.0.0.1", *, with_site: bool = False) -> str:
     """Return the lines for a hosts file which send fal's names to `address`. Raises `ValueError` unless it is one."""
     target = ipaddress.ip_address(address)
-    names = (*HOSTS_FILE_NAMES, *sorted(FAL_SITES)) if with_site else HOSTS_FILE_NAMES
+    names = (*HOSTS_FILE_NAMES, FAL_SITE) if with_site else HOSTS_FILE_NAMES
     width = len(str(target))
     return "".join(f"{target!s:{width}} {name}\n" for name in names)
 

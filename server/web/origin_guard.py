@@ -30,7 +30,15 @@ from server.web.responses import error_response
 _READS = frozenset({"GET", "HEAD"})
 # What any page may load: canonical paths, and prefixes of them.
 _OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico", "/robots.txt"})
-_OPEN_PREFIXES = ("/static/", "/cdn/files/", "/api/openapi/", "/.well-known/", "/rest/.well-known/")
+_OPEN_PREFIXES = (
+    "/static/",
+    "/cdn/files/",
+    "/api/openapi/",
+    "/api/v1/",
+    "/models/",
+    "/.well-known/",
+    "/rest/.well-known/",
+)
 _ELSEWHERE = frozenset({"cross-site", "same-site"})
 
 

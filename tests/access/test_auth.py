@@ -1,5 +1,6 @@
 """Keys, tokens, and who may call a server without keys."""
 
+import dataclasses
 import json
 import stat
 import time
@@ -13,7 +14,7 @@ from server.access import api_keys
 from server.access.api_keys import KeysError
 from server.access.auth import ANONYMOUS, Auth, Caller, has_keys
 from server.app import Cors
-from server.fal.endpoints import LCM_SD15_I2I, Endpoint
+from server.fal.endpoints import LCM_SD15_I2I
 from server.fal.errors import PlainError
 from server.settings import Settings, SettingsError
 from server.web.origin_guard import OriginGuard
@@ -21,7 +22,7 @@ from server.web.responses import json_response
 from tests.support.asgi_client import Refused, call, connect, scope_of
 
 KEY = "alice:s3cret"
-OTHER_APP = Endpoint("fal-ai", "other", frozenset({"fal-ai"}))
+OTHER_APP = dataclasses.replace(LCM_SD15_I2I, alias="other")
 
 
 @pytest.fixture

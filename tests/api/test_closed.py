@@ -21,6 +21,10 @@ OPEN = {
     "/.well-known/jwks.json": "public keys",
     "/rest/.well-known/jwks.json": "public keys",
     "/api/openapi/queue/openapi.json": "a public document",
+    "/models/{app:path}/llms.txt": "a public document",
+    "/api/v1/models": "the catalogue is public at fal too; it tells nothing of callers",
+    "/api/v1/models/pricing": "the same for every caller: 0",
+    "/api/v1/{rest:path}": "nothing is there",
     "/cdn/files/{name}": "results are public by their unguessable names, as fal's are",
 }
 
@@ -39,6 +43,7 @@ VALUES = {
     "{name}": "a" * 22 + ".jpg",
     "{ticket}": "1",
     "{number}": "1",
+    "{rest:path}": "meta",
 }
 
 

@@ -102,7 +102,7 @@ async def test_bytes_are_answered_with_bytes(field, tmp_path):
         result = unpack(await socket.recv())
 
     assert web.engines.works[0].image == b"raw"
-    assert (result["images"][0]["content"], result["images"][0]["url"]) == (JPEG, "")
+    assert result["images"][0] == {"content": JPEG, "width": 512, "height": 504, "content_type": "image/jpeg"}
     assert web.shelf.saved == {}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.environment import FIELDS
+from server.transport.takeover import HOSTS_FILE_NAMES
 from tests.support.server_process import clean_env
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
@@ -27,6 +28,13 @@ def test_help_lists_the_commands():
         command in done.stdout
         for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
     )
+
+
+def test_doctor_knows_the_names_of_a_takeover(tmp_path):
+    done = fourstep("doctor", "--model", "demo", "--port", "0", "--data-dir", str(tmp_path))
+
+    (said,) = [line for line in done.stdout.splitlines() if "hosts file" in line]
+    assert f"of fal's {len(HOSTS_FILE_NAMES)} names" in said or "lacks" in said
 
 
 def test_serve_help_names_every_setting_with_its_default_and_its_variable():

@@ -124,6 +124,7 @@ def live_values(server):
         "{name}": path.rpartition("/")[2],
         "{ticket}": token,
         "{number}": "1",
+        "{rest:path}": "meta",
         "{host}": server.host,
     }
 

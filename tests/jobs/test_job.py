@@ -77,20 +77,21 @@ def test_the_status_code_alone_tells_the_sdk_whether_it_is_over(snapshot, code):
     assert snapshot.status_code == code
 
 
-def test_logs_are_left_out_unless_asked_for():
-    assert RUNNING.status_body(BASE, logs=False)["logs"] == []
+def test_logs_are_null_unless_asked_for():
+    assert RUNNING.status_body(BASE, logs=False)["logs"] is None
 
 
 def test_a_successful_status_names_no_error():
     assert not {"error", "error_type"} & DONE.status_body(BASE, logs=True).keys()
 
 
-def test_a_log_line_has_fals_four_keys():
+def test_a_log_line_has_its_level_flat_and_in_labels():
     assert LINE.body() == {
         "message": "95 tokens, 77 used",
         "level": "INFO",
         "source": "USER",
         "timestamp": "2023-11-14T22:13:20.500000+00:00",
+        "labels": {"level": "INFO", "source": "USER"},
     }
 
 

@@ -88,6 +88,29 @@ async def test_only_private_jobs_are_forgotten_on_delivery(store):
     assert await store.result(request_id) == DONE
 
 
+@pytest.mark.parametrize("webhook", [None, "http://receiver/hook"])
+async def test_nothing_of_a_deleted_job_is_left_on_disk(path, store, webhook):
+    request_id = await finished(store, result=Result(200, b"canary-" * 5000), webhook=webhook)
+    expiring = Expiring(store)
+    await expiring.retention.delete(request_id)
+    await expiring.retention.keep_quota()
+
+    left = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert b"canary-" not in left
+    assert expiring.forgotten == [request_id]
+    assert await store.result(request_id) is None
+    assert (await store.load(request_id)).expired
+
+
+async def test_a_job_that_has_not_ended_is_not_deleted(store):
+    request_id = await submitted(store)
+    expiring = Expiring(store)
+    await expiring.retention.delete(request_id)
+
+    assert expiring.forgotten == []
+    assert (await claimed(store)).id == request_id
+
+
 async def test_over_the_quota_old_payloads_give_their_disk_back(path, store):
     await finished(store, result=Result(200, b"x" * 4_000_000))
     expiring = Expiring(store, now=FRESH_S + 20.0, jobs_quota_bytes=1_000_000)

@@ -184,6 +184,31 @@ def test_key_that_others_can_read_fails(tmp_path: Path) -> None:
     assert "ca-key.pem" in finding.line
 
 
+NAMES = ["fal.run", "queue.fal.run", "api.fal.ai"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "level", "said"),
+    [
+        ("127.0.0.1 localhost\n", Level.OK, "has none of fal's 3 names"),
+        ("127.0.0.1 fal.run\n127.0.0.1 queue.fal.run # api.fal.ai\n", Level.WARN, "lacks api.fal.ai:"),
+        ("#127.0.0.1 fal.run\n10.0.0.7\tAPI.fal.ai.x api.fal.ai\n", Level.WARN, "lacks fal.run, queue.fal.run:"),
+        ("::1 fal.run Queue.fal.run\n::1 api.fal.ai\n", Level.OK, "has all of fal's 3 names"),
+        (None, Level.OK, "has none of fal's 3 names"),
+    ],
+)
+def test_names_that_a_takeover_still_lacks_are_said(lines: str | None, level: Level, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    if lines is not None:
+        path.write_text(lines)
+
+    finding = doctor.hosts_file(path, NAMES)
+
+    assert finding.level is level
+    assert said in finding.line
+    assert ("fourstep hosts" in finding.hint) == (level is Level.WARN)
+
+
 @pytest.mark.parametrize(("model", "status"), [("demo", 0), ("sd15", 1)])
 def test_command_fails_when_a_server_would(
     model: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -195,5 +220,5 @@ def test_command_fails_when_a_server_would(
     lines = capsys.readouterr().out.splitlines()
     assert done == status
     assert [line.split()[1] for line in lines if line[0] != " "] == (
-        ["driver", "torch", "device", "memory", "data", "weights", "port", "clock", "certificates"]
+        ["driver", "torch", "device", "memory", "data", "weights", "port", "clock", "certificates", "hosts"]
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from server.fal.hosts import FAL_HOSTS
-from server.transport.takeover import hosts_lines, trust_instructions
+from server.transport.takeover import CERTIFICATE_NAMES, hosts_lines, trust_instructions
 
 
 @pytest.mark.parametrize("name", [*FAL_HOSTS, "110602490-lcm-sd15-i2i.gateway.alpha.fal.ai"])
@@ -13,6 +13,11 @@ def test_every_name_of_the_api_gets_a_hosts_line(name):
     lines = hosts_lines("127.0.0.1").splitlines()
 
     assert f"127.0.0.1 {name}" in lines
+
+
+def test_the_catalogues_calls_stay_in_the_house():
+    assert "api.fal.ai" in hosts_lines().split()
+    assert "api.fal.ai" in CERTIFICATE_NAMES
 
 
 def test_fals_site_stays_reachable_unless_asked_for():
