@@ -1,0 +1,42 @@
+"""Libraries of others that speak to fal, as published: how each is led here, and what it makes of the answers."""
+
+import pytest
+
+# --- Vercel AI SDK ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["http", "https"])
+def ai_sdk(request, instant, clients):
+    """The AI SDK with its `baseURL` at the shared server."""
+    url = {"http": instant.url, "https": instant.tls_url}[request.param]
+    trusting = clients.with_env(NODE_EXTRA_CA_CERTS=str(instant.bundle.with_name("ca.pem")))
+    return lambda **options: trusting.js("ai_sdk.mjs", baseURL=f"{url}/run", **options)
+
+
+@pytest.mark.parametrize("sync_mode", [False, True])
+def test_the_ai_sdk_gets_its_pictures(sync_mode, ai_sdk):
+    [said] = ai_sdk(fal={"syncMode": sync_mode})
+
+    assert said["types"] == ["image/jpeg", "image/jpeg"]
+    assert [told["nsfw"] for told in said["told"]] == [False, False]
+
+
+def test_the_ai_sdk_names_the_bad_field(ai_sdk):
+    [said] = ai_sdk(fal={"strength": 2})
+
+    assert (said["kind"], said["status"]) == ("AI_APICallError", 422)
+    assert said["message"] == "body.strength: Input should be less than or equal to 1"
+
+
+def test_the_ai_sdk_tells_what_other_errors_say(ai_sdk):
+    [said] = ai_sdk(app="fal-ai/nothing")
+
+    assert (said["status"], said["message"]) == (404, 'Application "nothing" not found')
+
+
+def test_the_ai_sdk_takes_pictures_within_the_answer_where_fals_names_are_taken_over(takeover):
+    [linked] = takeover.clients.js("ai_sdk.mjs")
+    [within] = takeover.clients.js("ai_sdk.mjs", fal={"syncMode": True})
+
+    assert "v3.fal.media resolved to disallowed IP address" in linked["message"]
+    assert within["types"] == ["image/jpeg", "image/jpeg"]
