@@ -40,3 +40,25 @@ def test_the_ai_sdk_takes_pictures_within_the_answer_where_fals_names_are_taken_
 
     assert "v3.fal.media resolved to disallowed IP address" in linked["message"]
     assert within["types"] == ["image/jpeg", "image/jpeg"]
+
+
+# --- TanStack AI --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sync_mode", "field"), [(False, "url"), (True, "b64Json")])
+def test_tanstack_ai_gets_its_pictures_through_the_proxy(sync_mode, field, clients, instant):
+    [images] = clients.js("tanstack.mjs", proxyUrl=f"{instant.url}/api/fal/proxy", model={"sync_mode": sync_mode})
+
+    assert [list(image) for image in images] == [[field], [field]]
+
+
+def test_tanstack_ai_passes_the_validation_error_on(clients, instant):
+    [said] = clients.js("tanstack.mjs", proxyUrl=f"{instant.url}/api/fal/proxy", model={"strength": 2})
+
+    assert (said["kind"], said["status"]) == ("ValidationError", 422)
+
+
+def test_tanstack_ai_needs_no_setting_where_fals_names_are_taken_over(takeover):
+    [images] = takeover.clients.js("tanstack.mjs")
+
+    assert [image["url"].startswith("https://v3.fal.media/files/") for image in images] == [True, True]
