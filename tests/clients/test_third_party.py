@@ -62,3 +62,19 @@ def test_tanstack_ai_needs_no_setting_where_fals_names_are_taken_over(takeover):
     [images] = takeover.clients.js("tanstack.mjs")
 
     assert [image["url"].startswith("https://v3.fal.media/files/") for image in images] == [True, True]
+
+
+# --- Hugging Face -------------------------------------------------------------------------------------------------
+
+
+def test_hugging_faces_python_client_gets_its_picture(takeover):
+    [said] = takeover.clients.py("hugging_face.py")
+
+    assert said == {"size": [96, 96], "format": "JPEG"}
+
+
+def test_hugging_faces_javascript_client_gets_its_picture(takeover):
+    [said] = takeover.clients.js("hugging_face.mjs")
+
+    assert said["type"] == "image/jpeg"
+    assert said["size"] > 0
