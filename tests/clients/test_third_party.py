@@ -78,3 +78,41 @@ def test_hugging_faces_javascript_client_gets_its_picture(takeover):
 
     assert said["type"] == "image/jpeg"
     assert said["size"] > 0
+
+
+# --- fal's server-proxy -------------------------------------------------------------------------------------------
+
+
+def test_an_apps_route_adds_the_key_and_passes_calls_on(takeover):
+    [said] = takeover.clients.js("server_proxy.mjs", then="subscribe.mjs")
+
+    assert said["updates"][-1]["status"] == "COMPLETED"
+    assert said["result"]["data"]["seed"] == 7
+
+
+def test_an_apps_route_passes_events_on(takeover):
+    [said] = takeover.clients.js("server_proxy.mjs", then="stream.mjs")
+
+    assert said["events"][-1] == said["done"]
+    assert len(said["events"]) > 1
+
+
+def test_an_apps_route_passes_a_cancel_on(takeover):
+    unknown = "764cabcf-b745-4b3e-ae38-1200304cf45b"
+    [said] = takeover.clients.js("server_proxy.mjs", then="faults.mjs", call="cancel", requestId=unknown)
+
+    assert (said["status"], said["body"]) == (404, {"status": "NOT_FOUND"})
+
+
+def test_an_apps_route_passes_uploads_on(takeover):
+    options = {"size": 1024, "name": "hello.bin", "type": "application/octet-stream"}
+    [said] = takeover.clients.js("server_proxy.mjs", then="upload.mjs", **options)
+
+    assert (said["status"], said["same"]) == (200, True)
+
+
+def test_an_apps_route_passes_the_validation_error_on(takeover):
+    options = {"call": "run", "input": {"strength": 2}, "field": "strength"}
+    [said] = takeover.clients.js("server_proxy.mjs", then="faults.mjs", **options)
+
+    assert (said["kind"], said["status"]) == ("ValidationError", 422)
