@@ -30,6 +30,7 @@ CACHE = HERE.parents[1] / ".cache" / "clients"
 # The first Node with a WebSocket of its own, which the realtime clients need.
 _OLDEST_NODE = 22
 _SAY = "say "
+_DENO = JS / "node_modules" / "deno"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Clients:
         """What `js/<script>` said. `options` reach it as JSON."""
         install_javascript()
         return self._run([node(), "--no-warnings", str(JS / script)], options)
+
+    def deno(self, script: str, **options: Any) -> list[Any]:
+        """What `js/<script>` said in Deno. `options` reach it as JSON."""
+        install_javascript()
+        command = [str(_DENO / "deno"), "run", "--allow-all", "--no-lock", str(JS / script)]
+        return self._run(command, options, {"DENO_DIR": str(CACHE / "deno"), "DENO_NO_UPDATE_CHECK": "1"})
 
     def py(self, script: str, python: str = sys.executable, path: str = "", **options: Any) -> list[Any]:
         """What `py/<script>` said, run by `python` with `path` in front of its modules."""
@@ -90,12 +97,13 @@ def _node_wheel() -> Path:
 
 @cache
 def install_javascript() -> None:
-    """`npm ci`, unless the lock file is the one that is installed."""
+    """`npm ci` and Deno's own installation, unless the lock file is the one that is installed."""
     npm = _node_wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     flags = ["--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"]
     with _once(JS / "node_modules", JS / "package-lock.json") as missing:
         if missing:
             _install([str(_node_wheel() / "bin" / "node"), str(npm), "ci", *flags], cwd=JS)
+            _install([str(_node_wheel() / "bin" / "node"), "install.cjs"], cwd=_DENO)  # chooses this machine's binary
 
 
 # --- Python -------------------------------------------------------------------------------------------------------

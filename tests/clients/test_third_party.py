@@ -116,3 +116,59 @@ def test_an_apps_route_passes_the_validation_error_on(takeover):
     [said] = takeover.clients.js("server_proxy.mjs", then="faults.mjs", **options)
 
     assert (said["kind"], said["status"]) == ("ValidationError", 422)
+
+
+# --- Deno ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def deno(takeover):
+    """Run a script in Deno, which trusts the CA by a variable of its own."""
+    ca = takeover.clients.env["NODE_EXTRA_CA_CERTS"]
+    return takeover.clients.with_env(NODE_EXTRA_CA_CERTS="", DENO_CERT=ca).deno
+
+
+@pytest.mark.parametrize("mode", ["polling", "streaming"])
+def test_deno_subscribes(mode, deno):
+    [said] = deno("subscribe.mjs", mode=mode)
+
+    assert said["updates"][-1]["status"] == "COMPLETED"
+    assert said["result"]["data"]["seed"] == 7
+
+
+def test_deno_calls_the_queue(deno):
+    [said] = deno("queue.mjs")
+
+    assert said["result"]["data"] == said["again"]["data"]
+
+
+def test_deno_streams(deno):
+    [said] = deno("stream.mjs")
+
+    assert said["events"][-1] == said["done"]
+
+
+def test_deno_cancels(clients, slow):
+    [said] = clients.deno("cancel.mjs", proxy=f"{slow.url}/api/fal/proxy", whenRunning=True)
+
+    assert said["was"] == "IN_PROGRESS"
+    assert (said["status"]["status"], said["result"]["status"]) == ("COMPLETED", 499)
+
+
+def test_deno_uploads(deno):
+    [said] = deno("upload.mjs", size=1024, name="hello.bin", type="application/octet-stream")
+
+    assert (said["status"], said["same"]) == (200, True)
+
+
+def test_deno_keeps_a_socket(deno):
+    [said] = deno("realtime.mjs")
+
+    assert [result["request_id"] for result in said["results"]] == ["one", "two"]
+    assert said["errors"] == []
+
+
+def test_deno_calls_through_the_proxy(clients, instant):
+    [result] = clients.deno("run.mjs", proxy=f"{instant.url}/api/fal/proxy")
+
+    assert result["data"]["seed"] == 7
