@@ -112,10 +112,20 @@ def install_javascript() -> None:
 @cache
 def old_python_client() -> str:
     """Module path of the oldest fal-client that still installs; its dependencies are those of the suite."""
-    target, pins = CACHE / "fal-client-0.1.0", HERE / "fal-client-0.1.0.txt"
+    return _target("fal-client-0.1.0")
+
+
+@cache
+def litellm() -> str:
+    """Module path of LiteLLM and what it needs beside the suite's own packages."""
+    return _target("litellm")
+
+
+def _target(name: str) -> str:
+    target, pins = CACHE / name, HERE / f"{name}.txt"
     with _once(target, pins) as missing:
         if missing:
-            _install([*_PIP, "--no-deps", "--target", str(target), "--requirement", str(pins)])
+            _install([*_PIP, "--no-deps", "--no-compile", "--target", str(target), "--requirement", str(pins)])
     return str(target)
 
 

@@ -2,6 +2,9 @@
 
 import pytest
 
+from tests.clients.kit import litellm
+from tests.support.server_process import APP
+
 # --- Vercel AI SDK ------------------------------------------------------------------------------------------------
 
 
@@ -172,3 +175,18 @@ def test_deno_calls_through_the_proxy(clients, instant):
     [result] = clients.deno("run.mjs", proxy=f"{instant.url}/api/fal/proxy")
 
     assert result["data"]["seed"] == 7
+
+
+# --- LiteLLM ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_litellm_posts_to_its_api_base(by_environment, instant):
+    bases = [instant.url, instant.tls_url]
+    offline = by_environment.with_env(LITELLM_LOCAL_MODEL_COST_MAP="True")
+
+    pictures, fault = offline.py("lite_llm.py", path=litellm(), api_bases=[f"{base}/run/{APP}" for base in bases])
+
+    assert [[link.partition("/cdn/")[0] for link in links] for links in pictures] == [[base] * 2 for base in bases]
+    assert fault["status"] == 422
+    assert "body.strength: Input should be less than or equal to 1" in fault["message"]
