@@ -1,5 +1,7 @@
 """Libraries of others that speak to fal, as published: how each is led here, and what it makes of the answers."""
 
+import dataclasses
+
 import pytest
 
 from tests.clients.kit import litellm
@@ -184,9 +186,23 @@ def test_deno_calls_through_the_proxy(clients, instant):
 def test_litellm_posts_to_its_api_base(by_environment, instant):
     bases = [instant.url, instant.tls_url]
     offline = by_environment.with_env(LITELLM_LOCAL_MODEL_COST_MAP="True")
+    patient = dataclasses.replace(offline, timeout=180)  # it has megabytes of Python to compile
 
-    pictures, fault = offline.py("lite_llm.py", path=litellm(), api_bases=[f"{base}/run/{APP}" for base in bases])
+    pictures, fault = patient.py("lite_llm.py", path=litellm(), api_bases=[f"{base}/run/{APP}" for base in bases])
 
     assert [[link.partition("/cdn/")[0] for link in links] for links in pictures] == [[base] * 2 for base in bases]
     assert fault["status"] == 422
     assert "body.strength: Input should be less than or equal to 1" in fault["message"]
+
+
+# --- ComfyUI's nodes ----------------------------------------------------------------------------------------------
+
+
+def test_comfyuis_nodes_upload_subscribe_fetch_recover_and_vary(takeover):
+    bundle = takeover.clients.env["SSL_CERT_FILE"]
+    [said] = takeover.clients.with_env(REQUESTS_CA_BUNDLE=bundle).py("comfyui.py")
+
+    assert said["updates"][-1] == "Completed"
+    assert said["type"] == "image/jpeg"
+    assert said["recovered"] == ["Completed", True]
+    assert said["seeds"] == [0, 1, 2]
