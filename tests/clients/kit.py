@@ -121,6 +121,12 @@ def litellm() -> str:
     return _target("litellm")
 
 
+@cache
+def mcp_server() -> str:
+    """Module path of an MCP server over fal-client and what it needs beside the suite's own packages."""
+    return _target("fal-mcp-server")
+
+
 def _target(name: str) -> str:
     target, pins = CACHE / name, HERE / f"{name}.txt"
     with _once(target, pins) as missing:

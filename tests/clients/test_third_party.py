@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from tests.clients.kit import litellm
+from tests.clients.kit import litellm, mcp_server
 from tests.support.server_process import APP
 
 # --- Vercel AI SDK ------------------------------------------------------------------------------------------------
@@ -206,3 +206,25 @@ def test_comfyuis_nodes_upload_subscribe_fetch_recover_and_vary(takeover):
     assert said["type"] == "image/jpeg"
     assert said["recovered"] == ["Completed", True]
     assert said["seeds"] == [0, 1, 2]
+
+
+# --- MCP servers --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(by_environment):
+    """What an MCP server tells its agent of two pictures made of another."""
+    given = {"model": APP, "prompt": "a beach", "num_images": 2}
+    return lambda url: by_environment.py("mcp_server.py", path=mcp_server(), arguments={**given, "image_url": url})
+
+
+def test_an_mcp_server_over_fal_client_tells_where_the_pictures_are(generate, picture):
+    [said] = generate(picture)
+
+    assert "Result 2: https://localhost:" in said
+
+
+def test_an_mcp_server_over_fal_client_tells_of_the_fault(generate):
+    [said] = generate("http://127.0.0.1/picture.jpg")
+
+    assert "its host is not on the public internet" in said
