@@ -33,10 +33,15 @@ def trust_instructions(ca: Path, bundle: Path) -> str:
 The CA can sign for fal's names, localhost and what --tls-names added, and for nothing else (critical name constraints).
 The folder is closed to other users of this machine: give them copies of the files that the lines for them name.
 
-Python (SSL_CERT_FILE replaces the trust store, so it gets the bundle: the CA and the public roots)
+Python, Go, Ruby, PHP (the variables replace the trust store, so they get the bundle: the CA and the public roots)
   export SSL_CERT_FILE={bundle}
+  export REQUESTS_CA_BUNDLE={bundle}  # Python's requests ignores SSL_CERT_FILE
 Node, Bun
   export NODE_EXTRA_CA_CERTS={ca}
+Deno
+  export DENO_CERT={ca}
+Java, Kotlin
+  keytool -importcert -cacerts -noprompt -storepass changeit -alias fourstep -file {ca}
 curl
   curl --cacert {ca} https://localhost:8443/health
 

@@ -30,6 +30,7 @@ CACHE = HERE.parents[1] / ".cache" / "clients"
 # The first Node with a WebSocket of its own, which the realtime clients need.
 _OLDEST_NODE = 22
 _SAY = "say "
+_DENO = JS / "node_modules" / "deno"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Clients:
         """What `js/<script>` said in Bun, which speaks TLS by BoringSSL."""
         install_javascript()
         return self._run([bun(), str(JS / script)], options)
+
+    def deno(self, script: str, **options: Any) -> list[Any]:
+        """What `js/<script>` said in Deno. `options` reach it as JSON."""
+        install_javascript()
+        command = [str(_DENO / "deno"), "run", "--allow-all", "--no-lock", str(JS / script)]
+        return self._run(command, options, {"DENO_DIR": str(CACHE / "deno"), "DENO_NO_UPDATE_CHECK": "1"})
 
     def py(self, script: str, python: str = sys.executable, path: str = "", **options: Any) -> list[Any]:
         """What `py/<script>` said, run by `python` with `path` in front of its modules."""
@@ -95,12 +102,13 @@ def _node_wheel() -> Path:
 
 @cache
 def install_javascript() -> None:
-    """`npm ci`, unless the lock file is the one that is installed."""
+    """`npm ci` and Deno's own installation, unless the lock file is the one that is installed."""
     npm = _node_wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
     flags = ["--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"]
     with _once(JS / "node_modules", JS / "package-lock.json") as missing:
         if missing:
             _install([str(_node_wheel() / "bin" / "node"), str(npm), "ci", *flags], cwd=JS)
+            _install([str(_node_wheel() / "bin" / "node"), "install.cjs"], cwd=_DENO)  # chooses this machine's binary
 
 
 def bun() -> str:
@@ -115,10 +123,26 @@ def bun() -> str:
 @cache
 def old_python_client() -> str:
     """Module path of the oldest fal-client that still installs; its dependencies are those of the suite."""
-    target, pins = CACHE / "fal-client-0.1.0", HERE / "fal-client-0.1.0.txt"
+    return _target("fal-client-0.1.0")
+
+
+@cache
+def litellm() -> str:
+    """Module path of LiteLLM and what it needs beside the suite's own packages."""
+    return _target("litellm")
+
+
+@cache
+def mcp_server() -> str:
+    """Module path of an MCP server over fal-client and what it needs beside the suite's own packages."""
+    return _target("fal-mcp-server")
+
+
+def _target(name: str) -> str:
+    target, pins = CACHE / name, HERE / f"{name}.txt"
     with _once(target, pins) as missing:
         if missing:
-            _install([*_PIP, "--no-deps", "--target", str(target), "--requirement", str(pins)])
+            _install([*_PIP, "--no-deps", "--no-compile", "--target", str(target), "--requirement", str(pins)])
     return str(target)
 
 

@@ -41,6 +41,13 @@ def test_the_picture_can_be_fetched_without_a_key(by_environment):
         assert answer.read(2) == b"\xff\xd8"
 
 
+@pytest.mark.parametrize(("variable", "said"), [("SSL_CERT_FILE", "SSLError"), ("REQUESTS_CA_BUNDLE", 7)])
+def test_requests_takes_its_trust_from_a_variable_of_its_own(variable, said, by_environment):
+    trusting = by_environment.with_env(**{variable: by_environment.env["SSL_CERT_FILE"]})
+
+    assert trusting.py("plain_requests.py") == [said]
+
+
 def test_sync_mode_returns_the_picture_itself(by_environment):
     [output] = by_environment.py("run.py", input={"sync_mode": True})
 

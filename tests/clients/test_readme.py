@@ -80,3 +80,14 @@ def test_every_make_target_of_the_readme_exists():
 
     named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
     assert {name for name in named if f"\n{name}:" not in makefile} == set()
+
+
+def test_the_versions_that_the_tables_name_are_run():
+    folder = Path(__file__).parent
+    pins = [folder / "js/package.json", folder.parents[1] / "constraints.txt", *folder.glob("*.txt")]
+    pinned = set(re.findall(r"\d+\.\d+\.\d+", "\n".join(file.read_text() for file in pins)))
+    rows = [row for row in README.splitlines() if row.startswith("|") and "| run: " in row]
+
+    named = {version for row in rows for version in re.findall(r"\d+\.\d+\.\d+", row.partition("| run: ")[2])}
+    assert named - pinned == set()
+    assert len(named) > 10

@@ -1,4 +1,4 @@
-"""Node takes the local CA for fal's names and for this machine, and for nothing else."""
+"""Node and Deno take the local CA for fal's names and for this machine, and for nothing else."""
 
 import pytest
 
@@ -40,5 +40,25 @@ def test_node_takes_the_stolen_key_for_other_names_of_fal(trusting, files):
 def test_node_refuses_the_certificate_when_it_was_not_told(files):
     with answering(tls.server_context(files)) as port:
         [said] = Clients({}).js("trust.mjs", name="fal.run", port=port)
+
+    assert said.startswith("unable to verify the first certificate")
+
+
+def test_deno_accepts_the_certificate_by_its_own_variable(files):
+    with answering(tls.server_context(files)) as port:
+        assert Clients({"DENO_CERT": str(files.ca)}).deno("trust.mjs", name="fal.run", port=port) == [200]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("other.fal.run", 200), ("example.com", "unable to verify the first certificate")]
+)
+def test_deno_takes_the_stolen_key_for_names_of_fal_only(name, said, files):
+    with answering(rogue_context(files, name)) as port:
+        assert Clients({"DENO_CERT": str(files.ca)}).deno("trust.mjs", name=name, port=port) == [said]
+
+
+def test_deno_refuses_the_certificate_when_it_was_not_told(files):
+    with answering(tls.server_context(files)) as port:
+        [said] = Clients({}).deno("trust.mjs", name="fal.run", port=port)
 
     assert said.startswith("unable to verify the first certificate")

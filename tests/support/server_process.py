@@ -45,6 +45,7 @@ _NOT_INHERITED = (
     "FOURSTEP_",
     "SSL_CERT",
     "NODE_",
+    "DENO_",
     "REQUESTS_CA",
     "CURL_CA",
     "HTTP_PROXY",

@@ -41,7 +41,10 @@ def test_hosts_lines_refuse_what_is_no_address():
     "line",
     [
         "export SSL_CERT_FILE=/d/bundle.pem",
+        "export REQUESTS_CA_BUNDLE=/d/bundle.pem  # Python's requests ignores SSL_CERT_FILE",
         "export NODE_EXTRA_CA_CERTS=/d/ca.pem",
+        "export DENO_CERT=/d/ca.pem",
+        "keytool -importcert -cacerts -noprompt -storepass changeit -alias fourstep -file /d/ca.pem",
         "sudo trust anchor /d/ca.pem",
         "certutil -addstore -f Root /d/ca.pem",
     ],
