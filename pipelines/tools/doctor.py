@@ -44,9 +44,7 @@ class Finding(NamedTuple):
         return f"{line}\n{'':<19} → {self.hint}" if self.hint else line
 
 
-def examine(
-    config: EngineConfig, addresses: Sequence[str], port: int, names: Collection[str]
-) -> Iterator[Finding]:
+def examine(config: EngineConfig, addresses: Sequence[str], port: int, names: Collection[str]) -> Iterator[Finding]:
     """Yield all findings, in the order in which things are needed. `config.device` may be a comma-separated list.
 
     `names`: the host names that a takeover sends to the server.
