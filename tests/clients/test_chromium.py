@@ -50,7 +50,7 @@ class Browser:
         """The page, or the name of the error; every host name leads to loopback."""
         command = [*self.command, ANY_HOST_IS_HERE, "--dump-dom", url]
         done = subprocess.run(command, env=self._env, capture_output=True, text=True, timeout=60, check=False)
-        error = ERROR.search(done.stderr)
+        error = ERROR.search(done.stderr + done.stdout)  # newer ones say it on their own page
         return error[1] if error else done.stdout
 
     def visiting(self, url: str) -> AbstractContextManager[Page]:
