@@ -1,4 +1,4 @@
-"""Decodes and encodes pictures: encoded bytes ⇄ uint8 pixels, within limits. The only module that imports Pillow.
+"""Decodes and encodes pictures: encoded bytes ⇄ uint8 pixels, within limits.
 
 An input file's header is read first (`sniff.read`). Then a cleaned copy, which holds the picture and nothing else, is
 decoded by the Pillow decoder of its format. Output is encoded from bare pixels, so it can have no metadata.
@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from pipelines.images import png, sniff
-from pipelines.images.header import MAX_SEGMENTS
+from pipelines.images import rgb
+from pipelines.images.formats import png, sniff
+from pipelines.images.formats.header import MAX_SEGMENTS
 from pipelines.messages import EngineConfig, FailureKind
 
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
@@ -43,10 +44,6 @@ PROVE_FIRST = 96 * 1024 * 1024
 # A JPEG is never reduced below this many times the size asked for, so that the last step, Lanczos, still has enough to
 # choose from; Pillow's own thumbnails do the same.
 REDUCING_GAP = 2
-
-# A picture up to WHOLE_PIXELS is flattened and resized in one go, a larger one in bands of BAND_PIXELS.
-WHOLE_PIXELS = 8_000_000
-BAND_PIXELS = 2_000_000
 
 SUPPORTED_FORMATS = ["jpeg", "png", "webp"]
 
@@ -208,7 +205,7 @@ def _decode(plan: _Plan) -> NDArray[np.uint8]:
     try:
         if plan.memory > PROVE_FIRST and header.format == "png" and not png.inflates(header):
             raise ValueError("the PNG's data is damaged or cut off")
-        image = _resized(_load(header, plan.reduction), plan.size)
+        image = rgb.resized(_load(header, plan.reduction), plan.size)
     except _DECODE_ERRORS as error:
         raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
     if header.orientation in _UPRIGHT:
@@ -225,60 +222,5 @@ def _load(header: sniff.Header, reduction: int) -> Image.Image:
         image.draft("RGB", (header.width // reduction, header.height // reduction))
     image.load()
     if header.depth != 8:
-        _widen_transparency(image, header.depth)
+        rgb.widen_transparency(image, header.depth)
     return image
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return the picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
-
-    A large picture is resized in bands, each with the rows around it that the filter reaches. The pixels are those of
-    one whole resize (to one level, because Pillow's boxes are 32-bit floats), without a second copy of the picture.
-    """
-    width, height = image.size
-    if width * height <= WHOLE_PIXELS:
-        image = _flattened(image)
-        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-    scale = height / size[1]
-    reach = math.ceil(3 * max(1.0, scale)) + 1  # Lanczos-3
-    rows = max(8, int(BAND_PIXELS / width / scale))
-    out = Image.new("RGB", size)
-    for top in range(0, size[1], rows):
-        bottom = min(top + rows, size[1])
-        first, last = max(0, math.floor(top * scale) - reach), min(height, math.ceil(bottom * scale) + reach)
-        band = _flattened(image.crop((0, first, width, last)))
-        box = (0, top * scale - first, width, min(bottom * scale, height) - first)
-        out.paste(band.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box), (0, top))
-    return out
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, on white where it is transparent."""
-    if image.mode == "I;16":
-        return _flattened_grey_16(image)
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
-    out = Image.new("RGB", image.size, "white")
-    out.paste(layer, mask=layer)
-    return out
-
-
-def _flattened_grey_16(image: Image.Image) -> Image.Image:
-    """Return 16-bit grey as its high bytes, as for other 16-bit pictures; Pillow would clip it to 255."""
-    samples = np.asarray(image)
-    grey = (samples >> 8).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[samples == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _widen_transparency(image: Image.Image, depth: int) -> None:
-    """Bring a PNG's one transparent colour from the file's depth to 8 bits a sample, as the pixels now have."""
-    key = image.info.get("transparency")
-    if key is None or image.mode in {"1", "I;16", "P"}:
-        return
-    if isinstance(key, tuple):
-        image.info["transparency"] = tuple(sample >> 8 for sample in key)
-    else:
-        image.info["transparency"] = key * 255 // (2**depth - 1)

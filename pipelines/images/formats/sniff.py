@@ -10,8 +10,8 @@ Sources: ITU-T T.81 Annex B, PNG (third edition) 5, RFC 9649, TIFF 6.0 section 2
 
 import struct
 
-from pipelines.images import jpeg, png, webp
-from pipelines.images.header import MAX_SEGMENTS, Damaged, Header, TooManySegments, UnknownFormat
+from pipelines.images.formats import jpeg, png, webp
+from pipelines.images.formats.header import MAX_SEGMENTS, Damaged, Header, TooManySegments, UnknownFormat
 
 __all__ = ["Damaged", "Header", "TooManySegments", "UnknownFormat", "read"]
 

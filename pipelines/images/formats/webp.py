@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Iterator
 
-from pipelines.images.exif import exif_orientation
-from pipelines.images.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.orientation import exif_orientation
 
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 

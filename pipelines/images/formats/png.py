@@ -7,8 +7,8 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from pipelines.images.exif import exif_orientation
-from pipelines.images.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.orientation import exif_orientation
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}

@@ -5,8 +5,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-from pipelines.images.exif import exif_orientation
-from pipelines.images.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
+from pipelines.images.formats.orientation import exif_orientation
 
 # A decoder draws a progressive JPEG once for each scan, however little the scan holds. Encoders write about ten scans;
 # this is twenty of 50 megapixels.
