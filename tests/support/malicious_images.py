@@ -247,6 +247,13 @@ HARMLESS: dict[str, Maker] = {
     "png with 100 text bombs in UTF-8": lambda: png(
         64, 64, extra=chunk(b"iTXt", b"x\0\1\0\0\0" + zeros(10 << 20)) * 100
     ),
+    "png with 1000 bombs in raw profiles": lambda: png(
+        64, 64, extra=chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros(10 << 20)) * 1000
+    ),
+    "png with a bomb in XMP": lambda: png(
+        64, 64, extra=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zeros(100 << 20))
+    ),
+    "png with XMP cut": lambda: png(64, 64, extra=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1")),
     "png with a profile bomb": lambda: png(64, 64, extra=chunk(b"iCCP", b"x\0\0" + zeros(100 << 20))),
     "png that inflates to more than its size": lambda: png(64, 64, data=zeros(200 << 20)),
     "png of 4 billion frames": lambda: _apng(2**32 - 1),

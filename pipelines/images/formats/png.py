@@ -7,11 +7,17 @@ import struct
 import zlib
 from collections.abc import Iterator
 
+from pipelines.images.formats import orientation
 from pipelines.images.formats.header import Damaged, Header, TooManySegments
-from pipelines.images.formats.orientation import exif_orientation
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of each colour type
 _DEPTHS = {0: {1, 2, 4, 8, 16}, 2: {8, 16}, 3: {1, 2, 4, 8}, 4: {8, 16}, 6: {8, 16}}
+_TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
+_XMP = b"XML:com.adobe.xmp"
+_RAW_EXIF, _RAW_APP1 = b"Raw profile type exif", b"Raw profile type APP1"  # ImageMagick's
+_KEYS = {_XMP, _RAW_EXIF, _RAW_APP1}
+_LONGEST_KEY = 80  # with the zero at its end
+_MAX_TEXT = 1 << 20  # bytes that a text may inflate to, as in Pillow
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -23,12 +29,14 @@ def read(data: bytes, max_segments: int) -> Header:
     if compression or filtering or interlace > 1 or not width or not height:
         raise Damaged("a PNG header that no encoder writes")
     pieces = [view[:8]]
-    orientation = 1
+    about: dict[bytes, memoryview] = {}  # the last chunk of each kind
     for name, start, end in _chunks(data, max_segments):
         if name in {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}:
             pieces.append(view[start:end])
         elif name == b"eXIf":
-            orientation = exif_orientation(data[start + 8 : end - 4])
+            about[name] = view[start:end]
+        elif name in _TEXTS and (key := data[start + 8 : start + 8 + _LONGEST_KEY].partition(b"\0")[0]) in _KEYS:
+            about[key] = view[start:end]
     if colour == 3 and not any(bytes(piece[4:8]) == b"PLTE" for piece in pieces[:4]):
         raise Damaged("a PNG of palette colours without a palette")
     bits = _CHANNELS[colour] * depth
@@ -36,12 +44,49 @@ def read(data: bytes, max_segments: int) -> Header:
         format="png",
         width=width,
         height=height,
-        orientation=orientation,
+        orientation=_orientation(about),
         pieces=pieces,
         bytes_per_pixel=_bytes_per_pixel(colour, depth),
         depth=depth,
         inflated=_adam7_size(width, height, bits) if interlace else height * (1 + -(-width * bits // 8)),
     )
+
+
+def _orientation(about: dict[bytes, memoryview]) -> int:
+    """Return the orientation by the chunks that can say it, each whole."""
+    exif = bytes(about.get(b"eXIf", b""))[8:-4]
+    for key in (_RAW_EXIF, _RAW_APP1):
+        if not exif and key in about:
+            exif = _raw_profile(_text(about[key]))
+    return orientation.find(exif, _text(about[_XMP]) if _XMP in about else b"")
+
+
+def _text(chunk: memoryview) -> bytes:
+    """Return the text in a tEXt, zTXt or iTXt chunk; an empty one if it is broken."""
+    name, body = bytes(chunk[4:8]), bytes(chunk[8:-4]).partition(b"\0")[2]
+    if name == b"tEXt":
+        return body
+    packed = name == b"zTXt"
+    if name == b"iTXt":
+        packed = body[:1] == b"\1"
+        body = body[1:2] + body[2:].split(b"\0", 2)[-1]
+    return _inflated(body[1:], _MAX_TEXT) if packed else body[1:]
+
+
+def _inflated(data: bytes, most: int) -> bytes:
+    """Return what deflated data holds, no more than `most` bytes; nothing if it is broken."""
+    try:
+        return zlib.decompressobj().decompress(data, most)
+    except zlib.error:
+        return b""
+
+
+def _raw_profile(text: bytes) -> bytes:
+    """Return what a "Raw profile" holds: hexadecimal digits after three lines; nothing if it is broken."""
+    try:
+        return bytes.fromhex(text.split(b"\n", 3)[-1].decode("ascii"))
+    except ValueError:
+        return b""
 
 
 def _bytes_per_pixel(colour: int, depth: int) -> int:
