@@ -9,20 +9,22 @@ band, without a copy of the whole. Time is bounded from it too: `decode_quick` l
 `pipelines.images.decoder`.
 """
 
+import functools
+import importlib
 import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, features
 
 from pipelines.images import rgb
 from pipelines.images.formats import png, sniff
-from pipelines.images.formats.header import MAX_SEGMENTS
+from pipelines.images.formats.header import MAX_SEGMENTS, Format, Header
 from pipelines.messages import EngineConfig, FailureKind
 
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
@@ -45,16 +47,31 @@ PROVE_FIRST = 96 * 1024 * 1024
 # choose from; Pillow's own thumbnails do the same.
 REDUCING_GAP = 2
 
-SUPPORTED_FORMATS = ["jpeg", "png", "webp"]
-
-_DECODERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "jpeg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
+# Names of Pillow's decoders. The larger ones are imported where they are used: in decoder processes.
+_DECODERS: dict[Format, str] = {
+    "jpeg": "Jpeg",
+    "png": "Png",
+    "webp": "WebP",
+    "avif": "Avif",
+    "gif": "Gif",
+    "bmp": "Bmp",
+    "tiff": "Tiff",
 }
 
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and has been applied when a decoder is opened
+
 # What Pillow raises on a damaged file, while decoding it or when its palette is first used.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -92,7 +109,7 @@ class LargePicture(Exception):
 class _Plan(NamedTuple):
     """How a picture is decoded: to which size, its sides divided by `reduction`, within `memory` bytes."""
 
-    header: sniff.Header
+    header: Header
     size: tuple[int, int]
     reduction: int
     memory: int
@@ -116,6 +133,8 @@ def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
     except sniff.TooManySegments:
         raise LargePicture(alone=True) from None
     pixels = plan.header.width * plan.header.height
+    if not plan.header.quick:
+        raise LargePicture(alone=plan.memory > ALONE)
     if pixels > QUICK_PIXELS or pixels * plan.header.scans > QUICK_PIXELS_SCANNED:
         raise LargePicture(alone=plan.memory > ALONE)
     return _decode(plan)
@@ -153,12 +172,16 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     try:
         header = sniff.read(data, max_segments)
     except sniff.UnknownFormat as error:
-        message = "The file is not a JPEG, PNG or WebP image."
-        raise ImageFault("unsupported_image_format", message, {"supported_formats": SUPPORTED_FORMATS}) from error
+        raise _unsupported(str(error) or "The file is no picture of a known format.") from error
     except sniff.Damaged as error:
         if isinstance(error, sniff.TooManySegments) and max_segments < MAX_SEGMENTS:
             raise
         raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
+    if header.format not in _supported():
+        raise _unsupported(
+            f"The file is an {header.format.upper()} picture, which the Pillow installed here can't read. Send another "
+            "format, or have the server's operator install Pillow 11.3 or newer."
+        )
     size = _fit(header, limits)
     reduction = _reduction(header, size)
     pixels = header.width * header.height
@@ -168,7 +191,17 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     return _Plan(header, size, reduction, memory)
 
 
-def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
+@functools.cache
+def _supported() -> list[Format]:
+    """Return the formats that can be decoded here: Pillow may be built without AVIF."""
+    return [name for name in _DECODERS if name != "avif" or features.check("avif")]
+
+
+def _unsupported(message: str) -> ImageFault:
+    return ImageFault("unsupported_image_format", message, {"supported_formats": [*_supported()]})
+
+
+def _fit(header: Header, limits: EngineConfig) -> tuple[int, int]:
     """Return the size to decode to, as stored (before the picture is turned upright). Raises `ImageFault`."""
     if not header.width or not header.height:
         raise ImageFault("image_load_error", "The image could not be read: it has no size.")
@@ -192,7 +225,7 @@ def _too_large(pixels: int) -> ImageFault:
     return ImageFault("image_too_large", message, {"max_height": side, "max_width": side})
 
 
-def _reduction(header: sniff.Header, size: tuple[int, int]) -> int:
+def _reduction(header: Header, size: tuple[int, int]) -> int:
     """Return the divisor of a JPEG's sides in decoding: 1, 2, 4 or 8."""
     if header.format != "jpeg":
         return 1
@@ -207,15 +240,20 @@ def _decode(plan: _Plan) -> NDArray[np.uint8]:
             raise ValueError("the PNG's data is damaged or cut off")
         image = rgb.resized(_load(header, plan.reduction), plan.size)
     except _DECODE_ERRORS as error:
-        raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
+        what = "it is cut off" if "truncated" in str(error) else "its data is damaged or cut off"
+        raise ImageFault("image_load_error", f"The image could not be read: {what}.") from error
     if header.orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[header.orientation])
     return np.array(image)
 
 
-def _load(header: sniff.Header, reduction: int) -> Image.Image:
+def _load(header: Header, reduction: int) -> Image.Image:
     """Return the decoded picture, its sides divided by `reduction`, in the file's own mode."""
-    image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
+    name = _DECODERS[header.format]
+    plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
+    if header.format == "avif":
+        vars(plugin)["DEFAULT_MAX_THREADS"] = 1  # each thread would take memory of its own
+    image: Image.Image = getattr(plugin, f"{name}ImageFile")(io.BytesIO(header.cleaned()))
     if image.size != (header.width, header.height):
         raise ValueError("its header contradicts its data")
     if reduction > 1:

@@ -35,7 +35,7 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _flattened(image: Image.Image) -> Image.Image:
     """Return the picture in RGB, on white where it is transparent."""
-    if image.mode == "I;16":
+    if image.mode.startswith("I;16"):
         return _flattened_grey_16(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")

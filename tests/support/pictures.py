@@ -4,10 +4,12 @@ import functools
 import io
 
 import numpy as np
+import pytest
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
 from pipelines.images import codec
+from pipelines.images.codec import ImageFault
 from pipelines.messages import EngineConfig
 
 LIMITS = EngineConfig(model="demo", data_dir="")
@@ -52,6 +54,13 @@ def reference(data: bytes) -> np.ndarray:
         picture.paste(layer, mask=layer)
     width, height = codec.fit(*picture.size, LIMITS.max_side)
     return np.asarray(VaeImageProcessor(resample="lanczos").resize(picture.convert("RGB"), height, width))
+
+
+def fault(data: bytes, limits: EngineConfig = LIMITS) -> ImageFault:
+    """The fault that this file ends in."""
+    with pytest.raises(ImageFault) as caught:
+        codec.decode(data, limits)
+    return caught.value
 
 
 def largest_difference(left: np.ndarray, right: np.ndarray) -> int:

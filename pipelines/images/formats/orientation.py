@@ -13,10 +13,14 @@ _XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])")
 
 def find(exif: bytes, xmp: bytes) -> int:
     """Return the orientation (1…8) by an Exif block and an XMP packet; 1 if they have none, or no valid one."""
-    found = _in_exif(exif)
-    if found is None and (match := _XMP.search(xmp)):
-        found = int(match[1])
-    return found if found is not None and 1 <= found <= 8 else 1
+    return either(_in_exif(exif), xmp)
+
+
+def either(number: int | None, xmp: bytes) -> int:
+    """Return the orientation by the number that the file itself gives, if it does, else by XMP."""
+    if number is None and (match := _XMP.search(xmp)):
+        number = int(match[1])
+    return number if number is not None and 1 <= number <= 8 else 1
 
 
 def _in_exif(exif: bytes) -> int | None:

@@ -13,7 +13,7 @@ def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     body: list[memoryview] = []
     size: tuple[int, int] | None = None
-    exif = xmp = b""
+    exif = xmp = profile = b""
     animated = False
     for name, start, end in _chunks(data, max_segments):
         content = data[start + 8 : min(end, start + 40)]
@@ -27,6 +27,8 @@ def read(data: bytes, max_segments: int) -> Header:
             exif = data[start + 8 : end]
         elif name == b"XMP ":
             xmp = data[start + 8 : end]
+        elif name == b"ICCP":
+            profile = data[start + 8 : end]
         elif name in {b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF"} and not (name == b"ANMF" and not animated):
             body.append(view[start:end])
             animated = animated and name != b"ANMF"  # the first frame only
@@ -38,6 +40,7 @@ def read(data: bytes, max_segments: int) -> Header:
         width=size[0],
         height=size[1],
         orientation=orientation.find(exif, xmp),
+        profile=profile,
         pieces=[memoryview(riff), *body],
         bytes_per_pixel=16,  # two canvases of libwebp's animation decoder, its copy as bytes, Pillow's picture
     )
