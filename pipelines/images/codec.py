@@ -9,6 +9,7 @@ band, without a copy of the whole. Time is bounded from it too: `decode_quick` l
 `pipelines.images.decoder`.
 """
 
+import dataclasses
 import functools
 import importlib
 import io
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from pipelines.images import rgb
+from pipelines.images import colour, rgb
 from pipelines.images.formats import png, sniff
 from pipelines.images.formats.header import MAX_SEGMENTS, Format, Header
 from pipelines.messages import EngineConfig, FailureKind
@@ -133,7 +134,7 @@ def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
     except sniff.TooManySegments:
         raise LargePicture(alone=True) from None
     pixels = plan.header.width * plan.header.height
-    if not plan.header.quick:
+    if not plan.header.quick or not colour.is_quick(plan.header.profile):
         raise LargePicture(alone=plan.memory > ALONE)
     if pixels > QUICK_PIXELS or pixels * plan.header.scans > QUICK_PIXELS_SCANNED:
         raise LargePicture(alone=plan.memory > ALONE)
@@ -182,6 +183,8 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
             f"The file is an {header.format.upper()} picture, which the Pillow installed here can't read. Send another "
             "format, or have the server's operator install Pillow 11.3 or newer."
         )
+    if limits.color_management == "off":
+        header = dataclasses.replace(header, profile=b"")
     size = _fit(header, limits)
     reduction = _reduction(header, size)
     pixels = header.width * header.height
@@ -238,10 +241,14 @@ def _decode(plan: _Plan) -> NDArray[np.uint8]:
     try:
         if plan.memory > PROVE_FIRST and header.format == "png" and not png.inflates(header):
             raise ValueError("the PNG's data is damaged or cut off")
-        image = rgb.resized(_load(header, plan.reduction), plan.size)
+        image = _load(header, plan.reduction)
+        mode = colour.mode(header.profile, image)
+        image = rgb.resized(image, plan.size, mode or "RGB")
     except _DECODE_ERRORS as error:
         what = "it is cut off" if "truncated" in str(error) else "its data is damaged or cut off"
         raise ImageFault("image_load_error", f"The image could not be read: {what}.") from error
+    if mode is not None:
+        image = colour.to_srgb(image, header.profile)
     if header.orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[header.orientation])
     return np.array(image)

@@ -1,4 +1,4 @@
-"""Decoded pictures to RGB at the size asked for: resized in bands, transparency on white."""
+"""Decoded pictures to the size asked for, resized in bands, and to few modes: transparency on white, 8 bits."""
 
 import math
 
@@ -10,39 +10,44 @@ WHOLE_PIXELS = 8_000_000
 BAND_PIXELS = 2_000_000
 
 
-def resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return the picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
+def resized(image: Image.Image, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """Return the picture in this mode and size: Lanczos, as diffusers' `VaeImageProcessor` does.
+
+    `mode`: RGB; L for a grey picture; CMYK for one that is in CMYK.
 
     A large picture is resized in bands, each with the rows around it that the filter reaches. The pixels are those of
     one whole resize (to one level, because Pillow's boxes are 32-bit floats), without a second copy of the picture.
     """
     width, height = image.size
     if width * height <= WHOLE_PIXELS:
-        image = _flattened(image)
+        image = _flattened(image, mode)
         return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
     scale = height / size[1]
     reach = math.ceil(3 * max(1.0, scale)) + 1  # Lanczos-3
     rows = max(8, int(BAND_PIXELS / width / scale))
-    out = Image.new("RGB", size)
+    out = Image.new(mode, size)
     for top in range(0, size[1], rows):
         bottom = min(top + rows, size[1])
         first, last = max(0, math.floor(top * scale) - reach), min(height, math.ceil(bottom * scale) + reach)
-        band = _flattened(image.crop((0, first, width, last)))
+        band = _flattened(image.crop((0, first, width, last)), mode)
         box = (0, top * scale - first, width, min(bottom * scale, height) - first)
         out.paste(band.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box), (0, top))
     return out
 
 
-def _flattened(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, on white where it is transparent."""
+def _flattened(image: Image.Image, mode: str) -> Image.Image:
+    """Return the picture in this mode, on white where it is transparent."""
+    if mode == "CMYK":
+        return image
     if image.mode.startswith("I;16"):
-        return _flattened_grey_16(image)
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
-    out = Image.new("RGB", image.size, "white")
-    out.paste(layer, mask=layer)
-    return out
+        image = _flattened_grey_16(image)
+    elif image.has_transparency_data:
+        layer = image.convert("RGBA")
+        image = Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    return image if mode == "RGB" else image.convert(mode)  # of equal red, green and blue, which stay what they are
 
 
 def _flattened_grey_16(image: Image.Image) -> Image.Image:
