@@ -173,7 +173,7 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     try:
         header = sniff.read(data, max_segments)
     except sniff.UnknownFormat as error:
-        raise _unsupported(str(error) or "The file is no picture of a known format.") from error
+        raise _unsupported(str(error)) from error
     except sniff.Damaged as error:
         if isinstance(error, sniff.TooManySegments) and max_segments < MAX_SEGMENTS:
             raise
@@ -200,7 +200,10 @@ def _supported() -> list[Format]:
     return [name for name in _DECODERS if name != "avif" or features.check("avif")]
 
 
-def _unsupported(message: str) -> ImageFault:
+def _unsupported(what: str) -> ImageFault:
+    """Return the fault of a file that is `what`; "" if that is not known."""
+    names = ", ".join(name.upper() for name in _supported())
+    message = what or f"The file is no picture that can be read here: send one of {names}."
     return ImageFault("unsupported_image_format", message, {"supported_formats": [*_supported()]})
 
 

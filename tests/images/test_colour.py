@@ -65,20 +65,22 @@ def test_a_grey_profile_is_applied_to_grey(mode: str) -> None:
     assert (largest_difference(pixels, plain) > 8) == (mode != "1")
 
 
-def test_a_cmyk_profile_is_applied_to_cmyk() -> None:
-    data = saved(quadrants("CMYK"), "TIFF", icc_profile=colour_profiles.cmyk())
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_a_cmyk_profile_is_applied_to_cmyk(kind: str) -> None:
+    data = saved(quadrants("CMYK"), kind, icc_profile=colour_profiles.cmyk())
 
     pixels = codec.decode(data, LIMITS)
 
     assert largest_difference(pixels, converted(data, colour_profiles.cmyk())) <= 1
 
 
-def test_a_large_picture_is_converted_after_its_reduction() -> None:
-    data = saved(quadrants().resize((3200, 3200)), "PNG", icc_profile=P3, compress_level=1)
+@pytest.mark.parametrize(("mode", "profile"), [("RGB", P3), ("CMYK", colour_profiles.cmyk())], ids=["RGB", "CMYK"])
+def test_a_large_picture_is_converted_after_its_reduction(mode: str, profile: bytes) -> None:
+    data = saved(quadrants(mode).resize((3200, 3200)), "TIFF", icc_profile=profile)
 
     pixels = codec.decode(data, LIMITS)
 
-    small = codec.decode(saved(quadrants(), "PNG", icc_profile=P3), LIMITS)
+    small = codec.decode(saved(quadrants(mode), "TIFF", icc_profile=profile), LIMITS)
     assert largest_difference(pixels[256::512, 256::512], small[32::64, 32::64]) <= 1
 
 

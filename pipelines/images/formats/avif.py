@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pipelines.images.formats import boxes
-from pipelines.images.formats.header import Damaged, Header
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 _REFERENCES = 8  # frames that an AV1 decoder keeps
@@ -103,7 +103,7 @@ def _units(stream: bytes, most: int) -> Iterator[tuple[int, bytes]]:
                     break
         yield head >> 3 & 15, stream[position : min(position + length, position + 256)]
         position += length
-    raise Damaged(f"an AVIF with more than {most} units is made to waste time")
+    raise TooManySegments(f"an AVIF with more than {most} units is made to waste time")
 
 
 def _sequence(content: bytes) -> tuple[int, int]:
