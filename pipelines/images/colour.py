@@ -78,9 +78,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 
 def _probe(mode: str) -> Image.Image:
     """Return a picture of every grey, and of colours all over the cube (or of some inks)."""
-    levels = np.linspace(0, 255, 9).astype(np.uint8)
-    greys = np.arange(256, dtype=np.uint8)
-    if mode == "L":
-        return Image.fromarray(greys[None])
-    colours = np.stack(np.meshgrid(*[levels] * len(mode)), axis=-1).reshape(1, -1, len(mode))
-    return Image.fromarray(np.concatenate([colours, np.stack([greys] * len(mode), -1)[None]], axis=1), mode)
+    greys = np.stack([np.arange(256)] * len(mode), axis=-1)
+    colours = np.stack(np.meshgrid(*[np.linspace(0, 255, 9)] * len(mode)), axis=-1).reshape(-1, len(mode))
+    samples = np.concatenate([greys, colours]).astype(np.uint8)
+    return Image.frombytes(mode, (len(samples), 1), samples.tobytes())
