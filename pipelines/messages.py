@@ -95,6 +95,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_image_bytes: int = 50 * 1024 * 1024
     max_side: int = 1024
     min_side: int = 64
+    color_management: Literal["on", "off"] = "on"
     jpeg_quality: int = 95
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
 

@@ -36,6 +36,11 @@ class RequestSettings(Section):
     min_side: Side = setting(
         64, "shortest side that is computed: with less the model has nothing to look at; smaller is 422"
     )
+    color_management: Literal["on", "off"] = setting(
+        "on",
+        "on: colours by the picture's own profile (Display P3, Adobe RGB, CMYK), as its owner saw them; off: profiles"
+        " are ignored, as fal's endpoint does",
+    )
     jpeg_quality: Annotated[int, Meta(ge=1, le=100)] = setting(
         95, "quality of output JPEGs, 1…100; above 95 only the files grow"
     )

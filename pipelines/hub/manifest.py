@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import CheckpointError, NotOnDiskError, OnlyPicklesError, UnreachableError
-from pipelines.hub import layout, sd15
+from pipelines.hub import layout, local_file, sd15
 from pipelines.hub.source import FileSource, Folder, read_json
 from pipelines.messages import EngineConfig
 
@@ -73,12 +73,14 @@ def compose(config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Manifes
 
     `half`: prefer 16-bit files. Raises `NotOnDiskError` where fetching would help, `CheckpointError` elsewhere.
     """
+    _check_files(config)
     base = open_repo(sd15.BASE) if config.model in REAL else _open(config.model, open_repo, "--model")
     if isinstance(base, Path):
         return _from_single_file(base, config, half=half, open_repo=open_repo)
     scheduler = _require(base, layout.SCHEDULER, "the scheduler's config")
     unet = _part(base, "unet", half=half)
     _check_family(read_json(base.path(unet.names[0])))
+    _check_prediction(read_json(scheduler.paths[0]), base.label)
     return Manifest(
         name=_name(config.model),
         unet=unet,
@@ -151,7 +153,12 @@ def _part(source: FileSource, folder: str, *, half: bool) -> Files:
 
 def _find(source: FileSource, folder: str, *, half: bool) -> Files | None:
     part = layout.find_part(source.sizes, folder, half=half, label=source.label)
-    return None if part is None else Files(source, (part.config, *part.weights))
+    if part is None:
+        return None
+    if isinstance(source, Folder):
+        for name in part.weights:
+            local_file.check_kind(source.path(name))
+    return Files(source, (part.config, *part.weights))
 
 
 def _require(source: FileSource, name: str, what: str) -> Files:
@@ -234,7 +241,24 @@ def _lora(config: EngineConfig, scheduler: Files | None, open_repo: OpenRepo) ->
         source = _open(config.lora, open_repo, "--lora")
     if isinstance(source, Path):
         return Files(Folder(source.parent, label=str(source.parent)), (source.name,))
-    return Files(source, (layout.find_lora(source.sizes, label=source.label),))
+    name = layout.find_lora(source.sizes, label=source.label)
+    if isinstance(source, Folder):
+        local_file.check_lora(source.path(name))
+    return Files(source, (name,))
+
+
+def _check_files(config: EngineConfig) -> None:
+    """Refuse files of this machine which are something else than they are given as, before any place is asked."""
+    for name, check in ((config.model, local_file.check_model), (config.lora, local_file.check_lora)):
+        path = Path(name).expanduser()
+        if path.suffix == ".safetensors" and path.is_file():
+            check(path)
+
+
+def _check_prediction(scheduler: Mapping[str, Any], label: str) -> None:
+    """Refuse a base that predicts velocity, unless it is an LCM already, which was distilled with its own scheduler."""
+    if scheduler.get("prediction_type") == "v_prediction" and scheduler.get("_class_name") != "LCMScheduler":
+        raise CheckpointError(*local_file.v_prediction(label))
 
 
 def _check_family(unet: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Decodes and encodes pictures: encoded bytes ⇄ uint8 pixels, within limits. The only module that imports Pillow.
+"""Decodes and encodes pictures: encoded bytes ⇄ uint8 pixels, within limits.
 
 An input file's header is read first (`sniff.read`). Then a cleaned copy, which holds the picture and nothing else, is
 decoded by the Pillow decoder of its format. Output is encoded from bare pixels, so it can have no metadata.
@@ -9,19 +9,23 @@ band, without a copy of the whole. Time is bounded from it too: `decode_quick` l
 `pipelines.images.decoder`.
 """
 
+import dataclasses
+import functools
+import importlib
 import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, features
 
-from pipelines.images import png, sniff
-from pipelines.images.header import MAX_SEGMENTS
+from pipelines.images import colour, rgb
+from pipelines.images.formats import png, sniff
+from pipelines.images.formats.header import MAX_SEGMENTS, Format, Header
 from pipelines.messages import EngineConfig, FailureKind
 
 # Bytes that decoding one picture may take: 50 megapixels of colour PNG, 16 of WebP, a progressive 50-megapixel JPEG.
@@ -43,20 +47,31 @@ PROVE_FIRST = 96 * 1024 * 1024
 # choose from; Pillow's own thumbnails do the same.
 REDUCING_GAP = 2
 
-# A picture up to WHOLE_PIXELS is flattened and resized in one go, a larger one in bands of BAND_PIXELS.
-WHOLE_PIXELS = 8_000_000
-BAND_PIXELS = 2_000_000
-
-SUPPORTED_FORMATS = ["jpeg", "png", "webp"]
-
-_DECODERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
-    "jpeg": JpegImagePlugin.JpegImageFile,
-    "png": PngImagePlugin.PngImageFile,
-    "webp": WebPImagePlugin.WebPImageFile,
+# Names of Pillow's decoders. The larger ones are imported where they are used: in decoder processes.
+_DECODERS: dict[Format, str] = {
+    "jpeg": "Jpeg",
+    "png": "Png",
+    "webp": "WebP",
+    "avif": "Avif",
+    "gif": "Gif",
+    "bmp": "Bmp",
+    "tiff": "Tiff",
 }
 
+Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and has been applied when a decoder is opened
+
 # What Pillow raises on a damaged file, while decoding it or when its palette is first used.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -94,7 +109,7 @@ class LargePicture(Exception):
 class _Plan(NamedTuple):
     """How a picture is decoded: to which size, its sides divided by `reduction`, within `memory` bytes."""
 
-    header: sniff.Header
+    header: Header
     size: tuple[int, int]
     reduction: int
     memory: int
@@ -122,6 +137,8 @@ def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
     except sniff.TooManySegments:
         raise LargePicture(alone=True) from None
     pixels = plan.header.width * plan.header.height
+    if not plan.header.quick or not colour.is_quick(plan.header.profile):
+        raise LargePicture(alone=plan.memory > ALONE)
     if pixels > QUICK_PIXELS or pixels * plan.header.scans > QUICK_PIXELS_SCANNED:
         raise LargePicture(alone=plan.memory > ALONE)
     return _decode(plan)
@@ -159,12 +176,18 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     try:
         header = sniff.read(data, max_segments)
     except sniff.UnknownFormat as error:
-        message = "The file is not a JPEG, PNG or WebP image."
-        raise ImageFault("unsupported_image_format", message, {"supported_formats": SUPPORTED_FORMATS}) from error
+        raise _unsupported(str(error)) from error
     except sniff.Damaged as error:
         if isinstance(error, sniff.TooManySegments) and max_segments < MAX_SEGMENTS:
             raise
         raise ImageFault("image_load_error", f"The image could not be read: {error}.") from error
+    if header.format not in _supported():
+        raise _unsupported(
+            f"The file is an {header.format.upper()} picture, which the Pillow installed here can't read. Send another "
+            "format, or have the server's operator install Pillow 11.3 or newer."
+        )
+    if limits.color_management == "off":
+        header = dataclasses.replace(header, profile=b"")
     size = _fit(header, limits)
     reduction = _reduction(header, size)
     pixels = header.width * header.height
@@ -174,7 +197,20 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     return _Plan(header, size, reduction, memory)
 
 
-def _fit(header: sniff.Header, limits: EngineConfig) -> tuple[int, int]:
+@functools.cache
+def _supported() -> list[Format]:
+    """Return the formats that can be decoded here: Pillow may be built without AVIF."""
+    return [name for name in _DECODERS if name != "avif" or features.check("avif")]
+
+
+def _unsupported(what: str) -> ImageFault:
+    """Return the fault of a file that is `what`; "" if that is not known."""
+    names = ", ".join(name.upper() for name in _supported())
+    message = what or f"The file is no picture that can be read here: send one of {names}."
+    return ImageFault("unsupported_image_format", message, {"supported_formats": [*_supported()]})
+
+
+def _fit(header: Header, limits: EngineConfig) -> tuple[int, int]:
     """Return the size to decode to, as stored (before the picture is turned upright). Raises `ImageFault`."""
     if not header.width or not header.height:
         raise ImageFault("image_load_error", "The image could not be read: it has no size.")
@@ -198,7 +234,7 @@ def _too_large(pixels: int) -> ImageFault:
     return ImageFault("image_too_large", message, {"max_height": side, "max_width": side})
 
 
-def _reduction(header: sniff.Header, size: tuple[int, int]) -> int:
+def _reduction(header: Header, size: tuple[int, int]) -> int:
     """Return the divisor of a JPEG's sides in decoding: 1, 2, 4 or 8."""
     if header.format != "jpeg":
         return 1
@@ -211,77 +247,31 @@ def _decode(plan: _Plan) -> NDArray[np.uint8]:
     try:
         if plan.memory > PROVE_FIRST and header.format == "png" and not png.inflates(header):
             raise ValueError("the PNG's data is damaged or cut off")
-        image = _resized(_load(header, plan.reduction), plan.size)
+        image = _load(header, plan.reduction)
+        mode = colour.mode(header.profile, image)
+        image = rgb.resized(image, plan.size, mode or "RGB")
     except _DECODE_ERRORS as error:
-        raise ImageFault("image_load_error", "The image could not be read: its data is damaged or cut off.") from error
+        what = "it is cut off" if "truncated" in str(error) else "its data is damaged or cut off"
+        raise ImageFault("image_load_error", f"The image could not be read: {what}.") from error
+    if mode is not None:
+        image = colour.to_srgb(image, header.profile)
     if header.orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[header.orientation])
     return np.array(image)
 
 
-def _load(header: sniff.Header, reduction: int) -> Image.Image:
+def _load(header: Header, reduction: int) -> Image.Image:
     """Return the decoded picture, its sides divided by `reduction`, in the file's own mode."""
-    image = _DECODERS[header.format](io.BytesIO(header.cleaned()))
+    name = _DECODERS[header.format]
+    plugin = importlib.import_module(f"PIL.{name}ImagePlugin")
+    if header.format == "avif":
+        vars(plugin)["DEFAULT_MAX_THREADS"] = 1  # each thread would take memory of its own
+    image: Image.Image = getattr(plugin, f"{name}ImageFile")(io.BytesIO(header.cleaned()))
     if image.size != (header.width, header.height):
         raise ValueError("its header contradicts its data")
     if reduction > 1:
         image.draft("RGB", (header.width // reduction, header.height // reduction))
     image.load()
     if header.depth != 8:
-        _widen_transparency(image, header.depth)
+        rgb.widen_transparency(image, header.depth)
     return image
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Return the picture in RGB at this size: Lanczos, as diffusers' `VaeImageProcessor` does.
-
-    A large picture is resized in bands, each with the rows around it that the filter reaches. The pixels are those of
-    one whole resize (to one level, because Pillow's boxes are 32-bit floats), without a second copy of the picture.
-    """
-    width, height = image.size
-    if width * height <= WHOLE_PIXELS:
-        image = _flattened(image)
-        return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-    scale = height / size[1]
-    reach = math.ceil(3 * max(1.0, scale)) + 1  # Lanczos-3
-    rows = max(8, int(BAND_PIXELS / width / scale))
-    out = Image.new("RGB", size)
-    for top in range(0, size[1], rows):
-        bottom = min(top + rows, size[1])
-        first, last = max(0, math.floor(top * scale) - reach), min(height, math.ceil(bottom * scale) + reach)
-        band = _flattened(image.crop((0, first, width, last)))
-        box = (0, top * scale - first, width, min(bottom * scale, height) - first)
-        out.paste(band.resize((size[0], bottom - top), Image.Resampling.LANCZOS, box), (0, top))
-    return out
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, on white where it is transparent."""
-    if image.mode == "I;16":
-        return _flattened_grey_16(image)
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
-    out = Image.new("RGB", image.size, "white")
-    out.paste(layer, mask=layer)
-    return out
-
-
-def _flattened_grey_16(image: Image.Image) -> Image.Image:
-    """Return 16-bit grey as its high bytes, as for other 16-bit pictures; Pillow would clip it to 255."""
-    samples = np.asarray(image)
-    grey = (samples >> 8).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[samples == image.info["transparency"]] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _widen_transparency(image: Image.Image, depth: int) -> None:
-    """Bring a PNG's one transparent colour from the file's depth to 8 bits a sample, as the pixels now have."""
-    key = image.info.get("transparency")
-    if key is None or image.mode in {"1", "I;16", "P"}:
-        return
-    if isinstance(key, tuple):
-        image.info["transparency"] = tuple(sample >> 8 for sample in key)
-    else:
-        image.info["transparency"] = key * 255 // (2**depth - 1)

@@ -9,7 +9,7 @@ import struct
 import msgspec
 from PIL import Image
 
-from tests.support import malicious_images
+from tests.support import colour_profiles, malicious_images
 
 SMALL = (96, 64)
 
@@ -133,6 +133,12 @@ def pictures():
         "png 1": (grey.convert("1"), "PNG", {}),
         "webp": (colour, "WEBP", {}),
         "webp lossless": (clear, "WEBP", {"lossless": True}),
+        "gif": (colour, "GIF", {}),
+        "bmp": (colour, "BMP", {}),
+        "tiff": (colour, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        "avif": (clear, "AVIF", {}),
+        "jpeg of other colours": (colour, "JPEG", {"icc_profile": colour_profiles.P3}),
+        "tiff of ink": (colour.convert("CMYK"), "TIFF", {"icc_profile": colour_profiles.cmyk()}),
     }
     return {name: _saved(image, kind, options) for name, (image, kind, options) in made.items()}
 

@@ -240,7 +240,7 @@ def test_small_files_are_verified_too(served: fake_hub.Hub) -> None:
 
 
 def test_single_file_needs_only_tokenizer_checker_and_lora(served: fake_hub.Hub, tmp_path: Path) -> None:
-    (tmp_path / "mine.safetensors").touch()
+    (tmp_path / "mine.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
     fetch(model=str(tmp_path / "mine.safetensors"))
 

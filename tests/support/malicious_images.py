@@ -141,6 +141,95 @@ def _frame(width: int, height: int) -> tuple[bytes, bytes]:
     return b"ANMF", place + riff_chunk(name, content)
 
 
+# --- GIF, BMP, TIFF ----------------------------------------------------------------------------------------------
+
+
+def gif(width: int, height: int, *, before: bytes = b"", data: bytes = b"\x02\x02\x44\x01\0", screen: int = 1) -> bytes:
+    """A GIF of two colours with one frame of this size, most of which is missing."""
+    head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    return head + before + b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + data + b";"
+
+
+def bmp(
+    width: int, height: int, depth: int = 24, compression: int = 0, data: bytes = b"", *, colours: int = 0
+) -> bytes:
+    """A BMP of this header, and this data."""
+    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, depth, compression, 0, 0, 0, colours, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(data), 0, 0, 54) + info + data
+
+
+def tiff(*entries: tuple[int, int, int, int], data: bytes = b"", count: int | None = None) -> bytes:
+    """A TIFF of one directory with these entries (tag, type, number, value), and of this data at offset 1000."""
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    head = b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries) if count is None else count) + packed + bytes(4)
+    return head.ljust(1000, b"\0") + data
+
+
+def tiff_of(
+    width: int, height: int, *more: tuple[int, int, int, int], compression: int = 1, data: bytes = b"", rows: int = 0
+) -> bytes:
+    """A grey TIFF in one strip."""
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
+    strips = [(273, 4, 1, 1000), (277, 3, 1, 1), (278, 4, 1, rows or height), (279, 4, 1, len(data))]
+    return tiff(*more, *entries, *strips, data=data)  # of a tag that comes twice, the first counts
+
+
+def _tiled(width: int, height: int, tile: int, compression: int = 8) -> bytes:
+    data = zeros(1 << 20)
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
+    tiles = [(322, 4, 1, tile), (323, 4, 1, tile), (324, 4, 1, 1000), (325, 4, 1, len(data))]
+    return tiff(*entries, *tiles, data=data)
+
+
+# --- AVIF --------------------------------------------------------------------------------------------------------
+
+
+def box(name: bytes, *bodies: bytes, version: int | None = None) -> bytes:
+    """One box; with a version, a full one."""
+    body = (b"" if version is None else struct.pack(">I", version << 24)) + b"".join(bodies)
+    return struct.pack(">I", 8 + len(body)) + name + body
+
+
+def av1(width: int, height: int) -> bytes:
+    """An AV1 stream that has a sequence header and no frame that can be shown."""
+    bits = f"{0:03b}11{0:05b}{15:04b}{15:04b}{width - 1:016b}{height - 1:016b}".ljust(96, "0")
+    header = int(bits, 2).to_bytes(12, "big")
+    return b"\x0a" + bytes([len(header)]) + header + b"\x32\x08" + bytes(8)
+
+
+def avif(
+    width: int,
+    height: int,
+    *,
+    stream: bytes = b"",
+    parts: int = 1,
+    kind: bytes = b"avif",
+    extra: bytes = b"",
+    cut: int = 0,
+) -> bytes:
+    """An AVIF that claims this size, and whose stream is read in so many parts, each the whole."""
+    stream = stream or av1(width, height)
+    ftyp = box(b"ftyp", kind, bytes(4), b"avif")
+
+    def meta(offset: int) -> bytes:
+        places = struct.pack(">HHHH", 1, 1, 0, parts) + struct.pack(">II", offset, len(stream)) * parts
+        size = box(b"ispe", struct.pack(">II", width, height), version=0)
+        owned = struct.pack(">IHBBB", 1, 1, 2, 1, 2)
+        return box(
+            b"meta",
+            box(b"hdlr", bytes(4), b"pict", bytes(13), version=0),
+            box(b"pitm", b"\0\1", version=0),
+            box(b"iloc", b"\x44\0", places, version=0),
+            box(b"iinf", b"\0\1", box(b"infe", b"\0\1\0\0av01\0", version=2), version=0),
+            box(b"iprp", box(b"ipco", size, box(b"av1C", b"\x81\0\x0c\0")), box(b"ipma", owned, version=0)),
+            extra,
+            version=0,
+        )
+
+    offset = len(ftyp) + len(meta(0)) + 8
+    return (ftyp + meta(offset) + box(b"mdat", stream))[: -cut or None]
+
+
 # --- the lists ---------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Maker] = {
@@ -190,7 +279,6 @@ REFUSED: dict[str, Maker] = {
     "png impossible filter": lambda: png(64, 64, data=zlib.compress((b"\x09" + bytes(192)) * 64)),
     "png signature alone": lambda: _SIGNATURE,
     "png header cut": lambda: png(64, 64)[:20],
-    "png end cut": lambda: png(64, 64)[:-12],
     "jpeg 50 megapixels drawn 2000 times": lambda: jpeg_of_scans(7000, 7000, 2000),
     "jpeg 1 megapixel drawn 60000 times": lambda: jpeg_of_scans(1000, 1000, 60000),
     "jpeg a million comments": lambda: _small_jpeg(segment(0xFE, b"") * 1_000_000),
@@ -218,6 +306,49 @@ REFUSED: dict[str, Maker] = {
     "text": lambda: b"Hello, World!",
     "html": lambda: b"<!doctype html>" + PAYLOAD,
     "svg": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'>" + PAYLOAD + b"</svg>",
+    # the rarer formats
+    "gif frame of 65535 squared": lambda: gif(65535, 65535),
+    "gif screen of 65535 squared": lambda: gif(64, 64, screen=65535),
+    "gif with a million blocks first": lambda: gif(64, 64, before=b"!\xfe" + b"\1x" * 1_000_000 + b"\0"),
+    "gif with a million comments first": lambda: gif(64, 64, before=b"!\xfe\0" * 1_000_000),
+    "gif with nothing but stray bytes": lambda: gif(64, 64, before=bytes(10_000_000)),
+    "gif without a picture": lambda: gif(64, 64, before=b";"),
+    "gif whose picture ends at once": lambda: gif(64, 64),
+    "gif cut in its header": lambda: gif(64, 64)[:20],
+    "bmp with the least size there is": lambda: bmp(-(2**31), -(2**31)),
+    "bmp 2 gigapixels high": lambda: bmp(1, 2**31 - 1),
+    "bmp of 4 billion colours": lambda: bmp(64, 64, 8, colours=2**32 - 1),
+    "bmp of no data, 49 megapixels": lambda: bmp(7000, 7000),
+    "bmp of 25 million empty runs": lambda: bmp(64, 64, 8, 1, bytes(50_000_000)),
+    "bmp round a png": lambda: bmp(64, 64, 24, 5, png(64, 64)),
+    "bmp header of a size that is none": lambda: b"BM" + bytes(12) + struct.pack("<I", 2**31) + bytes(64),
+    "tiff 65535 squared": lambda: tiff_of(65535, 65535),
+    "tiff 49 megapixels in one strip of deflate": lambda: tiff_of(7000, 7000, compression=8, data=zeros(49_000_000)),
+    "tiff 2 gigapixels wide": lambda: tiff_of(2**31 - 1, 1),
+    "tiff tile of 65535 squared": lambda: _tiled(64, 64, 65520),
+    "tiff a million strips": lambda: tiff_of(64, 64, (273, 4, 1_000_000, 1000))[:1000] + bytes(4_000_000),
+    "tiff 64 strips where one is": lambda: tiff_of(64, 64, rows=1, data=bytes(4096)),
+    "tiff that ends before its picture": lambda: tiff_of(64, 64, data=bytes(4096))[:-1],
+    "tiff of 65535 entries": lambda: tiff(*[(256, 4, 1, 64)] * 65535),
+    "tiff that claims more entries than it has": lambda: tiff(count=65535),
+    "tiff of 4 billion colours": lambda: tiff_of(64, 64, (320, 3, 2**32 - 1, 1000), data=bytes(4096)),
+    "tiff whose directory lies nowhere": lambda: b"II*\0\xff\xff\xff\xff" + bytes(64),
+    "tiff of lzma": lambda: tiff_of(64, 64, compression=34925, data=bytes(4096)),
+    "tiff of floats": lambda: tiff_of(64, 64, (339, 3, 1, 3), data=bytes(4096)),
+    "tiff of no width": lambda: tiff_of(0, 64, data=bytes(4096)),
+    "avif 65535 squared": lambda: avif(65535, 65535),
+    "avif that claims 64 squared and is 16384 squared": lambda: avif(64, 64, stream=av1(16384, 16384)),
+    "avif whose second header is larger": lambda: avif(64, 64, stream=av1(64, 64) + av1(65535, 65535)),
+    "avif of a thousand frames": lambda: avif(2000, 2000, stream=av1(2000, 2000) * 1000),
+    "avif a million units": lambda: avif(64, 64, stream=b"\x12\0" * 1_000_000),
+    "avif whose parts are each the whole": lambda: avif(64, 64, stream=av1(64, 64) + bytes(1_000_000), parts=60_000),
+    "avif a million boxes": lambda: avif(64, 64) + box(b"free") * 1_000_000,
+    "avif a million boxes inside": lambda: avif(64, 64, extra=box(b"free") * 1_000_000),
+    "avif without frames": lambda: avif(64, 64),
+    "avif cut": lambda: avif(64, 64, cut=10),
+    "avif of no size": lambda: avif(0, 64, stream=av1(64, 64)),
+    "avif box longer than the file": lambda: avif(64, 64) + struct.pack(">I4s", 2**32 - 1, b"moov"),
+    "avif without its tables": lambda: box(b"ftyp", b"avif", bytes(4)) + box(b"meta", bytes(4)),
     "gif": lambda: b"GIF89a\xff\xff\xff\xff\x80\0\0" + bytes(64),
     "gif and javascript": lambda: b"GIF89a/*" + bytes(32) + b"*/=1;alert(1)",
     "bmp": lambda: b"BM" + struct.pack("<IIIIIIHH", 2**31, 0, 54, 40, 60000, 60000, 1, 24) + bytes(64),
@@ -241,12 +372,20 @@ REFUSED: dict[str, Maker] = {
 }
 
 HARMLESS: dict[str, Maker] = {
+    "png end cut": lambda: png(64, 64)[:-12],
     "png with a zip behind it": lambda: png(64, 64) + b"PK\x03\x04" + PAYLOAD,
     "png with html in its text": lambda: png(64, 64, extra=chunk(b"tEXt", b"Comment\0" + PAYLOAD)),
     "png with 200 text bombs": lambda: png(64, 64, extra=chunk(b"zTXt", b"x\0\0" + zeros(10 << 20)) * 200),
     "png with 100 text bombs in UTF-8": lambda: png(
         64, 64, extra=chunk(b"iTXt", b"x\0\1\0\0\0" + zeros(10 << 20)) * 100
     ),
+    "png with 1000 bombs in raw profiles": lambda: png(
+        64, 64, extra=chunk(b"zTXt", b"Raw profile type exif\0\0" + zeros(10 << 20)) * 1000
+    ),
+    "png with a bomb in XMP": lambda: png(
+        64, 64, extra=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zeros(100 << 20))
+    ),
+    "png with XMP cut": lambda: png(64, 64, extra=chunk(b"iTXt", b"XML:com.adobe.xmp\0\1")),
     "png with a profile bomb": lambda: png(64, 64, extra=chunk(b"iCCP", b"x\0\0" + zeros(100 << 20))),
     "png that inflates to more than its size": lambda: png(64, 64, data=zeros(200 << 20)),
     "png of 4 billion frames": lambda: _apng(2**32 - 1),

@@ -292,12 +292,16 @@ def test_single_file_without_tokenizer_names_the_command_that_fetches_it(full_si
         ("cond_stage_model.model.transformer.resblocks.0.x", "Stable Diffusion 2"),
         ("model.diffusion_model.joint_blocks.0.x", "Stable Diffusion 3"),
         ("control_model.x", "ControlNet"),
-        ("lora_unet_x", "perhaps a LoRA"),
+        ("lora_unet_x", "is a LoRA"),
+        ("first_stage_model.x", "no UNet"),
     ],
 )
-def test_single_file_of_another_family_is_refused_by_name(name: str, family: str) -> None:
+def test_single_file_of_another_family_is_refused_by_name(name: str, family: str, tmp_path: Path, folder: Path) -> None:
+    save_file({name: torch.zeros(1)}, tmp_path / "one.safetensors")
+    shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+
     with pytest.raises(CheckpointError, match=family):
-        single_file.split({name: torch.zeros(1)}, TINY["unet"], TINY["vae"], label="it")
+        load(tmp_path / "one.safetensors", safety_checker="none")
 
 
 def test_single_file_with_a_weight_too_many_is_refused(expected) -> None:

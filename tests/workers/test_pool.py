@@ -335,7 +335,7 @@ async def test_a_bad_picture_is_the_callers_fault():
 
     (item,) = refused.value.body["detail"]
     assert (item["loc"], item["type"]) == (["body", "image_url"], "unsupported_image_format")
-    assert item["ctx"] == {"supported_formats": ["jpeg", "png", "webp"]}
+    assert item["ctx"] == {"supported_formats": ["jpeg", "png", "webp", "avif", "gif", "bmp", "tiff"]}
 
 
 @pytest.mark.parametrize("prompt", ["raise", "nan", "huge"])

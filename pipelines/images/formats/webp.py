@@ -3,8 +3,8 @@
 import struct
 from collections.abc import Iterator
 
-from pipelines.images.exif import exif_orientation
-from pipelines.images.header import Damaged, Header, TooManySegments
+from pipelines.images.formats import orientation
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
 
 _WEBP_ALPHA, _WEBP_ANIMATION = 0x10, 0x02
 
@@ -13,7 +13,8 @@ def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     body: list[memoryview] = []
     size: tuple[int, int] | None = None
-    orientation, animated = 1, False
+    exif = xmp = profile = b""
+    animated = False
     for name, start, end in _chunks(data, max_segments):
         content = data[start + 8 : min(end, start + 40)]
         if size is None:
@@ -23,7 +24,11 @@ def read(data: bytes, max_segments: int) -> Header:
             flags = content[0] & (_WEBP_ALPHA | _WEBP_ANIMATION)
             body.append(memoryview(bytes(view[start : start + 8]) + bytes([flags]) + bytes(view[start + 9 : end])))
         elif name == b"EXIF":
-            orientation = exif_orientation(data[start + 8 : end])
+            exif = data[start + 8 : end]
+        elif name == b"XMP ":
+            xmp = data[start + 8 : end]
+        elif name == b"ICCP":
+            profile = data[start + 8 : end]
         elif name in {b"ALPH", b"VP8 ", b"VP8L", b"ANIM", b"ANMF"} and not (name == b"ANMF" and not animated):
             body.append(view[start:end])
             animated = animated and name != b"ANMF"  # the first frame only
@@ -34,7 +39,8 @@ def read(data: bytes, max_segments: int) -> Header:
         format="webp",
         width=size[0],
         height=size[1],
-        orientation=orientation,
+        orientation=orientation.find(exif, xmp),
+        profile=profile,
         pieces=[memoryview(riff), *body],
         bytes_per_pixel=16,  # two canvases of libwebp's animation decoder, its copy as bytes, Pillow's picture
     )

@@ -5,8 +5,8 @@ import re
 import struct
 from collections.abc import Iterator
 
-from pipelines.images.exif import exif_orientation
-from pipelines.images.header import Damaged, Header, TooManySegments
+from pipelines.images.formats import orientation
+from pipelines.images.formats.header import Damaged, Header, TooManySegments
 
 # A decoder draws a progressive JPEG once for each scan, however little the scan holds. Encoders write about ten scans;
 # this is twenty of 50 megapixels.
@@ -14,10 +14,22 @@ MAX_PIXELS_SCANNED = 1_000_000_000
 
 _MARKER = re.compile(rb"\xff([^\x00\xff])")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
-_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xC4, 0xDB, 0xDD, 0xE0, 0xE1, 0xEE
+_SOI, _EOI, _SOS, _DHT, _DQT, _DRI, _APP0, _APP1, _APP2, _APP14 = (
+    0xD8,
+    0xD9,
+    0xDA,
+    0xC4,
+    0xDB,
+    0xDD,
+    0xE0,
+    0xE1,
+    0xE2,
+    0xEE,
+)
 _SEQUENTIAL, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
 _OTHER_FRAMES = frozenset(range(0xC3, 0xD0)) - {_DHT, 0xC8, 0xCC}  # lossless, hierarchical, arithmetic
 _NO_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_EXIF, _XMP, _ICC = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0"
 _JFIF = memoryview(b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00")
 
 
@@ -49,7 +61,7 @@ def read(data: bytes, max_segments: int) -> Header:
     view = memoryview(data)
     pieces = [view[:2]]
     frame: _Frame | None = None
-    orientation = 1
+    about: list[bytes] = []
     for marker, start, end in _segments(data, 2, _MARKER, max_segments):
         body = data[start + 4 : end]
         if marker in {_SEQUENTIAL, _EXTENDED, _PROGRESSIVE}:
@@ -63,8 +75,8 @@ def read(data: bytes, max_segments: int) -> Header:
             pieces.append(_JFIF)
         elif marker == _APP14 and body.startswith(b"Adobe") and len(body) >= 12:
             pieces.append(memoryview(b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + body[11:12]))
-        elif marker == _APP1 and body.startswith(b"Exif\0\0") and orientation == 1:
-            orientation = exif_orientation(body)
+        elif marker in {_APP1, _APP2}:
+            about.append(body)
         elif marker in _OTHER_FRAMES:
             raise Damaged("this JPEG is coded in a way that browsers do not show either")
         elif marker == _SOS:
@@ -75,13 +87,29 @@ def read(data: bytes, max_segments: int) -> Header:
                 format="jpeg",
                 width=frame.width,
                 height=frame.height,
-                orientation=orientation,
+                orientation=_orientation(about),
+                profile=_profile(about),
                 pieces=pieces,
                 bytes_per_pixel=4,
                 fixed_memory=frame.coefficients() if scans else 0,
                 scans=max(1, scans),
             )
     raise Damaged("the JPEG ends before its picture begins")
+
+
+def _orientation(about: list[bytes]) -> int:
+    """Return the orientation by the APP1 segments. Several with Exif are one block in parts; of XMP the last counts."""
+    exif = b"".join(body.removeprefix(_EXIF) for body in about if body.startswith(_EXIF))
+    xmp = next((body for body in reversed(about) if body.startswith(_XMP)), b"")
+    return orientation.find(exif, xmp)
+
+
+def _profile(about: list[bytes]) -> bytes:
+    """Return the ICC profile in the APP2 segments, each with its number and their count; none if one is missing."""
+    parts = sorted(body.removeprefix(_ICC) for body in about if body.startswith(_ICC))
+    if [[*part[:2]] for part in parts] != [[number, len(parts)] for number in range(1, len(parts) + 1)]:
+        return b""
+    return b"".join(part[2:] for part in parts)
 
 
 def _complete(frame: _Frame | None) -> _Frame:

@@ -1,0 +1,140 @@
+"""What a .safetensors file on this machine is, by its first bytes, names and shapes. Reads no weights; no torch.
+
+A file that is no Stable Diffusion 1.x model, or no LoRA for one, is refused here: before anything is fetched for it.
+Source: the safetensors format (8 bytes of length, a JSON header, the data).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import CheckpointError
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
+_MODEL_HINT = "Use a whole Stable Diffusion 1.x checkpoint, or a folder in diffusers layout."
+_LORA_HINT = "Use a LoRA made for Stable Diffusion 1.x, or `--lora none`."
+
+# Names that only other families have.
+_FAMILIES = {
+    "conditioner.": "Stable Diffusion XL",
+    "cond_stage_model.model.": "Stable Diffusion 2",
+    "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
+    "model.diffusion_model.double_blocks.": "Flux",
+    "double_blocks.": "Flux",
+    "control_model.": "a ControlNet",
+}
+_LORA_FAMILIES = {
+    "lora_te2_": "Stable Diffusion XL",
+    "text_encoder_2.": "Stable Diffusion XL",
+    "lora_unet_double_blocks_": "Flux",
+    "transformer.": "Flux or Stable Diffusion 3",
+}
+_WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of the text that a UNet reads
+_CHANNELS = {9: "for inpainting", 8: "for editing (InstructPix2Pix)", 5: "with depth"}  # that a UNet takes
+
+_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
+_TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
+_LORA_NAME = re.compile(r"lora_(?:unet|te1?|te2)_|.*[._]lora[._]|.*\.lora_[AB]\.")
+_EMBEDDING_WIDTHS = {768, 1024, 1280}
+
+
+class _Header(NamedTuple):
+    """A file's header: the shape of each tensor, and its free-form strings."""
+
+    shapes: Mapping[str, list[int]]
+    metadata: Mapping[str, str]
+
+
+def check_model(path: Path) -> None:
+    """Raise `CheckpointError` if a file is no checkpoint of Stable Diffusion 1.x."""
+    header = _read(path)
+    for prefix, family in _FAMILIES.items():
+        if any(name.startswith(prefix) for name in header.shapes):
+            raise CheckpointError(f"{path.name} is a checkpoint of {family}.", _MODEL_HINT)
+    if _has_lora(header):
+        raise CheckpointError(f"{path.name} is a LoRA, not a checkpoint.", "Give it as --lora.")
+    _refuse_embedding(path, header, _MODEL_HINT)
+    channels = (header.shapes.get(_FIRST_LAYER) or [0])[1:2]
+    if channels and channels[0] in _CHANNELS:
+        what = f"{path.name} is a model {_CHANNELS[channels[0]]}: its UNet takes {channels[0]} channels, not 4."
+        raise CheckpointError(what, _MODEL_HINT)
+    if "v_pred" in header.shapes or header.metadata.get("modelspec.prediction_type", "").startswith("v"):
+        raise CheckpointError(*v_prediction(path.name))
+
+
+def check_lora(path: Path) -> None:
+    """Raise `CheckpointError` if a file is no LoRA for Stable Diffusion 1.x."""
+    header = _read(path)
+    if any(name.startswith("model.diffusion_model.") for name in header.shapes):
+        raise CheckpointError(f"{path.name} is a whole checkpoint, not a LoRA.", "Give it as --model.")
+    _refuse_embedding(path, header, _LORA_HINT)
+    families = [family for prefix, family in _LORA_FAMILIES.items() if any(n.startswith(prefix) for n in header.shapes)]
+    widths = {shape[-1] for name, shape in header.shapes.items() if _TEXT_LAYER.fullmatch(name)}
+    families += [family for width, family in _WIDTHS.items() if width in widths]
+    if header.metadata.get("ss_base_model_version", "").startswith("sdxl"):
+        families.append("Stable Diffusion XL")
+    if families:
+        raise CheckpointError(f"{path.name} is a LoRA for {families[0]}.", _LORA_HINT)
+
+
+def check_kind(path: Path) -> None:
+    """Raise `CheckpointError` if a file named .safetensors is something else, which stands in its place."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(_LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, which stands for the file and is not the file itself.",
+            "Fetch it: `git lfs pull` in its repository, or download it from its page.",
+        )
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_PAGES):
+        raise CheckpointError(
+            f"{path} is a web page: what was saved is the page that offers the file, or asks for a login.",
+            "Download the file itself, by its download link.",
+        )
+
+
+def v_prediction(label: str) -> tuple[str, str]:
+    """Return the reason and the hint for a model that predicts velocity."""
+    return (
+        f"{label} is a v-prediction model; the LCM-LoRA was made for models which predict noise.",
+        "Use a Stable Diffusion 1.x checkpoint that predicts noise (epsilon), as nearly all do.",
+    )
+
+
+def _has_lora(header: _Header) -> bool:
+    return any(_LORA_NAME.match(name) for name in header.shapes)
+
+
+def _refuse_embedding(path: Path, header: _Header, hint: str) -> None:
+    """Textual inversions are a few vectors, under the name of a token, `emb_params`, `clip_l` or `clip_g`."""
+    if (
+        0 < len(header.shapes) <= 2
+        and not _has_lora(header)
+        and all(len(shape) in {1, 2} and shape[-1] in _EMBEDDING_WIDTHS for shape in header.shapes.values())
+    ):
+        what = f"{path.name} is an embedding (textual inversion): words for a prompt, no model and no LoRA."
+        raise CheckpointError(what, hint)
+
+
+def _read(path: Path) -> _Header:
+    """Return the header. Raises `CheckpointError` for a file that is something else, or cut off."""
+    check_kind(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = file.read(length) if length <= size - 8 else b""
+    try:
+        header: dict[str, Any] = json.loads(text)
+        metadata = header.pop("__metadata__", {})
+        shapes = {name: entry["shape"] for name, entry in header.items()}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        hint = "Fetch it again; it may be incomplete."
+        raise CheckpointError(f"{path} can't be read: it has no safetensors header.", hint) from error
+    if end > size:
+        what = f"{path} can't be read: it is cut off, {size} of {end} bytes are there."
+        raise CheckpointError(what, "Fetch it again, whole.")
+    return _Header(shapes, metadata)
