@@ -12,7 +12,6 @@ A fault here ends the request that it concerns. A fault in a preview does not: t
 
 from __future__ import annotations
 
-import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -22,7 +21,7 @@ import msgspec
 
 from pipelines.engine.backend import log_fault
 from pipelines.images.codec import ImageFault, LargePicture
-from pipelines.images.decoder_process import Unwanted
+from pipelines.images.decoder_process import Unwanted, processors
 from pipelines.messages import Cancelled, Decoded, Failed, Generated, Large, Picture, Preview
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class CodecPool:
         self._decoders = decoders
         self._send = send
         self._end = end
-        self._encoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="encode")
-        self._decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._encoding = ThreadPoolExecutor(processors(), thread_name_prefix="encode")
+        self._decoding = ThreadPoolExecutor(processors(), thread_name_prefix="decode")
         self._large = ThreadPoolExecutor(decoders.limits.count, thread_name_prefix="large")
 
     def decode(self, request: Request, then: Callable[[Request], None]) -> None:
