@@ -18,7 +18,7 @@ from server.storage.disk import FRESH_S, DiskStore
 from server.storage.files import Files
 from server.storage.full import StorageFull
 from server.storage.layout import Layout, Meta
-from server.storage.ledger import BLOCK_BYTES, Size
+from server.storage.ledger import BLOCK_BYTES, NOTHING, Size
 from server.storage.multipart import Parts
 from server.storage.names import Names
 from server.storage.upload_tokens import Upload, UploadTokens
@@ -167,6 +167,22 @@ def test_what_comes_or_goes_during_a_sweep_is_counted(disk):
     disk.sweep()
 
     assert disk.used == Size(3 * BLOCK, 1)
+
+
+def test_what_goes_during_the_first_sweep_of_a_server_is_not_counted(tmp_path, clock, disk):
+    class Busy(Layout):
+        def scan(self, now):
+            yield from super().scan(now)
+            after.delete(NAME)
+            after.drop_parts("x")
+
+    put(disk)
+    (disk.parts / "x").mkdir()
+    after = disk_at(tmp_path, clock)
+    after._layout = Busy(disk.parts.parent)
+    after.sweep()
+
+    assert (on_disk(tmp_path), after.used) == (set(), NOTHING)
 
 
 def test_a_name_that_is_taken_keeps_its_file(disk):
