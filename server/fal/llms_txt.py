@@ -11,7 +11,7 @@ from server.fal.hosts import External
 def text(app: Endpoint, where: External) -> str:
     """Return the text for `app`, with the URLs under which this client reaches it."""
     run, queue = f"{where.base('run')}/{app.id}", f"{where.base('queue')}/{app.id}"
-    schemas = openapi.document(app, where.base("queue"), where.origin)["components"]["schemas"]
+    schemas = openapi.schemas()
     given, made = schemas[openapi.INPUT], schemas[openapi.OUTPUT]
     example = {name: given["properties"][name]["examples"][0] for name in given["required"]}
     return f"""\
