@@ -4,7 +4,7 @@
                                                             `limit`, `cursor`, `expand`
     GET    /api/v1/models/pricing                           its price, 0: `endpoint_id`, `limit`, `cursor`
     DELETE /api/v1/models/requests/{request_id}/payloads    input, output, log and output files of a job are deleted
-    any    /api/v1/…                                        404: there is nothing else
+    any    /api/v1, /api/v1/…                               404: there is nothing else
     GET    /models/{app}/llms.txt                           how to call the app, for agents
 
 The catalogue and that text are public, as at fal. Deleting needs the key of the job's owner; any other gets 404.
@@ -120,6 +120,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/v1/models", models, methods=["GET"]),
     Route("/api/v1/models/pricing", pricing, methods=["GET"]),
     Route("/api/v1/models/requests/{request_id}/payloads", delete_payloads, methods=["DELETE"]),
+    Route("/api/v1", nothing_else, methods=_METHODS),
     Route("/api/v1/{rest:path}", nothing_else, methods=_METHODS),
     Route("/models/{app:path}/llms.txt", for_agents, methods=["GET"]),
 ]

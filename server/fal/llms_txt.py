@@ -41,7 +41,8 @@ An image has {", ".join(f"`{name}`" for name in schemas["Image"]["properties"])}
 curl {run} -H "Authorization: Key $FAL_KEY" -H "Content-Type: application/json" -d '{json.dumps(example)}'
 ```
 
-Through the queue: `GET` the `status_url` until `status` is `COMPLETED`, then `GET` the `response_url`.
+Through the queue: `GET` the `status_url` until `status` is `COMPLETED`, then `GET` the `response_url`. Every call needs
+the same `Authorization` header.
 
 ## Errors
 

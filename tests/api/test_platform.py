@@ -149,6 +149,8 @@ async def test_links_are_those_that_the_client_can_follow(tmp_path):
 @pytest.mark.parametrize(
     ("method", "path"),
     [
+        ("GET", ""),
+        ("GET", "/"),
         ("GET", "/models/usage"),
         ("GET", "/meta"),
         ("GET", "/models/requests/by-endpoint"),
