@@ -124,6 +124,21 @@ def test_beyond_the_quota_the_oldest_go(tmp_path, clock, disk):
     assert disk.used == Size(8 * BLOCK, 3)
 
 
+def test_an_expired_file_that_cannot_be_deleted_keeps_no_other(tmp_path, clock, disk, caplog):
+    other = NAME.replace("0", "f")
+    put(disk)
+    put(disk, name=other)
+    stuck = disk.find(NAME).path
+    stuck.unlink()
+    stuck.mkdir()  # no `unlink` deletes a folder
+    clock.ahead = 1e6
+    disk.sweep()
+
+    assert list((tmp_path / "stored").glob("*/*")) == [stuck]
+    [warning] = caplog.messages
+    assert NAME not in warning
+
+
 def test_a_smaller_quota_counts_from_the_first_sweep(tmp_path, clock, disk):
     for digit in "abc":
         put(disk, digit * 32, bytes(3 * BLOCK), Meta("application/octet-stream"))
