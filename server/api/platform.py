@@ -4,11 +4,13 @@
                                                             `limit`, `cursor`, `expand`
     GET    /api/v1/models/pricing                           its price, 0: `endpoint_id`, `limit`, `cursor`
     DELETE /api/v1/models/requests/{request_id}/payloads    input, output, log and output files of a job are deleted
-    any    /api/v1/…                                        404: there is nothing else
+    any    /api/v1, /api/v1/…                               404: there is nothing else
     GET    /models/{app}/llms.txt                           how to call the app, for agents
 
 The catalogue and that text are public, as at fal. Deleting needs the key of the job's owner; any other gets 404.
 """
+
+import logging
 
 import msgspec
 from starlette.requests import Request
@@ -20,8 +22,11 @@ from server.fal import catalogue, llms_txt
 from server.fal.endpoints import Endpoint
 from server.fal.errors import InvalidInput, PlainError, error_item
 from server.fal.hosts import external
+from server.storage.files import Files
 from server.web.request import find_caller, find_endpoint
 from server.web.responses import json_response
+
+LOG = logging.getLogger(__name__)
 
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 
@@ -70,7 +75,10 @@ def _first_page(request: Request, found: list[Endpoint]) -> list[Endpoint]:
 
 
 async def delete_payloads(request: Request) -> Response:
-    """Delete what is stored of a job, and answer with the links that led to its files. A second time there are none."""
+    """Delete what is stored of a job, and answer with the links that led to its files. A second time there are none.
+
+    A file that can't be deleted has the reason as its `exception`, and goes when it expires.
+    """
     ctx, caller = context(request), find_caller(request)
     snapshot = await ctx.queue.get(request.path_params["request_id"])
     if snapshot is None or snapshot.owner != caller.id:
@@ -80,10 +88,21 @@ async def delete_payloads(request: Request) -> Response:
     kept = await ctx.queue.result(snapshot.id)
     output = msgspec.json.decode(kept.body, type=_Output) if kept else _Output()
     links = [image.url for image in output.images if not image.url.startswith("data:")]
-    for link in links:  # first: only the output says which files are the job's
-        await ctx.files.delete(link)
+    # First: only the output says which files are the job's.
+    results = [{"link": link, "exception": await _delete_file(ctx.files, link)} for link in links]
     await ctx.queue.delete(snapshot.id)
-    return json_response({"cdn_delete_results": [{"link": link, "exception": None} for link in links]})
+    return json_response({"cdn_delete_results": results})
+
+
+async def _delete_file(files: Files, link: str) -> str | None:
+    """Delete the file behind a link; return why that failed, None if it did not."""
+    try:
+        await files.delete(link)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__  # never the path: it has the file's name
+        LOG.warning("an output file could not be deleted, and stays until it expires: %s", reason)
+        return reason
+    return None
 
 
 async def nothing_else(_: Request) -> Response:
@@ -101,6 +120,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/v1/models", models, methods=["GET"]),
     Route("/api/v1/models/pricing", pricing, methods=["GET"]),
     Route("/api/v1/models/requests/{request_id}/payloads", delete_payloads, methods=["DELETE"]),
+    Route("/api/v1", nothing_else, methods=_METHODS),
     Route("/api/v1/{rest:path}", nothing_else, methods=_METHODS),
     Route("/models/{app:path}/llms.txt", for_agents, methods=["GET"]),
 ]

@@ -1,9 +1,10 @@
 """fal's server-proxy protocol, for the clients' `proxyUrl`: any method on /api/fal/proxy with `x-fal-target-url`.
 
 The same application answers the target; no other server is contacted. Scheme and port of the target are ignored.
-400: the header is missing; 412: the target is none of fal's hosts. The caller's own credentials count, so the proxy
-grants no access that the caller lacks. Links in the answers have the host under which the proxy was reached, since the
-client may be unable to reach fal's names. Every other route ignores the header (stock proxies forward it).
+400: the header is missing; 412: the target is none of fal's hosts, or no path of its APIs. The caller's own credentials
+count, so the proxy grants no access that the caller lacks. Links in the answers have the host under which the proxy was
+reached, since the client may be unable to reach fal's names. Every other route ignores the header (stock proxies
+forward it).
 """
 
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -19,6 +20,7 @@ from server.fal.hosts import SPACES, canonical, parse_host
 from server.web.canonical_path import rewrite
 
 _TARGET = b"x-fal-target-url"
+_PLATFORM = "/api/v1/"  # the rest of /api is ours, this route too
 _METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 
 # What routing has stored in the scope about the proxy's own route.
@@ -35,7 +37,7 @@ async def proxy(request: Request) -> Response:
     if host is None or not host.is_fal:
         raise PlainError(412, "Invalid x-fal-target-url: not a host of fal's")
     path = canonical(host.name, request.method, unquote(target.path))
-    if path[1:].partition("/")[0] not in SPACES:
+    if path[1:].partition("/")[0] not in SPACES and not path.startswith(_PLATFORM):
         raise PlainError(412, "Invalid x-fal-target-url: not an API path")
     inner = {name: value for name, value in request.scope.items() if name not in _ROUTING_KEYS}
     rewrite(inner, path)

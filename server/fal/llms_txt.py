@@ -11,7 +11,7 @@ from server.fal.hosts import External
 def text(app: Endpoint, where: External) -> str:
     """Return the text for `app`, with the URLs under which this client reaches it."""
     run, queue = f"{where.base('run')}/{app.id}", f"{where.base('queue')}/{app.id}"
-    schemas = openapi.document(app, where.base("queue"), where.origin)["components"]["schemas"]
+    schemas = openapi.schemas()
     given, made = schemas[openapi.INPUT], schemas[openapi.OUTPUT]
     example = {name: given["properties"][name]["examples"][0] for name in given["required"]}
     return f"""\
@@ -41,7 +41,8 @@ An image has {", ".join(f"`{name}`" for name in schemas["Image"]["properties"])}
 curl {run} -H "Authorization: Key $FAL_KEY" -H "Content-Type: application/json" -d '{json.dumps(example)}'
 ```
 
-Through the queue: `GET` the `status_url` until `status` is `COMPLETED`, then `GET` the `response_url`.
+Through the queue: `GET` the `status_url` until `status` is `COMPLETED`, then `GET` the `response_url`. Every call needs
+the same `Authorization` header.
 
 ## Errors
 

@@ -3,6 +3,7 @@
 Beyond fal's own it lists the answers that are no success, so that tools which generate requests from it know them.
 """
 
+import functools
 from typing import Any
 
 from pydantic import BaseModel
@@ -84,7 +85,7 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
             "securitySchemes": {
                 "apiKeyAuth": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "Fal Key"}
             },
-            "schemas": _schemas(),
+            "schemas": schemas(),
         },
         "paths": {
             f"{request}/status": {"get": _operation([_REQUEST_ID, _LOGS], _STATUS, pending=True)},
@@ -97,13 +98,15 @@ def document(app: Endpoint, server_url: str, site_url: str) -> dict[str, Any]:
     }
 
 
-def _schemas() -> dict[str, Any]:
-    schemas: dict[str, Any] = {_STATUS: _QUEUE_STATUS, "Error": _ERROR, "Cancelled": _CANCELLED}
+@functools.cache  # pydantic takes milliseconds, and whoever asks needs no key
+def schemas() -> dict[str, Any]:
+    """Return the document's schemas by name. Always the same object, which no caller changes."""
+    named: dict[str, Any] = {_STATUS: _QUEUE_STATUS, "Error": _ERROR, "Cancelled": _CANCELLED}
     for name, model in ((INPUT, LcmInput), (OUTPUT, LcmOutput)):
         schema = _schema(model)
-        schemas |= schema.pop("$defs", {})
-        schemas[name] = {**schema, "x-fal-order-properties": list(schema["properties"])}
-    return schemas
+        named |= schema.pop("$defs", {})
+        named[name] = {**schema, "x-fal-order-properties": list(schema["properties"])}
+    return named
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:

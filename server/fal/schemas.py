@@ -35,7 +35,12 @@ def _truncated(value: Any) -> Any:
     return int(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
+def _ignored(_: Any) -> None:
+    """Return None, whatever was sent: what is ignored can't be wrong."""
+
+
 Integer = Annotated[int, BeforeValidator(_truncated)]
+Ignored = Annotated[str | None, BeforeValidator(_ignored)]
 
 
 class LcmInput(BaseModel):
@@ -50,7 +55,7 @@ class LcmInput(BaseModel):
         examples=[_EXAMPLE_PROMPT],
     )
     image_url: str = Field(description="The image to use as a base: URL or data URI.", examples=[_EXAMPLE_IMAGE])
-    mask_url: str | None = Field(None, description="Accepted for compatibility with the generic LCM app, and ignored.")
+    mask_url: Ignored = Field(None, description="Accepted for compatibility with the generic LCM app, and ignored.")
     strength: float = Field(0.8, ge=0, le=1, description="How far the result may be from the image.")
     negative_prompt: Prompt = Field(
         "", description="What the image should not show; used when guidance_scale is above 1."

@@ -157,6 +157,7 @@ MOVE_WAITING = sa.update(jobs).where(_waiting).values(**_start_by_moved, not_bef
 MOVE_RUNNING = sa.update(jobs).where(_running).values(**_start_by_moved, lease_until=jobs.c.lease_until + _moved_by)
 MOVE_WEBHOOKS = sa.update(outbox).values(due_at=outbox.c.due_at + _moved_by)
 
+_lines = sa.select(sa.func.count()).where(events.c.job == _b("job")).scalar_subquery()
 # The one way to a job's end: only from the state, and under the fence, that the caller saw.
 FINISH = (
     sa.update(jobs)
@@ -171,7 +172,7 @@ FINISH = (
         error=_b("message"),
         error_type=_b("kind"),
     )
-    .returning(jobs.c.webhook, jobs.c.store_io)
+    .returning(jobs.c.webhook, jobs.c.store_io, _lines.label("lines"))
 )
 OUTPUT = sa.update(payloads).where(payloads.c.job == _b("seq")).values(input=None, output=_b("body"))
 
@@ -196,6 +197,12 @@ _SNAPSHOT = sa.select(
 ONE = _SNAPSHOT.where(jobs.c.id == _b("request"))
 WAITING = _SNAPSHOT.where(_waiting).order_by(jobs.c.priority, jobs.c.seq)
 LOGS = sa.select(events.c.at, events.c.level, events.c.message).where(events.c.job == _b("seq")).order_by(events.c.line)
+WAITING_LOGS = (
+    sa.select(events.c.job, events.c.at, events.c.level, events.c.message)
+    .join(jobs, jobs.c.seq == events.c.job)
+    .where(_waiting)
+    .order_by(events.c.job, events.c.line)
+)
 RESULT = (
     sa.select(jobs.c.result_status, jobs.c.result_headers, jobs.c.error, jobs.c.error_type, payloads.c.output)
     .join(payloads, payloads.c.job == jobs.c.seq)

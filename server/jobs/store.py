@@ -22,7 +22,7 @@ from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Sta
 
 
 class _End(NamedTuple):
-    """A job's end: the job, the fence and status that its finisher saw, and the result."""
+    """A job's end: the job, the fence and status that its finisher saw, the result, and the log if it is known."""
 
     seq: int
     fence: int
@@ -65,9 +65,10 @@ class JobStore:
         seq: int = connection.execute(sql.INSERT_JOB, row).scalar_one()
         connection.execute(sql.INSERT_PAYLOAD, {"job": seq, "input": new.input})
         snapshot = Snapshot.accepted(new, seq, now)
+        _log(connection, seq, snapshot.logs)
         if new.result is None:
             return snapshot
-        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now, snapshot.logs))
+        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))
         return snapshot.finished(new.result)
 
     def claim(
@@ -153,12 +154,7 @@ class JobStore:
             return False
         with contextlib.nullcontext() if row.store_io else secure_delete(connection):
             connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
-        if logs:
-            lines = [
-                {"job": seq, "line": number, "at": line.at, "level": line.level, "message": line.message}
-                for number, line in enumerate(logs)
-            ]
-            connection.execute(sql.INSERT_EVENTS, lines)
+        _log(connection, seq, logs, stored=row.lines)
         if row.webhook is not None:
             webhook = {"job": seq, "url": row.webhook, "origin": _origin(row.webhook), "due_at": now}
             connection.execute(sql.INSERT_WEBHOOK, webhook)
@@ -203,8 +199,15 @@ class JobStore:
 
         Return all unfinished jobs in the order in which they will be claimed.
         """
+
+        def query(connection: sa.Connection) -> list[Snapshot]:
+            logs: dict[int, tuple[LogLine, ...]] = {}
+            for job, *line in connection.execute(sql.WAITING_LOGS):
+                logs[job] = (*logs.get(job, ()), LogLine(*line))
+            return [_snapshot(row, logs.get(row.seq, ())) for row in connection.execute(sql.WAITING)]
+
         await self.database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
-        return await self.database.read(lambda connection: [_snapshot(row) for row in connection.execute(sql.WAITING)])
+        return await self.database.read(query)
 
     # --- reading
 
@@ -215,8 +218,7 @@ class JobStore:
             row = connection.execute(sql.ONE, {"request": request_id}).one_or_none()
             if row is None:
                 return None
-            lines = connection.execute(sql.LOGS, {"seq": row.seq})
-            return _snapshot(row, tuple(LogLine(line.at, line.level, line.message) for line in lines))
+            return _snapshot(row, tuple(LogLine(*line) for line in connection.execute(sql.LOGS, {"seq": row.seq})))
 
         return await self.database.read(query)
 
@@ -231,6 +233,16 @@ class JobStore:
             return Result(row.result_status, row.output, headers, row.error, row.error_type)
 
         return await self.database.read(query)
+
+
+def _log(connection: sa.Connection, seq: int, logs: Sequence[LogLine], *, stored: int = 0) -> None:
+    """Store a job's log, of which the first `stored` lines are in the database already."""
+    lines = [
+        {"job": seq, "line": number, "at": line.at, "level": line.level, "message": line.message}
+        for number, line in enumerate(logs[stored:], stored)
+    ]
+    if lines:
+        connection.execute(sql.INSERT_EVENTS, lines)
 
 
 def _job(row: sa.Row[*tuple[Any, ...]], body: bytes | None) -> Job:

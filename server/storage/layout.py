@@ -11,6 +11,7 @@ A key, as the ledger has it, is a stored file's name, or `incoming/…` or `part
 import contextlib
 import functools
 import heapq
+import logging
 import os
 import secrets
 import shutil
@@ -21,6 +22,8 @@ import msgspec
 
 from server.fal.lifecycle import PUBLIC, Acl
 from server.storage.ledger import Size, on_disk
+
+LOG = logging.getLogger(__name__)
 
 # Metadata without its file is left from a kill between writing the two when it is older than this.
 _ORPHAN_S = 3600.0
@@ -119,7 +122,10 @@ class Layout:
                 if name.removesuffix(_META_ENDING) not in names and status.st_mtime < now - _ORPHAN_S:
                     Path(found.path).unlink(missing_ok=True)  # killed between writing the two
             elif status.st_mtime <= now:
-                drop(Path(found.path))
+                try:
+                    drop(Path(found.path))
+                except OSError as error:  # the others go all the same
+                    LOG.warning("an expired file could not be deleted: %s", error.strerror)
             else:
                 yield status.st_ctime, name, on_disk(status.st_size, meta=name + _META_ENDING in names)
 

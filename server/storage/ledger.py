@@ -111,9 +111,7 @@ class Ledger:
 
     def remove(self, key: str) -> None:
         """Remove an item, if it is there."""
-        if self.size(key) is None:
-            return
-        self.set(key, NOTHING)
+        self.set(key, NOTHING)  # also one that is not known yet: a scan may have seen it
         owner = self.owner(key)
         account = self._accounts[owner]
         del account.items(key)[key]

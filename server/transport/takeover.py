@@ -33,9 +33,11 @@ def trust_instructions(ca: Path, bundle: Path) -> str:
 The CA can sign for fal's names, localhost and what --tls-names added, and for nothing else (critical name constraints).
 The folder is closed to other users of this machine: give them copies of the files that the lines for them name.
 
-Python, Go, Ruby, PHP (the variables replace the trust store, so they get the bundle: the CA and the public roots)
+Python, Ruby; Go and Rust on Linux (the variables replace the trust store: the bundle has the CA and the public roots)
   export SSL_CERT_FILE={bundle}
   export REQUESTS_CA_BUNDLE={bundle}  # Python's requests ignores SSL_CERT_FILE
+PHP (its curl ignores SSL_CERT_FILE), before the script's name
+  php -d curl.cainfo={bundle} -d openssl.cafile={bundle}
 Node, Bun
   export NODE_EXTRA_CA_CERTS={ca}
 Deno

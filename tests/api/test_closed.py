@@ -24,6 +24,7 @@ OPEN = {
     "/models/{app:path}/llms.txt": "a public document",
     "/api/v1/models": "the catalogue is public at fal too; it tells nothing of callers",
     "/api/v1/models/pricing": "the same for every caller: 0",
+    "/api/v1": "nothing is there",
     "/api/v1/{rest:path}": "nothing is there",
     "/cdn/files/{name}": "results are public by their unguessable names, as fal's are",
 }

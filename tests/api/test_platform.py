@@ -1,5 +1,6 @@
 """The platform API: the catalogue of the one app, its price, and what tools in front of it ask for."""
 
+import errno
 import json
 from typing import Any, Literal
 from urllib.parse import quote
@@ -148,6 +149,8 @@ async def test_links_are_those_that_the_client_can_follow(tmp_path):
 @pytest.mark.parametrize(
     ("method", "path"),
     [
+        ("GET", ""),
+        ("GET", "/"),
         ("GET", "/models/usage"),
         ("GET", "/meta"),
         ("GET", "/models/requests/by-endpoint"),
@@ -215,6 +218,32 @@ async def test_payloads_and_output_files_are_deleted_once(tmp_path):
     assert (again.status, again.json()) == (200, {"cdn_delete_results": []})
     assert (result.status, status.json()["status"], status.json()["logs"]) == (410, "COMPLETED", [])
     assert after == before
+
+
+class OneKept(Files):
+    """Files of which the first can't be deleted."""
+
+    async def delete(self, url):
+        if not hasattr(self, "kept"):
+            self.kept = url
+            raise PermissionError(errno.EACCES, "Permission denied", url)
+        await super().delete(url)
+
+
+async def test_a_file_that_cannot_be_deleted_is_named_and_keeps_nothing_else(tmp_path, caplog):
+    async with serving(tmp_path, files=OneKept) as web:
+        job = await submit(web, body=STORED)
+        await finished(web, job)
+        links = [image["url"] for image in (await web.call("GET", job["response_url"])).json()["images"]]
+        deleted = await web.call("DELETE", payloads(job["request_id"]))
+        there = [(await web.call("GET", link)).status for link in links]
+        result = await web.call("GET", job["response_url"])
+
+    assert (deleted.status, there, result.status) == (200, [200, 404], 410)
+    assert [each["exception"] for each in deleted.json()["cdn_delete_results"]] == ["Permission denied", None]
+    [warning] = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert "Permission denied" in warning
+    assert links[0].rpartition("/")[2] not in warning
 
 
 async def test_only_the_owners_key_deletes(tmp_path):

@@ -59,6 +59,17 @@ async def test_tokens_go_through(tmp_path, host):
     assert isinstance(answer.json(), str)
 
 
+async def test_the_platforms_catalogue_and_deletions_go_through(tmp_path):
+    async with serving(tmp_path, keys="alice:a") as web:
+        listed = await web.call("GET", PROXY, headers=to("https://api.fal.ai/v1/models?limit=1"))
+        payloads = to("https://api.fal.ai/v1/models/requests/1/payloads")
+        nobodys = await web.call("DELETE", PROXY, headers=payloads)
+        unknown = await web.call("DELETE", PROXY, headers={**payloads, "authorization": "Key alice:a"})
+
+    assert [model["endpoint_id"] for model in listed.json()["models"]] == [APP]
+    assert (nobodys.status, unknown.status, unknown.json()["detail"]) == (401, 404, "Request not found")
+
+
 async def test_a_stream_goes_through_event_by_event(tmp_path):
     async with serving(tmp_path) as web:
         answer = await web.call("POST", PROXY, body=INPUT, headers=to(f"https://fal.run/{APP}/stream"))
@@ -106,6 +117,8 @@ async def test_without_a_target_it_is_400(tmp_path):
         "https://fal.run/health",
         "https://fal.run/metrics",
         "https://fal.run/api/fal/proxy",
+        "https://api.fal.ai/fal/proxy",
+        "https://fal.ai/api/openapi/queue/openapi.json",
         "https://fal.ai/",
         "file:///etc/passwd",
         "//",

@@ -106,6 +106,14 @@ async def test_bytes_are_answered_with_bytes(field, tmp_path):
     assert web.shelf.saved == {}
 
 
+async def test_a_mask_of_bytes_beside_a_picture_of_bytes_is_ignored(tmp_path):
+    async with serving(tmp_path) as web, web.connect(SOCKET) as socket:
+        socket.send(pack({"prompt": "p", "image_url": b"raw", "mask_url": b"\xff\xd8", "seed": 1}))
+        result = unpack(await socket.recv())
+
+    assert (len(result["images"]), web.engines.works[0].image) == (1, b"raw")
+
+
 @pytest.mark.parametrize("url", [b"data:image/png;base64,cmF3", b" DATA:,raw"])
 async def test_a_url_may_be_written_as_bytes(url, tmp_path):
     async with serving(tmp_path) as web, web.connect(SOCKET) as socket:

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 
 from server.fal.errors import RequestError
-from tests.api.test_queue import running, submit
+from tests.api.test_queue import finished, running, submit
 from tests.api.test_run import events
 from tests.support.app_client import APP, INPUT, JPEG, serving
 from tests.support.asgi_client import chunks
@@ -512,3 +512,49 @@ async def test_what_typed_clients_send_is_taken(tmp_path, name):
         answer = await web.call(method, where, body=INPUT if method == "POST" else b"", headers=headers)
 
     assert answer.status == status
+
+
+# --- how a setting of theirs leads them here: where a request to fal's address goes, and with which headers
+
+BASE = "http://localhost:8000"
+SECURE = "https://localhost:8443"
+
+
+def by_proxy(url):
+    """Swift and Dart: `withProxy`; Java and Kotlin: `withProxyUrl`."""
+    return f"{BASE}/api/fal/proxy", {**JSON, "x-fal-target-url": url}
+
+
+def by_address(url):
+    """PHP: `queueBaseUrl`, `syncBaseUrl`; Laravel: `FAL_BASE_URL`, `FAL_SYNC_URL`; Go: `WithQueueURL`, `WithRunURL`."""
+    return _moved(url, BASE), JSON
+
+
+def by_host(url):
+    """Go: `FAL_QUEUE_RUN_HOST`, `FAL_RUN_HOST`, as Python's client has them."""
+    return _moved(url, SECURE), {"accept-encoding": "gzip", "content-type": "application/json"}
+
+
+def _moved(url, base):
+    return url.replace("https://queue.fal.run", f"{base}/queue").replace("https://fal.run", f"{base}/run")
+
+
+@pytest.mark.parametrize("lead", [by_proxy, by_address, by_host])
+async def test_a_setting_of_theirs_leads_typed_clients_here(tmp_path, lead):
+    async with serving(tmp_path, keys="alice:a") as web:
+
+        async def ask(method, url, body=b""):
+            where, headers = lead(url)
+            return await web.call(method, where, body=body, headers={**headers, "authorization": "Key alice:a"})
+
+        made = await ask("POST", f"https://fal.run/{APP}", INPUT)
+        job = (await ask("POST", QUEUE, INPUT)).json()
+        where = JOB.format(id=job["request_id"])
+        await finished(web, job, headers={"authorization": "Key alice:a"})
+        status = await ask("GET", f"{where}/status?logs=1")
+        result = await ask("GET", where)
+        cancel = await ask("PUT", f"{where}/cancel")
+
+    assert job["status_url"] == _moved(f"{where}/status", SECURE if lead is by_host else BASE)
+    assert (status.status, status.json()["status"], len(status.json()["logs"])) == (200, "COMPLETED", 1)
+    assert (made.json()["seed"], result.json()["seed"], cancel.status) == (7, 7, 400)

@@ -38,6 +38,12 @@ async def test_it_has_every_field_with_its_limits(tmp_path):
     assert "An image has `url`, `width`, `height`, `content_type`." in said
 
 
+async def test_it_says_that_the_queue_wants_the_key_at_every_call(tmp_path):
+    said = " ".join((await read(tmp_path, f"/models/{APP}/llms.txt")).split())
+
+    assert "`GET` the `response_url`. Every call needs the same `Authorization` header." in said
+
+
 @pytest.mark.parametrize("path", ["/models/fal-ai/flux/llms.txt", f"/models/{APP}/api/llms.txt", f"/models/{APP}"])
 async def test_other_models_have_none(tmp_path, path):
     async with serving(tmp_path) as web:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from server.fal import openapi
+from server.fal.endpoints import ENDPOINTS
 from server.fal.schemas import LcmInput
 from tests.support.app_client import APP, serving
 
@@ -48,6 +50,12 @@ async def test_its_limits_and_defaults_are_the_endpoints(tmp_path):
     assert limits["num_images"] == (1, 8, 1)
     assert limits["sync_mode"] == (None, None, False)
     assert limits["enable_safety_checks"] == (None, None, True)
+
+
+def test_its_schemas_are_made_once_for_all_who_ask():
+    first, second = (openapi.document(ENDPOINTS[0], url, url) for url in ("https://a", "https://b"))
+
+    assert first["components"]["schemas"] is second["components"]["schemas"]
 
 
 async def test_it_says_null_as_openapi_3_0_does(tmp_path):

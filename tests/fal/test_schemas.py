@@ -36,6 +36,11 @@ def test_the_defaults_are_fals():
     }
 
 
+@pytest.mark.parametrize("mask", ["https://host/mask.png", "", b"\xff\xd8", 7, True, (), {"a": 1}])
+def test_a_mask_is_ignored_whatever_it_is(mask):
+    assert schemas.validate({**GOOD, "mask_url": mask}) == schemas.validate(GOOD)
+
+
 def test_the_fields_are_in_fals_order():
     assert list(LcmInput.model_fields) == [
         "prompt",

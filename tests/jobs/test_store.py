@@ -347,6 +347,47 @@ async def test_a_new_server_knows_every_job_and_runs_only_what_had_not_finished(
         assert await closing.store.result(done) == DONE
 
 
+# --- the log
+
+
+WARNING = LogLine(0.0, "WARN", "the webhook is not sent")
+
+
+async def logged(store: JobStore, request_id: str):
+    return (await store.load(request_id)).logs
+
+
+@pytest.mark.anyio
+async def test_the_warning_of_a_submit_is_stored_with_it_and_found_after_a_restart(path, store):
+    job = await submitted(store, warning=WARNING.message)
+    await store.database.close()
+
+    async with contextlib.aclosing(Closing(JobStore(Database(path)))) as closing:
+        [snapshot] = await closing.store.recover()
+
+        assert snapshot.logs == await logged(closing.store, job) == (WARNING,)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("known", [(WARNING, LINE), ()], ids=["whole", "unknown"])
+async def test_the_lines_of_a_run_come_after_the_warning(store, known):
+    ran = await submitted(store, warning=WARNING.message)
+    assert await store.finish(await claimed(store), DONE, known, 0.1, 1.0)
+    gone = await submitted(store, warning=WARNING.message)
+    await store.cancel(gone, known, 1.0)
+
+    assert await logged(store, ran) == await logged(store, gone) == (known or (WARNING,))
+
+
+@pytest.mark.anyio
+async def test_a_job_that_ends_while_it_waits_keeps_its_warning(store):
+    waited = await submitted(store, warning=WARNING.message)
+    invalid = await submitted(store, warning=WARNING.message, result=DONE)
+    assert await store.finish_waiting(waited, DONE, 1.0)
+
+    assert await logged(store, waited) == await logged(store, invalid) == (WARNING,)
+
+
 # --- the outbox
 
 

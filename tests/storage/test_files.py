@@ -18,7 +18,7 @@ from server.storage.disk import FRESH_S, DiskStore
 from server.storage.files import Files
 from server.storage.full import StorageFull
 from server.storage.layout import Layout, Meta
-from server.storage.ledger import BLOCK_BYTES, Size
+from server.storage.ledger import BLOCK_BYTES, NOTHING, Size
 from server.storage.multipart import Parts
 from server.storage.names import Names
 from server.storage.upload_tokens import Upload, UploadTokens
@@ -124,6 +124,21 @@ def test_beyond_the_quota_the_oldest_go(tmp_path, clock, disk):
     assert disk.used == Size(8 * BLOCK, 3)
 
 
+def test_an_expired_file_that_cannot_be_deleted_keeps_no_other(tmp_path, clock, disk, caplog):
+    other = NAME.replace("0", "f")
+    put(disk)
+    put(disk, name=other)
+    stuck = disk.find(NAME).path
+    stuck.unlink()
+    stuck.mkdir()  # no `unlink` deletes a folder
+    clock.ahead = 1e6
+    disk.sweep()
+
+    assert list((tmp_path / "stored").glob("*/*")) == [stuck]
+    [warning] = caplog.messages
+    assert NAME not in warning
+
+
 def test_a_smaller_quota_counts_from_the_first_sweep(tmp_path, clock, disk):
     for digit in "abc":
         put(disk, digit * 32, bytes(3 * BLOCK), Meta("application/octet-stream"))
@@ -167,6 +182,22 @@ def test_what_comes_or_goes_during_a_sweep_is_counted(disk):
     disk.sweep()
 
     assert disk.used == Size(3 * BLOCK, 1)
+
+
+def test_what_goes_during_the_first_sweep_of_a_server_is_not_counted(tmp_path, clock, disk):
+    class Busy(Layout):
+        def scan(self, now):
+            yield from super().scan(now)
+            after.delete(NAME)
+            after.drop_parts("x")
+
+    put(disk)
+    (disk.parts / "x").mkdir()
+    after = disk_at(tmp_path, clock)
+    after._layout = Busy(disk.parts.parent)
+    after.sweep()
+
+    assert (on_disk(tmp_path), after.used) == (set(), NOTHING)
 
 
 def test_a_name_that_is_taken_keeps_its_file(disk):

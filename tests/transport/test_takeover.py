@@ -42,6 +42,7 @@ def test_hosts_lines_refuse_what_is_no_address():
     [
         "export SSL_CERT_FILE=/d/bundle.pem",
         "export REQUESTS_CA_BUNDLE=/d/bundle.pem  # Python's requests ignores SSL_CERT_FILE",
+        "php -d curl.cainfo=/d/bundle.pem -d openssl.cafile=/d/bundle.pem",
         "export NODE_EXTRA_CA_CERTS=/d/ca.pem",
         "export DENO_CERT=/d/ca.pem",
         "keytool -importcert -cacerts -noprompt -storepass changeit -alias fourstep -file /d/ca.pem",
