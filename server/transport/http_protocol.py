@@ -175,9 +175,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.send_400_response("A websocket can't begin while a request is being answered")
             return
         self._set_deadline(None)
-        self._sending.stop()
         self._room.leave(self)  # the websocket takes a place of its own
         super().handle_websocket_upgrade()
+        self._sending.stop()  # not before: its new limits may resume and pause this protocol once more
 
     # --- deadlines ---
 

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import ssl
 
 import pytest
 
+from server.transport import tls
 from tests.support.raw_connections import CLOSE, PATIENCE_S, TEXT, UPGRADE, post
 
 pytestmark = pytest.mark.anyio
@@ -324,6 +326,35 @@ async def test_an_answer_before_a_websocket_has_to_be_read_too(serve):
         client.send(UPGRADE)
 
         await server.empty()
+
+
+async def test_a_websocket_behind_an_answer_that_waits_lives_on_once_that_is_read(serve, tmp_path):
+    request = post(extra=b"x" * 8000 + b": 1\r\n")  # its answer has all names: as many bytes
+    async with serve(send_timeout=0.3, tls_port=0) as server:
+        trust = ssl.create_default_context(cafile=tls.TlsFiles(tmp_path / "tls").ca)
+        port = server.listeners.https.port
+        async with server.connect(port=port, ssl=trust, server_hostname="localhost") as client, asyncio.timeout(30):
+            client.send(request)
+            await client.answer()
+            [http_] = server.room._rank_of
+            client.writer.transport.pause_reading()
+            asked = 0
+            while not http_.transport.get_write_buffer_size():
+                before, asked = http_.cycle, asked + 1
+                client.send(request)
+                while http_.cycle is before or http_._serving:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            client.send(UPGRADE)
+            while http_ in server.room._rank_of:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+            client.writer.transport.resume_reading()
+            for _ in range(asked):
+                await client.answer()
+            await client.reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(1)  # more than three times the deadline, which must not run
+            client.send_frame(TEXT, b"a")
+            assert await client.frame() == (TEXT, b"a")
 
 
 async def test_who_has_shown_a_key_makes_way_after_who_has_not(serve):
