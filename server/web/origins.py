@@ -41,6 +41,12 @@ class Origins:
         return self.any or any(pattern.fullmatch(origin.lower()) for pattern in self._patterns)
 
 
+def origin_of(url: str) -> str:
+    """Return the origin of an http(s) URL as a browser writes it: in lower case, without the scheme's own port."""
+    scheme, _, rest = url.lower().partition("://")
+    return f"{scheme}://{rest.partition('/')[0].removesuffix(f':{_OWN_PORTS[scheme]}')}"
+
+
 def _pattern(entry: str) -> re.Pattern[str]:
     if entry == "null":
         return re.compile(entry)
