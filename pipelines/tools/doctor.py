@@ -227,7 +227,13 @@ def certificates(folder: Path, now: datetime.datetime) -> Finding:
         names = ", ".join(open_keys)
         return Finding(Level.FAIL, "certificates", f"others can read {names}", f"chmod 600 {folder}/*key.pem")
     files = [path for name in ("ca.pem", "cert.pem", "cert-dns.pem") if (path := folder / name).exists()]
-    ends = [x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in files]
+    ends = []
+    for path in files:
+        try:
+            ends.append(x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc)
+        except ValueError:
+            line = f"{path} holds no certificate"
+            return Finding(Level.WARN, "certificates", line, "`fourstep certs` makes it again")
     line = f"valid until {min(ends):%Y-%m-%d}"
     if min(ends) <= now:
         return Finding(Level.FAIL, "certificates", line, "`fourstep certs` makes new ones")

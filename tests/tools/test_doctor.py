@@ -174,6 +174,17 @@ def test_certificates_must_be_in_date(days: int, level: Level, tmp_path: Path) -
     assert doctor.certificates(tmp_path, NOW).level is level
 
 
+@pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "cert-dns.pem"])
+def test_damaged_certificate_is_named(name: str, tmp_path: Path) -> None:
+    write_certificates(tmp_path, until=NOW + datetime.timedelta(days=30))
+    (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+
+    finding = doctor.certificates(tmp_path, NOW)
+
+    assert (finding.level, finding.line) == (Level.WARN, f"{tmp_path / name} holds no certificate")
+    assert "fourstep certs" in finding.hint
+
+
 def test_key_that_others_can_read_fails(tmp_path: Path) -> None:
     write_certificates(tmp_path, until=NOW + datetime.timedelta(days=30))
     (tmp_path / "ca-key.pem").chmod(0o644)
