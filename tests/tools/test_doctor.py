@@ -206,6 +206,12 @@ NAMES = ["fal.run", "queue.fal.run", "api.fal.ai"]
         ("#127.0.0.1 fal.run\n10.0.0.7\tAPI.fal.ai.x api.fal.ai\n", Level.WARN, "lacks fal.run, queue.fal.run:"),
         ("::1 fal.run Queue.fal.run\n::1 api.fal.ai\n", Level.OK, "has all of fal's 3 names"),
         (None, Level.OK, "has none of fal's 3 names"),
+        ("127.0.0.1 fal.run queue.fal.run api.fal.ai\n::1 fal.run queue.fal.run api.fal.ai\n", Level.OK, "has all"),
+        ("8.8.8.8 fal.run\n10.0.0.7 queue.fal.run api.fal.ai\n", Level.WARN, "to 8.8.8.8: no address inside"),
+        ("0.0.0.0 fal.run queue.fal.run api.fal.ai\n", Level.WARN, "to 0.0.0.0: no address inside"),
+        (":: fal.run queue.fal.run api.fal.ai\n", Level.WARN, "to ::: no address inside"),
+        ("127.0.0.1 fal.run queue.fal.run\n10.0.0.7 api.fal.ai\n", Level.WARN, "addresses: 10.0.0.7, 127.0.0.1"),
+        ("127.0.0.1 fal.run queue.fal.run\nlocal api.fal.ai\n", Level.WARN, "lacks api.fal.ai:"),
     ],
 )
 def test_names_that_a_takeover_still_lacks_are_said(lines: str | None, level: Level, said: str, tmp_path: Path) -> None:
