@@ -435,8 +435,10 @@ UPGRADED_BODIES = [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked
 async def test_a_body_that_would_be_taken_for_another_protocol_gets_400(protocol, body, serve):
     async with serve() as server, server.connect() as client:
         client.send(b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body)
+        status, _, answer = await client.answer()
 
-        assert (await client.answer())[0] == 400
+        assert (status, "leave Upgrade out (`curl --http1.1`" in answer["detail"]) == (400, True)
+        assert "HttpClient.Version.HTTP_1_1" in answer["detail"]
 
 
 async def test_who_offers_another_protocol_without_a_body_is_answered_as_ever(serve):
