@@ -192,7 +192,7 @@ def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) ->
     """
     outermost_first = [
         Middleware(AccessLog, metrics),
-        Middleware(OriginGuard, auth, settings),
+        Middleware(OriginGuard, auth, settings, settings.public_url),
         Middleware(Cors),
         Middleware(UpgradeRequired),
         Middleware(CanonicalPath, settings.public_url),

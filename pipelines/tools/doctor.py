@@ -227,7 +227,13 @@ def certificates(folder: Path, now: datetime.datetime) -> Finding:
         names = ", ".join(open_keys)
         return Finding(Level.FAIL, "certificates", f"others can read {names}", f"chmod 600 {folder}/*key.pem")
     files = [path for name in ("ca.pem", "cert.pem", "cert-dns.pem") if (path := folder / name).exists()]
-    ends = [x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc for path in files]
+    ends = []
+    for path in files:
+        try:
+            ends.append(x509.load_pem_x509_certificate(path.read_bytes()).not_valid_after_utc)
+        except ValueError:
+            line = f"{path} holds no certificate"
+            return Finding(Level.WARN, "certificates", line, "`fourstep certs` makes it again")
     line = f"valid until {min(ends):%Y-%m-%d}"
     if min(ends) <= now:
         return Finding(Level.FAIL, "certificates", line, "`fourstep certs` makes new ones")
@@ -235,8 +241,11 @@ def certificates(folder: Path, now: datetime.datetime) -> Finding:
 
 
 def hosts_file(path: Path, names: Collection[str]) -> Finding:
-    """Judge which of these host names the hosts file at `path` has: all or none, else calls to the others leave."""
-    there = probes.names_in(path)
+    """Judge which of these host names the hosts file at `path` has: all or none, else calls to the others leave.
+
+    All are to have the same addresses, of a server inside.
+    """
+    there = probes.addresses_in(path)
     missing = [name for name in names if name not in there]
     if len(missing) == len(names):
         return Finding(
@@ -245,6 +254,15 @@ def hosts_file(path: Path, names: Collection[str]) -> Finding:
     if missing:
         line = f"{path} lacks {', '.join(missing)}: calls to them leave this machine, with their key"
         return Finding(Level.WARN, "hosts file", line, "add the lines that `fourstep hosts` prints")
+    addresses = set[probes.Address]().union(*(there[name] for name in names))
+    strange = [str(address) for address in addresses if address.is_global or address.is_unspecified]
+    hint = "replace their lines by those that `fourstep hosts --address` prints"
+    if strange:
+        line = f"{path} sends fal's names to {', '.join(sorted(strange))}: no address inside your network"
+        return Finding(Level.WARN, "hosts file", line, hint)
+    if any(there[name] != addresses for name in names):
+        line = f"{path} sends fal's names to different addresses: {', '.join(sorted(map(str, addresses)))}"
+        return Finding(Level.WARN, "hosts file", line, hint)
     return Finding(Level.OK, "hosts file", f"{path} has all of fal's {len(names)} names")
 
 

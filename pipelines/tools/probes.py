@@ -2,11 +2,15 @@
 
 import ctypes
 import http.client
+import ipaddress
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypeAlias
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def graphics_cards() -> list[str]:
@@ -50,13 +54,22 @@ def hosts_file() -> Path:
     return Path(r"C:\Windows\System32\drivers\etc\hosts" if sys.platform == "win32" else "/etc/hosts")
 
 
-def names_in(hosts: Path) -> set[str]:
-    """Return the names in a hosts file, in lower case; none where it is missing or can't be read."""
+def addresses_in(hosts: Path) -> dict[str, set[Address]]:
+    """Return the addresses of each name in a hosts file, in lower case; of none where that can't be read."""
+    found: dict[str, set[Address]] = {}
     try:
         lines = hosts.read_text("utf-8", "replace").splitlines()
     except OSError:
-        return set()
-    return {name.lower() for line in lines for name in line.partition("#")[0].split()[1:]}
+        return found
+    for line in lines:
+        first, *names = line.partition("#")[0].split() or [""]
+        try:
+            address = ipaddress.ip_address(first)
+        except ValueError:  # the system passes over such a line too
+            continue
+        for name in names:
+            found.setdefault(name.lower(), set()).add(address)
+    return found
 
 
 def server_state(host: str, port: int) -> str:

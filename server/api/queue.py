@@ -31,7 +31,7 @@ from server.fal.errors import FalError, InvalidInput, PlainError, error_item
 from server.fal.hosts import base_url
 from server.jobs.job import NewJob, Outcome, Result, Snapshot
 from server.outbound.addresses import lacking
-from server.outbound.urls import FetchError, parse
+from server.outbound.urls import FetchError, is_http, parse
 from server.web.access_log import request_id
 from server.web.connection import disconnected, stop
 from server.web.request import authorize, read_json
@@ -91,12 +91,14 @@ def _webhook(request: Request) -> tuple[str | None, str]:
     url = request.query_params.get("fal_webhook")
     if not url:
         return None, ""
+    if not is_http(url):
+        message = "Input should be an http or https URL"
+        raise InvalidInput([error_item(("query", "fal_webhook"), "url_parsing", message)])
     try:
         host = parse(url).host
     except FetchError as error:
         reason = error.message.rpartition(": ")[2]  # without “Could not download the file”
-        message = f"Input should be a URL that webhooks can be sent to: {reason}"
-        raise InvalidInput([error_item(("query", "fal_webhook"), "url_parsing", message)]) from None
+        return None, f"the webhook will not be sent: {reason}. Hint: give another URL, or poll for the result"
     if networks := ",".join(map(str, lacking(host, context(request).allowed))):
         hint = f"Hint: --allow-net {networks}"
         return None, f"the webhook will not be sent: its host is not on the public internet. {hint}"

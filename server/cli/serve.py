@@ -15,10 +15,12 @@ from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.environment import affordable_budget
+from server.fal.hosts import parse_host
 from server.settings import Settings, SettingsError
 from server.transport import listen, open_files, sockets
 from server.transport.sockets import Listeners
 from server.web.origin_guard import is_loopback
+from server.web.origins import origin_of
 
 LOG = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         logs.configure()
         threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
+        _say_proxy(settings)
         run_file = settings.data_dir / RUN_FILE
 
         def on_ready() -> None:
@@ -83,6 +86,17 @@ def _say_budget(settings: Settings) -> None:
         LOG.warning("--body-budget-bytes %d: this process may use %d bytes; %d are safe", budget, limit, affordable)
     elif budget < Settings.body_budget_bytes:
         LOG.info("request bodies may take %d bytes (--body-budget-bytes): this process may use %d", budget, limit)
+
+
+def _say_proxy(settings: Settings) -> None:
+    """Say that other machines are served without keys, by a proxy whose address is this machine's."""
+    host = parse_host(origin_of(settings.public_url).partition("://")[2]) if settings.public_url else None
+    if host and not (is_loopback(host.name) or has_keys(settings) or settings.allow_anonymous):
+        LOG.warning(
+            "--public-url names %s, and there are no keys: behind a proxy everybody looks local, and may use the"
+            " device. Hint: `fourstep keys add NAME`, or --allow-anonymous if anyone may",
+            host.name,
+        )
 
 
 def _check_open(settings: Settings) -> None:

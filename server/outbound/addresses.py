@@ -88,11 +88,11 @@ def is_own_name(host: str) -> bool:
 
 
 def lacking(host: str, allowed: Sequence[Network]) -> tuple[Address, ...]:
-    """Return what `allowed` lacks for `host`, if that is an address or this machine's own name; else nothing.
+    """Return what `allowed` lacks for `host`, if that is an address or `localhost`; else nothing.
 
-    Only a look-up tells where another name leads.
+    Only a look-up tells where another name leads; so with `app.localhost`, which may be an alias of containers.
     """
-    if is_own_name(host):
+    if host == "localhost":
         addresses: tuple[Address, ...] = _LOOPBACK
     else:
         try:

@@ -64,10 +64,14 @@ class Target:
             raise failed("it is redirected to something that is no URL") from None
 
 
+def is_http(url: str) -> bool:
+    """Return whether `url` is an http or https URL, which `parse` may still refuse."""
+    return _split(url) is not None
+
+
 def parse(url: str) -> Target:
     """Return the target of an http or https URL. Raises `FetchError`."""
-    url = url.strip()
-    match = _URL.fullmatch(url) if len(url) <= _MAX_CHARS and not _CONTROL.search(url) else None
+    match = _split(url)
     if match is None:
         raise failed("only http, https and data URLs are accepted")
     scheme, authority = match[1].lower(), match[2]
@@ -82,6 +86,11 @@ def parse(url: str) -> Target:
     host = _address(parts[1]) if parts[1] else _name(parts[2])
     path = _NOT_IN_TARGET.sub(lambda found: quote(found[0]), match[3])
     return Target(scheme, host, port, path if path.startswith("/") else f"/{path}")
+
+
+def _split(url: str) -> re.Match[str] | None:
+    url = url.strip()
+    return _URL.fullmatch(url) if len(url) <= _MAX_CHARS and not _CONTROL.search(url) else None
 
 
 def _address(text: str) -> str:

@@ -91,6 +91,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._expect_headers()
         was_in_message, self._counted = self._in_message, False
         super().data_received(data)
+        if self._in_headers and self._deadline is None and not self._ended:  # they came behind another request
+            self._expect_headers()
         if was_in_message and self._in_message:
             if not self._counted:  # by a callback: without this an endless line would fill the memory
                 self._header_bytes += len(data)
@@ -175,9 +177,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.send_400_response("A websocket can't begin while a request is being answered")
             return
         self._set_deadline(None)
-        self._sending.stop()
         self._room.leave(self)  # the websocket takes a place of its own
         super().handle_websocket_upgrade()
+        self._sending.stop()  # not before: its new limits may resume and pause this protocol once more
 
     # --- deadlines ---
 

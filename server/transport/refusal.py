@@ -33,5 +33,8 @@ def ambiguity(headers: Iterable[tuple[bytes, bytes]], http_version: str, *, upgr
         elif name == b"transfer-encoding" and (http_version == "1.0" or value.lower() != b"chunked"):
             return "Transfer-Encoding can only be chunked, in HTTP/1.1"
         elif upgrades and (name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 "))):
-            return "A request with a body can't ask for another protocol: leave Upgrade out"
+            return (
+                "A request with a body can't ask for another protocol: leave Upgrade out"
+                " (`curl --http1.1`; in Java `HttpClient.Version.HTTP_1_1`)"
+            )
     return "More than one Host header" if hosts > 1 else None

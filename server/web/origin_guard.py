@@ -5,7 +5,7 @@ websockets included:
 
     `Host`                 loopback's or one of fal's names, which prevents DNS rebinding; any with `allow_anonymous`,
                            since then other machines are meant to call
-    an `Origin`            loopback's, the server's own, or allowed by the operator
+    an `Origin`            loopback's, the server's own, that of its public URL, or allowed by the operator
     no `Origin`            what pages load (`<img>`, scripts, frames, links) and what other programs send:
       `Sec-Fetch-Site`     neither `cross-site` nor `same-site` (another port of this machine): browsers add it wherever
                            a server is on loopback or speaks https
@@ -24,7 +24,7 @@ from server.access.auth import Auth
 from server.fal.errors import FalError, PlainError
 from server.fal.hosts import Host, canonical, header, parse_host
 from server.settings import AccessSettings
-from server.web.origins import Origins
+from server.web.origins import Origins, origin_of
 from server.web.responses import error_response
 
 _READS = frozenset({"GET", "HEAD"})
@@ -45,11 +45,12 @@ _ELSEWHERE = frozenset({"cross-site", "same-site"})
 class OriginGuard:
     """Answers 403 to callers that the rules exclude. Raises `SettingsError` for a malformed allowed origin."""
 
-    def __init__(self, app: ASGIApp, auth: Auth, settings: AccessSettings) -> None:
+    def __init__(self, app: ASGIApp, auth: Auth, settings: AccessSettings, public_url: str = "") -> None:
         self._app = app
         self._auth = auth
         self._any_host = settings.allow_anonymous
         self._origins = Origins(settings.allow_origin)
+        self._public_origin = origin_of(public_url) if public_url else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request or websocket."""
@@ -77,7 +78,7 @@ class OriginGuard:
         return None
 
     def _may_call(self, origin: str, host: Host) -> bool:
-        if origin in self._origins:
+        if origin in self._origins or origin.lower() == self._public_origin:
             return True
         page = parse_host(origin.partition("://")[2])
         return page is not None and (page == host or is_loopback(page.name))

@@ -361,7 +361,7 @@ async def _hello(scope, receive, send):
 
 def guarded(tmp_path, **settings):
     chosen = Settings(data_dir=tmp_path, **settings)
-    return OriginGuard(Cors(_hello), Auth(chosen), chosen)
+    return OriginGuard(Cors(_hello), Auth(chosen), chosen, chosen.public_url)
 
 
 @pytest.mark.anyio
@@ -423,6 +423,28 @@ async def test_without_keys_only_pages_of_this_machine_or_allowed_ones_may_call(
     app = guarded(tmp_path, allow_origin="https://app.example")
 
     assert (await call(app, "POST", "/", headers={"origin": origin})).status == status
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("public_url", "origin", "status"),
+    [
+        ("https://box.example/fourstep", "https://box.example", 200),
+        ("https://Box.example:443/fourstep", "https://box.example", 200),
+        ("https://box.example:8443/", "https://box.example:8443", 200),
+        ("http://box.example", "http://box.example", 200),
+        ("https://box.example/fourstep", "https://evil.test", 403),
+        ("https://box.example/fourstep", "http://box.example", 403),
+        ("https://box.example/fourstep", "https://box.example:8443", 403),
+        ("https://box.example/fourstep", "https://box.example.evil.test", 403),
+        ("https://box.example/fourstep", "https://box.example/fourstep", 403),
+        ("", "https://box.example", 403),
+    ],
+)
+async def test_without_keys_the_page_under_the_public_url_may_call(tmp_path, public_url, origin, status):
+    app = guarded(tmp_path, public_url=public_url)
+
+    assert (await call(app, "POST", "/", host="127.0.0.1:8000", headers={"origin": origin})).status == status
 
 
 RUN = "/run/fal-ai/lcm-sd15-i2i?prompt=p"

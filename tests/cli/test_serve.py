@@ -33,6 +33,24 @@ def test_other_machines_are_not_served_without_keys(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "env", "warned"),
+    [
+        (("--public-url", "https://box.example/fourstep"), {}, True),
+        (("--public-url", "https://box.example/fourstep"), {"FOURSTEP_KEYS": "a:b"}, False),
+        (("--public-url", "https://box.example/fourstep", "--allow-anonymous"), {}, False),
+        (("--public-url", "https://localhost:8443/fourstep"), {}, False),
+    ],
+)
+def test_a_public_url_of_another_host_without_keys_is_warned_of(flags, env, warned, tmp_path):
+    with serving("--model", "instant", *flags, data_dir=tmp_path, env=env):
+        log = (tmp_path / "log").read_text()
+
+    lines = [line for line in log.splitlines() if "everybody looks local" in line]
+    assert len(lines) == warned
+    assert all("WARN" in line and "box.example" in line and "fourstep keys add" in line for line in lines)
+
+
+@pytest.mark.parametrize(
     ("file", "said"), [("keys.json", "is no key file"), ("webhook-keys.json", "holds no signing keys")]
 )
 def test_a_broken_key_file_is_said_at_once(tmp_path, file, said):

@@ -174,6 +174,17 @@ def test_certificates_must_be_in_date(days: int, level: Level, tmp_path: Path) -
     assert doctor.certificates(tmp_path, NOW).level is level
 
 
+@pytest.mark.parametrize("name", ["ca.pem", "cert.pem", "cert-dns.pem"])
+def test_damaged_certificate_is_named(name: str, tmp_path: Path) -> None:
+    write_certificates(tmp_path, until=NOW + datetime.timedelta(days=30))
+    (tmp_path / name).write_text("-----BEGIN CERTIFICATE-----\n")
+
+    finding = doctor.certificates(tmp_path, NOW)
+
+    assert (finding.level, finding.line) == (Level.WARN, f"{tmp_path / name} holds no certificate")
+    assert "fourstep certs" in finding.hint
+
+
 def test_key_that_others_can_read_fails(tmp_path: Path) -> None:
     write_certificates(tmp_path, until=NOW + datetime.timedelta(days=30))
     (tmp_path / "ca-key.pem").chmod(0o644)
@@ -195,6 +206,12 @@ NAMES = ["fal.run", "queue.fal.run", "api.fal.ai"]
         ("#127.0.0.1 fal.run\n10.0.0.7\tAPI.fal.ai.x api.fal.ai\n", Level.WARN, "lacks fal.run, queue.fal.run:"),
         ("::1 fal.run Queue.fal.run\n::1 api.fal.ai\n", Level.OK, "has all of fal's 3 names"),
         (None, Level.OK, "has none of fal's 3 names"),
+        ("127.0.0.1 fal.run queue.fal.run api.fal.ai\n::1 fal.run queue.fal.run api.fal.ai\n", Level.OK, "has all"),
+        ("8.8.8.8 fal.run\n10.0.0.7 queue.fal.run api.fal.ai\n", Level.WARN, "to 8.8.8.8: no address inside"),
+        ("0.0.0.0 fal.run queue.fal.run api.fal.ai\n", Level.WARN, "to 0.0.0.0: no address inside"),
+        (":: fal.run queue.fal.run api.fal.ai\n", Level.WARN, "to ::: no address inside"),
+        ("127.0.0.1 fal.run queue.fal.run\n10.0.0.7 api.fal.ai\n", Level.WARN, "addresses: 10.0.0.7, 127.0.0.1"),
+        ("127.0.0.1 fal.run queue.fal.run\nlocal api.fal.ai\n", Level.WARN, "lacks api.fal.ai:"),
     ],
 )
 def test_names_that_a_takeover_still_lacks_are_said(lines: str | None, level: Level, said: str, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import http.client
 import socket
+import ssl
 
 import pytest
 
+from server.transport import tls
 from tests.support.raw_connections import CLOSE, PATIENCE_S, TEXT, UPGRADE, post
 
 pytestmark = pytest.mark.anyio
@@ -326,6 +328,35 @@ async def test_an_answer_before_a_websocket_has_to_be_read_too(serve):
         await server.empty()
 
 
+async def test_a_websocket_behind_an_answer_that_waits_lives_on_once_that_is_read(serve, tmp_path):
+    request = post(extra=b"x" * 8000 + b": 1\r\n")  # its answer has all names: as many bytes
+    async with serve(send_timeout=0.3, tls_port=0) as server:
+        trust = ssl.create_default_context(cafile=tls.TlsFiles(tmp_path / "tls").ca)
+        port = server.listeners.https.port
+        async with server.connect(port=port, ssl=trust, server_hostname="localhost") as client, asyncio.timeout(30):
+            client.send(request)
+            await client.answer()
+            [http_] = server.room._rank_of
+            client.writer.transport.pause_reading()
+            asked = 0
+            while not http_.transport.get_write_buffer_size():
+                before, asked = http_.cycle, asked + 1
+                client.send(request)
+                while http_.cycle is before or http_._serving:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+            client.send(UPGRADE)
+            while http_ in server.room._rank_of:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+
+            client.writer.transport.resume_reading()
+            for _ in range(asked):
+                await client.answer()
+            await client.reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(1)  # more than three times the deadline, which must not run
+            client.send_frame(TEXT, b"a")
+            assert await client.frame() == (TEXT, b"a")
+
+
 async def test_who_has_shown_a_key_makes_way_after_who_has_not(serve):
     async with serve(max_connections=2) as server, server.connect() as known, server.connect() as stranger:
         for client, path in ((known, "/known"), (stranger, "/early")):
@@ -404,8 +435,10 @@ UPGRADED_BODIES = [b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked
 async def test_a_body_that_would_be_taken_for_another_protocol_gets_400(protocol, body, serve):
     async with serve() as server, server.connect() as client:
         client.send(b"POST / HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: " + protocol + b"\r\n" + body)
+        status, _, answer = await client.answer()
 
-        assert (await client.answer())[0] == 400
+        assert (status, "leave Upgrade out (`curl --http1.1`" in answer["detail"]) == (400, True)
+        assert "HttpClient.Version.HTTP_1_1" in answer["detail"]
 
 
 async def test_who_offers_another_protocol_without_a_body_is_answered_as_ever(serve):

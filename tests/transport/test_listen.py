@@ -125,6 +125,15 @@ async def test_headers_that_do_not_end_get_408(serve):
     assert "headers did not arrive" in body["detail"]
 
 
+async def test_headers_that_begin_behind_a_request_and_do_not_end_get_408(serve):
+    async with serve(header_timeout=0.2) as server, server.connect() as client:
+        client.send(post() + b"GET / HTTP/1.1\r\nHo")
+        assert (await client.answer())[0] == 200
+        client.send(b"s")  # ends the wait for a next request
+
+        assert (await client.answer())[0] == 408
+
+
 async def test_a_silent_connection_is_closed_without_a_word(serve):
     async with serve(header_timeout=0.2) as server, server.connect() as client:
         assert await client.rest() == b""
