@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.images import codec
+from pipelines.images.formats import sniff
 from pipelines.messages import INPUT_FAULTS
 from tests.support import malicious_images
 from tests.support.pictures import LIMITS, fading, fault, largest_difference, photo, reference, saved, turned
@@ -149,6 +150,25 @@ def test_those_with_a_risky_decoder_go_to_a_process_of_their_own(name: str) -> N
         codec.decode_quick(TAKEN[name](), LIMITS)
 
     assert given_back.value.alone is False
+
+
+@pytest.mark.parametrize("name", [name for name in malicious_images.REFUSED if name.startswith(("avif", "tiff"))])
+def test_none_of_their_bytes_is_read_among_quick_pictures(name: str) -> None:
+    with pytest.raises(codec.LargePicture):  # and no fault, which only reading tells
+        codec.decode_quick(malicious_images.REFUSED[name](), LIMITS)
+
+
+def test_what_items_of_an_avif_share_is_read_once() -> None:
+    data = malicious_images.shared_avif(malicious_images.av1(64, 64) * 400, items=10, uses=20)
+
+    assert sniff.read(data, max_segments=1000).width == 64
+
+
+def test_the_bound_on_units_is_for_the_whole_avif() -> None:
+    data = malicious_images.shared_avif(b"", items=10, stream=malicious_images.av1(64, 64) * 100)
+
+    with pytest.raises(sniff.TooManySegments):
+        sniff.read(data, max_segments=1000)
 
 
 # --- what is refused, and as what --------------------------------------------------------------------------------

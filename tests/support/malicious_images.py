@@ -230,6 +230,34 @@ def avif(
     return (ftyp + meta(offset) + box(b"mdat", stream))[: -cut or None]
 
 
+def shared_avif(setup: bytes, *, items: int = 1, uses: int = 1, stream: bytes | None = None) -> bytes:
+    """An AVIF of 64×64 of so many items, with one stream, each of which names the same `av1C` so many times."""
+    stream = av1(64, 64) if stream is None else stream
+
+    def meta(offset: int) -> bytes:
+        numbers = range(1, items + 1)
+        places = [struct.pack(">HHHII", number, 0, 1, offset, len(stream)) for number in numbers]
+        infos = [box(b"infe", struct.pack(">HH", number, 0) + b"av01\0", version=2) for number in numbers]
+        owned = [struct.pack(">HB", number, 1 + uses) + b"\1" + b"\2" * uses for number in numbers]
+        size = box(b"ispe", struct.pack(">II", 64, 64), version=0)
+        return box(
+            b"meta",
+            box(b"pitm", b"\0\1", version=0),
+            box(b"iloc", b"\x44\0", struct.pack(">H", items), *places, version=0),
+            box(b"iinf", struct.pack(">H", items), *infos, version=0),
+            box(
+                b"iprp",
+                box(b"ipco", size, box(b"av1C", b"\x81\0\x0c\0", setup)),
+                box(b"ipma", struct.pack(">I", items), *owned, version=0),
+            ),
+            version=0,
+        )
+
+    ftyp = box(b"ftyp", b"avif", bytes(4), b"avif")
+    # Items may not overlap in length: what follows is as long as all of them.
+    return ftyp + meta(len(ftyp) + len(meta(0)) + 8) + box(b"mdat", stream * items)
+
+
 # --- the lists ---------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, Maker] = {
@@ -330,6 +358,7 @@ REFUSED: dict[str, Maker] = {
     "tiff 64 strips where one is": lambda: tiff_of(64, 64, rows=1, data=bytes(4096)),
     "tiff that ends before its picture": lambda: tiff_of(64, 64, data=bytes(4096))[:-1],
     "tiff of 65535 entries": lambda: tiff(*[(256, 4, 1, 64)] * 65535),
+    "tiff of 65535 different entries": lambda: tiff(*[(tag, 3, 1, 1) for tag in range(65535)]),
     "tiff that claims more entries than it has": lambda: tiff(count=65535),
     "tiff of 4 billion colours": lambda: tiff_of(64, 64, (320, 3, 2**32 - 1, 1000), data=bytes(4096)),
     "tiff whose directory lies nowhere": lambda: b"II*\0\xff\xff\xff\xff" + bytes(64),
@@ -342,6 +371,8 @@ REFUSED: dict[str, Maker] = {
     "avif of a thousand frames": lambda: avif(2000, 2000, stream=av1(2000, 2000) * 1000),
     "avif a million units": lambda: avif(64, 64, stream=b"\x12\0" * 1_000_000),
     "avif whose parts are each the whole": lambda: avif(64, 64, stream=av1(64, 64) + bytes(1_000_000), parts=60_000),
+    "avif of 4 million units in one shared setup": lambda: shared_avif(av1(64, 64) * 500, items=20, uses=200),
+    "avif of a million units in two streams": lambda: shared_avif(b"", items=2, stream=b"\x12\0" * 500_000),
     "avif a million boxes": lambda: avif(64, 64) + box(b"free") * 1_000_000,
     "avif a million boxes inside": lambda: avif(64, 64, extra=box(b"free") * 1_000_000),
     "avif without frames": lambda: avif(64, 64),

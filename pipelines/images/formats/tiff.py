@@ -56,7 +56,6 @@ def read(data: bytes, max_segments: int) -> Header:
         pieces=_cleaned(data, order, kept),
         bytes_per_pixel=4,
         fixed_memory=buffer,
-        quick=False,  # a large library, which decides for itself how much memory it takes
     )
 
 
