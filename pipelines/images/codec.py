@@ -72,6 +72,7 @@ _DECODE_ERRORS = (
     LookupError,
     EOFError,
     RuntimeError,
+    ArithmeticError,
     struct.error,
     zlib.error,
 )

@@ -1,5 +1,6 @@
 """GIF, BMP, TIFF and AVIF are taken as Pillow takes them; what is no picture is called what it is."""
 
+import itertools
 import struct
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_a_file_cut_off_is_called_so(name: str, kept: float) -> None:
     assert any(word in error.message for word in ("cut off", "ends within"))
 
 
-@pytest.mark.parametrize("name", ["gif", "bmp", "tiff deflate", "tiff jpeg", "avif"])
+@pytest.mark.parametrize("name", ["gif", "bmp", "tiff", "tiff palette", "tiff deflate", "tiff jpeg", "avif"])
 def test_damaged_files_end_in_a_fault_or_a_picture(name: str) -> None:
     data, dice = saved_small(name), np.random.default_rng(len(name))
 
@@ -200,10 +201,29 @@ def test_damaged_files_end_in_a_fault_or_a_picture(name: str) -> None:
         assert outcome in {3, *INPUT_FAULTS}
 
 
+@pytest.mark.parametrize("name", ["tiff", "tiff palette", "tiff deflate", "tiff jpeg"])
+def test_a_tiff_with_damaged_entries_ends_in_a_fault_or_a_picture(name: str) -> None:
+    data, dice = saved_small(name), np.random.default_rng(len(name))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+
+    for entry, (form, place) in itertools.product(range(count), [("<H", 2), ("<I", 4), ("<I", 8)]):
+        for value in (0, 1, 3, 4, int(dice.integers(len(data))), 65535):
+            damaged = bytearray(data)
+            struct.pack_into(form, damaged, directory + 2 + 12 * entry + place, value)
+            try:
+                outcome = codec.decode(bytes(damaged), LIMITS).ndim
+            except codec.ImageFault as error:
+                outcome = error.kind
+            assert outcome in {3, *INPUT_FAULTS}
+
+
 def saved_small(name: str) -> bytes:
     """A small file of one of the kinds."""
     kind, _, compression = name.partition(" ")
     picture = photo(96, 80)
+    if compression == "palette":
+        picture = picture.convert("P", palette=Image.Palette.ADAPTIVE)
     options = {"deflate": {"compression": "tiff_adobe_deflate"}, "jpeg": {"compression": "jpeg"}}
     return saved(picture, kind.upper(), **options.get(compression, {}))
 

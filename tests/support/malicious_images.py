@@ -361,6 +361,11 @@ REFUSED: dict[str, Maker] = {
     "tiff of 65535 different entries": lambda: tiff(*[(tag, 3, 1, 1) for tag in range(65535)]),
     "tiff that claims more entries than it has": lambda: tiff(count=65535),
     "tiff of 4 billion colours": lambda: tiff_of(64, 64, (320, 3, 2**32 - 1, 1000), data=bytes(4096)),
+    "tiff of no bits": lambda: tiff_of(64, 64, (258, 3, 0, 8), data=bytes(4096)),
+    "tiff whose orientation has no value": lambda: tiff_of(64, 64, (274, 3, 0, 6), data=bytes(4096)),
+    "tiff of colours out of range": lambda: tiff_of(
+        64, 64, (262, 3, 1, 3), (320, 4, 768, 1000), data=b"\xff" * 4 * 4096
+    ),
     "tiff whose directory lies nowhere": lambda: b"II*\0\xff\xff\xff\xff" + bytes(64),
     "tiff of lzma": lambda: tiff_of(64, 64, compression=34925, data=bytes(4096)),
     "tiff of floats": lambda: tiff_of(64, 64, (339, 3, 1, 3), data=bytes(4096)),

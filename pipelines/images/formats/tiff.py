@@ -46,12 +46,12 @@ def read(data: bytes, max_segments: int) -> Header:
     kept = {tag: _values(data, order, entry, _KEPT[tag]) for tag, entry in entries.items() if tag in _KEPT}
     kept |= {tag: _values(data, order, entry, max_segments) for tag, entry in entries.items() if tag in _PLACES}
     width, height, buffer = _checked(kept, len(data))
-    turned = _values(data, order, entries[_ORIENTATION], 1) if _ORIENTATION in entries else ()
+    turned = _values(data, order, entries[_ORIENTATION], 1)[0] if _ORIENTATION in entries else None
     return Header(
         format="tiff",
         width=width,
         height=height,
-        orientation=orientation.either(next(iter(turned), None), _bytes(data, entries.get(_XMP))),
+        orientation=orientation.either(turned, _bytes(data, entries.get(_XMP))),
         profile=_bytes(data, entries.get(_ICC)),
         pieces=_cleaned(data, order, kept),
         bytes_per_pixel=4,
@@ -86,6 +86,8 @@ def _entries(data: bytes, order: str) -> dict[int, _Entry]:
 
 
 def _values(data: bytes, order: str, entry: _Entry, most: int) -> tuple[int, ...]:
+    if not entry.number:
+        raise Damaged("a TIFF with an entry of no values contradicts itself")
     if entry.number > most:
         raise TooManySegments(f"a TIFF with {entry.number} values where {most} may be is made to waste time")
     form = f"{order}{entry.number}{_CODES[entry.kind]}"
@@ -138,7 +140,7 @@ def _cleaned(data: bytes, order: str, kept: dict[int, tuple[int, ...]]) -> list[
     values = start + 2 + 12 * len(kept) + 4
     directory, rest = struct.pack(order + "H", len(kept)), b""
     for tag, numbers in sorted(kept.items()):
-        kind = _UNDEFINED if tag == _JPEG_TABLES else _SHORT if max(numbers, default=0) < 1 << 16 else _LONG
+        kind = _UNDEFINED if tag == _JPEG_TABLES else _SHORT if max(numbers) < 1 << 16 else _LONG
         packed = struct.pack(f"{order}{len(numbers)}{_CODES[kind]}", *numbers)
         if len(packed) <= 4:
             place = packed.ljust(4, b"\0")
