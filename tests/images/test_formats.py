@@ -186,6 +186,17 @@ def test_a_file_cut_off_is_called_so(name: str, kept: float) -> None:
     assert any(word in error.message for word in ("cut off", "ends within"))
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tiff of a thousand strips in one", "parts overlap"),
+        ("bmp of 49 megapixels in runs", "may have 8 megapixels; send it as PNG"),
+    ],
+)
+def test_what_is_made_to_waste_time_is_refused_by_its_header(name: str, said: str) -> None:
+    assert said in fault(malicious_images.REFUSED[name]()).message
+
+
 @pytest.mark.parametrize("name", ["gif", "bmp", "tiff", "tiff palette", "tiff deflate", "tiff jpeg", "avif"])
 def test_damaged_files_end_in_a_fault_or_a_picture(name: str) -> None:
     data, dice = saved_small(name), np.random.default_rng(len(name))

@@ -174,6 +174,15 @@ def tiff_of(
     return tiff(*more, *entries, *strips, data=data)  # of a tag that comes twice, the first counts
 
 
+def overlapping_strips(strips: int) -> bytes:
+    """A TIFF whose strips of deflate are all the same bytes, most of which stand for nothing."""
+    strip = b"\x78\x01" + b"\0\0\0\xff\xff" * 10_000 + zlib.compress(bytes(64))[2:]
+    offset = 1000 + 8 * strips
+    numbers = struct.pack(f"<{2 * strips}I", *[offset] * strips, *[len(strip)] * strips)
+    places = [(273, 4, strips, 1000), (279, 4, strips, 1000 + 4 * strips)]
+    return tiff_of(64, strips, *places, compression=8, rows=1, data=numbers + strip)
+
+
 def _tiled(width: int, height: int, tile: int, compression: int = 8) -> bytes:
     data = zeros(1 << 20)
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
@@ -348,6 +357,7 @@ REFUSED: dict[str, Maker] = {
     "bmp of 4 billion colours": lambda: bmp(64, 64, 8, colours=2**32 - 1),
     "bmp of no data, 49 megapixels": lambda: bmp(7000, 7000),
     "bmp of 25 million empty runs": lambda: bmp(64, 64, 8, 1, bytes(50_000_000)),
+    "bmp of 49 megapixels in runs": lambda: bmp(7000, 7000, 8, 1, bytes(1024) + b"\1\5\0\0" * 7000 + b"\0\1"),
     "bmp round a png": lambda: bmp(64, 64, 24, 5, png(64, 64)),
     "bmp header of a size that is none": lambda: b"BM" + bytes(12) + struct.pack("<I", 2**31) + bytes(64),
     "tiff 65535 squared": lambda: tiff_of(65535, 65535),
@@ -356,6 +366,7 @@ REFUSED: dict[str, Maker] = {
     "tiff tile of 65535 squared": lambda: _tiled(64, 64, 65520),
     "tiff a million strips": lambda: tiff_of(64, 64, (273, 4, 1_000_000, 1000))[:1000] + bytes(4_000_000),
     "tiff 64 strips where one is": lambda: tiff_of(64, 64, rows=1, data=bytes(4096)),
+    "tiff of a thousand strips in one": lambda: overlapping_strips(1000),
     "tiff that ends before its picture": lambda: tiff_of(64, 64, data=bytes(4096))[:-1],
     "tiff of 65535 entries": lambda: tiff(*[(256, 4, 1, 64)] * 65535),
     "tiff of 65535 different entries": lambda: tiff(*[(tag, 3, 1, 1) for tag in range(65535)]),

@@ -130,6 +130,8 @@ def _checked(kept: dict[int, tuple[int, ...]], size: int) -> tuple[int, int, int
         raise Damaged("the TIFF lacks a part of its picture")
     if any(offset > size for offset in offsets) or any(map(size.__lt__, map(sum, zip(offsets, counts, strict=False)))):
         raise Damaged("the TIFF is cut off")
+    if sum(counts) > size:
+        raise Damaged("a TIFF whose parts overlap is made to waste time")
     buffer = 0 if one(_COMPRESSION, 1) == _UNCOMPRESSED else across * down * max(4, samples * max(bits) // 8)
     return width, height, buffer
 
