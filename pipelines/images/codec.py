@@ -199,7 +199,10 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     pixels = header.width * header.height
     memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
     if memory > MEMORY_BUDGET:
-        raise _too_large(pixels * MEMORY_BUDGET // memory)
+        most = pixels * MEMORY_BUDGET // memory
+        if most < QUICK_PIXELS:  # what takes the memory is not the picture, so that a smaller one would not help
+            raise ImageFault("image_load_error", "The image could not be read: decoding it takes too much memory.")
+        raise _too_large(most)
     return _Plan(header, size, reduction, memory)
 
 

@@ -209,6 +209,12 @@ def test_how_large_a_picture_may_be_is_told_by_its_format(make, most: str) -> No
     assert f"at most {most} megapixels" in fault(make()).message
 
 
+def test_a_small_picture_that_takes_much_memory_is_not_called_too_large() -> None:
+    error = fault(malicious_images.REFUSED["avif that claims 64 squared and is 16384 squared"]())
+
+    assert (error.kind, "too much memory" in error.message) == ("image_load_error", True)
+
+
 def test_a_side_that_comes_out_under_64_is_told_with_the_least() -> None:
     error = fault(saved(photo(4000, 200), "JPEG"))
 
