@@ -4,11 +4,12 @@ A file that is no Stable Diffusion 1.x model, or no LoRA for one, is refused her
 Source: the safetensors format (8 bytes of length, a JSON header, the data).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from pipelines.errors import CheckpointError
 
@@ -39,6 +40,17 @@ _FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
 _TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
 _LORA_NAME = re.compile(r"lora_(?:unet|te1?|te2)_|.*[._]lora[._]|.*\.lora_[AB]\.")
 _EMBEDDING_WIDTHS = {768, 1024, 1280}
+
+
+# Bytes of a header that the safetensors library reads at most.
+_MAX_HEADER = 100_000_000
+
+
+class _Tensor(msgspec.Struct):
+    """One tensor in a header: its sides, and where its data begins and ends."""
+
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
 
 class _Header(NamedTuple):
@@ -72,7 +84,7 @@ def check_lora(path: Path) -> None:
         raise CheckpointError(f"{path.name} is a whole checkpoint, not a LoRA.", "Give it as --model.")
     _refuse_embedding(path, header, _LORA_HINT)
     families = [family for prefix, family in _LORA_FAMILIES.items() if any(n.startswith(prefix) for n in header.shapes)]
-    widths = {shape[-1] for name, shape in header.shapes.items() if _TEXT_LAYER.fullmatch(name)}
+    widths = {width for name, shape in header.shapes.items() if _TEXT_LAYER.fullmatch(name) for width in shape[-1:]}
     families += [family for width, family in _WIDTHS.items() if width in widths]
     if header.metadata.get("ss_base_model_version", "").startswith("sdxl"):
         families.append("Stable Diffusion XL")
@@ -125,16 +137,19 @@ def _read(path: Path) -> _Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if _MAX_HEADER < length <= size - 8:
+            what = f"{path} can't be read: its header has {length} bytes, and at most {_MAX_HEADER} are read."
+            raise CheckpointError(what, "Save it again with another program, or use another file.")
         text = file.read(length) if length <= size - 8 else b""
     try:
-        header: dict[str, Any] = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-        shapes = {name: entry["shape"] for name, entry in header.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(raw.pop("__metadata__", b"null"), type=dict[str, str] | None) or {}
+        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in raw.items()}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         hint = "Fetch it again; it may be incomplete."
         raise CheckpointError(f"{path} can't be read: it has no safetensors header.", hint) from error
+    end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if end > size:
         what = f"{path} can't be read: it is cut off, {size} of {end} bytes are there."
         raise CheckpointError(what, "Fetch it again, whole.")
-    return _Header(shapes, metadata)
+    return _Header({name: tensor.shape for name, tensor in tensors.items()}, metadata)

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ NO_LORA = EITHER | {
     "is a whole checkpoint": safetensors(UNET),
 }
 
+ODD_HEADERS = {
+    "a list": b"[1, 2, 3] ",
+    "deep": b"[" * 200_000,
+    "deep inside": b'{"x":' + b"[" * 200_000,
+    "no shape": b'{"x":{"shape":null,"data_offsets":[0,0]}}',
+    "words as shape": b'{"x":{"shape":["4"],"data_offsets":[0,0]}}',
+    "one offset": b'{"x":{"shape":[4],"data_offsets":[0]}}',
+    "metadata of no text": b'{"__metadata__":{"modelspec.prediction_type":null}}',
+    "metadata as text": b'{"__metadata__":"v"}',
+    "no UTF-8": b'{"\xff":{"shape":[4],"data_offsets":[0,0]}}',
+}
+
 
 def nowhere(repo: str) -> FileSource:
     raise AssertionError(f"{repo} was asked for")
@@ -91,6 +104,44 @@ def test_a_lora_that_is_none_is_refused_by_what_it_is(what: str, tmp_path: Path)
 
     with pytest.raises(CheckpointError, match=what):
         manifest.compose(config, half=False, open_repo=nowhere)
+
+
+@pytest.mark.parametrize("check", [local_file.check_model, local_file.check_lora])
+@pytest.mark.parametrize("what", ODD_HEADERS)
+def test_a_header_that_is_none_is_called_so(what: str, check: Callable[[Path], None], tmp_path: Path) -> None:
+    file = tmp_path / "it.safetensors"
+    file.write_bytes(struct.pack("<Q", len(ODD_HEADERS[what])) + ODD_HEADERS[what])
+
+    with pytest.raises(CheckpointError, match="has no safetensors header"):
+        check(file)
+
+
+def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "it.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(200_000_000)  # of which none takes a place on the disk
+
+    with pytest.raises(CheckpointError, match="its header has 100000001 bytes"):
+        local_file.check_model(tmp_path / "it.safetensors")
+
+
+def test_null_as_metadata_is_none(tmp_path: Path) -> None:
+    header = b'{"__metadata__":null,"model.diffusion_model.x":{"shape":[1],"data_offsets":[0,0]}}'
+    (tmp_path / "it.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+    local_file.check_model(tmp_path / "it.safetensors")
+
+
+def test_a_lora_layer_without_sides_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "it.safetensors").write_bytes(safetensors({"unet.x.attn2.to_k.lora_A.weight": []}))
+
+    local_file.check_lora(tmp_path / "it.safetensors")
+
+
+@pytest.mark.parametrize("options", [{"model": "~nosuch/x.safetensors"}, {"model": "sd15", "lora": "~nosuch/x"}])
+def test_a_home_folder_of_no_user_is_called_so(options: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match="begins with the name of no user"):
+        manifest.compose(EngineConfig(data_dir="", **options), half=False, open_repo=nowhere)
 
 
 @pytest.mark.parametrize("shapes", [LORA, text_layer("unet.x.attn2.to_k.lora_A.weight", 768)])
