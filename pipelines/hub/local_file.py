@@ -25,20 +25,27 @@ _FAMILIES = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.double_blocks.": "Flux",
     "double_blocks.": "Flux",
-    "control_model.": "a ControlNet",
+    "model.diffusion_model.label_emb.": "Stable Diffusion XL",
+    "label_emb.": "Stable Diffusion XL",
+    "add_embedding.": "Stable Diffusion XL",
 }
+_CONTROLNETS = ("control_model.", "controlnet_cond_embedding.")
 _LORA_FAMILIES = {
     "lora_te2_": "Stable Diffusion XL",
     "text_encoder_2.": "Stable Diffusion XL",
     "lora_unet_double_blocks_": "Flux",
+    "diffusion_model.double_blocks.": "Flux",
+    "diffusion_model.single_blocks.": "Flux",
     "transformer.": "Flux or Stable Diffusion 3",
 }
 _WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of the text that a UNet reads
 _CHANNELS = {9: "for inpainting", 8: "for editing (InstructPix2Pix)", 5: "with depth"}  # that a UNet takes
 
-_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
-_TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
+_FIRST_LAYERS = ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
+_TEXT_LAYER = re.compile(r".*attn2\.to_[kv]\.weight")
+_LORA_TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
 _LORA_NAME = re.compile(r"lora_(?:unet|te1?|te2)_|.*[._]lora[._]|.*\.lora_[AB]\.")
+_LYCORIS_NAME = re.compile(r".*\.(?:hada|lokr)_")
 _EMBEDDING_WIDTHS = {768, 1024, 1280}
 
 
@@ -63,17 +70,18 @@ class _Header(NamedTuple):
 def check_model(path: Path) -> None:
     """Raise `CheckpointError` if a file is no checkpoint of Stable Diffusion 1.x."""
     header = _read(path)
-    for prefix, family in _FAMILIES.items():
-        if any(name.startswith(prefix) for name in header.shapes):
-            raise CheckpointError(f"{path.name} is a checkpoint of {family}.", _MODEL_HINT)
+    _refuse_controlnet(path, header, _MODEL_HINT)
+    families = [*_named(header, _FAMILIES), *_by_width(header, _TEXT_LAYER)]
+    if families:
+        raise CheckpointError(f"{path.name} is a checkpoint of {families[0]}.", _MODEL_HINT)
     if _has_lora(header):
         raise CheckpointError(f"{path.name} is a LoRA, not a checkpoint.", "Give it as --lora.")
     _refuse_embedding(path, header, _MODEL_HINT)
-    channels = (header.shapes.get(_FIRST_LAYER) or [0])[1:2]
-    if channels and channels[0] in _CHANNELS:
-        what = f"{path.name} is a model {_CHANNELS[channels[0]]}: its UNet takes {channels[0]} channels, not 4."
-        raise CheckpointError(what, _MODEL_HINT)
-    if "v_pred" in header.shapes or header.metadata.get("modelspec.prediction_type", "").startswith("v"):
+    for channels in [side for name in _FIRST_LAYERS for side in header.shapes.get(name, [])[1:2]]:
+        if channels in _CHANNELS:
+            what = f"{path.name} is a model {_CHANNELS[channels]}: its UNet takes {channels} channels, not 4."
+            raise CheckpointError(what, _MODEL_HINT)
+    if "v_pred" in header.shapes or _predicts_velocity(header):
         raise CheckpointError(*v_prediction(path.name))
 
 
@@ -82,12 +90,15 @@ def check_lora(path: Path) -> None:
     header = _read(path)
     if any(name.startswith("model.diffusion_model.") for name in header.shapes):
         raise CheckpointError(f"{path.name} is a whole checkpoint, not a LoRA.", "Give it as --model.")
+    _refuse_controlnet(path, header, _LORA_HINT)
     _refuse_embedding(path, header, _LORA_HINT)
-    families = [family for prefix, family in _LORA_FAMILIES.items() if any(n.startswith(prefix) for n in header.shapes)]
-    widths = {width for name, shape in header.shapes.items() if _TEXT_LAYER.fullmatch(name) for width in shape[-1:]}
-    families += [family for width, family in _WIDTHS.items() if width in widths]
+    if any(_LYCORIS_NAME.match(name) for name in header.shapes):
+        raise CheckpointError(f"{path.name} is a LyCORIS network (LoHa or LoKr), not a LoRA.", _LORA_HINT)
+    families = [*_named(header, _LORA_FAMILIES), *_by_width(header, _LORA_TEXT_LAYER)]
     if header.metadata.get("ss_base_model_version", "").startswith("sdxl"):
         families.append("Stable Diffusion XL")
+    if _predicts_velocity(header):
+        families.append("v-prediction models")
     if families:
         raise CheckpointError(f"{path.name} is a LoRA for {families[0]}.", _LORA_HINT)
 
@@ -118,6 +129,27 @@ def v_prediction(label: str) -> tuple[str, str]:
 
 def _has_lora(header: _Header) -> bool:
     return any(_LORA_NAME.match(name) for name in header.shapes)
+
+
+def _named(header: _Header, families: Mapping[str, str]) -> list[str]:
+    """Return the families that the beginnings of the tensors' names tell."""
+    return [family for prefix, family in families.items() if any(name.startswith(prefix) for name in header.shapes)]
+
+
+def _by_width(header: _Header, layer: re.Pattern[str]) -> list[str]:
+    """Return the families that the width of such layers tells."""
+    widths = {width for name, shape in header.shapes.items() if layer.fullmatch(name) for width in shape[-1:]}
+    return [family for width, family in _WIDTHS.items() if width in widths]
+
+
+def _predicts_velocity(header: _Header) -> bool:
+    said = header.metadata.get("modelspec.prediction_type", "").startswith("v")
+    return said or header.metadata.get("ss_v_parameterization") == "True"
+
+
+def _refuse_controlnet(path: Path, header: _Header, hint: str) -> None:
+    if any(name.startswith(_CONTROLNETS) for name in header.shapes):
+        raise CheckpointError(f"{path.name} is a ControlNet, which fourstep does not use.", hint)
 
 
 def _refuse_embedding(path: Path, header: _Header, hint: str) -> None:

@@ -54,6 +54,21 @@ NO_MODEL = EITHER | {
     "InstructPix2Pix": safetensors(first_layer(8)),
     "v-prediction": safetensors(UNET, {"modelspec.prediction_type": "v"}),
     "is a v-prediction": safetensors(UNET | {"v_pred": [0]}),
+    "is a v-prediction model": safetensors(UNET, {"ss_v_parameterization": "True"}),
+    "is a checkpoint of Stable Diffusion XL": safetensors(
+        {"model.diffusion_model.label_emb.0.0.weight": [1280, 2816]} | first_layer(4)
+    ),
+    "is a checkpoint of Stable Diffusion XL.": safetensors(
+        {"model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": [640, 2048]} | first_layer(4)
+    ),
+    "checkpoint of Stable Diffusion XL": safetensors(
+        {"add_embedding.linear_1.weight": [1280, 2816], "conv_in.weight": [320, 4, 3, 3]}
+    ),
+    "of Stable Diffusion XL": safetensors(
+        {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight": [640, 2048]}
+    ),
+    "is a model for inpainting": safetensors({"conv_in.weight": [320, 9, 3, 3]}),
+    "is a ControlNet": safetensors({"controlnet_cond_embedding.conv_in.weight": [16, 3, 3, 3]}),
     "is a LoRA": safetensors(LORA),
 }
 NO_LORA = EITHER | {
@@ -69,6 +84,12 @@ NO_LORA = EITHER | {
     ),
     "a LoRA for Stable Diffusion XL": safetensors(LORA, {"ss_base_model_version": "sdxl_base_v1-0"}),
     "is a whole checkpoint": safetensors(UNET),
+    "is a LyCORIS network": safetensors({"lora_unet_input_blocks_4_1_proj_in.hada_w1_b": [16, 2048]}),
+    "is a LyCORIS network .LoHa or LoKr": safetensors({"lora_unet_input_blocks_4_1_proj_in.lokr_w1": [16, 16]}),
+    "is a LoRA for Flux": safetensors({"diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight": [16, 3072]}),
+    "is a ControlNet": safetensors({"control_model.input_blocks.0.0.weight": [320, 4, 3, 3]}),
+    "is a ControlNet, which": safetensors({"controlnet_cond_embedding.conv_in.weight": [16, 3, 3, 3]}),
+    "is a LoRA for v-prediction": safetensors(LORA, {"ss_v_parameterization": "True"}),
 }
 
 ODD_HEADERS = {
