@@ -172,6 +172,19 @@ def test_the_bound_on_units_is_for_the_whole_avif() -> None:
         sniff.read(data, max_segments=1000)
 
 
+@pytest.mark.parametrize("interval", ["0", "11", "100101"], ids=["none", "of one", "longer"])
+@pytest.mark.parametrize("model", [False, True], ids=["no decoder model", "with a decoder model"])
+def test_an_avif_may_say_when_it_is_shown(interval: str, model: bool) -> None:  # noqa: FBT001
+    time = f"1{1:032b}{30:032b}{interval}" + (f"1{9:05b}{1:032b}{9:05b}{9:05b}" if model else "0")
+    point = f"{0:012b}{8:05b}0" + (f"1{5:010b}{5:010b}0" if model else "")
+    bits = f"00010{time}0{0:05b}{point}{15:04b}{15:04b}{319:016b}{199:016b}".ljust(36 * 8, "0")
+    stream = b"\x0a\x24" + int(bits, 2).to_bytes(36, "big") + b"\x32\x08" + bytes(8)
+
+    header = sniff.read(malicious_images.avif(320, 200, stream=stream))
+
+    assert header.fixed_memory == 3 * 320 * 200
+
+
 # --- what is refused, and as what --------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ Sources: ISO/IEC 23000-22 (MIAF), AV1 Image File Format, AV1 5.5 (sequence heade
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pipelines.images.formats import boxes
@@ -134,17 +134,36 @@ def _sequence(content: bytes) -> tuple[int, int]:
     if reduced:
         bits(5)
     else:
-        if bits(1):
-            raise Damaged("an AVIF header that no encoder writes")  # times of display, of which a picture has none
+        buffer_delay = _times(bits) if bits(1) else 0
         delays = bits(1)
         for _ in range(bits(5) + 1):
             bits(12)
             if bits(5) > 7:
                 bits(1)
+            if buffer_delay and bits(1):
+                bits(2 * buffer_delay + 1)
             if delays and bits(1):
                 bits(4)
     across, down = bits(4) + 1, bits(4) + 1
     return profile, (bits(across) + 1) * (bits(down) + 1)
+
+
+def _times(bits: Callable[[int], int]) -> int:
+    """Pass the times of display, which hardware encoders write into pictures too.
+
+    Return the bits of a delay of the decoder's buffer, 0 if there are none.
+    """
+    bits(64)
+    if bits(1):
+        zeros = 0
+        while not bits(1):
+            zeros += 1
+        bits(zeros)
+    if not bits(1):
+        return 0
+    length = bits(5) + 1
+    bits(42)
+    return length
 
 
 def _cleaned(data: bytes, kind: boxes.Box, free: list[int]) -> list[memoryview]:
