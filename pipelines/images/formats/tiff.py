@@ -10,8 +10,9 @@ from typing import NamedTuple
 from pipelines.images.formats import orientation
 from pipelines.images.formats.header import Damaged, Header, TooManySegments
 
-_BYTE, _SHORT, _LONG, _UNDEFINED, _LONG8 = 1, 3, 4, 7, 16
-_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _UNDEFINED: "B", _LONG8: "Q"}
+_BYTE, _SHORT, _LONG, _UNDEFINED, _SSHORT, _SLONG, _LONG8 = 1, 3, 4, 7, 8, 9, 16
+_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _UNDEFINED: "B", _SSHORT: "h", _SLONG: "i", _LONG8: "Q"}
+_SIGNED = {_SSHORT, _SLONG}  # as some write the orientation
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
@@ -78,7 +79,7 @@ def _entries(data: bytes, order: str) -> dict[int, _Entry]:
         tag, kind, count = struct.unpack_from(form, data, position)
         place = position + struct.calcsize(form)
         position = place + inline
-        if kind in _CODES and tag not in found:
+        if kind in _CODES and (kind not in _SIGNED or tag == _ORIENTATION) and tag not in found:
             if count * struct.calcsize(order + _CODES[kind]) > inline:
                 (place,) = struct.unpack_from(order + ("Q" if inline == 8 else "I"), data, place)
             found[tag] = _Entry(kind, count, place)
