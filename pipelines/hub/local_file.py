@@ -4,11 +4,12 @@ A file that is no Stable Diffusion 1.x model, or no LoRA for one, is refused her
 Source: the safetensors format (8 bytes of length, a JSON header, the data).
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import msgspec
 
 from pipelines.errors import CheckpointError
 
@@ -24,21 +25,39 @@ _FAMILIES = {
     "model.diffusion_model.joint_blocks.": "Stable Diffusion 3",
     "model.diffusion_model.double_blocks.": "Flux",
     "double_blocks.": "Flux",
-    "control_model.": "a ControlNet",
+    "model.diffusion_model.label_emb.": "Stable Diffusion XL",
+    "label_emb.": "Stable Diffusion XL",
+    "add_embedding.": "Stable Diffusion XL",
 }
+_CONTROLNETS = ("control_model.", "controlnet_cond_embedding.")
 _LORA_FAMILIES = {
     "lora_te2_": "Stable Diffusion XL",
     "text_encoder_2.": "Stable Diffusion XL",
     "lora_unet_double_blocks_": "Flux",
+    "diffusion_model.double_blocks.": "Flux",
+    "diffusion_model.single_blocks.": "Flux",
     "transformer.": "Flux or Stable Diffusion 3",
 }
 _WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of the text that a UNet reads
 _CHANNELS = {9: "for inpainting", 8: "for editing (InstructPix2Pix)", 5: "with depth"}  # that a UNet takes
 
-_FIRST_LAYER = "model.diffusion_model.input_blocks.0.0.weight"
-_TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
+_FIRST_LAYERS = ("model.diffusion_model.input_blocks.0.0.weight", "input_blocks.0.0.weight", "conv_in.weight")
+_TEXT_LAYER = re.compile(r".*attn2\.to_[kv]\.weight")
+_LORA_TEXT_LAYER = re.compile(r".*attn2[._]to_[kv].*(?:lora_down|lora_A|lora\.down|lora_linear_layer\.down)\.weight")
 _LORA_NAME = re.compile(r"lora_(?:unet|te1?|te2)_|.*[._]lora[._]|.*\.lora_[AB]\.")
+_LYCORIS_NAME = re.compile(r".*\.(?:hada|lokr)_")
 _EMBEDDING_WIDTHS = {768, 1024, 1280}
+
+
+# Bytes of a header that the safetensors library reads at most.
+_MAX_HEADER = 100_000_000
+
+
+class _Tensor(msgspec.Struct):
+    """One tensor in a header: its sides, and where its data begins and ends."""
+
+    shape: list[int]
+    data_offsets: tuple[int, int]
 
 
 class _Header(NamedTuple):
@@ -51,17 +70,18 @@ class _Header(NamedTuple):
 def check_model(path: Path) -> None:
     """Raise `CheckpointError` if a file is no checkpoint of Stable Diffusion 1.x."""
     header = _read(path)
-    for prefix, family in _FAMILIES.items():
-        if any(name.startswith(prefix) for name in header.shapes):
-            raise CheckpointError(f"{path.name} is a checkpoint of {family}.", _MODEL_HINT)
+    _refuse_controlnet(path, header, _MODEL_HINT)
+    families = [*_named(header, _FAMILIES), *_by_width(header, _TEXT_LAYER)]
+    if families:
+        raise CheckpointError(f"{path.name} is a checkpoint of {families[0]}.", _MODEL_HINT)
     if _has_lora(header):
         raise CheckpointError(f"{path.name} is a LoRA, not a checkpoint.", "Give it as --lora.")
     _refuse_embedding(path, header, _MODEL_HINT)
-    channels = (header.shapes.get(_FIRST_LAYER) or [0])[1:2]
-    if channels and channels[0] in _CHANNELS:
-        what = f"{path.name} is a model {_CHANNELS[channels[0]]}: its UNet takes {channels[0]} channels, not 4."
-        raise CheckpointError(what, _MODEL_HINT)
-    if "v_pred" in header.shapes or header.metadata.get("modelspec.prediction_type", "").startswith("v"):
+    for channels in [side for name in _FIRST_LAYERS for side in header.shapes.get(name, [])[1:2]]:
+        if channels in _CHANNELS:
+            what = f"{path.name} is a model {_CHANNELS[channels]}: its UNet takes {channels} channels, not 4."
+            raise CheckpointError(what, _MODEL_HINT)
+    if "v_pred" in header.shapes or _predicts_velocity(header):
         raise CheckpointError(*v_prediction(path.name))
 
 
@@ -70,12 +90,15 @@ def check_lora(path: Path) -> None:
     header = _read(path)
     if any(name.startswith("model.diffusion_model.") for name in header.shapes):
         raise CheckpointError(f"{path.name} is a whole checkpoint, not a LoRA.", "Give it as --model.")
+    _refuse_controlnet(path, header, _LORA_HINT)
     _refuse_embedding(path, header, _LORA_HINT)
-    families = [family for prefix, family in _LORA_FAMILIES.items() if any(n.startswith(prefix) for n in header.shapes)]
-    widths = {shape[-1] for name, shape in header.shapes.items() if _TEXT_LAYER.fullmatch(name)}
-    families += [family for width, family in _WIDTHS.items() if width in widths]
+    if any(_LYCORIS_NAME.match(name) for name in header.shapes):
+        raise CheckpointError(f"{path.name} is a LyCORIS network (LoHa or LoKr), not a LoRA.", _LORA_HINT)
+    families = [*_named(header, _LORA_FAMILIES), *_by_width(header, _LORA_TEXT_LAYER)]
     if header.metadata.get("ss_base_model_version", "").startswith("sdxl"):
         families.append("Stable Diffusion XL")
+    if _predicts_velocity(header):
+        families.append("v-prediction models")
     if families:
         raise CheckpointError(f"{path.name} is a LoRA for {families[0]}.", _LORA_HINT)
 
@@ -108,6 +131,27 @@ def _has_lora(header: _Header) -> bool:
     return any(_LORA_NAME.match(name) for name in header.shapes)
 
 
+def _named(header: _Header, families: Mapping[str, str]) -> list[str]:
+    """Return the families that the beginnings of the tensors' names tell."""
+    return [family for prefix, family in families.items() if any(name.startswith(prefix) for name in header.shapes)]
+
+
+def _by_width(header: _Header, layer: re.Pattern[str]) -> list[str]:
+    """Return the families that the width of such layers tells."""
+    widths = {width for name, shape in header.shapes.items() if layer.fullmatch(name) for width in shape[-1:]}
+    return [family for width, family in _WIDTHS.items() if width in widths]
+
+
+def _predicts_velocity(header: _Header) -> bool:
+    said = header.metadata.get("modelspec.prediction_type", "").startswith("v")
+    return said or header.metadata.get("ss_v_parameterization") == "True"
+
+
+def _refuse_controlnet(path: Path, header: _Header, hint: str) -> None:
+    if any(name.startswith(_CONTROLNETS) for name in header.shapes):
+        raise CheckpointError(f"{path.name} is a ControlNet, which fourstep does not use.", hint)
+
+
 def _refuse_embedding(path: Path, header: _Header, hint: str) -> None:
     """Textual inversions are a few vectors, under the name of a token, `emb_params`, `clip_l` or `clip_g`."""
     if (
@@ -125,16 +169,19 @@ def _read(path: Path) -> _Header:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        if _MAX_HEADER < length <= size - 8:
+            what = f"{path} can't be read: its header has {length} bytes, and at most {_MAX_HEADER} are read."
+            raise CheckpointError(what, "Save it again with another program, or use another file.")
         text = file.read(length) if length <= size - 8 else b""
     try:
-        header: dict[str, Any] = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-        shapes = {name: entry["shape"] for name, entry in header.items()}
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raw = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(raw.pop("__metadata__", b"null"), type=dict[str, str] | None) or {}
+        tensors = {name: msgspec.json.decode(entry, type=_Tensor) for name, entry in raw.items()}
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         hint = "Fetch it again; it may be incomplete."
         raise CheckpointError(f"{path} can't be read: it has no safetensors header.", hint) from error
+    end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if end > size:
         what = f"{path} can't be read: it is cut off, {size} of {end} bytes are there."
         raise CheckpointError(what, "Fetch it again, whole.")
-    return _Header(shapes, metadata)
+    return _Header({name: tensor.shape for name, tensor in tensors.items()}, metadata)

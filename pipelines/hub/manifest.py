@@ -108,8 +108,16 @@ def pull_command(config: EngineConfig) -> str:
 
 def _name(model: str) -> str:
     """What to call the model in public: of a path only its last part."""
-    path = Path(model).expanduser()
+    path = _place(model)
     return "sd15" if model in REAL else path.absolute().name if path.exists() else model
+
+
+def _place(name: str) -> Path:
+    """Return where a name leads on this machine, if it is a path. `~` is the user's home folder."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{name} begins with the name of no user.", "Give the whole path.") from error
 
 
 def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo: OpenRepo) -> Manifest:
@@ -128,7 +136,7 @@ def _from_single_file(path: Path, config: EngineConfig, *, half: bool, open_repo
 
 def _open(name: str, open_repo: OpenRepo, flag: str) -> FileSource | Path:
     """What `name` means: a folder or a file on disk first (the file is returned as it is), then a hub id."""
-    path = Path(name or "(nothing)").expanduser()  # an empty path would be the current folder
+    path = _place(name or "(nothing)")  # an empty path would be the current folder
     if path.is_dir():
         return Folder(path, label=str(path))
     if path.suffix in _PICKLES:
@@ -250,7 +258,7 @@ def _lora(config: EngineConfig, scheduler: Files | None, open_repo: OpenRepo) ->
 def _check_files(config: EngineConfig) -> None:
     """Refuse files of this machine which are something else than they are given as, before any place is asked."""
     for name, check in ((config.model, local_file.check_model), (config.lora, local_file.check_lora)):
-        path = Path(name).expanduser()
+        path = _place(name)
         if path.suffix == ".safetensors" and path.is_file():
             check(path)
 

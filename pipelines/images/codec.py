@@ -40,6 +40,9 @@ QUICK_PIXELS = 1_200_000
 QUICK_PIXELS_SCANNED = 16 * QUICK_PIXELS
 QUICK_SEGMENTS = 1024  # `QUICK_BYTES` of PNG in 4 KB chunks, twice
 
+# Formats of which only the first bytes are read among quick pictures: judging one takes long, and decoders are large.
+SLOW_FORMATS = {"avif", "tiff"}
+
 # Bytes above which a PNG's data is checked to be complete before memory is spent on it.
 PROVE_FIRST = 96 * 1024 * 1024
 
@@ -69,6 +72,7 @@ _DECODE_ERRORS = (
     LookupError,
     EOFError,
     RuntimeError,
+    ArithmeticError,
     struct.error,
     zlib.error,
 )
@@ -132,6 +136,8 @@ def decode_quick(data: bytes, limits: EngineConfig) -> NDArray[np.uint8]:
 
     To read the header takes little time only of a file of up to `QUICK_BYTES`.
     """
+    if sniff.format_of(data) in SLOW_FORMATS:
+        raise LargePicture(alone=False)  # its process asks to be alone once it knows the memory
     try:
         plan = _plan(data, limits, QUICK_SEGMENTS)
     except sniff.TooManySegments:
@@ -193,7 +199,10 @@ def _plan(data: bytes, limits: EngineConfig, max_segments: int = MAX_SEGMENTS) -
     pixels = header.width * header.height
     memory = header.fixed_memory + header.bytes_per_pixel * pixels // reduction**2
     if memory > MEMORY_BUDGET:
-        raise _too_large(pixels * MEMORY_BUDGET // memory)
+        most = pixels * MEMORY_BUDGET // memory
+        if most < QUICK_PIXELS:  # what takes the memory is not the picture, so that a smaller one would not help
+            raise ImageFault("image_load_error", "The image could not be read: decoding it takes too much memory.")
+        raise _too_large(most)
     return _Plan(header, size, reduction, memory)
 
 

@@ -6,12 +6,15 @@ but sRGB too: then no bit changes. Source: ICC.1:2022, 7.2 (header) and 7.3 (tag
 
 import functools
 import io
+import logging
 import struct
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from pipelines.images.formats.header import MAX_PROFILE_BYTES
+
+logger = logging.getLogger(__name__)
 
 # Up to here a profile without tables is read and applied within a few milliseconds.
 QUICK_PROFILE_BYTES = 64 * 1024
@@ -29,7 +32,7 @@ _SAME = 2
 
 def mode(profile: bytes, image: Image.Image) -> str | None:
     """Return the mode to convert from (RGB, L or CMYK); None if the profile is none for this picture."""
-    found = _MODES.get(profile[16:20]) if _is_sound(profile) else None
+    found = _MODES.get(profile[16:20]) if _is_sound(profile) and _can_convert() else None
     if found == "L":
         return found if image.mode in _GREYS else None
     return found if (found == "CMYK") == (image.mode == "CMYK") else None
@@ -46,6 +49,15 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     if transform is None:
         return image.convert("RGB")
     return transform.apply(image)
+
+
+@functools.cache
+def _can_convert() -> bool:
+    """Return whether Pillow has LittleCMS. If it has not, say so once."""
+    found = features.check("littlecms2")
+    if not found:
+        logger.warning("pictures keep their colours as stored: Pillow is built without LittleCMS; install one with it")
+    return bool(found)
 
 
 def _is_sound(profile: bytes) -> bool:

@@ -9,11 +9,13 @@ was not foreseen from a header is not to be had. So nothing that a picture does 
 
 import argparse
 import contextlib
+import logging
 import math
 import os
 import resource
 import sys
 import time
+import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
@@ -23,6 +25,8 @@ import msgspec
 from pipelines.images import codec
 from pipelines.messages import EngineConfig, FailureKind
 from pipelines.parent import follow_parent
+
+logger = logging.getLogger("pipelines.images.decoder")
 
 # Added to the process's niceness: the device, encoders and the server go first when they want the processor.
 NICENESS = 10
@@ -65,6 +69,7 @@ def main() -> None:
     """Decode until the other end closes."""
     parser = argparse.ArgumentParser(prog="pipelines.images.decoder")
     parser.add_argument("--fd", type=int, required=True)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     connection = Connection(parser.parse_args().fd)
     follow_parent()
     os.nice(NICENESS)
@@ -90,6 +95,10 @@ def _answer(data: bytes, limits: EngineConfig, memory: int) -> Answer:
         return Fault(fault.kind, fault.message, fault.ctx)
     except MemoryError:
         return Fault("image_load_error", "The image could not be read: it takes too much memory.", {})
+    except Exception as error:  # noqa: BLE001 – any fault: it is of one picture, and the process is as good as before
+        where = "".join(traceback.format_tb(error.__traceback__))
+        logger.warning("a picture was not decoded: %s\n%s", type(error).__name__, where)  # not what it says: content
+        return Fault("image_load_error", "The image could not be read: its data is damaged.", {})
     height, width, _ = pixels.shape
     return Pixels(height, width, pixels.tobytes())
 

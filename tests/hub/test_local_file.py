@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ NO_MODEL = EITHER | {
     "InstructPix2Pix": safetensors(first_layer(8)),
     "v-prediction": safetensors(UNET, {"modelspec.prediction_type": "v"}),
     "is a v-prediction": safetensors(UNET | {"v_pred": [0]}),
+    "is a v-prediction model": safetensors(UNET, {"ss_v_parameterization": "True"}),
+    "is a checkpoint of Stable Diffusion XL": safetensors(
+        {"model.diffusion_model.label_emb.0.0.weight": [1280, 2816]} | first_layer(4)
+    ),
+    "is a checkpoint of Stable Diffusion XL.": safetensors(
+        {"model.diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": [640, 2048]} | first_layer(4)
+    ),
+    "checkpoint of Stable Diffusion XL": safetensors(
+        {"add_embedding.linear_1.weight": [1280, 2816], "conv_in.weight": [320, 4, 3, 3]}
+    ),
+    "of Stable Diffusion XL": safetensors(
+        {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_v.weight": [640, 2048]}
+    ),
+    "is a model for inpainting": safetensors({"conv_in.weight": [320, 9, 3, 3]}),
+    "is a ControlNet": safetensors({"controlnet_cond_embedding.conv_in.weight": [16, 3, 3, 3]}),
     "is a LoRA": safetensors(LORA),
 }
 NO_LORA = EITHER | {
@@ -68,6 +84,24 @@ NO_LORA = EITHER | {
     ),
     "a LoRA for Stable Diffusion XL": safetensors(LORA, {"ss_base_model_version": "sdxl_base_v1-0"}),
     "is a whole checkpoint": safetensors(UNET),
+    "is a LyCORIS network": safetensors({"lora_unet_input_blocks_4_1_proj_in.hada_w1_b": [16, 2048]}),
+    "is a LyCORIS network .LoHa or LoKr": safetensors({"lora_unet_input_blocks_4_1_proj_in.lokr_w1": [16, 16]}),
+    "is a LoRA for Flux": safetensors({"diffusion_model.double_blocks.0.img_attn.proj.lora_A.weight": [16, 3072]}),
+    "is a ControlNet": safetensors({"control_model.input_blocks.0.0.weight": [320, 4, 3, 3]}),
+    "is a ControlNet, which": safetensors({"controlnet_cond_embedding.conv_in.weight": [16, 3, 3, 3]}),
+    "is a LoRA for v-prediction": safetensors(LORA, {"ss_v_parameterization": "True"}),
+}
+
+ODD_HEADERS = {
+    "a list": b"[1, 2, 3] ",
+    "deep": b"[" * 200_000,
+    "deep inside": b'{"x":' + b"[" * 200_000,
+    "no shape": b'{"x":{"shape":null,"data_offsets":[0,0]}}',
+    "words as shape": b'{"x":{"shape":["4"],"data_offsets":[0,0]}}',
+    "one offset": b'{"x":{"shape":[4],"data_offsets":[0]}}',
+    "metadata of no text": b'{"__metadata__":{"modelspec.prediction_type":null}}',
+    "metadata as text": b'{"__metadata__":"v"}',
+    "no UTF-8": b'{"\xff":{"shape":[4],"data_offsets":[0,0]}}',
 }
 
 
@@ -91,6 +125,44 @@ def test_a_lora_that_is_none_is_refused_by_what_it_is(what: str, tmp_path: Path)
 
     with pytest.raises(CheckpointError, match=what):
         manifest.compose(config, half=False, open_repo=nowhere)
+
+
+@pytest.mark.parametrize("check", [local_file.check_model, local_file.check_lora])
+@pytest.mark.parametrize("what", ODD_HEADERS)
+def test_a_header_that_is_none_is_called_so(what: str, check: Callable[[Path], None], tmp_path: Path) -> None:
+    file = tmp_path / "it.safetensors"
+    file.write_bytes(struct.pack("<Q", len(ODD_HEADERS[what])) + ODD_HEADERS[what])
+
+    with pytest.raises(CheckpointError, match="has no safetensors header"):
+        check(file)
+
+
+def test_a_header_of_more_than_100_mb_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "it.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", 100_000_001))
+        file.truncate(200_000_000)  # of which none takes a place on the disk
+
+    with pytest.raises(CheckpointError, match="its header has 100000001 bytes"):
+        local_file.check_model(tmp_path / "it.safetensors")
+
+
+def test_null_as_metadata_is_none(tmp_path: Path) -> None:
+    header = b'{"__metadata__":null,"model.diffusion_model.x":{"shape":[1],"data_offsets":[0,0]}}'
+    (tmp_path / "it.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+    local_file.check_model(tmp_path / "it.safetensors")
+
+
+def test_a_lora_layer_without_sides_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "it.safetensors").write_bytes(safetensors({"unet.x.attn2.to_k.lora_A.weight": []}))
+
+    local_file.check_lora(tmp_path / "it.safetensors")
+
+
+@pytest.mark.parametrize("options", [{"model": "~nosuch/x.safetensors"}, {"model": "sd15", "lora": "~nosuch/x"}])
+def test_a_home_folder_of_no_user_is_called_so(options: dict[str, str]) -> None:
+    with pytest.raises(CheckpointError, match="begins with the name of no user"):
+        manifest.compose(EngineConfig(data_dir="", **options), half=False, open_repo=nowhere)
 
 
 @pytest.mark.parametrize("shapes", [LORA, text_layer("unet.x.attn2.to_k.lora_A.weight", 768)])

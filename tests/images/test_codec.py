@@ -196,6 +196,25 @@ def test_what_would_take_more_memory_than_budgeted_is_too_large(name: str) -> No
     assert error.ctx["max_width"] ** 2 < 49_000_000
 
 
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (malicious_images.REFUSED["webp 49 megapixels"], "16.8"),
+        (lambda: malicious_images.avif(7000, 7000), "17.9"),
+        (malicious_images.REFUSED["tiff 49 megapixels in one strip of deflate"], "33.6"),
+    ],
+    ids=["webp", "avif", "tiff in one strip"],
+)
+def test_how_large_a_picture_may_be_is_told_by_its_format(make, most: str) -> None:
+    assert f"at most {most} megapixels" in fault(make()).message
+
+
+def test_a_small_picture_that_takes_much_memory_is_not_called_too_large() -> None:
+    error = fault(malicious_images.REFUSED["avif that claims 64 squared and is 16384 squared"]())
+
+    assert (error.kind, "too much memory" in error.message) == ("image_load_error", True)
+
+
 def test_a_side_that_comes_out_under_64_is_told_with_the_least() -> None:
     error = fault(saved(photo(4000, 200), "JPEG"))
 

@@ -2,6 +2,9 @@
 
 import io
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -13,6 +16,7 @@ from pipelines.images.formats.header import MAX_PROFILE_BYTES
 from tests.support import colour_profiles, malicious_images
 from tests.support.pictures import LIMITS, largest_difference, photo, reference, saved
 
+ROOT = Path(__file__).parents[2]
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 P3, ADOBE = colour_profiles.P3, colour_profiles.ADOBE_RGB
 
@@ -52,6 +56,21 @@ def test_a_profile_is_applied_in_a_bmp() -> None:
     pixels = codec.decode(data, LIMITS)
 
     assert largest_difference(pixels, codec.decode(saved(quadrants(), "PNG", icc_profile=P3), LIMITS)) == 0
+
+
+def test_a_pillow_without_littlecms_ignores_profiles_and_says_so_once() -> None:
+    look = (
+        "import sys; sys.modules['PIL._imagingcms'] = None;"
+        "from pipelines.images import codec; from pipelines.messages import EngineConfig;"
+        "data, limits = sys.stdin.buffer.read(), EngineConfig(model='demo', data_dir='');"
+        "codec.decode(data, limits); sys.stdout.buffer.write(codec.decode(data, limits).tobytes())"
+    )
+    data = saved(quadrants(), "PNG", icc_profile=P3)
+
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, input=data, capture_output=True, check=True)
+
+    assert done.stdout == reference(data).tobytes()
+    assert done.stderr.count(b"without LittleCMS") == 1
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])

@@ -57,6 +57,20 @@ codec.decode = lambda *_: max(itertools.count())
 decoder.main()
 """
 
+# A decoder as it ships, but for a codec that fails at one picture in a way that nobody thought of.
+FAILING = """
+from pipelines.images import codec, decoder
+
+decode = codec.decode
+
+def decode_or_fail(data, *rest):
+    assert data != b"secret", data
+    return decode(data, *rest)
+
+codec.decode = decode_or_fail
+decoder.main()
+"""
+
 LARGE = {
     "jpeg": lambda: saved(photo(1600, 1200), "JPEG"),
     "jpeg progressive": lambda: saved(photo(1600, 1200), "JPEG", progressive=True),
@@ -221,6 +235,20 @@ def test_a_picture_that_takes_too_much_computing_is_refused():
         decoders.decode("a", b"picture", wanted)
 
     assert caught.value.kind == "image_load_error"
+
+
+def test_a_fault_that_nobody_thought_of_is_the_picture_s_and_keeps_the_process(capfd):
+    decoders = decoders_of([sys.executable, "-c", FAILING])
+    with pytest.raises(ImageFault, match="its data is damaged") as caught:
+        decoders.decode("a", b"secret", wanted)
+    before = running()
+
+    decoders.decode("b", LARGE["jpeg"](), wanted)
+
+    after, said = running(), capfd.readouterr().err
+    decoders.close()
+    assert (caught.value.kind, after) == ("image_load_error", before)
+    assert ("AssertionError" in said, "b'secret'" in said) == (True, False)
 
 
 def test_a_picture_that_is_not_wanted_any_more_frees_its_decoder(tmp_path):

@@ -1,5 +1,6 @@
 """GIF, BMP, TIFF and AVIF are taken as Pillow takes them; what is no picture is called what it is."""
 
+import itertools
 import struct
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from pipelines.images import codec
+from pipelines.images.formats import sniff
 from pipelines.messages import INPUT_FAULTS
 from tests.support import malicious_images
 from tests.support.pictures import LIMITS, fading, fault, largest_difference, photo, reference, saved, turned
@@ -151,6 +153,38 @@ def test_those_with_a_risky_decoder_go_to_a_process_of_their_own(name: str) -> N
     assert given_back.value.alone is False
 
 
+@pytest.mark.parametrize("name", [name for name in malicious_images.REFUSED if name.startswith(("avif", "tiff"))])
+def test_none_of_their_bytes_is_read_among_quick_pictures(name: str) -> None:
+    with pytest.raises(codec.LargePicture):  # and no fault, which only reading tells
+        codec.decode_quick(malicious_images.REFUSED[name](), LIMITS)
+
+
+def test_what_items_of_an_avif_share_is_read_once() -> None:
+    data = malicious_images.shared_avif(malicious_images.av1(64, 64) * 400, items=10, uses=20)
+
+    assert sniff.read(data, max_segments=1000).width == 64
+
+
+def test_the_bound_on_units_is_for_the_whole_avif() -> None:
+    data = malicious_images.shared_avif(b"", items=10, stream=malicious_images.av1(64, 64) * 100)
+
+    with pytest.raises(sniff.TooManySegments):
+        sniff.read(data, max_segments=1000)
+
+
+@pytest.mark.parametrize("interval", ["0", "11", "100101"], ids=["none", "of one", "longer"])
+@pytest.mark.parametrize("model", [False, True], ids=["no decoder model", "with a decoder model"])
+def test_an_avif_may_say_when_it_is_shown(interval: str, model: bool) -> None:  # noqa: FBT001
+    time = f"1{1:032b}{30:032b}{interval}" + (f"1{9:05b}{1:032b}{9:05b}{9:05b}" if model else "0")
+    point = f"{0:012b}{8:05b}0" + (f"1{5:010b}{5:010b}0" if model else "")
+    bits = f"00010{time}0{0:05b}{point}{15:04b}{15:04b}{319:016b}{199:016b}".ljust(36 * 8, "0")
+    stream = b"\x0a\x24" + int(bits, 2).to_bytes(36, "big") + b"\x32\x08" + bytes(8)
+
+    header = sniff.read(malicious_images.avif(320, 200, stream=stream))
+
+    assert header.fixed_memory == 3 * 320 * 200
+
+
 # --- what is refused, and as what --------------------------------------------------------------------------------
 
 
@@ -165,7 +199,18 @@ def test_a_file_cut_off_is_called_so(name: str, kept: float) -> None:
     assert any(word in error.message for word in ("cut off", "ends within"))
 
 
-@pytest.mark.parametrize("name", ["gif", "bmp", "tiff deflate", "tiff jpeg", "avif"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tiff of a thousand strips in one", "parts overlap"),
+        ("bmp of 49 megapixels in runs", "may have 8 megapixels; send it as PNG"),
+    ],
+)
+def test_what_is_made_to_waste_time_is_refused_by_its_header(name: str, said: str) -> None:
+    assert said in fault(malicious_images.REFUSED[name]()).message
+
+
+@pytest.mark.parametrize("name", ["gif", "bmp", "tiff", "tiff palette", "tiff deflate", "tiff jpeg", "avif"])
 def test_damaged_files_end_in_a_fault_or_a_picture(name: str) -> None:
     data, dice = saved_small(name), np.random.default_rng(len(name))
 
@@ -180,10 +225,29 @@ def test_damaged_files_end_in_a_fault_or_a_picture(name: str) -> None:
         assert outcome in {3, *INPUT_FAULTS}
 
 
+@pytest.mark.parametrize("name", ["tiff", "tiff palette", "tiff deflate", "tiff jpeg"])
+def test_a_tiff_with_damaged_entries_ends_in_a_fault_or_a_picture(name: str) -> None:
+    data, dice = saved_small(name), np.random.default_rng(len(name))
+    (directory,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, directory)
+
+    for entry, (form, place) in itertools.product(range(count), [("<H", 2), ("<I", 4), ("<I", 8)]):
+        for value in (0, 1, 3, 4, int(dice.integers(len(data))), 65535):
+            damaged = bytearray(data)
+            struct.pack_into(form, damaged, directory + 2 + 12 * entry + place, value)
+            try:
+                outcome = codec.decode(bytes(damaged), LIMITS).ndim
+            except codec.ImageFault as error:
+                outcome = error.kind
+            assert outcome in {3, *INPUT_FAULTS}
+
+
 def saved_small(name: str) -> bytes:
     """A small file of one of the kinds."""
     kind, _, compression = name.partition(" ")
     picture = photo(96, 80)
+    if compression == "palette":
+        picture = picture.convert("P", palette=Image.Palette.ADAPTIVE)
     options = {"deflate": {"compression": "tiff_adobe_deflate"}, "jpeg": {"compression": "jpeg"}}
     return saved(picture, kind.upper(), **options.get(compression, {}))
 

@@ -1,10 +1,13 @@
 """Pictures stand upright, wherever their file says how."""
 
+import struct
+
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from pipelines.images import codec
+from tests.support import malicious_images
 from tests.support.pictures import LIMITS, largest_difference, photo, reference, saved, turned
 
 
@@ -80,6 +83,27 @@ def test_orientation_is_found_wherever_pillow_finds_it(where: str, orientation: 
     pixels = codec.decode(data, LIMITS)
 
     assert largest_difference(pixels, reference(data)) == 0
+
+
+@pytest.mark.parametrize("kind", [3, 4, 8, 9])
+@pytest.mark.parametrize("number", [6, 65535])
+def test_orientation_may_be_a_number_of_any_type(kind: int, number: int) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + struct.pack("<HHII", 0x0112, kind, 1, number) + bytes(4)
+    data = saved(photo(320, 200), "JPEG", exif=exif)
+
+    pixels = codec.decode(data, LIMITS)
+
+    assert largest_difference(pixels, reference(data)) == 0
+
+
+@pytest.mark.parametrize("kind", [3, 4, 8, 9])
+def test_a_tiff_s_orientation_may_be_a_number_of_any_type(kind: int) -> None:
+    pixels = np.asarray(photo(128, 64).convert("L")).tobytes()
+    data = malicious_images.tiff_of(128, 64, (274, kind, 1, 6), data=pixels)
+
+    decoded = codec.decode(data, LIMITS)
+
+    assert largest_difference(decoded, reference(data)) == 0
 
 
 @pytest.mark.parametrize("key", ["Raw profile type exif", "Raw profile type APP1"])

@@ -174,6 +174,15 @@ def tiff_of(
     return tiff(*more, *entries, *strips, data=data)  # of a tag that comes twice, the first counts
 
 
+def overlapping_strips(strips: int) -> bytes:
+    """A TIFF whose strips of deflate are all the same bytes, most of which stand for nothing."""
+    strip = b"\x78\x01" + b"\0\0\0\xff\xff" * 10_000 + zlib.compress(bytes(64))[2:]
+    offset = 1000 + 8 * strips
+    numbers = struct.pack(f"<{2 * strips}I", *[offset] * strips, *[len(strip)] * strips)
+    places = [(273, 4, strips, 1000), (279, 4, strips, 1000 + 4 * strips)]
+    return tiff_of(64, strips, *places, compression=8, rows=1, data=numbers + strip)
+
+
 def _tiled(width: int, height: int, tile: int, compression: int = 8) -> bytes:
     data = zeros(1 << 20)
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, compression), (262, 3, 1, 1)]
@@ -228,6 +237,34 @@ def avif(
 
     offset = len(ftyp) + len(meta(0)) + 8
     return (ftyp + meta(offset) + box(b"mdat", stream))[: -cut or None]
+
+
+def shared_avif(setup: bytes, *, items: int = 1, uses: int = 1, stream: bytes | None = None) -> bytes:
+    """An AVIF of 64×64 of so many items, with one stream, each of which names the same `av1C` so many times."""
+    stream = av1(64, 64) if stream is None else stream
+
+    def meta(offset: int) -> bytes:
+        numbers = range(1, items + 1)
+        places = [struct.pack(">HHHII", number, 0, 1, offset, len(stream)) for number in numbers]
+        infos = [box(b"infe", struct.pack(">HH", number, 0) + b"av01\0", version=2) for number in numbers]
+        owned = [struct.pack(">HB", number, 1 + uses) + b"\1" + b"\2" * uses for number in numbers]
+        size = box(b"ispe", struct.pack(">II", 64, 64), version=0)
+        return box(
+            b"meta",
+            box(b"pitm", b"\0\1", version=0),
+            box(b"iloc", b"\x44\0", struct.pack(">H", items), *places, version=0),
+            box(b"iinf", struct.pack(">H", items), *infos, version=0),
+            box(
+                b"iprp",
+                box(b"ipco", size, box(b"av1C", b"\x81\0\x0c\0", setup)),
+                box(b"ipma", struct.pack(">I", items), *owned, version=0),
+            ),
+            version=0,
+        )
+
+    ftyp = box(b"ftyp", b"avif", bytes(4), b"avif")
+    # Items may not overlap in length: what follows is as long as all of them.
+    return ftyp + meta(len(ftyp) + len(meta(0)) + 8) + box(b"mdat", stream * items)
 
 
 # --- the lists ---------------------------------------------------------------------------------------------------
@@ -320,6 +357,7 @@ REFUSED: dict[str, Maker] = {
     "bmp of 4 billion colours": lambda: bmp(64, 64, 8, colours=2**32 - 1),
     "bmp of no data, 49 megapixels": lambda: bmp(7000, 7000),
     "bmp of 25 million empty runs": lambda: bmp(64, 64, 8, 1, bytes(50_000_000)),
+    "bmp of 49 megapixels in runs": lambda: bmp(7000, 7000, 8, 1, bytes(1024) + b"\1\5\0\0" * 7000 + b"\0\1"),
     "bmp round a png": lambda: bmp(64, 64, 24, 5, png(64, 64)),
     "bmp header of a size that is none": lambda: b"BM" + bytes(12) + struct.pack("<I", 2**31) + bytes(64),
     "tiff 65535 squared": lambda: tiff_of(65535, 65535),
@@ -328,10 +366,17 @@ REFUSED: dict[str, Maker] = {
     "tiff tile of 65535 squared": lambda: _tiled(64, 64, 65520),
     "tiff a million strips": lambda: tiff_of(64, 64, (273, 4, 1_000_000, 1000))[:1000] + bytes(4_000_000),
     "tiff 64 strips where one is": lambda: tiff_of(64, 64, rows=1, data=bytes(4096)),
+    "tiff of a thousand strips in one": lambda: overlapping_strips(1000),
     "tiff that ends before its picture": lambda: tiff_of(64, 64, data=bytes(4096))[:-1],
     "tiff of 65535 entries": lambda: tiff(*[(256, 4, 1, 64)] * 65535),
+    "tiff of 65535 different entries": lambda: tiff(*[(tag, 3, 1, 1) for tag in range(65535)]),
     "tiff that claims more entries than it has": lambda: tiff(count=65535),
     "tiff of 4 billion colours": lambda: tiff_of(64, 64, (320, 3, 2**32 - 1, 1000), data=bytes(4096)),
+    "tiff of no bits": lambda: tiff_of(64, 64, (258, 3, 0, 8), data=bytes(4096)),
+    "tiff whose orientation has no value": lambda: tiff_of(64, 64, (274, 3, 0, 6), data=bytes(4096)),
+    "tiff of colours out of range": lambda: tiff_of(
+        64, 64, (262, 3, 1, 3), (320, 4, 768, 1000), data=b"\xff" * 4 * 4096
+    ),
     "tiff whose directory lies nowhere": lambda: b"II*\0\xff\xff\xff\xff" + bytes(64),
     "tiff of lzma": lambda: tiff_of(64, 64, compression=34925, data=bytes(4096)),
     "tiff of floats": lambda: tiff_of(64, 64, (339, 3, 1, 3), data=bytes(4096)),
@@ -342,6 +387,8 @@ REFUSED: dict[str, Maker] = {
     "avif of a thousand frames": lambda: avif(2000, 2000, stream=av1(2000, 2000) * 1000),
     "avif a million units": lambda: avif(64, 64, stream=b"\x12\0" * 1_000_000),
     "avif whose parts are each the whole": lambda: avif(64, 64, stream=av1(64, 64) + bytes(1_000_000), parts=60_000),
+    "avif of 4 million units in one shared setup": lambda: shared_avif(av1(64, 64) * 500, items=20, uses=200),
+    "avif of a million units in two streams": lambda: shared_avif(b"", items=2, stream=b"\x12\0" * 500_000),
     "avif a million boxes": lambda: avif(64, 64) + box(b"free") * 1_000_000,
     "avif a million boxes inside": lambda: avif(64, 64, extra=box(b"free") * 1_000_000),
     "avif without frames": lambda: avif(64, 64),

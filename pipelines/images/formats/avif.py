@@ -6,7 +6,7 @@ Sources: ISO/IEC 23000-22 (MIAF), AV1 Image File Format, AV1 5.5 (sequence heade
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pipelines.images.formats import boxes
@@ -42,12 +42,12 @@ def read(data: bytes, max_segments: int) -> Header:
     primary, items = boxes.items(data, meta, max_segments)
     if primary not in items:
         raise Damaged("the AVIF has no picture in it")
-    own = {box.name: data[box.inside : box.end] for box in items[primary].properties if box.name != b"colr"}
-    profiles = [data[box.inside + 4 : box.end] for box in items[primary].properties if _is_profile(data, box)]
+    own = {box.name: data[box.inside : box.inside + 12] for box in items[primary].properties}
+    profile = next((box for box in items[primary].properties if _is_profile(data, box)), None)
     _, width, height = struct.unpack_from(">III", own.get(b"ispe", b""))
     if sum(length for item in items.values() for _, length in item.parts) > len(data):
         raise Damaged("an AVIF whose parts overlap is made to waste memory")
-    streams = [_stream(data, item, max_segments) for item in items.values() if item.kind == b"av01"]
+    streams = _streams(data, [item for item in items.values() if item.kind == b"av01"], max_segments)
     free = [box.start + 4 for box in top[1:] if box.name not in _PICTURE_BOXES]
     free += [item.kind_at for item in items.values() if item.kind in {b"Exif", b"mime"}]
     return Header(
@@ -55,12 +55,11 @@ def read(data: bytes, max_segments: int) -> Header:
         width=width,
         height=height,
         orientation=_ORIENTATIONS[own.get(b"irot", b"\0")[0] & 3, own[b"imir"][0] & 1 if b"imir" in own else None],
-        profile=profiles[0] if profiles else b"",
+        profile=data[profile.inside + 4 : profile.end] if profile else b"",
         pieces=_cleaned(data, top[0], free),
         bytes_per_pixel=_SHOWN_BYTES,
         fixed_memory=sum(each.pixels * each.pixel_bytes * min(each.frames, _REFERENCES) for each in streams),
         scans=max((each.frames for each in streams), default=1),
-        quick=False,  # its decoder finds out only while decoding how large the frames are
     )
 
 
@@ -68,29 +67,44 @@ def _is_profile(data: bytes, box: boxes.Box) -> bool:
     return box.name == b"colr" and data[box.inside : box.inside + 4] in {b"prof", b"rICC"}
 
 
-def _stream(data: bytes, item: boxes.Item, most: int) -> _Stream:
-    """Return what decoding an item's AV1 stream takes."""
-    if any(start + length > len(data) for start, length in item.parts):
+def _streams(data: bytes, items: list[boxes.Item], most: int) -> list[_Stream]:
+    """Return what decoding each item's AV1 stream takes. `most`: units in all streams and setups together."""
+    if any(start + length > len(data) for item in items for start, length in item.parts):
         raise Damaged("the AVIF is cut off")
-    stream = b"".join(data[start : start + length] for start, length in item.parts)
-    setup = [data[box.inside + 4 : box.end] for box in item.properties if box.name == b"av1C"]
+    left = iter(range(most))
+    shared = {box for item in items for box in item.properties if box.name == b"av1C"}
+    setups = {box: _measured(data[box.inside + 4 : box.end], left) for box in shared}
+    found = []
+    for item in items:
+        stream = b"".join(data[start : start + length] for start, length in item.parts)
+        parts = [_measured(stream, left), *(setups[box] for box in item.properties if box in setups)]
+        pixels, pixel_bytes, frames = (max(values) for values in zip(*parts, strict=True))
+        if not pixels:
+            raise Damaged("the AVIF's picture comes before its size")
+        found.append(_Stream(pixels, pixel_bytes, max(1, frames)))
+    return found
+
+
+def _measured(stream: bytes, left: Iterator[int]) -> _Stream:
+    """Return what a stream takes as far as it says so: all zero if it says nothing."""
     pixels, pixel_bytes, frames = 0, 0, 0
-    for kind, content in (unit for part in (*setup, stream) for unit in _units(part, most)):
+    for kind, content in _units(stream, left):
         if kind == _SEQUENCE_HEADER:
             profile, largest = _sequence(content)
             pixels, pixel_bytes = max(pixels, largest), max(pixel_bytes, 6 if profile else 3)
         frames += kind in {_FRAME, _FRAME_HEADER}
-    if not pixels:
-        raise Damaged("the AVIF's picture comes before its size")
-    return _Stream(pixels, pixel_bytes, max(1, frames))
+    return _Stream(pixels, pixel_bytes, frames)
 
 
-def _units(stream: bytes, most: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, content) of each open bitstream unit; content no longer than a sequence header is."""
+def _units(stream: bytes, left: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, content) of each open bitstream unit; content no longer than a sequence header is.
+
+    Each takes one of what is `left` for the file.
+    """
     position = 0
-    for _ in range(most):
-        if position >= len(stream):
-            return
+    while position < len(stream):
+        if next(left, None) is None:
+            raise TooManySegments("an AVIF of more units than any encoder writes is made to waste time")
         head = stream[position]
         position += 2 if head & 4 else 1
         length = len(stream) - position
@@ -103,7 +117,6 @@ def _units(stream: bytes, most: int) -> Iterator[tuple[int, bytes]]:
                     break
         yield head >> 3 & 15, stream[position : min(position + length, position + 256)]
         position += length
-    raise TooManySegments(f"an AVIF with more than {most} units is made to waste time")
 
 
 def _sequence(content: bytes) -> tuple[int, int]:
@@ -121,17 +134,36 @@ def _sequence(content: bytes) -> tuple[int, int]:
     if reduced:
         bits(5)
     else:
-        if bits(1):
-            raise Damaged("an AVIF header that no encoder writes")  # times of display, of which a picture has none
+        buffer_delay = _times(bits) if bits(1) else 0
         delays = bits(1)
         for _ in range(bits(5) + 1):
             bits(12)
             if bits(5) > 7:
                 bits(1)
+            if buffer_delay and bits(1):
+                bits(2 * buffer_delay + 1)
             if delays and bits(1):
                 bits(4)
     across, down = bits(4) + 1, bits(4) + 1
     return profile, (bits(across) + 1) * (bits(down) + 1)
+
+
+def _times(bits: Callable[[int], int]) -> int:
+    """Pass the times of display, which hardware encoders write into pictures too.
+
+    Return the bits of a delay of the decoder's buffer, 0 if there are none.
+    """
+    bits(64)
+    if bits(1):
+        zeros = 0
+        while not bits(1):
+            zeros += 1
+        bits(zeros)
+    if not bits(1):
+        return 0
+    length = bits(5) + 1
+    bits(42)
+    return length
 
 
 def _cleaned(data: bytes, kind: boxes.Box, free: list[int]) -> list[memoryview]:

@@ -9,6 +9,9 @@ _V5_SIZE, _EMBEDDED = 124, b"DEBM"  # MBED, back to front
 _DEPTHS = {1, 4, 8, 16, 24, 32}
 _RAW, _RLE8, _RLE4, _BITFIELDS = range(4)
 
+# Pixels of a BMP in runs: a second or so of computing.
+_MAX_PACKED_PIXELS = 8_000_000
+
 
 def read(data: bytes, _: int) -> Header:
     (size,) = struct.unpack_from("<I", data, 14)
@@ -28,6 +31,8 @@ def read(data: bytes, _: int) -> Header:
     packed = compression in {_RLE8, _RLE4}
     if packed and len(data) > 4 * width * abs(height) + (1 << 16):
         raise Damaged("a BMP whose runs are longer than its picture is made to waste time")
+    if packed and width * abs(height) > _MAX_PACKED_PIXELS:
+        raise Damaged("a BMP in runs may have 8 megapixels; send it as PNG")
     return Header(
         format="bmp",
         width=width,

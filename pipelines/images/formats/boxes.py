@@ -105,7 +105,9 @@ def _places(table: Reader, idat: Box | None, most: int) -> dict[int, list[tuple[
 def _properties(data: bytes, iprp: Box, most: int) -> dict[int, list[Box]]:
     """Return the properties of each item, in order."""
     boxes = list(walk(data, iprp.inside, iprp.end, most))
-    known = [each for box in boxes if box.name == b"ipco" for each in walk(data, box.inside, box.end, most)]
+    if not boxes or boxes[0].name != b"ipco":
+        raise Damaged("the file contradicts itself")
+    known = list(walk(data, boxes[0].inside, boxes[0].end, most))
     found: dict[int, list[Box]] = {}
     left = most
     for box in boxes:

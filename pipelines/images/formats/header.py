@@ -30,8 +30,8 @@ class Header:
 
     Decoding takes `fixed_memory` bytes, and `bytes_per_pixel` for each decoded pixel. `inflated`: bytes that a PNG's
     image data must inflate to, 0 for other formats. `depth`: bits per sample. `scans`: times that the decoder goes over
-    all pixels. `profile`: its ICC profile, unchecked. `quick`: decoding takes little time for few pixels, and no memory
-    that the header does not tell.
+    all pixels. `profile`: its ICC profile, unchecked. `quick`: decoding takes little time for few pixels (unless
+    the format is slow by itself).
     """
 
     format: Format

@@ -5,7 +5,7 @@ import struct
 
 # TIFF 6.0 section 2
 _ORIENTATION_TAG = 0x0112
-_SHORT, _LONG = 3, 4
+_CODES = {3: "H", 4: "I", 8: "h", 9: "i"}  # SHORT, LONG, and their signed forms
 
 # An attribute or an element. Searched for as text: XMP is parsed nowhere, whatever it holds.
 _XMP = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([0-9])")
@@ -34,8 +34,8 @@ def _in_exif(exif: bytes) -> int | None:
         (count,) = struct.unpack_from(order + "H", tiff, directory)
         for entry in range(directory + 2, directory + 2 + 12 * count, 12):
             tag, kind = struct.unpack_from(order + "HH", tiff, entry)
-            if tag == _ORIENTATION_TAG and kind in {_SHORT, _LONG}:
-                (value,) = struct.unpack_from(order + ("H" if kind == _SHORT else "I"), tiff, entry + 8)
+            if tag == _ORIENTATION_TAG and kind in _CODES:
+                (value,) = struct.unpack_from(order + _CODES[kind], tiff, entry + 8)
                 return int(value)
     except struct.error:
         return None

@@ -9,11 +9,22 @@ Sources: ITU-T T.81 Annex B, PNG (third edition) 5, RFC 9649, TIFF 6.0, GIF89a, 
 """
 
 import struct
+from collections.abc import Callable
 
 from pipelines.images.formats import avif, bmp, gif, jpeg, png, tiff, webp
-from pipelines.images.formats.header import MAX_SEGMENTS, Damaged, Header, TooManySegments, UnknownFormat
+from pipelines.images.formats.header import MAX_SEGMENTS, Damaged, Format, Header, TooManySegments, UnknownFormat
 
-__all__ = ["Damaged", "Header", "TooManySegments", "UnknownFormat", "read"]
+__all__ = ["Damaged", "Header", "TooManySegments", "UnknownFormat", "format_of", "read"]
+
+_READERS: dict[Format, Callable[[bytes, int], Header]] = {
+    "jpeg": jpeg.read,
+    "png": png.read,
+    "webp": webp.read,
+    "avif": avif.read,
+    "gif": gif.read,
+    "bmp": bmp.read,
+    "tiff": tiff.read,
+}
 
 _TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _AVIF_BRANDS = {b"avif", b"avis"}
@@ -26,26 +37,27 @@ _LOOKED_AT = 1024  # bytes of a text
 
 def read(data: bytes, max_segments: int = MAX_SEGMENTS) -> Header:
     """Return the header of an encoded picture. Raises `UnknownFormat`, `Damaged` or `TooManySegments`."""
+    name = format_of(data)
+    if name is None:
+        raise UnknownFormat(_what(data))
     try:
-        header = _read(data, max_segments)
+        return _READERS[name](data, max_segments)
     except (struct.error, IndexError) as error:
         raise Damaged("the file ends within its header") from error
-    if header is None:
-        raise UnknownFormat(_what(data))
-    return header
 
 
-def _read(data: bytes, max_segments: int) -> Header | None:
-    readers = (
-        (data.startswith(b"\xff\xd8\xff"), jpeg.read),
-        (data.startswith(b"\x89PNG\r\n\x1a\n"), png.read),
-        (data.startswith(b"RIFF") and data[8:12] == b"WEBP", webp.read),
-        (bool(_brands(data) & _AVIF_BRANDS), avif.read),
-        (data.startswith((b"GIF87a", b"GIF89a")), gif.read),
-        (data.startswith(b"BM"), bmp.read),
-        (data.startswith(_TIFFS), tiff.read),
-    )
-    return next((reader(data, max_segments) for is_it, reader in readers if is_it), None)
+def format_of(data: bytes) -> Format | None:
+    """Return what a file is by its first bytes alone; None if it is no picture of a known format."""
+    signs: dict[Format, bool] = {
+        "jpeg": data.startswith(b"\xff\xd8\xff"),
+        "png": data.startswith(b"\x89PNG\r\n\x1a\n"),
+        "webp": data.startswith(b"RIFF") and data[8:12] == b"WEBP",
+        "avif": bool(_brands(data) & _AVIF_BRANDS),
+        "gif": data.startswith((b"GIF87a", b"GIF89a")),
+        "bmp": data.startswith(b"BM"),
+        "tiff": data.startswith(_TIFFS),
+    }
+    return next((name for name, is_it in signs.items() if is_it), None)
 
 
 def _brands(data: bytes) -> set[bytes]:

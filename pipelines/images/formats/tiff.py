@@ -10,8 +10,9 @@ from typing import NamedTuple
 from pipelines.images.formats import orientation
 from pipelines.images.formats.header import Damaged, Header, TooManySegments
 
-_BYTE, _SHORT, _LONG, _UNDEFINED, _LONG8 = 1, 3, 4, 7, 16
-_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _UNDEFINED: "B", _LONG8: "Q"}
+_BYTE, _SHORT, _LONG, _UNDEFINED, _SSHORT, _SLONG, _LONG8 = 1, 3, 4, 7, 8, 9, 16
+_CODES = {_BYTE: "B", _SHORT: "H", _LONG: "I", _UNDEFINED: "B", _SSHORT: "h", _SLONG: "i", _LONG8: "Q"}
+_SIGNED = {_SSHORT, _SLONG}  # as some write the orientation
 
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIP_OFFSETS, _SAMPLES, _ROWS, _STRIP_COUNTS, _PLANAR = 273, 277, 278, 279, 284
@@ -46,17 +47,16 @@ def read(data: bytes, max_segments: int) -> Header:
     kept = {tag: _values(data, order, entry, _KEPT[tag]) for tag, entry in entries.items() if tag in _KEPT}
     kept |= {tag: _values(data, order, entry, max_segments) for tag, entry in entries.items() if tag in _PLACES}
     width, height, buffer = _checked(kept, len(data))
-    turned = _values(data, order, entries[_ORIENTATION], 1) if _ORIENTATION in entries else ()
+    turned = _values(data, order, entries[_ORIENTATION], 1)[0] if _ORIENTATION in entries else None
     return Header(
         format="tiff",
         width=width,
         height=height,
-        orientation=orientation.either(next(iter(turned), None), _bytes(data, entries.get(_XMP))),
+        orientation=orientation.either(turned, _bytes(data, entries.get(_XMP))),
         profile=_bytes(data, entries.get(_ICC)),
         pieces=_cleaned(data, order, kept),
         bytes_per_pixel=4,
         fixed_memory=buffer,
-        quick=False,  # a large library, which decides for itself how much memory it takes
     )
 
 
@@ -79,7 +79,7 @@ def _entries(data: bytes, order: str) -> dict[int, _Entry]:
         tag, kind, count = struct.unpack_from(form, data, position)
         place = position + struct.calcsize(form)
         position = place + inline
-        if kind in _CODES and tag not in found:
+        if kind in _CODES and (kind not in _SIGNED or tag == _ORIENTATION) and tag not in found:
             if count * struct.calcsize(order + _CODES[kind]) > inline:
                 (place,) = struct.unpack_from(order + ("Q" if inline == 8 else "I"), data, place)
             found[tag] = _Entry(kind, count, place)
@@ -87,6 +87,8 @@ def _entries(data: bytes, order: str) -> dict[int, _Entry]:
 
 
 def _values(data: bytes, order: str, entry: _Entry, most: int) -> tuple[int, ...]:
+    if not entry.number:
+        raise Damaged("a TIFF with an entry of no values contradicts itself")
     if entry.number > most:
         raise TooManySegments(f"a TIFF with {entry.number} values where {most} may be is made to waste time")
     form = f"{order}{entry.number}{_CODES[entry.kind]}"
@@ -129,6 +131,8 @@ def _checked(kept: dict[int, tuple[int, ...]], size: int) -> tuple[int, int, int
         raise Damaged("the TIFF lacks a part of its picture")
     if any(offset > size for offset in offsets) or any(map(size.__lt__, map(sum, zip(offsets, counts, strict=False)))):
         raise Damaged("the TIFF is cut off")
+    if sum(counts) > size:
+        raise Damaged("a TIFF whose parts overlap is made to waste time")
     buffer = 0 if one(_COMPRESSION, 1) == _UNCOMPRESSED else across * down * max(4, samples * max(bits) // 8)
     return width, height, buffer
 
@@ -139,7 +143,7 @@ def _cleaned(data: bytes, order: str, kept: dict[int, tuple[int, ...]]) -> list[
     values = start + 2 + 12 * len(kept) + 4
     directory, rest = struct.pack(order + "H", len(kept)), b""
     for tag, numbers in sorted(kept.items()):
-        kind = _UNDEFINED if tag == _JPEG_TABLES else _SHORT if max(numbers, default=0) < 1 << 16 else _LONG
+        kind = _UNDEFINED if tag == _JPEG_TABLES else _SHORT if max(numbers) < 1 << 16 else _LONG
         packed = struct.pack(f"{order}{len(numbers)}{_CODES[kind]}", *numbers)
         if len(packed) <= 4:
             place = packed.ljust(4, b"\0")
