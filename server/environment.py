@@ -75,7 +75,11 @@ def load(
     if "body_budget_bytes" not in values and (limit := limit_bytes()) is not None:
         values["body_budget_bytes"] = affordable_budget(limit, values.get("max_body_bytes", Settings.max_body_bytes))
     settings = Settings(**values)
-    return dataclasses.replace(settings, data_dir=settings.data_dir.expanduser().absolute())
+    try:
+        data_dir = settings.data_dir.expanduser().absolute()
+    except RuntimeError as error:
+        raise SettingsError(f"data-dir: {settings.data_dir} is in no user's home; give the whole path") from error
+    return dataclasses.replace(settings, data_dir=data_dir)
 
 
 def affordable_budget(limit: int, max_body_bytes: int) -> int:

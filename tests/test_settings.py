@@ -34,6 +34,11 @@ def test_a_flag_that_was_not_given_leaves_the_variable():
     assert settings.port == 8001
 
 
+def test_a_data_folder_in_the_home_of_no_user_is_an_error():
+    with pytest.raises(SettingsError, match="data-dir: ~nosuch/data is in no user's home; give the whole path"):
+        load({"data_dir": Path("~nosuch/data")}, {})
+
+
 def test_a_variable_that_names_no_setting_is_an_error():
     with pytest.raises(SettingsError, match="FOURSTEP_PROT names no setting"):
         load({}, {"FOURSTEP_PROT": "8001"})
