@@ -24,6 +24,7 @@ class Attack:
     `flags`, `changes`: of the server, beside the harness's own, and differences for `tests.chaos.modified_server`.
     `control_flags`, `control_changes`: the same of the server without the protection; its flags are added to `flags`.
     `good`: how the good client gives its picture: as a data URI, as a stored file, or by a URL with a host name.
+    `harm`: a figure of the report that is ten times as large on the server without the protection, if there is one.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Attack:
     control_flags: tuple[str, ...] = ()
     control_changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     good: Good = "inline"
+    harm: str = ""

@@ -8,7 +8,7 @@ other key or none, and runs in a process of its own at the lowest CPU priority, 
 
     alone       before the attack
     attacked    under it, in turn with `alone`: p99 at most twice that of `alone`, and no call refused
-    control     once, on a server without the protection: p99 at least twice, or calls refused
+    control     once, on a server without the protection: p99 at least twice, calls refused, or the attack's own harm
 
 A call that is not answered 200 within ten seconds is refused. The short form judges p50, as a single late answer would
 decide its p99. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
@@ -39,6 +39,7 @@ FLAGS = ("--model", "instant+jpeg", "--keys", f"{GOOD},{BAD}", "--allow-net", "1
 UNDER_WAY_S = 60.0  # an attack prepares its pictures, or its thousand connections
 FULL_ROUNDS = 3
 WORSE = 2.0
+HARM = 10
 
 
 def attacks():
@@ -142,15 +143,18 @@ def report_in(said):
     return json.loads(said[-1]) if said and said[-1].startswith("{") else None
 
 
-def judged(cases, *, full):
-    """Return for each case its row of figures, and whether the row is as it must be."""
+def judged(cases, harmed, *, full):
+    """Return for each case its row of figures, and whether the row is as it must be.
+
+    `harmed`: whether the control did the attack's own harm.
+    """
     rows = {}
     q = 0.99 if full else 0.5
     for case, seen in cases.items():
         worse = seen.quantile(q) / cases["alone"].quantile(q)
         refused = seen.refused + seen.probes_refused
         slowest = seen.quantile(0.99) / cases["alone"].quantile(0.99)
-        good = {"attacked": worse <= WORSE and not refused, "control": slowest >= WORSE or refused > 0}
+        good = {"attacked": worse <= WORSE and not refused, "control": slowest >= WORSE or refused > 0 or harmed}
         rows[case] = {
             "runs": len(seen.walls),
             "refused": seen.refused,
@@ -186,7 +190,8 @@ def main():
     for attack in chosen:
         began = time.monotonic()
         cases, said = measured(attack, asked.rounds, asked.seconds)
-        rows = judged(cases, full=asked.rounds >= FULL_ROUNDS)
+        harmed = attack.harm and said["control"][attack.harm] >= HARM * said["attacked"][attack.harm]
+        rows = judged(cases, harmed, full=asked.rounds >= FULL_ROUNDS)
         print(f"{attack.name} ({time.monotonic() - began:.0f} s)")
         for case, row in rows.items():
             held = held and row["holds"]

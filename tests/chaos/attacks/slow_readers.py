@@ -64,4 +64,4 @@ def kernel_mb():
     return int(line.split()[-1]) * resource.getpagesize() / 1e6
 
 
-ATTACKS = (Attack(name="slow readers", run=slow_readers, control_flags=UNPROTECTED, good="stored"),)
+ATTACKS = (Attack(name="slow readers", run=slow_readers, control_flags=UNPROTECTED, good="stored", harm="kernel_mb"),)
