@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from server.access.auth import has_shown_key
 from server.storage.files import SPOOL_BYTES, Files
 from tests.support import app_client, asgi_client
 
@@ -39,6 +40,32 @@ class Storage:
         urls = (await self.call("POST", INITIATE, body=body, headers=headers)).json()
         await self.call("PUT", urls["upload_url"], body=data, headers={"content-type": content_type})
         return urls["file_url"]
+
+
+async def is_known_after(web, method, url, headers=None, body=b""):
+    """Whether the connection of a call makes way last from then on."""
+    scope = asgi_client.scope_of("http", method, url, headers, "localhost:8000")
+    talk = asgi_client.Exchange(web.app, scope, [{"type": "http.request", "body": body, "more_body": False}])
+    assert (await talk.hear())["status"] == 200
+    await talk.task
+    return has_shown_key(scope)
+
+
+async def test_who_has_shown_a_key_a_ticket_or_the_key_of_a_private_file_is_known(tmp_path):
+    hidden = {**ALICE, "x-fal-object-lifecycle": '{"initial_acl": {"default": "hide"}}'}
+    async with app_client.serving(tmp_path, files=Files, keys="alice:secret") as web:
+        ticket = (await web.call("POST", INITIATE, body={"content_type": "image/jpeg"}, headers=ALICE)).json()
+        private = await web.call("POST", "/cdn/files/upload", body=JPEG, headers=hidden)
+        calls = {
+            "no key": ("GET", "/health"),
+            "key": ("POST", INITIATE, ALICE, b"{}"),
+            "ticket": ("PUT", ticket["upload_url"], {"content-type": "image/jpeg"}, JPEG),
+            "key of a private file": ("GET", private.json()["access_url"], ALICE),
+            "public file": ("GET", ticket["file_url"]),
+        }
+        known = {what: await is_known_after(web, *asked) for what, asked in calls.items()}
+
+    assert [what for what in known if known[what]] == ["key", "ticket", "key of a private file"]
 
 
 @contextlib.asynccontextmanager
