@@ -60,16 +60,19 @@ class LayerNorm(Norm):
 
 
 class Resnet(nn.Module):
-    """A `ResnetBlock2D`: norm, SiLU, convolution, twice; between them the timestep's shift is added."""
+    """A `ResnetBlock2D`: norm, SiLU, convolution, twice; between them the timestep's shift is added.
 
-    def __init__(self, source: Any) -> None:
+    `keep`: as in `kernels.conv`.
+    """
+
+    def __init__(self, source: Any, *, keep: bool = True) -> None:
         super().__init__()
         require(source.time_embedding_norm in {"default", "group"}, f"{source.time_embedding_norm} time embeddings")
         require(source.output_scale_factor == 1.0, "scaled resnets")
         require(isinstance(source.nonlinearity, nn.SiLU), "other activations than SiLU")
         require(source.upsample is None and source.downsample is None, "resnets that change the size")
-        self.norm_in, self.conv_in = GroupNorm(source.norm1), kernels.conv(source.conv1)
-        self.norm_out, self.conv_out = GroupNorm(source.norm2), kernels.conv(source.conv2)
+        self.norm_in, self.conv_in = GroupNorm(source.norm1), kernels.conv(source.conv1, keep=keep)
+        self.norm_out, self.conv_out = GroupNorm(source.norm2), kernels.conv(source.conv2, keep=keep)
         self.shortcut = None if source.conv_shortcut is None else kernels.conv(source.conv_shortcut)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -102,7 +105,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.into(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = kernels.attention(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -123,7 +126,7 @@ class CrossAttention(nn.Module):
         """`keys_values` [N, length, 2C]: for each token its key, then its value."""
         query = self.into(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
         key, value = keys_values.view(*keys_values.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        mixed = kernels.attention(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -144,11 +144,11 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """An `Upsample2D`: nearest neighbours, then a convolution."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, *, keep: bool) -> None:
         super().__init__()
         require(source.use_conv and not source.use_conv_transpose and source.norm is None, "another upsampling")
-        self.doubling = kernels.upsampling_conv(source.conv)
-        self.conv = kernels.conv(source.conv)
+        self.doubling = kernels.upsampling_conv(source.conv, keep=keep)
+        self.conv = kernels.conv(source.conv, keep=keep)
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
         """Return `x` at twice its size, or at `size`: one pixel less where downsampling had rounded up."""
@@ -174,9 +174,9 @@ def downsamples(block: Any) -> nn.Module | None:
     return Downsample(block.downsamplers[0]) if block.downsamplers else None
 
 
-def upsamples(block: Any) -> nn.Module | None:
-    """Return an up block's change of size, if any."""
-    return Upsample(block.upsamplers[0]) if block.upsamplers else None
+def upsamples(block: Any, *, keep: bool = True) -> nn.Module | None:
+    """Return an up block's change of size, if any. `keep`: as in `kernels.conv`."""
+    return Upsample(block.upsamplers[0], keep=keep) if block.upsamplers else None
 
 
 def _in_order(source: Any) -> tuple[list[Any], list[Any]]:

@@ -52,7 +52,9 @@ class KlVae(nn.Module):
         self.decoder_in = nn.Sequential(kernels.conv(decoder.conv_in), Middle(decoder.mid_block))
         if source.post_quant_conv is not None:
             self.decoder_in.insert(0, kernels.conv(source.post_quant_conv))
-        self.decoder_up = nn.ModuleList(Blocks(block.resnets, resize=upsamples(block)) for block in decoder.up_blocks)
+        self.decoder_up = nn.ModuleList(
+            Blocks(block.resnets, resize=upsamples(block, keep=False)) for block in decoder.up_blocks
+        )
         self.decoder_out = OutBlock(decoder)
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -75,7 +77,7 @@ class Blocks(nn.Module):
 
     def __init__(self, resnets: Any, resize: nn.Module | None) -> None:
         super().__init__()
-        self.resnets = nn.Sequential(*(Resnet(resnet) for resnet in resnets))
+        self.resnets = nn.Sequential(*(Resnet(resnet, keep=False) for resnet in resnets))
         self.resize = resize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,11 +93,11 @@ class Middle(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         first, *others = source.resnets
-        self.layers = nn.Sequential(Resnet(first))
+        self.layers = nn.Sequential(Resnet(first, keep=False))
         for attention, resnet in zip(source.attentions, others, strict=True):
             if attention is not None:
                 self.layers.append(PixelAttention(attention))
-            self.layers.append(Resnet(resnet))
+            self.layers.append(Resnet(resnet, keep=False))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)

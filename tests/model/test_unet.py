@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from pipelines.errors import CheckpointError
 from pipelines.model import kernels, vae
+from pipelines.model.kernels import direct, products
 from pipelines.model.blocks import TransformerBlock
 from pipelines.model.unet import Unet
 from tests.support import strict_meta_device, tiny_models
@@ -166,7 +167,7 @@ def test_weights_are_folded_for_a_device_without_float64(doubles, dtype):
     assert {tensor.dtype for tensor in (*pair.buffers(), *single.buffers())} == {dtype}
 
 
-@pytest.mark.parametrize("make", [kernels.conv, kernels.Conv])
+@pytest.mark.parametrize("make", [kernels.conv, direct.Conv])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(6, 8), (1, 1)], ids=str)
@@ -181,7 +182,7 @@ def test_what_follows_a_convolution_is_done_with_it(make, relu, stride, size, no
     torch.testing.assert_close(added, after(plain + plus), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [kernels.linear, kernels.Linear])
+@pytest.mark.parametrize("make", [kernels.linear, products.Linear])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_the_product(make, bias, noise):
     source, x = torch.nn.Linear(5, 9, bias=bias), noise(2, 11, 5)

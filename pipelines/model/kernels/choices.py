@@ -19,6 +19,9 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeAlias
+
+    Run: TypeAlias = Callable[[], object]
 
 logger = logging.getLogger(__name__)
 
@@ -30,19 +33,22 @@ _RUNS = 3
 
 
 class Choices:
-    """Answers to questions like "product float32": the name of the fastest form. `path`: where they are kept, or None."""
+    """Answers to questions like "product float32": the name of the fastest form. `path`: where they are kept."""
 
     def __init__(self, path: Path | None = None, *, machine: str = "") -> None:
         self._path = path
         self._machine = machine or this_machine()
         self._known: dict[str, str] = self._read() if path else {}
 
-    def choose(self, question: str, forms: Mapping[str, Callable[[], object]], *, rule: str) -> str:
-        """Return the name of the form that is fastest here; `rule`, one of the names, where nothing is to be timed."""
+    def choose(self, question: str, forms: Mapping[str, Callable[[], Run]], *, rule: str) -> str:
+        """Return the name of the form that is fastest here; `rule`, one of the names, where nothing is to be timed.
+
+        `forms`: for each name what makes the form ready and returns what is timed. Called only where that is to be.
+        """
         if self._path is None:
             return rule
         if self._known.get(question) not in forms:
-            seconds = {name: fastest_run(run) for name, run in forms.items()}
+            seconds = {name: fastest_run(make()) for name, make in forms.items()}
             self._keep(question, min(seconds, key=lambda name: seconds[name]))
             told = ", ".join(f"{name} {1e3 * spent:.1f} ms" for name, spent in seconds.items())
             logger.info("kernels: %s: %s of %s", question, self._known[question], told)
@@ -68,10 +74,12 @@ class Choices:
                 partial.write_text(json.dumps({self._machine: self._known}, indent=1))
                 partial.replace(self._path)
         except OSError as error:
-            logger.warning("%s can't be written (%s): after a restart pictures may differ by rounding", self._path, error)
+            logger.warning(
+                "%s can't be written (%s): after a restart pictures may differ by rounding", self._path, error
+            )
 
 
-def fastest_run(run: Callable[[], object]) -> float:
+def fastest_run(run: Run) -> float:
     """Return the processor seconds of the fastest of a few runs of this thread."""
     run()
     fastest, runs, end = float("inf"), 0, time.monotonic() + _TIMED_S
