@@ -105,7 +105,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.into(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = kernels.attention(query, key, value)
+        mixed = kernels.attend(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -126,7 +126,7 @@ class CrossAttention(nn.Module):
         """`keys_values` [N, length, 2C]: for each token its key, then its value."""
         query = self.into(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
         key, value = keys_values.view(*keys_values.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = kernels.attention(query, key, value)
+        mixed = kernels.attend(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -7,8 +7,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from pipelines.errors import CheckpointError
 from pipelines.model import kernels, vae
-from pipelines.model.kernels import direct, products
 from pipelines.model.blocks import TransformerBlock
+from pipelines.model.kernels import direct, products
 from pipelines.model.unet import Unet
 from tests.support import strict_meta_device, tiny_models
 from tests.support.strict_meta_device import NOWHERE

@@ -27,7 +27,7 @@ _MANY_TOKENS = 1024
 TIMED = (1024, 8, 80)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Return softmax(query · keyᵀ / √width) · value: each [N, heads, tokens, width] → [N, heads, tokens, width]."""
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
     if (

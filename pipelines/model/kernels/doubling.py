@@ -11,7 +11,8 @@ from torch import nn
 
 from pipelines.model.kernels import choices
 from pipelines.model.kernels.convolution import channels_of, conv, in_tiles, is_small, timed_conv, winograd
-from pipelines.model.kernels.products import packs
+from pipelines.model.kernels.direct import WindowProduct
+from pipelines.model.kernels.products import has_avx512, packs
 from pipelines.model.kernels.winograd import DOUBLED, WinogradConv
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def upsampling_conv(source: Any, *, keep: bool = True) -> nn.Module:
     """
     if in_tiles(source, keep=keep) and doubles_in_tiles(channels_of(source)):
         return winograd(source, DOUBLED, keep=keep or is_small(source))
+    if packs(source.weight) and not has_avx512() and not is_small(source):
+        return DoublingProduct(source)
     return doubling_transposed(source)
 
 
@@ -82,6 +85,35 @@ def doubling_kernel(weight: Tensor) -> Tensor:
 def _exact(weight: Tensor) -> Tensor:
     """Return the weight in float64, on the host: mps has none."""
     return weight.cpu().double()
+
+
+class DoublingProduct(nn.Module):
+    """Doubling and a 3×3 `Conv2d` as one product of 2×2 windows: plain weights, which suit every size with AVX2.
+
+    A window of x[p − 1] and x[p] gives, in each dimension, the even result 2p and the odd result 2p − 1.
+    """
+
+    # Which of the transposed convolution's four weights the two pixels of a window have, for even and odd results.
+    _TAPS = ((3, 1), (2, 0))
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        kernel = doubling_kernel(source.weight)
+        parts = [kernel[:, :, down][..., right] for down in self._TAPS for right in self._TAPS]
+        windows = nn.Conv2d(source.in_channels, 4 * source.out_channels, 2, padding=1, device="meta")
+        windows.weight = nn.Parameter(torch.cat(parts, dim=1).transpose(0, 1), requires_grad=False)
+        windows.bias = None if source.bias is None else nn.Parameter(source.bias.repeat(4), requires_grad=False)
+        self.windows = WindowProduct(windows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` [N, in, H, W] → [N, out, 2H, 2W]."""
+        count, _, height, width = x.shape
+        parts = self.windows(x).permute(0, 2, 3, 1).unflatten(3, (2, 2, -1))
+        out = x.new_empty(count, height, 2, width, 2, parts.shape[-1])
+        for down in range(2):
+            for right in range(2):
+                out[:, :, down, :, right] = parts[:, down : down + height, right : right + width, down, right]
+        return out.view(count, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
 
 
 class FusedPair(nn.Module):
