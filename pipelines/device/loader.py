@@ -16,6 +16,7 @@ from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
 from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
 from pipelines.messages import GenerationParams
+from pipelines.model.functions import make_functions
 from pipelines.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -74,8 +75,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     devices.prepare(config.device, exact=config.max_batch == 1)
     device, dtype = devices.pick(config)
     model = checkpoint.load(config, device, dtype, progress)
-    backend = TorchBackend(model)
-    backend.release()
+    backend = TorchBackend(model, make_functions(model, consume=True))
     cpu = model.device.type == "cpu"
     if cpu:
         devices.keep_freed_memory()

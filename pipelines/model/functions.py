@@ -38,9 +38,16 @@ class ModelFunctions:
     flags: Callable[[Tensor], Tensor] | None
 
 
-def make_functions(model: LoadedCheckpoint) -> ModelFunctions:
-    """Return the functions of a checkpoint, as they are. Raises `CheckpointError` for another family's networks."""
-    network, vae = Unet(model.unet), make_vae(model.vae)
+def make_functions(model: LoadedCheckpoint, *, consume: bool = False) -> ModelFunctions:
+    """Return the functions of a checkpoint, as they are. Raises `CheckpointError` for another family's networks.
+
+    `consume`: each layer's weights in the checkpoint's UNet and autoencoder lose their values as soon as ours have
+    them, so that there are never two of all.
+    """
+    vae = make_vae(model.vae)
+    if consume:
+        model.vae.to("meta")
+    network = Unet(model.unet, consume=consume)
     return ModelFunctions(
         embed=make_embed(model.text_encoder),
         context=network.context,

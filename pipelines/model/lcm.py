@@ -95,14 +95,6 @@ class Lcm:
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
 
-    def release(self) -> None:
-        """Free the weights of the modules from which UNet and autoencoder were made; `model` keeps them without values.
-
-        Weights that the functions share stay. The rest is the same weights in another layout.
-        """
-        for part in (self.model.unet, self.model.vae):
-            part.to("meta")
-
     # --- prepare ---------------------------------------------------------------------------------------------------
 
     def prepare(self, params: GenerationParams) -> Conditioning:

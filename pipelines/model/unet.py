@@ -20,7 +20,7 @@ from pipelines.model import kernels
 from pipelines.model.blocks import GroupNorm, Resnet, Transformer, require
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class Unet(nn.Module):
     """A `UNet2DConditionModel`. Raises `CheckpointError` unless it is of the Stable Diffusion 1.x family."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, *, consume: bool = False) -> None:
+        """`consume`: the source's weights lose their values, layer by layer, once ours have them."""
         super().__init__()
         require(source.class_embedding is None and source.time_embed_act is None, "class or time activations")
         require(source.mid_block is not None, "a UNet without a middle")
@@ -41,13 +42,6 @@ class Unet(nn.Module):
         )
         self._device: torch.device = source.conv_in.weight.device
         self._dtype: torch.dtype = source.conv_in.weight.dtype
-        self.conv_in = kernels.conv(source.conv_in)
-        self.down: Any = nn.ModuleList(Level(block, downsamples(block)) for block in source.down_blocks)
-        self.middle = Level(source.mid_block, None)
-        self.up: Any = nn.ModuleList(Level(block, upsamples(block)) for block in source.up_blocks)
-        number_layers([*self.down, self.middle, *self.up])
-        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
-
         resnets, attentions = _in_order(source)
         self.shift_widths = [resnet.time_emb_proj.out_features for resnet in resnets]
         self._to_shifts = kernels.linear(
@@ -57,6 +51,15 @@ class Unet(nn.Module):
         self.context_widths = [2 * attention.to_k.out_features for attention in attentions]
         keys_values = [weight for attention in attentions for weight in (attention.to_k.weight, attention.to_v.weight)]
         self._to_context = kernels.linear(torch.cat(keys_values), None)
+
+        taken = forget if consume else keep
+        self.conv_in = kernels.conv(source.conv_in)
+        self.down: Any = nn.ModuleList(Level(block, downsamples(block), taken) for block in source.down_blocks)
+        self.middle = Level(source.mid_block, None, taken)
+        self.up: Any = nn.ModuleList(Level(block, upsamples(block), taken) for block in source.up_blocks)
+        number_layers([*self.down, self.middle, *self.up])
+        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
+        taken(source)
 
     def context(self, embedding: Tensor) -> Tensor:
         """Return an embedding's keys and values in all layers: [length, width] → [length, sum of context_widths]."""
@@ -97,16 +100,31 @@ class Unet(nn.Module):
         return out
 
 
-class Level(nn.Module):
-    """A down, middle or up block: its layers, then a change of size (None: none)."""
+def forget(source: nn.Module) -> None:
+    """Drop the values of a module's weights. Who holds a weight keeps it."""
+    source.to("meta")
 
-    def __init__(self, source: Any, resize: nn.Module | None) -> None:
+
+def keep(source: nn.Module) -> None:
+    """Leave a module as it is."""
+
+
+class Level(nn.Module):
+    """A down, middle or up block: its layers, then a change of size (None: none).
+
+    `taken` is called with each part of the source once its weights are in ours.
+    """
+
+    def __init__(self, source: Any, resize: nn.Module | None, taken: Callable[[nn.Module], object]) -> None:
         super().__init__()
         attentions = list(getattr(source, "attentions", []))
         # Some levels have none; the middle has one less than resnets, and ends with a resnet.
         attentions += [None] * (len(source.resnets) - len(attentions))
-        pairs = zip(source.resnets, attentions, strict=True)
-        self.layers: Any = nn.ModuleList(Layer(resnet, attention) for resnet, attention in pairs)
+        self.layers: Any = nn.ModuleList()
+        for resnet, attention in zip(source.resnets, attentions, strict=True):
+            self.layers.append(Layer(resnet, attention))
+            for part in filter(None, (resnet, attention)):
+                taken(part)
         self.resize: Any = resize
 
 
