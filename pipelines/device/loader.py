@@ -77,6 +77,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     backend = TorchBackend(model)
     backend.release()
     cpu = model.device.type == "cpu"
+    devices.give_back_freed_memory()
     if cpu:
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
