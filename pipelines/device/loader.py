@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class CaptureSizes:
     """Shapes that are run before the first request, and the memory for them.
 
-    `warm_up_side`: side of the square picture of the profile and the first run, the size that most requests have.
+    `warm_up_side`: side of the square picture of profile and first run, the size that most requests have.
     `warm_up_side_cpu`: the same for a CPU, where full-size weights take half a minute for 512; a small picture loads
     the weights into memory and measures the speed just as well. `captured`: height and width of the graphs, the most
     frequent first, each for the batches up to the largest allowed.
@@ -77,10 +77,11 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     model = checkpoint.load(config, device, dtype, progress)
     backend = TorchBackend(model, make_functions(model, consume=True))
     cpu = model.device.type == "cpu"
+    devices.give_back_freed_memory()
     if cpu:
         devices.keep_freed_memory()
-    warm_up_side = sizes.warm_up_side_cpu if cpu else sizes.warm_up_side
-    profile_memory(backend, warm_up_side)
+    else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
+        profile_memory(backend, sizes.warm_up_side)
     if model.device.type == "cuda":
         room = int(devices.free_memory(model.device) * sizes.graphs_share)
         graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
@@ -94,7 +95,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         notice=model.notice,
-        warm_up_side=warm_up_side,
+        warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
         overlaps=backend.overlaps,
     )
 

@@ -38,7 +38,7 @@ class MemoryBudget:
         return max(1, int(min(most, self.budget / cost))) if cost else most
 
     def __str__(self) -> str:
-        costs = ", ".join(f"{stage} {cost:.0f}" for stage, cost in self._costs.items())
+        costs = ", ".join(f"{stage} {cost:.0f}" for stage, cost in self._costs.items()) or "to be measured"
         return f"{self.budget / 1e9:.1f} GB for a stage; bytes a pixel: {costs}"
 
 
@@ -53,14 +53,14 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    counter = _Counter()
+    counter = Counter()
     with counter:
         run()
     return counter.most
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
-    """Counts the bytes of all live storages that operators have made."""
+class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """A context which counts the bytes of all live storages that operators have made in it; `most` at once."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

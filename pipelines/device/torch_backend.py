@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections import deque
@@ -11,12 +12,12 @@ import torch
 from typing_extensions import override
 
 from pipelines.device import streams
-from pipelines.device.memory import MemoryBudget
+from pipelines.device.memory import Counter, MemoryBudget
 from pipelines.engine.backend import Backend, FaultKind, Stage
 from pipelines.model.lcm import Lcm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipelines.device.cuda_graphs import Graphs
     from pipelines.device.streams import Stream
@@ -144,6 +145,17 @@ class TorchBackend(Lcm, Backend):
     @override
     def record_event(self, stage: Stage) -> Event:
         return (self._steps if stage == Stage.STEP else self._pictures).record_event()
+
+    @override
+    @contextlib.contextmanager
+    def learning(self, stage: Stage, pixels: int) -> Iterator[None]:
+        if self.model.device.type != "cpu":  # measured before its graphs were captured (`loader.profile_memory`)
+            yield
+            return
+        with Counter() as counter:
+            yield
+        self.memory_budget.note(stage, pixels, 1, counter.most)
+        logger.info("memory: %s", self.memory_budget)
 
     @override
     def room(self, stage: Stage, pixels: int, most: int) -> int:

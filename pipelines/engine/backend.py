@@ -9,6 +9,7 @@ import enum
 import logging
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -18,6 +19,7 @@ from pipelines.images import codec as images
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
@@ -131,6 +133,9 @@ class Backend(Protocol):
     def record_event(self, stage: Stage) -> Event:
         """Return the point up to which work of this stage has been submitted to the device."""
 
+    def learning(self, stage: Stage, pixels: int) -> AbstractContextManager[object]:
+        """Return a context for the first call of a stage, with one row of `pixels` pixels: what it takes is noted."""
+
     def room(self, stage: Stage, pixels: int, most: int) -> int:
         """Return how many rows of `pixels` pixels a call of this stage has memory for, from 1 to `most`."""
 
@@ -151,6 +156,10 @@ class OnHost(Backend):
     @override
     def record_event(self, stage: Stage) -> HostEvent:
         return HostEvent(time.monotonic())
+
+    @override
+    def learning(self, stage: Stage, pixels: int) -> AbstractContextManager[object]:
+        return nullcontext()
 
     @override
     def room(self, stage: Stage, pixels: int, most: int) -> int:

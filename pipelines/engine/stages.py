@@ -58,9 +58,13 @@ class Stages:
         request = Request(work, time.monotonic(), pixels=np.zeros((side, side, 3), np.uint8))
         images = request.images = [Image(request, seed=0)]
         self._prepare(images)
-        self._encode(images)
-        self._step(images)
-        self._render(Stage.DECODE, images)()
+        for stage, run in (
+            (Stage.ENCODE, self._encode),
+            (Stage.STEP, self._step),
+            (Stage.DECODE, lambda images: self._render(Stage.DECODE, images)()),
+        ):
+            with self._backend.learning(stage, side * side):
+                run(images)
         self._runner.learn(request)
 
     def prepare(self, request: Request) -> None:

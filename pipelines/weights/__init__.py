@@ -1,4 +1,4 @@
 """From files to modules with weights; the only package that imports diffusers and transformers.
 
-Reading order: checkpoint; architectures, tensors; single_file, lora; demo.
+Reading order: checkpoint; architectures, tensors, mapped; single_file, lora; demo.
 """

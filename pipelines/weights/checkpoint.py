@@ -198,5 +198,5 @@ def _patch(meter: _Meter, deltas: lora.Lora, part: str, name: str, weight: torch
     meter.add(part, weight.nbytes)
     merged = deltas.merge(part, name, weight)
     if merged is weight and deltas.touches(part):
-        return weight.clone()  # else the few weights that a LoRA leaves alone would keep the whole file mapped
+        return weight.clone()  # else the few weights that a LoRA leaves alone would keep the whole file open
     return merged

@@ -51,7 +51,8 @@ class Delta:
         rank = len(down)
         scale = 1.0 if self.alpha is None else self.alpha / rank
         flat = weight.to(torch.float32).flatten(1)
-        return torch.addmm(flat, up, down, alpha=scale).reshape(weight.shape)
+        add = torch.addmm if weight.dtype == torch.float32 else torch.Tensor.addmm_  # into the copy that `to` has made
+        return add(flat, up, down, alpha=scale).reshape(weight.shape)
 
     def fits(self, weight: torch.Tensor) -> bool:
         """Whether the factors multiply to the shape of `weight`; a linear pair fits a 1×1 convolution."""

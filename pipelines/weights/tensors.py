@@ -1,8 +1,9 @@
 """Builds a module and fills it with weights from safetensors: nothing is initialised first, nothing is kept twice.
 
 The module's weights are made on torch's meta device (no memory), the files are mapped, and each tensor goes from the
-map straight to its device and dtype; on the CPU in the file's own dtype the map itself is the weight. Names and shapes
-must match exactly: a weight left over, missing or of another shape is an error, never a silent default.
+map straight to its device and dtype, and its pages go back; on the CPU in the file's own dtype the map itself is the
+weight. Names and shapes must match exactly: a weight left over, missing or of another shape is an error, never a silent
+default.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from pipelines.errors import CheckpointError
+from pipelines.weights import mapped
 
 Patch = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -34,14 +36,7 @@ def read(files: Sequence[Path]) -> dict[str, torch.Tensor]:
 
     Raises `CheckpointError` if a file is not safetensors or is cut short.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no iterator)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} can't be read: {error}.", "Fetch it again; it may be incomplete.") from error
-    return tensors
+    return {name: tensor for path in files for name, tensor in mapped.tensors(path)}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -71,6 +66,8 @@ def fill(
     for name, tensor in named.items():
         placed = tensor.to(device)
         weights[name] = (patch(name, placed) if patch else placed).to(dtype)
+        if weights[name].data_ptr() != tensor.data_ptr():
+            mapped.release(tensor)
     module.load_state_dict(weights, strict=True, assign=True)
     module.to(device)  # the buffers that no checkpoint holds; the weights are there
     return module.requires_grad_(False).eval()  # noqa: FBT003 (torch's own signature)

@@ -10,11 +10,13 @@ from server.workers.process import Launch, ProcessTimes
 
 COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
 
-# For the libraries in an engine process: no telemetry.
+# For the libraries in an engine process: no telemetry, and torch asks for large pages, where Linux has them on request:
+# a full-size model has a million small ones, and making those takes seconds.
 ENVIRONMENT = {
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
+    "THP_MEM_ALLOC_ENABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",  # prompts are short: its threads would only compete with torch's
 }
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipelines.device import loader
+from pipelines.engine.loop import Engine
 from pipelines.errors import NoRoomError
 from pipelines.messages import EngineConfig
 from tests.device.test_torch_backend import out_of_cpu_memory
@@ -16,6 +17,12 @@ PLACES = {
     "networks": "torch.nn.functional.pad",
     "first run": "torch.nn.functional.scaled_dot_product_attention",
 }
+
+
+def start(config):
+    """Load and warm up, as an engine process does."""
+    loaded = loader.load(config, lambda fraction, what: None)
+    Engine(config, loaded.model, loaded.codec, lambda message: None).warm_up(loaded.warm_up_side)
 
 
 @pytest.mark.parametrize("where", PLACES.values(), ids=PLACES.keys())
@@ -29,7 +36,7 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
     config = EngineConfig(model="demo", data_dir=str(tmp_path), device="cpu")
 
     with pytest.raises(NoRoomError) as said:
-        loader.load(config, lambda fraction, what: None)
+        start(config)
 
     assert "cpu" in said.value.reason
     assert "--vae tiny" in said.value.hint

@@ -9,6 +9,8 @@ from pipelines.device import loader
 from pipelines.device.memory import MARGIN, MemoryBudget, peak
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.backend import HostEvent, Stage
+from pipelines.engine.loop import Engine
+from pipelines.messages import EngineConfig
 from tests.support import tiny_models
 
 CPU = torch.device("cpu")
@@ -80,6 +82,19 @@ def test_a_model_is_measured_and_its_rows_are_capped_by_size():
     assert model.room(Stage.DECODE, 64 * 64, 32) == model.room(Stage.PREVIEW, 64 * 64, 32) == int(20 / MARGIN)
     assert model.room(Stage.DECODE, 1024 * 1024, 32) == 1
     assert isinstance(model.record_event(Stage.STEP), HostEvent)
+
+
+def test_on_a_cpu_the_first_run_of_an_engine_is_the_measurement(monkeypatch):
+    calls = []
+    measured, warmed = (TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker())) for _ in range(2))
+    loader.profile_memory(measured, 64)
+    check = warmed.check
+    monkeypatch.setattr(warmed, "check", lambda pixels: calls.append(1) or check(pixels))
+
+    Engine(EngineConfig(model="tiny", data_dir=""), warmed, None, lambda message: None).warm_up(64)
+
+    assert warmed.memory_budget._costs == pytest.approx(measured.memory_budget._costs, rel=0.05)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])

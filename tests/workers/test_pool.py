@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from pipelines.messages import EngineConfig, Generated, GenerationParams, Log, Preview, Priority, Started, Work
 from server.fal.errors import InvalidInput, RequestError
+from server.workers.launch import ENVIRONMENT
 from server.workers.pending import RerunLimits
 from server.workers.pool import COMMAND, Pool, State
 from server.workers.process import ProcessTimes
@@ -478,6 +480,23 @@ async def test_keys_do_not_reach_engine_processes(monkeypatch):
     assert "canary" not in str(environment)
     assert environment["HF_HUB_DISABLE_TELEMETRY"] == "1"
     assert "TORCHINDUCTOR_CACHE_DIR" in environment
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="this system has no large pages to give"
+)
+def test_torch_s_memory_in_an_engine_process_is_of_large_pages():
+    program = "import pathlib, torch; x = torch.ones(2**25); print(pathlib.Path('/proc/self/smaps_rollup').read_text())"
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=True
+    )
+
+    kilobytes = int(re.search(r"AnonHugePages:\s+(\d+) kB", done.stdout)[1])
+    assert kilobytes > 100_000  # of 131 072
 
 
 SERVER = f"""
