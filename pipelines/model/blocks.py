@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.errors import CheckpointError
-from pipelines.model import kernels
+from pipelines.model.kernels import attention, convolution, products
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,7 +62,7 @@ class LayerNorm(Norm):
 class Resnet(nn.Module):
     """A `ResnetBlock2D`: norm, SiLU, convolution, twice; between them the timestep's shift is added.
 
-    `keep`: as in `kernels.conv`.
+    `keep`: as in `convolution.conv`.
     """
 
     def __init__(self, source: Any, *, keep: bool = True) -> None:
@@ -71,9 +71,9 @@ class Resnet(nn.Module):
         require(source.output_scale_factor == 1.0, "scaled resnets")
         require(isinstance(source.nonlinearity, nn.SiLU), "other activations than SiLU")
         require(source.upsample is None and source.downsample is None, "resnets that change the size")
-        self.norm_in, self.conv_in = GroupNorm(source.norm1), kernels.conv(source.conv1, keep=keep)
-        self.norm_out, self.conv_out = GroupNorm(source.norm2), kernels.conv(source.conv2, keep=keep)
-        self.shortcut = None if source.conv_shortcut is None else kernels.conv(source.conv_shortcut)
+        self.norm_in, self.conv_in = GroupNorm(source.norm1), convolution.conv(source.conv1, keep=keep)
+        self.norm_out, self.conv_out = GroupNorm(source.norm2), convolution.conv(source.conv2, keep=keep)
+        self.shortcut = None if source.conv_shortcut is None else convolution.conv(source.conv_shortcut)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """`x` [N, in, H, W], `shift` [N, out] → [N, out, H, W]."""
@@ -100,12 +100,12 @@ class SelfAttention(nn.Module):
         self.heads: int = source.heads
         parts = (source.to_q, source.to_k, source.to_v)
         bias = None if source.to_q.bias is None else torch.cat([part.bias for part in parts])
-        self.into = kernels.linear(torch.cat([part.weight for part in parts]), bias)
-        self.out = kernels.linear(source.to_out[0].weight, source.to_out[0].bias)
+        self.into = products.linear(torch.cat([part.weight for part in parts]), bias)
+        self.out = products.linear(source.to_out[0].weight, source.to_out[0].bias)
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.into(x).view(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = kernels.attend(query, key, value)
+        mixed = attention.attend(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -119,14 +119,14 @@ class CrossAttention(nn.Module):
         require(not source.norm_cross, "a normalised text")
         require(source.to_k.bias is None and source.to_v.bias is None, "biased keys and values")
         self.heads: int = source.heads
-        self.into = kernels.linear(source.to_q.weight, source.to_q.bias)
-        self.out = kernels.linear(source.to_out[0].weight, source.to_out[0].bias)
+        self.into = products.linear(source.to_q.weight, source.to_q.bias)
+        self.out = products.linear(source.to_out[0].weight, source.to_out[0].bias)
 
     def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
         """`keys_values` [N, length, 2C]: for each token its key, then its value."""
         query = self.into(x).view(*x.shape[:2], self.heads, -1).transpose(1, 2)
         key, value = keys_values.view(*keys_values.shape[:2], 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        mixed = kernels.attend(query, key, value)
+        mixed = attention.attend(query, key, value)
         out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -144,8 +144,8 @@ class TransformerBlock(nn.Module):
         self.norm_forward = LayerNorm(source.norm3)
         gate, _, out = source.ff.net
         require(type(gate).__name__ == "GEGLU", "other feed-forward layers than GEGLU")
-        self.gate = kernels.linear(gate.proj.weight, gate.proj.bias)
-        self.out = kernels.linear(out.weight, out.bias)
+        self.gate = products.linear(gate.proj.weight, gate.proj.bias)
+        self.out = products.linear(out.weight, out.bias)
 
     def forward(self, x: Tensor, keys_values: Tensor) -> Tensor:
         if self.to_itself is not None:
@@ -162,9 +162,9 @@ class Transformer(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         self.norm = GroupNorm(source.norm)
-        self.into = kernels.linear(source.proj_in.weight.flatten(1), source.proj_in.bias)
+        self.into = products.linear(source.proj_in.weight.flatten(1), source.proj_in.bias)
         self.blocks = nn.ModuleList(TransformerBlock(block) for block in source.transformer_blocks)
-        self.out = kernels.linear(source.proj_out.weight.flatten(1), source.proj_out.bias)
+        self.out = products.linear(source.proj_out.weight.flatten(1), source.proj_out.bias)
 
     def forward(self, x: Tensor, keys_values: Sequence[Tensor]) -> Tensor:
         """`keys_values`: one for each block."""

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.model import kernels
 from pipelines.model.blocks import GroupNorm, Resnet, Transformer, require
+from pipelines.model.kernels import convolution, doubling, products
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,28 +37,28 @@ class Unet(nn.Module):
         require(isinstance(source.time_embedding.act, nn.SiLU), "other activations than SiLU")
         self._waves = source.time_proj
         self._time_in, self._time_out = (
-            kernels.linear(part.weight, part.bias)
+            products.linear(part.weight, part.bias)
             for part in (source.time_embedding.linear_1, source.time_embedding.linear_2)
         )
         self._device: torch.device = source.conv_in.weight.device
         self._dtype: torch.dtype = source.conv_in.weight.dtype
         resnets, attentions = _in_order(source)
         self.shift_widths = [resnet.time_emb_proj.out_features for resnet in resnets]
-        self._to_shifts = kernels.linear(
+        self._to_shifts = products.linear(
             torch.cat([resnet.time_emb_proj.weight for resnet in resnets]),
             torch.cat([resnet.time_emb_proj.bias for resnet in resnets]),
         )
         self.context_widths = [2 * attention.to_k.out_features for attention in attentions]
         keys_values = [weight for attention in attentions for weight in (attention.to_k.weight, attention.to_v.weight)]
-        self._to_context = kernels.linear(torch.cat(keys_values), None)
+        self._to_context = products.linear(torch.cat(keys_values), None)
 
         taken = forget if consume else keep
-        self.conv_in = kernels.conv(source.conv_in)
+        self.conv_in = convolution.conv(source.conv_in)
         self.down: Any = nn.ModuleList(Level(block, downsamples(block), taken) for block in source.down_blocks)
         self.middle = Level(source.mid_block, None, taken)
         self.up: Any = nn.ModuleList(Level(block, upsamples(block), taken) for block in source.up_blocks)
         number_layers([*self.down, self.middle, *self.up])
-        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
+        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), convolution.conv(source.conv_out)
         taken(source)
 
     def context(self, embedding: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ class Downsample(nn.Module):
     def __init__(self, source: Any) -> None:
         super().__init__()
         require(source.use_conv and source.norm is None, "downsampling without a convolution")
-        self.conv, self.pads = kernels.conv(source.conv), source.padding == 0
+        self.conv, self.pads = convolution.conv(source.conv), source.padding == 0
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads else x)
@@ -165,8 +165,8 @@ class Upsample(nn.Module):
     def __init__(self, source: Any, *, keep: bool) -> None:
         super().__init__()
         require(source.use_conv and not source.use_conv_transpose and source.norm is None, "another upsampling")
-        self.doubling = kernels.upsampling_conv(source.conv, keep=keep)
-        self.conv = kernels.conv(source.conv, keep=keep)
+        self.doubling = doubling.upsampling_conv(source.conv, keep=keep)
+        self.conv = convolution.conv(source.conv, keep=keep)
 
     def forward(self, x: Tensor, size: torch.Size | None = None) -> Tensor:
         """Return `x` at twice its size, or at `size`: one pixel less where downsampling had rounded up."""
@@ -193,7 +193,7 @@ def downsamples(block: Any) -> nn.Module | None:
 
 
 def upsamples(block: Any, *, keep: bool = True) -> nn.Module | None:
-    """Return an up block's change of size, if any. `keep`: as in `kernels.conv`."""
+    """Return an up block's change of size, if any. `keep`: as in `convolution.conv`."""
     return Upsample(block.upsamplers[0], keep=keep) if block.upsamplers else None
 
 

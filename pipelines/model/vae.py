@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.model import kernels
 from pipelines.model.blocks import GroupNorm, PixelAttention, Resnet, require
+from pipelines.model.kernels import convolution, doubling
 from pipelines.model.unet import downsamples, upsamples
 
 if TYPE_CHECKING:
@@ -42,16 +42,16 @@ class KlVae(nn.Module):
         super().__init__()
         encoder, decoder = source.encoder, source.decoder
         self.encoder = nn.Sequential(
-            kernels.conv(encoder.conv_in),
+            convolution.conv(encoder.conv_in),
             *(Blocks(block.resnets, resize=downsamples(block)) for block in encoder.down_blocks),
             Middle(encoder.mid_block),
             OutBlock(encoder),
         )
         if source.quant_conv is not None:
-            self.encoder.append(kernels.conv(source.quant_conv))
-        self.decoder_in = nn.Sequential(kernels.conv(decoder.conv_in), Middle(decoder.mid_block))
+            self.encoder.append(convolution.conv(source.quant_conv))
+        self.decoder_in = nn.Sequential(convolution.conv(decoder.conv_in), Middle(decoder.mid_block))
         if source.post_quant_conv is not None:
-            self.decoder_in.insert(0, kernels.conv(source.post_quant_conv))
+            self.decoder_in.insert(0, convolution.conv(source.post_quant_conv))
         self.decoder_up = nn.ModuleList(
             Blocks(block.resnets, resize=upsamples(block, keep=False)) for block in decoder.up_blocks
         )
@@ -109,7 +109,7 @@ class OutBlock(nn.Module):
 
     def __init__(self, source: Any) -> None:
         super().__init__()
-        self.norm, self.conv = GroupNorm(source.conv_norm_out), kernels.conv(source.conv_out)
+        self.norm, self.conv = GroupNorm(source.conv_norm_out), convolution.conv(source.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(F.silu(self.norm(x)))
@@ -144,8 +144,8 @@ class TinyBlock(nn.Module):
         first, activation, second, _, third = source.conv
         require(isinstance(activation, nn.ReLU), "a tiny autoencoder with other activations than ReLU")
         require(isinstance(source.skip, nn.Identity), "a tiny autoencoder whose width changes")
-        self.first, self.second = kernels.conv(first, relu=True), kernels.conv(second, relu=True)
-        self.third = kernels.conv(third, relu=True)
+        self.first, self.second = convolution.conv(first, relu=True), convolution.conv(second, relu=True)
+        self.third = convolution.conv(third, relu=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.third(self.second(self.first(x)), x)
@@ -159,10 +159,12 @@ def _tiny_layers(source: Any) -> Iterator[nn.Module]:
         if isinstance(layer, nn.Conv2d):
             doubles = isinstance(before, nn.Upsample)
             if isinstance(after, nn.Conv2d):
-                yield kernels.conv_pair(layer, after, doubles=doubles)
+                yield doubling.conv_pair(layer, after, doubles=doubles)
             elif not isinstance(before, nn.Conv2d):  # else it is fused with that already
                 yield (
-                    kernels.upsampling_conv(layer) if doubles else kernels.conv(layer, relu=isinstance(after, nn.ReLU))
+                    doubling.upsampling_conv(layer)
+                    if doubles
+                    else convolution.conv(layer, relu=isinstance(after, nn.ReLU))
                 )
         elif hasattr(layer, "fuse"):
             yield TinyBlock(layer)

@@ -10,7 +10,7 @@ import sys
 import torch
 from torch import nn
 
-from pipelines.model import kernels
+from pipelines.model.kernels import convolution, doubling, products
 
 SIDES = (8, 16, 24, 32, 64)
 CONVS = ((320, 320, 3, 1), (1280, 1280, 3, 1), (640, 320, 3, 1), (1920, 640, 1, 1), (320, 320, 3, 2), (320, 4, 3, 1))
@@ -19,10 +19,10 @@ CONVS = ((320, 320, 3, 1), (1280, 1280, 3, 1), (640, 320, 3, 1), (1920, 640, 1, 
 def layers(dtype):
     for inputs, outputs, size, stride in CONVS:
         source = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, dtype=dtype)
-        yield inputs, kernels.conv(source)
+        yield inputs, convolution.conv(source)
         if size == 3 and stride == 1 and inputs == outputs:
-            yield inputs, kernels.upsampling_conv(source)
-    product = kernels.linear(torch.ones(2560, 320, dtype=dtype), torch.ones(2560, dtype=dtype))
+            yield inputs, doubling.upsampling_conv(source)
+    product = products.linear(torch.ones(2560, 320, dtype=dtype), torch.ones(2560, dtype=dtype))
     yield 320, lambda x: product(x.permute(0, 2, 3, 1))
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.model import kernels
 from pipelines.model.kernels import attention, convolution, doubling, winograd
 from pipelines.model.kernels.direct import PackedConv, WindowProduct
 from pipelines.model.kernels.products import PixelProduct, packs
@@ -95,13 +94,12 @@ def test_a_kernel_that_is_not_kept_takes_no_memory(conv):
 @x86
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_windows_give_the_convolution(stride, size, noise, monkeypatch):
-    monkeypatch.setattr("pipelines.model.kernels.direct._WINDOW_BYTES", 10_000)  # several parts
+def test_windows_give_the_convolution(stride, size, noise):
     source, x = torch.nn.Conv2d(5, 7, 3, stride=stride, padding=1), noise(1, 5, *size)
     plus = noise(*source(x).shape)
 
     for pictures in (x, x.repeat(2, 1, 1, 1)):
-        actual = WindowProduct(source, relu=True)(pictures, plus)
+        actual = WindowProduct(source, relu=True, at_once=10_000)(pictures, plus)
         torch.testing.assert_close(actual, F.relu(source(pictures) + plus), rtol=1e-5, atol=1e-5)
 
 
@@ -118,7 +116,7 @@ def test_windows_of_a_doubled_picture(size, conv, noise):
 def test_single_pixels_are_a_product(noise):
     source, x, plus = torch.nn.Conv2d(5, 7, 1), noise(2, 5, 3, 4), noise(2, 7, 3, 4)
 
-    made = kernels.conv(source, relu=True)
+    made = convolution.conv(source, relu=True)
 
     assert isinstance(made, PixelProduct)
     torch.testing.assert_close(made(x, plus), F.relu(source(x) + plus), rtol=1e-5, atol=1e-5)
@@ -127,7 +125,7 @@ def test_single_pixels_are_a_product(noise):
 @x86
 def test_few_tiles_are_computed_directly(noise):
     source = torch.nn.Conv2d(128, 128, 3, padding=1)
-    made = kernels.conv(source)
+    made = convolution.conv(source)
     assert isinstance(made, convolution.BySize)
     used = []
     for name, form in (("direct", made.direct), ("tiled", made.tiled)):
@@ -142,14 +140,14 @@ def test_few_tiles_are_computed_directly(noise):
 
 @x86
 def test_a_layer_with_few_pixels_and_many_channels_has_no_transformed_kernel():
-    assert not isinstance(kernels.conv(torch.nn.Conv2d(640, 1280, 3, padding=1)), convolution.BySize)
+    assert not isinstance(convolution.conv(torch.nn.Conv2d(640, 1280, 3, padding=1)), convolution.BySize)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_only_float32_is_computed_in_tiles(dtype):
     source = torch.nn.Conv2d(128, 128, 3, padding=1, dtype=dtype)
 
-    made = kernels.conv(source)
+    made = convolution.conv(source)
 
     assert isinstance(made, convolution.BySize) == (dtype == torch.float32 and X86)
     if dtype == torch.bfloat16 and X86 and "AVX512" in torch.backends.cpu.get_cpu_capability():
@@ -181,7 +179,7 @@ def test_long_attention_in_bfloat16_is_what_was_faster(answer, monkeypatch):
     x = torch.zeros(1, 1, 1024, 8, dtype=torch.bfloat16)
 
     for each in (x, x[:, :, :1000], x.float()):
-        kernels.attend(each, each, each)
+        attention.attend(each, each, each)
 
     assert asked == [("attention bfloat16", ["fused", "products"], "fused")]
     assert len(ran) == (answer == "products")

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
 from pipelines.errors import CheckpointError
-from pipelines.model import kernels, vae
+from pipelines.model import vae
 from pipelines.model.blocks import TransformerBlock
-from pipelines.model.kernels import direct, products
+from pipelines.model.kernels import convolution, direct, doubling, products
 from pipelines.model.unet import Unet
 from tests.support import strict_meta_device, tiny_models
 from tests.support.strict_meta_device import NOWHERE
@@ -132,7 +132,7 @@ def _plain_weights(monkeypatch):
 def test_doubling_and_a_convolution_are_one_operation(bias, noise):
     conv, x = torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias), noise(2, 5, 6, 9)
 
-    actual = kernels.upsampling_conv(conv)(x)
+    actual = doubling.upsampling_conv(conv)(x)
 
     torch.testing.assert_close(actual, conv(F.interpolate(x, scale_factor=2.0)), rtol=1e-5, atol=1e-5)
 
@@ -147,7 +147,7 @@ def test_two_convolutions_in_a_row_are_one(bias, stride, doubles, size, noise):
     second = torch.nn.Conv2d(7, 5, 3, padding=1, stride=1 if doubles else stride)
     x = noise(2, 3, *size)
 
-    actual = kernels.conv_pair(first, second, doubles=doubles)(x)
+    actual = doubling.conv_pair(first, second, doubles=doubles)(x)
 
     expected = second(first(F.interpolate(x, scale_factor=2.0) if doubles else x))
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
@@ -160,14 +160,14 @@ def test_weights_are_folded_for_a_device_without_float64(doubles, dtype):
     first, second = (torch.nn.Conv2d(3, 3, 3, padding=1).to(NOWHERE, dtype) for _ in range(2))
 
     with strict_meta_device.device():
-        pair = kernels.conv_pair(first, second, doubles=doubles)
-        single = kernels.upsampling_conv(first)
+        pair = doubling.conv_pair(first, second, doubles=doubles)
+        single = doubling.upsampling_conv(first)
 
     assert {tensor.device for tensor in (*pair.buffers(), *single.buffers())} == {NOWHERE}
     assert {tensor.dtype for tensor in (*pair.buffers(), *single.buffers())} == {dtype}
 
 
-@pytest.mark.parametrize("make", [kernels.conv, direct.Conv])
+@pytest.mark.parametrize("make", [convolution.conv, direct.Conv])
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [(6, 8), (1, 1)], ids=str)
@@ -182,7 +182,7 @@ def test_what_follows_a_convolution_is_done_with_it(make, relu, stride, size, no
     torch.testing.assert_close(added, after(plain + plus), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [kernels.linear, products.Linear])
+@pytest.mark.parametrize("make", [products.linear, products.Linear])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_product_is_the_product(make, bias, noise):
     source, x = torch.nn.Linear(5, 9, bias=bias), noise(2, 11, 5)
@@ -202,7 +202,7 @@ def test_a_unet_of_another_kind_is_refused(config):
 
 def test_a_dilated_convolution_is_refused():
     with pytest.raises(ValueError, match="not a plain convolution"):
-        kernels.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
+        convolution.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
 
 
 @pytest.mark.usefixtures("_plain_weights")

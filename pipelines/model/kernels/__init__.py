@@ -11,10 +11,3 @@
 On CUDA they are torch's own, weights channels-last. Activations are channels-last everywhere: [N, C, H, W] with C
 innermost, so that [N, H·W, C] is a view of them.
 """
-
-from pipelines.model.kernels.attention import attend
-from pipelines.model.kernels.convolution import conv
-from pipelines.model.kernels.doubling import conv_pair, upsampling_conv
-from pipelines.model.kernels.products import linear
-
-__all__ = ["attend", "conv", "conv_pair", "linear", "upsampling_conv"]

@@ -80,10 +80,14 @@ class PackedConv(nn.Module):
 
 
 class WindowProduct(nn.Module):
-    """`Conv` as one product of the pixels under each position of the kernel, some rows of results at a time."""
+    """`Conv` as one product of the pixels under each position of the kernel, for some rows of results at a time.
 
-    def __init__(self, source: Any, *, relu: bool = False) -> None:
+    `at_once`: bytes of the pixels that are gathered for them.
+    """
+
+    def __init__(self, source: Any, *, relu: bool = False, at_once: int = _WINDOW_BYTES) -> None:
         super().__init__()
+        self.at_once = at_once
         self.kernel, self.stride, self.padding = source.kernel_size, source.stride, source.padding
         self.product = linear(source.weight.permute(0, 2, 3, 1).flatten(1).contiguous(), source.bias)
         self.relu = relu
@@ -98,7 +102,7 @@ class WindowProduct(nn.Module):
         windows = pixels.as_strided(
             (count, rows, columns, high, wide, channels), (whole, down * row, right * column, row, column, 1)
         )
-        at_once = max(1, _WINDOW_BYTES // (columns * high * wide * channels * x.element_size()))
+        at_once = max(1, self.at_once // (columns * high * wide * channels * x.element_size()))
         parts = (
             [
                 self.product(windows[:, first : first + at_once].reshape(-1, high * wide * channels))
