@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipelines.device import devices, memory
+from pipelines.device import advice, devices, dtypes, memory
 from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Cuda, Graphs
 from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
 from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
 from pipelines.messages import GenerationParams
+from pipelines.model.kernels import instructions
 from pipelines.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -69,11 +70,14 @@ def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) 
 
 
 def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> LoadedBackend:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    devices.prepare(config.device, exact=config.max_batch == 1)
-    device, dtype = devices.pick(config)
+    devices.prepare(config)
+    device, dtype = dtypes.pick(config)
+    if warning := advice.emulated(device, dtype):
+        logger.warning("%s", warning)
     model = checkpoint.load(config, device, dtype, progress)
+    heavy_vae = advice.has_heavy_vae(model)
+    if heavy_vae:
+        logger.info("%s", advice.TINY_VAE)
     backend = TorchBackend(model)
     backend.release()
     cpu = model.device.type == "cpu"
@@ -96,6 +100,8 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         notice=model.notice,
         warm_up_side=warm_up_side,
         overlaps=backend.overlaps,
+        instructions=instructions.names() if cpu else "",
+        heavy_vae=heavy_vae,
     )
 
 
