@@ -109,7 +109,8 @@ def run_diffusers(folder, options):
     from diffusers import LCMScheduler, StableDiffusionImg2ImgPipeline
     from PIL import Image
 
-    from pipelines.device.devices import pick_device, pick_dtype
+    from pipelines.device.devices import pick_device
+    from pipelines.device.dtypes import pick_dtype
 
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device)

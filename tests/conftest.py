@@ -5,6 +5,7 @@ listed skips pass.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 def anyio_backend() -> str:
     """Async tests run on asyncio, as the server does."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def untimed() -> Iterator[None]:
+    """Each test chooses its kernels by rule, whatever an engine of this process has been told to time."""
+    yield
+    if choices := sys.modules.get("pipelines.model.kernels.choices"):
+        choices.use(choices.Choices())
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from pipelines.device import devices
+from pipelines.device import dtypes
 from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.lcm import Lcm
 from pipelines.weights import checkpoint
@@ -21,8 +21,8 @@ Job: TypeAlias = tuple[np.ndarray, GenerationParams]  # input uint8 [H, W, 3] an
 @functools.cache
 def load(folder: Path) -> Lcm:
     """Load a folder in diffusers layout into the engine's algorithm, in float32 on the CPU."""
-    config = EngineConfig(model=str(folder), lora="none", device="cpu", data_dir=str(folder.parent))
-    model = checkpoint.load(config, *devices.pick(config), lambda *_: None)
+    config = EngineConfig(model=str(folder), lora="none", device="cpu", dtype="float32", data_dir=str(folder.parent))
+    model = checkpoint.load(config, *dtypes.pick(config), lambda *_: None)
     for part in (model.unet, model.vae):
         part.to(memory_format=torch.channels_last)
     return Lcm(model)

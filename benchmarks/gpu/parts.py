@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.random_weights import TINY_VAE, random_part
-from pipelines.model import kernels, vae
+from pipelines.model import vae
+from pipelines.model.kernels import doubling
 from pipelines.model.blocks import GroupNorm
 from pipelines.weights import architectures
 
@@ -103,7 +104,7 @@ def upsampling(bench, found):
     shapes = ((1280, 8), (1280, 16), (640, 32), (512, 64), (512, 128), (256, 256))
     for width, side in ((32, 8),) if bench.dry else shapes:
         conv = nn.Conv2d(width, width, 3, padding=1).to(bench.device, bench.dtype, memory_format=torch.channels_last)
-        one, x = kernels.upsampling_conv(conv), bench.randn(1, width, side, side)
+        one, x = doubling.upsampling_conv(conv), bench.randn(1, width, side, side)
         x = x.contiguous(memory_format=torch.channels_last)
         found[f"{width} at {side}"] = {
             "two_ms": bench.ms(lambda conv=conv, x=x: conv(F.interpolate(x, scale_factor=2.0))),

@@ -6,7 +6,7 @@ import time
 import torch
 
 from benchmarks.gpu.bench import plain_weights
-from pipelines.model import kernels
+from pipelines.model.kernels import products
 
 
 def fails(bench, found):
@@ -25,11 +25,11 @@ def hangs(bench, found):
 
 def plain_for_a_while(bench, found):
     """Record whether weights are packed before, within and after a `plain_weights` ended by an exception."""
-    packed, first = [kernels.packs(torch.ones(2, 2))], bench.ours
+    packed, first = [products.packs(torch.ones(2, 2))], bench.ours
     with contextlib.suppress(ZeroDivisionError), plain_weights(bench):
-        packed.append(kernels.packs(torch.ones(2, 2)))
+        packed.append(products.packs(torch.ones(2, 2)))
         plain = bench.ours
         raise ZeroDivisionError
-    packed.append(kernels.packs(torch.ones(2, 2)))
+    packed.append(products.packs(torch.ones(2, 2)))
     found["packed"] = packed
     found["made_anew"] = len({first, plain, bench.ours})

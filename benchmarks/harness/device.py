@@ -19,7 +19,7 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPImageProcessor
 
-from pipelines.device import devices, loader
+from pipelines.device import dtypes, loader
 from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.images import codec as images
 from pipelines.messages import EngineConfig, GenerationParams
@@ -41,7 +41,7 @@ def config(model="demo", **options):
 
 def load(engine_config):
     """Load a model for one side; the two sides must not share modules."""
-    return checkpoint.load(engine_config, *devices.pick(engine_config), lambda fraction, what: None)
+    return checkpoint.load(engine_config, *dtypes.pick(engine_config), lambda fraction, what: None)
 
 
 def request(seed=42, **fields):

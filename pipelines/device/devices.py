@@ -1,4 +1,4 @@
-"""The device and number format of an engine, its free memory, and the allocator settings of a CPU."""
+"""The device of an engine, its free memory, and the settings of a process that computes on it."""
 
 import ctypes
 import math
@@ -10,14 +10,14 @@ import torch
 
 from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
+from pipelines.model.kernels import choices
+from pipelines.model.kernels.choices import Choices
 
 # <malloc.h>. The largest value that mallopt takes for the threshold is that of an int.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _KEPT_BYTES = 2**31 - 1
 
 MEMINFO = Path("/proc/meminfo")
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def pick_device(name: str) -> torch.device:
@@ -38,32 +38,34 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that `name` means: `auto` is float16 on cuda, where it is fast, and float32 elsewhere."""
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name not in DTYPES:
-        raise CheckpointError(f"{name!r} is no dtype.", f"Use auto, {', '.join(DTYPES)}.")
-    return DTYPES[name]
+def first(config: EngineConfig) -> torch.device:
+    """Return the first device that `config` names. Raises `CheckpointError`."""
+    return pick_device(config.device.split(",")[0].strip())
 
 
-def pick(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
-    """Return the first device that `config` names and the dtype to use there. Raises `CheckpointError`."""
-    device = pick_device(config.device.split(",")[0].strip())
-    return device, pick_dtype(config.dtype, device)
+def prepare(config: EngineConfig) -> None:
+    """Set what all computing of an engine depends on, before any tensor is made. Raises `CheckpointError`.
 
-
-def prepare(name: str, *, exact: bool) -> None:
-    """Make the device that `name` means this thread's current one, before any tensor is made. Raises `CheckpointError`.
-
-    `exact`: only kernels that always sum in the same order, chosen by rule and not by timing, so that another process
-    or another device of the same kind computes the same.
+    With one image at a time only kernels that always sum in the same order are used, chosen by rule and not by timing,
+    so that another process or another device of the same kind computes the same.
     """
-    device = pick_device(name)
+    device = first(config)
+    ask_processor(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
         cudnn: Any = torch.backends.cudnn
-        cudnn.deterministic = exact
+        cudnn.deterministic = config.max_batch == 1
+
+
+def ask_processor(config: EngineConfig, *, keep: bool = True) -> None:
+    """Have what is faster on this processor found out, once for all engines; `keep`: in the data folder.
+
+    Not on another device, and not with one image at a time.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    asked = first(config).type == "cpu" and config.max_batch > 1
+    choices.use(Choices(Path(config.data_dir) / choices.FILE, keep=keep) if asked else Choices())
 
 
 def free_memory(device: torch.device) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pipelines.device import devices, memory
+from pipelines.device import advice, devices, dtypes, memory
 from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Cuda, Graphs
 from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
@@ -17,6 +17,7 @@ from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
 from pipelines.messages import GenerationParams
 from pipelines.model.functions import make_functions
+from pipelines.model.kernels import instructions
 from pipelines.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -70,11 +71,14 @@ def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) 
 
 
 def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> LoadedBackend:
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    devices.prepare(config.device, exact=config.max_batch == 1)
-    device, dtype = devices.pick(config)
+    devices.prepare(config)
+    device, dtype = dtypes.pick(config)
+    if warning := advice.emulated(device, dtype):
+        logger.warning("%s", warning)
     model = checkpoint.load(config, device, dtype, progress)
+    heavy_vae = advice.has_heavy_vae(model)
+    if heavy_vae:
+        logger.info("%s", advice.TINY_VAE)
     backend = TorchBackend(model, make_functions(model, consume=True))
     cpu = model.device.type == "cpu"
     devices.give_back_freed_memory()
@@ -97,6 +101,8 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         notice=model.notice,
         warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
         overlaps=backend.overlaps,
+        instructions=instructions.names() if cpu else "",
+        heavy_vae=heavy_vae,
     )
 
 

@@ -217,6 +217,8 @@ class LoadedBackend:
     warm_up_side: int = 0
     overlaps: bool = False
     decoders: Decoders | None = None
+    instructions: str = ""
+    heavy_vae: bool = False
 
 
 def log_fault(stage: str, images: int, error: Exception) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipelines.device.devices import pick
+from pipelines.device import devices, dtypes
 from pipelines.errors import SetupError
 from pipelines.hub import download
 from pipelines.messages import EngineConfig
@@ -40,7 +40,8 @@ def run_pull(config: EngineConfig) -> int:
     if config.model == "demo" or config.model.startswith("instant"):
         print(f"The {config.model} model is built in: there is nothing to fetch.")
         return 0
-    device, dtype = pick(config)
+    devices.ask_processor(config, keep=False)
+    device, dtype = dtypes.pick(config)
     print(f"Looking for what {config.model} needs as {str(dtype).removeprefix('torch.')} on {device.type}.", flush=True)
     download.fetch(config, half=dtype.itemsize == 2, report=download.BarReport())
     print("All is here and verified. From now on no network is needed.")

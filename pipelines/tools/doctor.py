@@ -11,16 +11,22 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 from cryptography import x509
 
-from pipelines.device.devices import main_memory, pick, pick_device
+from pipelines.device import advice, devices, dtypes
+from pipelines.device.devices import main_memory, pick_device
 from pipelines.errors import CheckpointError
 from pipelines.hub import client, manifest
 from pipelines.hub.download import gigabytes
 from pipelines.messages import EngineConfig
+from pipelines.model.kernels import instructions
 from pipelines.tools import probes
 from pipelines.weights import checkpoint
+
+# Bytes from which an autoencoder's file is no tiny one: Stable Diffusion's has 167 MB in 16 bits, TAESD's 10 in 32.
+_HEAVY_VAE_BYTES = 50e6
 
 
 class Level(enum.Enum):
@@ -53,7 +59,7 @@ def examine(config: EngineConfig, addresses: Sequence[str], port: int, names: Co
     yield driver(cards, probes.has_nvidia_display(Path("/sys/bus/pci/devices")))
     yield torch_build(bool(cards))
     for name in config.device.split(","):
-        yield device(name.strip())
+        yield device(name.strip(), config)
     yield memory(main_memory(), needs_gigabytes=2 if config.model == "demo" else 6)
     yield disk("data folder", Path(config.data_dir), needs_gigabytes=1)
     yield weights(config)
@@ -120,19 +126,34 @@ def runs_on(kinds: list[str], capability: tuple[int, int]) -> bool:
     return False
 
 
-def device(name: str) -> Finding:
-    """Judge one device that engines are to use, and its free memory."""
+def device(name: str, config: EngineConfig) -> Finding:
+    """Judge one device that engines are to use, its number format, and its free memory or instruction sets."""
     try:
         found = pick_device(name)
+        stands_in = config.model == "auto" and found.type == "cpu" and not _is_on_disk(config)
+        config = msgspec.structs.replace(config, device=name, model="demo" if stands_in else config.model)
+        devices.ask_processor(config, keep=False)
+        _, dtype = dtypes.pick(config)
     except CheckpointError as error:
         return Finding(Level.FAIL, "device", error.reason, error.hint)
+    kind = str(dtype).removeprefix("torch.")
+    if found.type == "cpu":
+        return Finding(Level.OK, "device", f"{found} ({instructions.names()}), {kind}", advice.emulated(found, dtype))
     if found.type != "cuda":
-        return Finding(Level.OK, "device", str(found))
+        return Finding(Level.OK, "device", f"{found}, {kind}")
     free, total = torch.cuda.mem_get_info(found)
-    line = f"{found}, {gigabytes(free)} of {gigabytes(total)} free"
+    line = f"{found}, {kind}, {gigabytes(free)} of {gigabytes(total)} free"
     if free < 5e9:
         return Finding(Level.WARN, "device", line, "stop other programs that use it; a batch of 8 takes about 5 GB")
     return Finding(Level.OK, "device", line)
+
+
+def _is_on_disk(config: EngineConfig) -> bool:
+    try:
+        checkpoint.on_disk(config, half=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def memory(available: float, *, needs_gigabytes: float) -> Finding:
@@ -159,14 +180,16 @@ def weights(config: EngineConfig) -> Finding:
     if config.model == "demo" or config.model.startswith("instant"):
         return Finding(Level.OK, "weights", f"{config.model}: built in")
     try:
-        _, dtype = pick(config)
+        found, dtype = dtypes.pick(config)
         plan = checkpoint.on_disk(config, half=dtype.itemsize == 2)
     except CheckpointError as error:
         free = gigabytes(probes.free_bytes(client.cache_folder()))
         level = Level.WARN if config.model == "auto" else Level.FAIL
         return Finding(level, "weights", error.reason, f"{error.hint} ({free} free in {client.cache_folder()})")
     size = sum(files.size for files in plan.files()) + (plan.single_file.stat().st_size if plan.single_file else 0)
-    return Finding(Level.OK, "weights", f"{plan.name}, {gigabytes(size)}{_omissions(plan)}")
+    heavy_vae = plan.vae is None or plan.vae.size > _HEAVY_VAE_BYTES
+    hint = advice.TINY_VAE if found.type == "cpu" and heavy_vae else ""
+    return Finding(Level.OK, "weights", f"{plan.name}, {gigabytes(size)}{_omissions(plan)}", hint)
 
 
 def listening(addresses: Sequence[str], port: int) -> Finding:

@@ -54,12 +54,15 @@ class LoadedCheckpoint:
 def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progress: Progress) -> LoadedCheckpoint:
     """Load the model that `config` names; `progress` gets a fraction in 0…1 and what is being done.
 
+    `dtype` is that of real weights: the demo model has its own, unless `config` asks for one.
     Raises `CheckpointError` when the weights can't be had.
     """
     if config.force_safety_checks and config.safety_checker == "none":
         raise CheckpointError("Safety checks are forced, but there is to be no checker.", "Drop --safety-checker none.")
     progress(0.0, "looking for the weights")
     plan, notice = _find(config, device, dtype, progress)
+    if demo.NOTICE in notice and config.dtype == "auto":
+        dtype = demo.auto_dtype(device)
     return _build(plan, notice, device, dtype, progress)
 
 

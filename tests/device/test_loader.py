@@ -1,14 +1,17 @@
 """Loading a model onto its device."""
 
 import ctypes
+import logging
+import time
 
 import pytest
 import torch
 
-from pipelines.device import loader
+from pipelines.device import advice, devices, loader
 from pipelines.engine.loop import Engine
 from pipelines.errors import NoRoomError
 from pipelines.messages import EngineConfig
+from pipelines.model.kernels import choices, instructions
 from tests.device.test_torch_backend import out_of_cpu_memory
 
 # Torch functions which are called while weights are read, while networks are built, and at the first run.
@@ -25,6 +28,12 @@ def start(config):
     Engine(config, loaded.model, loaded.codec, lambda message: None).warm_up(loaded.warm_up_side)
 
 
+@pytest.fixture(autouse=True)
+def own_allocator(monkeypatch):
+    """The allocator's settings would outlast a test."""
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)
+
+
 @pytest.mark.parametrize("where", PLACES.values(), ids=PLACES.keys())
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError(), out_of_cpu_memory()], ids=["torch's", "an allocator's"])
 def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where, error, monkeypatch, tmp_path):
@@ -32,7 +41,6 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
         raise error
 
     monkeypatch.setattr(where, runs_out)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: None)  # the allocator's settings would outlast this test
     config = EngineConfig(model="demo", data_dir=str(tmp_path), device="cpu")
 
     with pytest.raises(NoRoomError) as said:
@@ -40,3 +48,39 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
 
     assert "cpu" in said.value.reason
     assert "--vae tiny" in said.value.hint
+
+
+def ask():
+    """What this process answers to a question; the rule says "a", and timing would say "b"."""
+    return choices.current().choose("product", {"a": lambda: time.sleep(0.001), "b": lambda: None}, rule="a")
+
+
+@pytest.mark.parametrize(("max_batch", "answer", "files"), [(8, "b", ["kernels.json", "kernels.lock"]), (1, "a", [])])
+def test_kernels_are_chosen_by_time_unless_one_image_goes_at_a_time(max_batch, answer, files, tmp_path):
+    devices.prepare(EngineConfig(model="sd15", data_dir=str(tmp_path), device="cpu", max_batch=max_batch))
+
+    assert ask() == answer
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_answers_are_those_of_the_number_of_threads_that_is_set(tmp_path):
+    before = torch.get_num_threads()
+    devices.prepare(EngineConfig(model="sd15", data_dir=str(tmp_path), device="cpu", threads=before + 2))
+    ask()
+    torch.set_num_threads(before)
+
+    assert f" {before + 2} threads" in (tmp_path / "kernels.json").read_text()
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_what_is_loaded_on_a_processor_is_told(asked, dtype, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(instructions, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(advice, "has_heavy_vae", lambda model: asked == "auto")
+    caplog.set_level(logging.INFO)
+    config = EngineConfig(model="demo", data_dir=str(tmp_path), device="cpu", dtype=asked)
+
+    loaded = loader.load(config, lambda fraction, what: None)
+
+    assert (loaded.dtype, loaded.instructions) == (dtype, instructions.names())
+    assert (advice.TINY_VAE in caplog.messages) == loaded.heavy_vae == (asked == "auto")
+    assert any("emulated" in message for message in caplog.messages) == (asked == "bfloat16")

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub.utils import close_session
 from safetensors.torch import save_file
 
-from pipelines.device import devices
+from pipelines.device import dtypes
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub import client, download, layout, sd15
 from pipelines.messages import EngineConfig
@@ -105,7 +105,9 @@ def fetch(*, half: bool = False, **settings: Any) -> Ledger:
 
 def load(**settings: Any) -> checkpoint.LoadedCheckpoint:
     config = EngineConfig(data_dir="/nonexistent", **({"model": "sd15", "device": "cpu"} | settings))
-    return checkpoint.load(config, *devices.pick(config), lambda _fraction, _what: None)
+    device, dtype = dtypes.pick(config)
+    dtype = torch.float32 if config.dtype == "auto" else dtype  # whatever this processor has
+    return checkpoint.load(config, device, dtype, lambda _fraction, _what: None)
 
 
 def test_full_precision_takes_one_copy_of_each_part_and_nothing_else(served: fake_hub.Hub) -> None:
@@ -338,7 +340,8 @@ def test_auto_beside_an_accelerator_without_the_hub_serves_the_demo_and_says_so(
 def test_killed_pull_goes_on_at_the_next_call_of_the_command(
     served: fake_hub.Hub, tmp_path: Path, repos: dict[str, Path]
 ) -> None:
-    config = msgspec.json.encode(EngineConfig(model="sd15", data_dir=str(tmp_path), device="cpu")).decode()
+    settings = EngineConfig(model="sd15", data_dir=str(tmp_path), device="cpu", dtype="float32")
+    config = msgspec.json.encode(settings).decode()
     command = [sys.executable, "-P", "-m", "pipelines.tools", "pull", "--config", config]
     environment = {**os.environ, "HF_ENDPOINT": served.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "*"}
     environment.pop("HF_HUB_CACHE", None)

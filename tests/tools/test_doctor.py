@@ -18,8 +18,10 @@ from cryptography.x509.oid import NameOID
 from pipelines.device import devices
 from pipelines.hub import client
 from pipelines.messages import EngineConfig
+from pipelines.model.kernels import choices, instructions
 from pipelines.tools import __main__, doctor, probes
 from pipelines.tools.doctor import Level
+from tests.support import checkpoint_layouts
 
 NOW = datetime.datetime(2030, 1, 1, tzinfo=datetime.UTC)
 
@@ -73,7 +75,7 @@ def test_torch_build_runs_on_devices_that_it_has_code_for(
 
 
 def test_device_that_is_not_there_fails() -> None:
-    finding = doctor.device("cuda:99")
+    finding = doctor.device("cuda:99", EngineConfig(model="demo", data_dir=""))
 
     assert finding.level is Level.FAIL
     assert finding.hint
@@ -102,6 +104,42 @@ def test_missing_weights_name_the_command(model: str, level: Level) -> None:
 
     assert finding.level is level
     assert ("fourstep pull" in finding.hint) == (level is not Level.OK)
+
+
+@pytest.mark.parametrize(("bytes_of_vae", "device", "said"), [(2e8, "cpu", True), (1e7, "cpu", False)])
+def test_tiny_autoencoder_is_offered_on_a_processor(
+    bytes_of_vae: float, device: str, tmp_path: Path, *, said: bool
+) -> None:
+    checkpoint_layouts.write_folder(tmp_path / "model")
+    vae = tmp_path / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    checkpoint_layouts.write_sparse(vae, {"decoder.conv_in.weight": (int(bytes_of_vae / 4),)})
+    config = EngineConfig(model=str(tmp_path / "model"), data_dir=str(tmp_path), device=device, lora="none")
+
+    finding = doctor.weights(config)
+
+    assert finding.level is Level.OK
+    assert ("--vae tiny" in finding.hint) is said
+
+
+def test_processor_is_told_with_the_format_that_it_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "_has", {"_is_avx2_supported", "_is_amx_tile_supported"}.__contains__)
+    monkeypatch.setattr(instructions, "_capabilities", dict)
+    monkeypatch.setattr(choices, "fastest_run", lambda run: run.args[0].dtype.itemsize / 100)
+    models = ("sd15", "auto", "demo")  # without weights, auto is the demo model
+
+    findings = [doctor.device("cpu", EngineConfig(model=model, data_dir=str(tmp_path))) for model in models]
+
+    kinds = ("bfloat16", "float32", "float32")
+    assert [str(finding) for finding in findings] == [f"OK    device        cpu (AVX2, AMX), {kind}" for kind in kinds]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_emulated_format_is_told_with_its_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instructions, "has_bfloat16", lambda: False)
+
+    finding = doctor.device("cpu", EngineConfig(model="demo", data_dir="", dtype="bfloat16"))
+
+    assert "emulated" in finding.hint
 
 
 def test_free_port_is_well() -> None:

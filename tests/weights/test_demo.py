@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipelines.errors import CheckpointError
+from pipelines.hub import client
 from pipelines.messages import EngineConfig
 from pipelines.weights import checkpoint, demo
 
@@ -46,3 +47,13 @@ def test_any_prompt_has_tokens(model: checkpoint.LoadedCheckpoint) -> None:
 
 def test_vae_tiny_means_its_own() -> None:
     assert type(load(vae="tiny").vae).__name__ == "AutoencoderTiny"
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_it_stays_in_float32_where_it_stands_in_for_weights_in_bfloat16(asked, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = EngineConfig(model="auto", data_dir=str(tmp_path), device="cpu", dtype=asked)
+
+    model = checkpoint.load(config, torch.device("cpu"), torch.bfloat16, lambda _fraction, _what: None)
+
+    assert (model.name, model.dtype, model.unet.dtype) == ("demo", dtype, dtype)

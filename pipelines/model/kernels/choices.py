@@ -1,86 +1,146 @@
 """Which of several forms of a computation is faster on this machine: timed once, then kept and the same for ever.
 
 All forms compute the same to rounding, but not to the bit. So an answer is kept in a file of the data folder, shared by
-all engines of the machine: neither a restart nor another engine changes a picture. Another processor or another torch
-asks anew. Without a file, as in tests and with `--max-batch 1`, a fixed rule answers, and nothing is timed.
+all engines of the machine: neither a restart nor another engine changes a picture. Another processor, another number of
+threads or another torch asks anew. Without a file, as in tests and with `--max-batch 1`, a fixed rule answers, and
+nothing is timed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
+from filelock import FileLock
+
+from pipelines.model.kernels import instructions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import TypeAlias
 
     Run: TypeAlias = Callable[[], object]
+    # Machine → question → answer.
+    Answers: TypeAlias = dict[str, dict[str, str]]
 
 logger = logging.getLogger(__name__)
 
+FILE = "kernels.json"
 CPUINFO = Path("/proc/cpuinfo")
 
 # Seconds for which each form is run at most, and the number of its runs at least: the first is not counted.
 _TIMED_S = 0.05
 _RUNS = 3
 
+# Seconds to wait for an engine that is timing. One that is stopped meanwhile must not keep all others from starting.
+_WAIT_S = 20.0
+
 
 class Choices:
-    """Answers to questions like "product float32": the name of the fastest form. `path`: where they are kept."""
+    """Answers to questions like "product float32": the name of the fastest form.
 
-    def __init__(self, path: Path | None = None, *, machine: str = "") -> None:
+    `path`: where they are kept; None: nowhere, the rule answers. `keep`: whether new answers are written there.
+    """
+
+    def __init__(
+        self, path: Path | None = None, *, machine: str = "", keep: bool = True, wait: float = _WAIT_S
+    ) -> None:
         self._path = path
-        self._machine = machine or this_machine()
-        self._known: dict[str, str] = self._read() if path else {}
+        self._machine = machine
+        self._keep = keep
+        self._warned = set[str]()
+        self._known: dict[str, str] = {}
+        if path:
+            self._machine = machine or this_machine()
+            self._known = self._read(path).get(self._machine, {})
+            # One lock of this process, so that a form which asks a question of its own may do so while it is timed.
+            self._lock = FileLock(path.with_suffix(".lock"), mode=0o600, timeout=wait, fallback_to_soft=False)
 
-    def choose(self, question: str, forms: Mapping[str, Callable[[], Run]], *, rule: str) -> str:
+    def choose(
+        self,
+        question: str,
+        forms: Mapping[str, Callable[[], Run]],
+        *,
+        rule: str,
+        handicaps: Mapping[str, float] | None = None,
+    ) -> str:
         """Return the name of the form that is fastest here; `rule`, one of the names, where nothing is to be timed.
 
-        `forms`: for each name what makes the form ready and returns what is timed. Called only where that is to be.
+        `forms`: for each name what makes the form ready and returns what is timed; called only where that is to be.
+        `handicaps`: factors by which some forms must be faster than the others to be taken.
         """
         if self._path is None:
             return rule
         if self._known.get(question) not in forms:
-            seconds = {name: fastest_run(make()) for name, make in forms.items()}
-            self._keep(question, min(seconds, key=lambda name: seconds[name]))
-            told = ", ".join(f"{name} {1e3 * spent:.1f} ms" for name, spent in seconds.items())
-            logger.info("kernels: %s: %s of %s", question, self._known[question], told)
+            self._known[question] = self._ask(self._path, question, forms, handicaps or {})
         return self._known[question]
 
-    def _read(self) -> dict[str, str]:
-        assert self._path is not None
+    def _ask(
+        self, path: Path, question: str, forms: Mapping[str, Callable[[], Run]], handicaps: Mapping[str, float]
+    ) -> str:
+        """Return the answer that another engine has kept meanwhile; if there is none, time the forms and keep it."""
+        if not self._keep:
+            return _fastest(question, forms, handicaps)
+        answer = ""
         try:
-            kept = json.loads(self._path.read_bytes())
-            return {str(question): str(answer) for question, answer in kept[self._machine].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none yet, or damaged: asked again
-
-    def _keep(self, question: str, answer: str) -> None:
-        """Add an answer to the file, unless another engine has answered meanwhile: then that one counts."""
-        assert self._path is not None
-        self._known[question] = answer
-        try:
-            with self._path.with_suffix(".lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                self._known = {question: answer, **self._read()}
-                partial = self._path.with_suffix(".partial")
-                partial.write_text(json.dumps({self._machine: self._known}, indent=1))
-                partial.replace(self._path)
+            # Held while timing, so that engines that start together neither disturb nor contradict each other.
+            with self._lock:
+                answer = self._read(path).get(self._machine, {}).get(question, "")
+                if answer not in forms:
+                    answer = _fastest(question, forms, handicaps)
+                    kept = self._read(path)
+                    # Also what could not be written before.
+                    kept[self._machine] = self._known | kept.get(self._machine, {}) | {question: answer}
+                    _write(path, kept)
         except OSError as error:
-            logger.warning(
-                "%s can't be written (%s): after a restart pictures may differ by rounding", self._path, error
-            )
+            self._warn(f"{path} can't be written ({error}): after a restart pictures may differ by rounding")
+        return answer if answer in forms else _fastest(question, forms, handicaps)
+
+    def _read(self, path: Path) -> Answers:
+        """Return the answers of all machines; none from a file that is damaged."""
+        try:
+            kept = json.loads(path.read_bytes())
+            return {
+                str(machine): {str(question): str(answer) for question, answer in answers.items()}
+                for machine, answers in kept.items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, AttributeError) as error:
+            self._warn(f"{path} can't be read ({error}): which kernels are faster is timed anew")
+            return {}
+
+    def _warn(self, words: str) -> None:
+        """Log it, once: every kernel of a model may ask."""
+        if words not in self._warned:
+            logger.warning("%s", words)
+        self._warned.add(words)
+
+
+def _write(path: Path, answers: Answers) -> None:
+    """Replace the file at once, whole."""
+    partial = path.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(answers, indent=1))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fastest(question: str, forms: Mapping[str, Callable[[], Run]], handicaps: Mapping[str, float]) -> str:
+    seconds = {name: fastest_run(make()) for name, make in forms.items()}
+    answer = min(seconds, key=lambda name: seconds[name] * handicaps.get(name, 1.0))
+    told = ", ".join(f"{name} {1e3 * spent:.1f} ms" for name, spent in seconds.items())
+    logger.info("kernels: %s: %s of %s", question, answer, told)
+    return answer
 
 
 def fastest_run(run: Run) -> float:
-    """Return the processor seconds of the fastest of a few runs of this thread."""
+    """Return the seconds of the fastest of a few runs: what else the machine does only makes runs slower."""
     run()
     fastest, runs, end = float("inf"), 0, time.monotonic() + _TIMED_S
     while runs < _RUNS or time.monotonic() < end:
@@ -90,14 +150,17 @@ def fastest_run(run: Run) -> float:
     return fastest
 
 
-def this_machine() -> str:
-    """Return what an answer depends on: processor, threads and torch."""
+def this_machine(cpuinfo: Path = CPUINFO) -> str:
+    """Return what an answer depends on: processor, its instruction sets, threads and torch.
+
+    Virtual machines call processors of many kinds by one name.
+    """
     name = platform.processor() or platform.machine()
-    if CPUINFO.is_file():
-        lines = CPUINFO.read_text().splitlines()
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text().splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    used = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {instructions.names()}, {used} used, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 _current = Choices()
