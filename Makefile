@@ -12,7 +12,7 @@ PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-sho
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -85,6 +85,9 @@ neighbours-short: $(VENV)/.dev ## the same in minutes
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)
 
+peers: $(VENV)/.peers ## ours beside diffusers and OpenVINO on this CPU, full-size random weights (hours, 20 GB of memory)
+	$(BIN)/python -m benchmarks.peers --threads 1,2 $(FLAGS)
+
 demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on where it stopped (hours)
 	nice -n 19 $(BIN)/python -m training
 
@@ -105,4 +108,8 @@ $(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+$(VENV)/.peers: $(VENV)/.dev
+	$(PIP) --editable '.[demo,dev,bench-peers]'
 	@touch $@

@@ -17,7 +17,6 @@ import contextlib
 import http.client
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
+from benchmarks.harness.process import memory, processor_seconds
 from server.cli.launcher import running
 
 ROOT = Path(__file__).parents[1]
@@ -66,14 +66,6 @@ def measure(request, options, pid):
         walls.append(time.perf_counter() - begun)
         processor.append(processor_seconds(pid) - spent)
     return {"request_s": walls, "processor_s": processor}
-
-
-def processor_seconds(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    if not stat.exists():
-        return 0.0
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def post(url, path, body):
@@ -138,15 +130,6 @@ def run_diffusers(folder, options):
     spent = measure(request, options, "self")
     assert len(calls) == CALLS * options.requests, calls
     print(json.dumps({"load_s": load, **spent, **memory("self")}))
-
-
-def memory(pid):
-    """Return peak and anonymous resident memory of a process, in GB; empty where there is no /proc."""
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return {}
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return {f"{name}_gb": int(fields[key].split()[0]) / 1e6 for name, key in (("peak", "VmHWM"), ("own", "RssAnon"))}
 
 
 def main():

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.random_weights import TINY_VAE, random_part
 from pipelines.model import vae
-from pipelines.model.kernels import doubling
 from pipelines.model.blocks import GroupNorm
+from pipelines.model.kernels import doubling
 from pipelines.weights import architectures
 
 

@@ -7,7 +7,6 @@ import contextlib
 import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,40 +18,20 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from transformers import CLIPImageProcessor
 
+from benchmarks.harness.request import config, generate, picture, request  # noqa: F401 (`device.picture` and so on)
 from pipelines.device import dtypes, loader
 from pipelines.engine.backend import ImageCodec, LoadedBackend
 from pipelines.images import codec as images
-from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.noise_schedule import lcm_timesteps
 from pipelines.tools.bench import LocalEngine
 from pipelines.weights import checkpoint
 
 diffusers_logging.set_verbosity_error()  # it warns at every call that timesteps were given
 
-PICTURE = Path(__file__).parents[2] / "server" / "static" / "beach.jpg"
-PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
-
-
-def config(model="demo", **options):
-    """Return an engine's configuration; the demo model's files go to a folder of this machine."""
-    data_dir = Path(tempfile.gettempdir()) / "fourstep-benchmarks"
-    return EngineConfig(model=str(model), data_dir=str(data_dir), **options)
-
 
 def load(engine_config):
     """Load a model for one side; the two sides must not share modules."""
     return checkpoint.load(engine_config, *dtypes.pick(engine_config), lambda fraction, what: None)
-
-
-def request(seed=42, **fields):
-    return GenerationParams(**({"prompt": PROMPT, "seed": seed} | fields))
-
-
-def picture(width=512, height=512):
-    """Return the example picture at a size, as JPEG bytes."""
-    with Image.open(PICTURE) as opened:
-        pixels = np.asarray(opened.convert("RGB").resize((width, height), Image.Resampling.LANCZOS))
-    return images.encode(pixels, 95, "4:4:4")
 
 
 class Took(NamedTuple):
@@ -178,18 +157,6 @@ class Diffusers:
 
     def close(self):
         """Nothing to do."""
-
-
-def generate(model, params, pixels):
-    """Run one request through our five stages, without the engine loop: uint8 [images, H, W, 3]."""
-    conditioning = model.prepare(params)
-    items = [(params, conditioning, pixels, params.seed + number) for number in range(params.num_images)]
-    trajectories = model.encode(items)
-    while not trajectories[0].finished:
-        model.step(trajectories)
-    drawn = model.decode(trajectories)
-    pixels, *_ = model.fetch(drawn, model.finite(trajectories), model.check(drawn))()
-    return pixels
 
 
 def race(rounds, **contenders):

@@ -52,7 +52,9 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
 
 def ask():
     """What this process answers to a question; the rule says "a", and timing would say "b"."""
-    return choices.current().choose("product", {"a": lambda: time.sleep(0.001), "b": lambda: None}, rule="a")
+    return choices.current().choose(
+        "product", {"a": lambda: lambda: time.sleep(0.001), "b": lambda: lambda: None}, rule="a"
+    )
 
 
 @pytest.mark.parametrize(("max_batch", "answer", "files"), [(8, "b", ["kernels.json", "kernels.lock"]), (1, "a", [])])
