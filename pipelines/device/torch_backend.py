@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from typing_extensions import override
 
-from pipelines.device import streams
+from pipelines.device import devices, streams
 from pipelines.device.memory import Counter, MemoryBudget
 from pipelines.engine.backend import Backend, FaultKind, Stage
 from pipelines.model.lcm import Lcm
@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 # Submitted steps whose end is not waited for: the last one, which keeps the device busy while the loop decides.
 _STEPS_AHEAD = 1
+
+# A UNet of more parameters needs gigabytes for a request and seconds to make a picture. A smaller one keeps its memory:
+# to get it from the system again would take a third of its time.
+_LARGE = 100_000_000
 
 # What a bare RuntimeError says when memory is out: the CPU allocators (c10/core/impl/alloc_cpu.cpp), and libraries that
 # allocate beside torch.
@@ -65,6 +69,7 @@ class TorchBackend(Lcm, Backend):
         self.memory_budget = MemoryBudget(math.inf)
         self._steps, self._pictures = its_streams or streams.streams_for(model.device)
         self._ahead: deque[Event] = deque()
+        self._large = sum(weight.numel() for weight in model.unet.parameters()) > _LARGE
 
     def captured(self, functions: ModelFunctions, graphs: Graphs) -> TorchBackend:
         """Return this backend with functions captured in `graphs`. Both share streams and memory budget."""
@@ -176,6 +181,11 @@ class TorchBackend(Lcm, Backend):
         if relieved:
             logger.warning("gave up all captured shapes for their memory: they run slower until a restart")
         return relieved
+
+    @override
+    def rest(self) -> None:
+        if self.model.device.type == "cpu" and self._large:
+            devices.give_back_freed_memory()
 
 
 def is_out_of_memory(error: Exception) -> bool:

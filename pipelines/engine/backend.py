@@ -145,6 +145,9 @@ class Backend(Protocol):
     def relieve(self) -> bool:
         """Give up memory that can be done without. Return False if there is none."""
 
+    def rest(self) -> None:
+        """Give back memory that only a request needs. Called once there has been nothing to do for a while."""
+
 
 class OnHost(Backend):
     """The part of a `Backend` that is the same for all that compute on the host and are done when a call returns."""
@@ -168,6 +171,10 @@ class OnHost(Backend):
     @override
     def relieve(self) -> bool:
         return False
+
+    @override
+    def rest(self) -> None:
+        """Nothing is kept for requests."""
 
 
 class Codec(Protocol):

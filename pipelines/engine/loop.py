@@ -179,6 +179,7 @@ class Engine:
 
     def _receive(self) -> bool:
         """Call what is in the inbox; wait for it if there is nothing else to do. False once drained."""
+        rested = False
         while not self._draining or self._unfinished:
             idle = not self._joining() and all(request.submitted for request in self._active)
             if not self._active and not self._waiting:
@@ -186,9 +187,12 @@ class Engine:
             try:
                 call = self._inbox.get(idle, self._beat_times.idle_s)
             except queue.Empty:
-                if idle:
-                    continue
-                return True
+                if not idle:
+                    return True
+                if not rested and not self._unfinished:
+                    self._backend.rest()
+                    rested = True
+                continue
             call()
         return False
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from pipelines.model.blocks import GroupNorm, Resnet, Transformer, require
 from pipelines.model.kernels import convolution, doubling, products
+from pipelines.weights import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -101,7 +102,9 @@ class Unet(nn.Module):
 
 
 def forget(source: nn.Module) -> None:
-    """Drop the values of a module's weights. Who holds a weight keeps it."""
+    """Drop the values of a module's weights, and their pages where a file is mapped. Who holds a weight keeps it."""
+    for weight in source.parameters():
+        mapped.release(weight)
     source.to("meta")
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.device import devices
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.backend import FaultKind
 from pipelines.messages import GenerationParams
@@ -47,3 +48,14 @@ def out_of_cpu_memory():
 )
 def test_errors_are_told_apart(model, error, diagnosis):
     assert model.diagnose(error) is diagnosis
+
+
+@pytest.mark.parametrize(("parameters", "given_back"), [(860_000_000, True), (4_000_000, False)])
+def test_only_a_large_model_gives_memory_back_between_requests(parameters, given_back, monkeypatch):
+    told, model = [], tiny_models.make()
+    monkeypatch.setattr(model.unet, "parameters", lambda: [torch.empty(parameters, device="meta")])
+    monkeypatch.setattr(devices, "give_back_freed_memory", lambda: told.append(1))
+
+    TorchBackend(model).rest()
+
+    assert bool(told) == given_back

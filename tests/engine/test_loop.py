@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.device.torch_backend import TorchBackend
+from pipelines.engine.instant import InstantBackend
 from pipelines.engine.loop import BEAT_TIMES, BeatTimes, Engine
 from pipelines.errors import NoRoomError
 from pipelines.images.codec import ImageFault, LargePicture
@@ -255,6 +256,21 @@ def test_a_step_has_no_more_rows_than_allowed(guidance, images):
         talk.ends(*map(str, range(6)))
 
     assert max(map(len, model.batches)) == images
+
+
+def test_an_engine_without_work_gives_memory_back_once_until_it_has_worked_again():
+    class Resting(InstantBackend):
+        def rest(self):
+            rests.put(time.monotonic())
+
+    rests = queue.SimpleQueue()
+    with talk_with(Resting(0.0), beat_times=BeatTimes(idle_s=0.01)) as talk:
+        first = rests.get(timeout=10)
+        time.sleep(0.1)  # ten times as long as it takes to rest
+        assert rests.empty()
+        talk.ask("a")
+        talk.until("a")
+        assert rests.get(timeout=10) > first
 
 
 def test_strength_zero_needs_no_step():
