@@ -6,7 +6,8 @@ FOLDER is what `benchmarks.harness.fake_weights` writes; without one, random wei
 GB). Ours merges the rank-64 LCM-LoRA at load; diffusers runs the base alone, as it can't load a LoRA without PEFT (a
 merged LoRA costs nothing per step). Both make 4 UNet calls at 512×512 without guidance, encode and decode with the
 full VAE, and run the safety checker. Load time is from the start of the process until it could take a request. Memory
-is the device process's: the peak, and what it holds for itself (anonymous; mapped files can be dropped at any time).
+is the device process's: the peak, and what it holds for itself (anonymous; mapped files can be dropped at any time); in
+the JSON also when it is loaded, and when it has had nothing to do for some seconds.
 One after the other, never both in memory; on a machine that is busy with other things, compare processor seconds.
 Prints a table; the last line is JSON.
 """
@@ -33,6 +34,7 @@ PICTURE = ROOT / "server" / "static" / "beach.jpg"
 PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
 STRENGTH = 0.8
 CALLS = 4
+REST_S = 4.0  # an engine without work gives memory back
 
 
 def measure_ours(folder, options):
@@ -45,6 +47,8 @@ def measure_ours(folder, options):
             server.wait_ready(timeout=1800)
             load = time.perf_counter() - begun
             [engine] = server.get("/health")["engines"]
+            loaded = {f"loaded_{name}": size for name, size in memory(engine["pid"]).items()}
+            loaded["load_processor_s"] = processor_seconds(engine["pid"])
             picture = base64.b64encode(PICTURE.read_bytes()).decode()
             body = {"prompt": PROMPT, "image_url": f"data:image/jpeg;base64,{picture}", "seed": 42, "sync_mode": True}
             body |= {"strength": STRENGTH, "num_inference_steps": CALLS, "enable_safety_checks": True}
@@ -54,7 +58,9 @@ def measure_ours(folder, options):
             )
             [image] = answers[-1]["images"]
             assert (image["width"], image["height"]) == (512, 512), image
-            return {"load_s": load, **spent, "stages_s": answers[-1]["timings"], **memory(engine["pid"])}
+            found = {"load_s": load, **loaded, **spent, "stages_s": answers[-1]["timings"], **memory(engine["pid"])}
+            time.sleep(REST_S)
+            return {**found, **{f"rested_{name}": size for name, size in memory(engine["pid"]).items()}}
 
 
 def measure(request, options, pid):
