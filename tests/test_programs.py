@@ -1,5 +1,6 @@
 """Every benchmark, training, fault injection and fuzzing program starts: `python -m NAME --help`, one process each."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -51,3 +52,28 @@ def test_a_program_that_cannot_start_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MEASURING)
 def test_a_benchmark_is_listed(name: str) -> None:
     assert f"`{name.removeprefix('benchmarks.')}`" in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_takes_from_the_harness_is_there(path: Path) -> None:
+    text = path.read_text()
+    used = (
+        set(re.findall(r"(?<![\w.])device\.(\w+)", text)) if "from benchmarks.harness import device" in text else set()
+    )
+
+    assert (
+        used - names_in(ROOT / "benchmarks" / "harness" / "device.py") - {"type"} == set()
+    )  # `type` is a torch device's
+
+
+def names_in(path: Path) -> set[str]:
+    """Return what a module defines and imports."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found

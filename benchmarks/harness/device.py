@@ -179,6 +179,19 @@ def synchronize():
         torch.cuda.synchronize()
 
 
+@contextlib.contextmanager
+def switched(**switches):
+    """Number formats of products on CUDA, for a while: fp16 accumulation, TF32."""
+    kept = {name: getattr(torch.backends.cuda.matmul, name) for name in switches}
+    for name, value in switches.items():
+        setattr(torch.backends.cuda.matmul, name, value)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(torch.backends.cuda.matmul, name, value)
+
+
 def median_ratio(seconds, one, other):
     """Return the median over the rounds of the ratio of two contenders' times."""
     return round(statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3)

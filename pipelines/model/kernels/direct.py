@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Bytes of the windows that are gathered at once: what a core's own cache holds.
 _WINDOW_BYTES = 2**20
+# Results computed at once at least: each product reads all weights.
+_LEAST_PIXELS = 512
 
 
 def direct_conv(source: Any, *, relu: bool = False) -> nn.Module:
@@ -102,7 +104,8 @@ class WindowProduct(nn.Module):
         windows = pixels.as_strided(
             (count, rows, columns, high, wide, channels), (whole, down * row, right * column, row, column, 1)
         )
-        at_once = max(1, self.at_once // (columns * high * wide * channels * x.element_size()))
+        at_once = self.at_once // (columns * high * wide * channels * x.element_size())
+        at_once = max(at_once, -(-_LEAST_PIXELS // columns))
         parts = (
             [
                 self.product(windows[:, first : first + at_once].reshape(-1, high * wide * channels))
