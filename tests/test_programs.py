@@ -55,15 +55,24 @@ def test_a_benchmark_is_listed(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
-def test_what_a_benchmark_takes_from_the_harness_is_there(path: Path) -> None:
-    text = path.read_text()
-    used = (
-        set(re.findall(r"(?<![\w.])device\.(\w+)", text)) if "from benchmarks.harness import device" in text else set()
-    )
+def test_what_a_benchmark_takes_from_another_is_there(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    asked = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 0]
+    imported = {
+        alias.asname or alias.name: ROOT.joinpath(*(node.module or "").split("."), f"{alias.name}.py")
+        for node in asked
+        if (node.module or "").startswith("benchmarks")
+        for alias in node.names
+    }
+    modules = {name: names_in(file) for name, file in imported.items() if file.exists()}
+    taken = [
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules
+    ]
+    local = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}  # a `device` that is torch's
 
-    assert (
-        used - names_in(ROOT / "benchmarks" / "harness" / "device.py") - {"type"} == set()
-    )  # `type` is a torch device's
+    assert [(name, attr) for name, attr in taken if attr not in modules[name] and name not in local] == []
 
 
 def names_in(path: Path) -> set[str]:

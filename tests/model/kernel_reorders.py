@@ -13,7 +13,15 @@ from torch import nn
 from pipelines.model.kernels import convolution, doubling, products
 
 SIDES = (8, 16, 24, 32, 64)
-CONVS = ((320, 320, 3, 1), (1280, 1280, 3, 1), (640, 320, 3, 1), (1920, 640, 1, 1), (320, 320, 3, 2), (320, 4, 3, 1))
+CONVS = (
+    (64, 64, 3, 1),
+    (320, 320, 3, 1),
+    (1280, 1280, 3, 1),
+    (640, 320, 3, 1),
+    (1920, 640, 1, 1),
+    (320, 320, 3, 2),
+    (320, 4, 3, 1),
+)
 
 
 def layers(dtype):

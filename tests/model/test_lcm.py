@@ -17,6 +17,7 @@ from pipelines.messages import GenerationParams
 from pipelines.model.functions import make_functions
 from pipelines.model.lcm import Lcm
 from pipelines.model.noise_schedule import lcm_timesteps
+from pipelines.weights import mapped
 from tests.support import tiny_models
 
 PROMPT = "masterpiece, colorful, photo of a beach in hawaii, sun"
@@ -538,3 +539,13 @@ def test_the_model_that_it_is_made_from_can_be_let_go_meanwhile():
     assert {weight.device.type for part in (model.unet, model.vae) for weight in part.parameters()} == {"meta"}
     assert np.array_equal(generate(lcm, params(), picture()), expected)
     assert generate(lcm, params(num_inference_steps=7), picture()).shape == expected.shape  # timesteps not seen before
+
+
+def test_pages_of_a_mapped_file_are_given_back_once_the_unet_has_their_weights(monkeypatch):
+    model, released = tiny_models.make(), []
+    weights = {weight.data_ptr() for weight in model.unet.parameters()}
+    monkeypatch.setattr(mapped, "release", lambda weight: released.append(weight.data_ptr()))
+
+    make_functions(model, consume=True)
+
+    assert weights <= {*released}

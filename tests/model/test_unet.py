@@ -16,19 +16,6 @@ from tests.support.strict_meta_device import NOWHERE
 SIZES = [(8, 8), (16, 24), (13, 9), (7, 10)]  # of latents; halves of odd sides are rounded up on the way down
 
 
-@pytest.fixture(autouse=True)
-def _inference():
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def noise():
-    """Draws that are the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator)
-
-
 def linear_projections():
     """A UNet of Stable Diffusion 2's kind: linear projections, several transformer blocks, a head width."""
     torch.manual_seed(0)

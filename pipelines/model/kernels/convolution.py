@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from pipelines.model.kernels import choices
-from pipelines.model.kernels.direct import direct_conv
+from pipelines.model.kernels.direct import direct_conv, is_small
 from pipelines.model.kernels.products import PixelProduct, packs
 from pipelines.model.kernels.winograd import PLAIN, TILE, WinogradConv
 
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 # With fewer channels the transforms cost more than they save.
 _LEAST_CHANNELS = 32
 # Of kernels that are kept, those with at most this many outputs. SD 1.5's UNet has more only where it computes 16² or
-# fewer pixels at 512×512: there a transformed kernel, four times as large, takes 236 MB and saves 14 of 52 ms.
+# fewer pixels at 512×512: there a transformed kernel, four times as large, takes 236 MB and saves 14 of 52 ms on a
+# processor with AVX-512.
 _MOST_KEPT_OUTPUTS = 640
-# A transformed kernel of this size or less is kept in any case.
-_SMALL_BYTES = 4 * 2**20
 # Sides of the pictures for which the forms are timed, and channels of the layer for which blocks and products are.
 _SIDES = (8, 16, 32, 64)
 _BLOCKS = (32, 64, 128)
@@ -37,7 +36,8 @@ _SAMPLE_CHANNELS = 320
 def conv(source: Any, *, relu: bool = False, keep: bool = True) -> nn.Module:
     """Return the convolution of a `Conv2d`: `(x, plus=None) → conv(x) + plus`, then a ReLU if `relu`.
 
-    `keep`: spend memory, four times the weights', rather than a hundredth of a large picture's time.
+    `keep`: spend memory, four times the weights', rather than a hundredth of a large picture's time. Small weights are
+    kept in any case.
     """
     if source.groups != 1 or source.padding_mode != "zeros" or tuple(source.dilation) != (1, 1):
         raise ValueError(f"not a plain convolution: {source}")
@@ -60,11 +60,6 @@ def in_tiles(source: Any, *, keep: bool) -> bool:
         and min(source.in_channels, source.out_channels) >= _LEAST_CHANNELS
         and (not keep or is_small(source) or source.out_channels <= _MOST_KEPT_OUTPUTS)
     )
-
-
-def is_small(source: Any) -> bool:
-    """Return whether the transformed kernel of a `Conv2d` is kept in any case."""
-    return bool(36 * source.weight[:, :, 0, 0].nbytes <= _SMALL_BYTES)
 
 
 def channels_of(source: Any) -> int:

@@ -2,9 +2,10 @@
 
 With AVX-512 oneDNN gets its weights in the layout that it computes in, once; torch would convert them at every call: a
 1280-channel convolution of SD 1.5 takes half to a quarter of the time (`benchmarks/results/cpu-kernels.md`). With AVX2
-that layout depends on the picture's size, and at any other size a slow conversion runs at every call; there a
-convolution gathers its windows and makes one product of plain weights, which suit every size. The operators are those
-that torch's own compiler writes into its programs; where a build lacks them, torch's public ones do.
+that layout depends on the picture's size, and at any other size a slow conversion runs at every call; there large
+weights stay plain, which suits every size, and are multiplied with the gathered windows. Small ones go through torch's
+own operator, which converts them in a few hundredths of a millisecond. The packed operators are those that torch's own
+compiler writes into its programs; where a build lacks them, torch's public ones do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pipelines.model.kernels.products import has_avx512, linear, packs
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Weights of at most this size are small.
+_SMALL_BYTES = 2**20
 # Bytes of the windows that are gathered at once: what a core's own cache holds.
 _WINDOW_BYTES = 2**20
 # Results computed at once at least: each product reads all weights.
@@ -28,9 +31,14 @@ _LEAST_PIXELS = 512
 
 def direct_conv(source: Any, *, relu: bool = False) -> nn.Module:
     """Return a `Conv2d` in its fastest direct form: `(x, plus=None) → conv(x) + plus`, then a ReLU if `relu`."""
-    if not packs(source.weight):
+    if not packs(source.weight) or (not has_avx512() and is_small(source)):
         return Conv(source, relu=relu)
     return (PackedConv if has_avx512() else WindowProduct)(source, relu=relu)
+
+
+def is_small(source: Any) -> bool:
+    """Return whether a `Conv2d`'s weights are small: kept in any form, and converted in no time."""
+    return bool(source.weight.nbytes <= _SMALL_BYTES)
 
 
 class Conv(nn.Module):
@@ -89,7 +97,7 @@ class WindowProduct(nn.Module):
 
     def __init__(self, source: Any, *, relu: bool = False, at_once: int = _WINDOW_BYTES) -> None:
         super().__init__()
-        self.at_once = at_once
+        self.at_once, self.outputs = at_once, source.out_channels
         self.kernel, self.stride, self.padding = source.kernel_size, source.stride, source.padding
         self.product = linear(source.weight.permute(0, 2, 3, 1).flatten(1).contiguous(), source.bias)
         self.relu = relu
@@ -104,17 +112,14 @@ class WindowProduct(nn.Module):
         windows = pixels.as_strided(
             (count, rows, columns, high, wide, channels), (whole, down * row, right * column, row, column, 1)
         )
-        at_once = self.at_once // (columns * high * wide * channels * x.element_size())
-        at_once = max(at_once, -(-_LEAST_PIXELS // columns))
-        parts = (
-            [
-                self.product(windows[:, first : first + at_once].reshape(-1, high * wide * channels))
-                for first in range(0, rows, at_once)
-            ]
-            if count == 1
-            else [self.product(windows.reshape(-1, high * wide * channels))]
-        )
-        out: Tensor = torch.cat(parts).view(count, rows, columns, -1).permute(0, 3, 1, 2)
+        fits = self.at_once // (columns * high * wide * channels * x.element_size())
+        at_once = max(fits, -(-_LEAST_PIXELS // columns))
+        out = x.new_empty(count, rows, columns, self.outputs)
+        for picture in range(count):
+            for first in range(0, rows, at_once):
+                part = windows[picture, first : first + at_once].reshape(-1, high * wide * channels)
+                out[picture, first : first + at_once] = self.product(part).unflatten(0, (-1, columns))
+        out = out.permute(0, 3, 1, 2)
         if plus is not None:
             out = out + plus
         return F.relu(out) if self.relu else out

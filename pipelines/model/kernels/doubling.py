@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from pipelines.model.kernels import choices
-from pipelines.model.kernels.convolution import channels_of, conv, in_tiles, is_small, timed_conv, winograd
-from pipelines.model.kernels.direct import WindowProduct
+from pipelines.model.kernels.convolution import channels_of, conv, in_tiles, timed_conv, winograd
+from pipelines.model.kernels.direct import WindowProduct, is_small
 from pipelines.model.kernels.products import has_avx512, packs
 from pipelines.model.kernels.winograd import DOUBLED, WinogradConv
 
@@ -136,7 +136,8 @@ class FusedPair(nn.Module):
 
 
 def _transposed(weight: Tensor, bias: Tensor | None, padding: int) -> nn.Module:
-    return (PackedTransposedConv if packs(weight) else TransposedConv)(weight, bias, padding)
+    # With AVX2 the packed layout depends on the picture's size, and a slow conversion may run at every call.
+    return (PackedTransposedConv if packs(weight) and has_avx512() else TransposedConv)(weight, bias, padding)
 
 
 class TransposedConv(nn.Module):

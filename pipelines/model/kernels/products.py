@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Rows, inputs and outputs of the product that is timed: a feed-forward layer of SD 1.5's at 16² pixels, as the weights'
 # layout counts most with few rows.
-TIMED = (256, 1280, 5120)
+_TIMED = (256, 1280, 5120)
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -53,7 +53,7 @@ def has_avx512() -> bool:
 
 
 def _form(dtype: torch.dtype) -> str:
-    rows, width, out = TIMED
+    rows, width, out = _TIMED
 
     def run(form: Any) -> Callable[[], Tensor]:
         return partial(form(torch.ones(out, width, dtype=dtype), None), torch.ones(rows, width, dtype=dtype))
