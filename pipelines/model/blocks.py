@@ -77,11 +77,11 @@ class Resnet(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """`x` [N, in, H, W], `shift` [N, out] → [N, out, H, W]."""
-        inner = self.conv_in(F.silu(self.norm_in(x)))
+        inner = self.conv_in(F.silu(self.norm_in(x), inplace=True))
         if shift is not None:
-            inner = inner + shift[:, :, None, None]
+            inner += shift[:, :, None, None]
         kept = x if self.shortcut is None else self.shortcut(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(inner)), kept)
+        out: Tensor = self.conv_out(F.silu(self.norm_out(inner), inplace=True), kept)
         return out
 
 

@@ -16,6 +16,7 @@ from pipelines.model.prompts import make_embed
 from pipelines.model.safety import SafetyChecker
 from pipelines.model.unet import Unet
 from pipelines.model.vae import make_vae
+from pipelines.weights import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,8 @@ def make_functions(model: LoadedCheckpoint, *, consume: bool = False) -> ModelFu
     if consume:
         model.vae.to("meta")
     network = Unet(model.unet, consume=consume)
+    for seldom in filter(None, (model.text_encoder, vae, model.safety_checker)):
+        mapped.release_after_use(seldom)
     return ModelFunctions(
         embed=make_embed(model.text_encoder),
         context=network.context,

@@ -97,7 +97,7 @@ class Unet(nn.Module):
                 x = layer(torch.cat([x, kept.pop()], dim=1), shift, known)
             if level.resize is not None:
                 x = level.resize(x, kept[-1].shape[2:])
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x)))
+        out: Tensor = self.conv_out(F.silu(self.norm_out(x), inplace=True))
         return out
 
 

@@ -112,7 +112,7 @@ class OutBlock(nn.Module):
         self.norm, self.conv = GroupNorm(source.conv_norm_out), convolution.conv(source.conv_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.silu(self.norm(x)))
+        out: Tensor = self.conv(F.silu(self.norm(x), inplace=True))
         return out
 
 

@@ -1,9 +1,11 @@
 """Safetensors files mapped into memory, and their pages given back when a tensor has been read.
 
 A mapped page that has been read counts as this process's memory until the system is short of it. A loader which
-converts every weight would so hold the model twice: in the file's form and in its own.
+converts every weight would so hold the model twice: in the file's form and in its own. An engine would hold networks
+that it needs for a moment of each request.
 """
 
+import functools
 import json
 import math
 import mmap
@@ -26,6 +28,9 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
 }
+
+# A smaller weight's pages are not worth a call to the system.
+_LARGE_BYTES = 2**20
 
 # Live mappings, each with its address. A mapping lives as long as a tensor in it.
 _mappings: WeakKeyDictionary[mmap.mmap, int] = WeakKeyDictionary()
@@ -56,16 +61,40 @@ def release(tensor: torch.Tensor) -> None:
 
     What had been written to it is lost. Pages which it shares with its neighbours stay.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or not hasattr(mmap, "MADV_DONTNEED"):
+    if (found := _place(tensor)) is None or not hasattr(mmap, "MADV_DONTNEED"):
         return
+    mapping, start = found
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (start + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        mapping.madvise(mmap.MADV_DONTNEED, first, length)
+
+
+def release_after_use(module: torch.nn.Module) -> None:
+    """Give back the pages of each large weight of `module` whenever the layer that holds it has run.
+
+    For networks that run once a request: they are read from the system's file cache again, at memory's speed.
+    """
+    for layer in module.modules():
+        weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        for weight in weights:
+            if weight.nbytes >= _LARGE_BYTES and _place(weight) is not None:
+                layer.register_forward_hook(functools.partial(_release_hook, weight))
+
+
+def _release_hook(weight: torch.Tensor, *_: object) -> None:
+    release(weight)
+
+
+def _place(tensor: torch.Tensor) -> tuple[mmap.mmap, int] | None:
+    """Return the mapping that a tensor is a contiguous part of, and its offset there in bytes."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return None
     for mapping, address in _mappings.items():
         start = tensor.data_ptr() - address
-        end = start + tensor.nbytes
-        if start >= 0 and end <= len(mapping):
-            first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-            length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
-            if length > 0:
-                mapping.madvise(mmap.MADV_DONTNEED, first, length)
+        if start >= 0 and start + tensor.nbytes <= len(mapping):
+            return mapping, start
+    return None
 
 
 def _map(path: Path) -> tuple[mmap.mmap, int, dict[str, Any]]:

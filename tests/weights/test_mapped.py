@@ -117,3 +117,40 @@ def test_a_file_goes_with_its_last_weight(some: Path) -> None:
     del kept
 
     assert (while_kept, len(mapped._mappings)) == (before + 1, before)
+
+
+# Runs a network twice whose weights are mapped; prints its results' sum and the growth of the peak, in MB.
+RUN = """
+import sys
+from pathlib import Path
+import torch
+from pipelines.weights import mapped
+from pipelines.weights import tensors as weights
+from tests.support import peak_memory as peak
+
+path, seldom = Path(sys.argv[1]), sys.argv[2] == "seldom"
+layers, side = map(int, sys.argv[3:])
+with torch.device("meta"):
+    module = torch.nn.Sequential(*(torch.nn.Linear(side, side, bias=False) for _ in range(layers)))
+weights.fill(module, weights.read([path]), device=torch.device("cpu"), dtype=torch.float32, what="it")
+if seldom:
+    mapped.release_after_use(module)
+torch.ones(9) @ torch.ones(9)
+peak.restart()
+before = peak.megabytes()
+total = sum(float(module(torch.ones(1, side)).sum()) for _ in range(2))
+print(total, peak.megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell a process's peak")
+@pytest.mark.parametrize(("use", "least_mb", "most_mb"), [("often", MODEL_MB, 400), ("seldom", 0, 110)])
+def test_a_network_that_runs_once_a_request_holds_one_layer_of_its_file(
+    large: Path, use: str, least_mb: float, most_mb: float
+) -> None:
+    command = [sys.executable, "-c", RUN, str(large), use, str(LAYERS), str(SIDE)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    total, grown_mb = map(float, done.stdout.split())
+
+    assert total == 0
+    assert least_mb <= grown_mb < most_mb

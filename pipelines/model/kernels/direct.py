@@ -57,8 +57,8 @@ class Conv(nn.Module):
         """`x` [N, in, H, W] → [N, out, H', W']; `plus` has the result's shape."""
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         if plus is not None:
-            out = out + plus
-        return F.relu(out) if self.relu else out
+            out += plus
+        return F.relu_(out) if self.relu else out
 
 
 class PackedConv(nn.Module):
@@ -83,7 +83,7 @@ class PackedConv(nn.Module):
             out = run(x, *given, "relu" if self.relu else "none", [], "")
         elif plus.shape[2:] == (1, 1):  # torch 2.11 finds no layout for a sum of single pixels
             out = run(x, *given, "none", [], "") + plus
-            out = F.relu(out) if self.relu else out
+            out = F.relu_(out) if self.relu else out
         else:
             out = run.binary(x, plus, *given, "add", None, "relu" if self.relu else None, [], None)
         return out
@@ -121,5 +121,5 @@ class WindowProduct(nn.Module):
                 out[picture, first : first + at_once] = self.product(part).unflatten(0, (-1, columns))
         out = out.permute(0, 3, 1, 2)
         if plus is not None:
-            out = out + plus
-        return F.relu(out) if self.relu else out
+            out += plus
+        return F.relu_(out) if self.relu else out

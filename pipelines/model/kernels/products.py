@@ -106,5 +106,5 @@ class PixelProduct(nn.Module):
         """`x` [N, in, H, W] → [N, out, H, W]; `plus` has the result's shape."""
         out: Tensor = self.product(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if plus is not None:
-            out = out + plus
-        return F.relu(out) if self.relu else out
+            out += plus
+        return F.relu_(out) if self.relu else out

@@ -128,8 +128,8 @@ class WinogradConv(nn.Module):
             0, 3, 1, 2
         )
         if plus is not None:
-            whole = whole + plus
-        return F.relu(whole) if self.relu else whole
+            whole += plus
+        return F.relu_(whole) if self.relu else whole
 
     def _results(self, strip: Tensor, rows: int, across: int, kernel: Tensor | None) -> Tensor:
         """Return the results of a strip's tiles: [rows, 4, across, 4, out]."""
