@@ -81,7 +81,8 @@ class Resnet(nn.Module):
         if shift is not None:
             inner += shift[:, :, None, None]
         kept = x if self.shortcut is None else self.shortcut(x)
-        out: Tensor = self.conv_out(F.silu(self.norm_out(inner), inplace=True), kept)
+        inner = F.silu(self.norm_out(inner), inplace=True)
+        out: Tensor = self.conv_out(inner, kept)
         return out
 
 

@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from pipelines.model.blocks import GroupNorm, PixelAttention, Resnet, require
@@ -36,26 +35,30 @@ def make_vae(source: Any) -> KlVae | TinyVae:
 
 
 class KlVae(nn.Module):
-    """Stable Diffusion's autoencoder."""
+    """Stable Diffusion's autoencoder.
+
+    Each half is one sequence of layers, so that only the layer that reads activations holds them.
+    """
 
     def __init__(self, source: Any) -> None:
         super().__init__()
         encoder, decoder = source.encoder, source.decoder
         self.encoder = nn.Sequential(
             convolution.conv(encoder.conv_in),
-            *(Blocks(block.resnets, resize=downsamples(block)) for block in encoder.down_blocks),
-            Middle(encoder.mid_block),
-            OutBlock(encoder),
+            *(layer for block in encoder.down_blocks for layer in _level(block, downsamples(block))),
+            *_middle(encoder.mid_block),
+            *_out(encoder),
         )
         if source.quant_conv is not None:
             self.encoder.append(convolution.conv(source.quant_conv))
-        self.decoder_in = nn.Sequential(convolution.conv(decoder.conv_in), Middle(decoder.mid_block))
-        if source.post_quant_conv is not None:
-            self.decoder_in.insert(0, convolution.conv(source.post_quant_conv))
-        self.decoder_up = nn.ModuleList(
-            Blocks(block.resnets, resize=upsamples(block, keep=False)) for block in decoder.up_blocks
+        self.decoder = nn.Sequential(
+            convolution.conv(decoder.conv_in),
+            *_middle(decoder.mid_block),
+            *(layer for block in decoder.up_blocks for layer in _level(block, upsamples(block, keep=False))),
+            *_out(decoder),
         )
-        self.decoder_out = OutBlock(decoder)
+        if source.post_quant_conv is not None:
+            self.decoder.insert(0, convolution.conv(source.post_quant_conv))
 
     def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return mean and deviation of the latents of [N, 3, H, W]; the tiny one has no deviation."""
@@ -65,55 +68,32 @@ class KlVae(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the pictures of [N, channels, h, w]: [N, 3, 8h, 8w]."""
-        x = self.decoder_in(latents.contiguous(memory_format=torch.channels_last))
-        for blocks in self.decoder_up:
-            x = blocks(x)
-        images: Tensor = self.decoder_out(x)
+        images: Tensor = self.decoder(latents.contiguous(memory_format=torch.channels_last))
         return images
 
 
-class Blocks(nn.Module):
-    """The resnets of a level of an autoencoder, then a change of size (None: none)."""
-
-    def __init__(self, resnets: Any, resize: nn.Module | None) -> None:
-        super().__init__()
-        self.resnets = nn.Sequential(*(Resnet(resnet, keep=False) for resnet in resnets))
-        self.resize = resize
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets(x)
-        if self.resize is not None:
-            x = self.resize(x)
-        return x
+def _level(source: Any, resize: nn.Module | None) -> Iterator[nn.Module]:
+    """Yield the resnets of a level of an autoencoder, then its change of size."""
+    yield from (Resnet(resnet, keep=False) for resnet in source.resnets)
+    if resize is not None:
+        yield resize
 
 
-class Middle(nn.Module):
-    """The `UNetMidBlock2D` of an autoencoder: a resnet, then pairs of attention and resnet."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        first, *others = source.resnets
-        self.layers = nn.Sequential(Resnet(first, keep=False))
-        for attention, resnet in zip(source.attentions, others, strict=True):
-            if attention is not None:
-                self.layers.append(PixelAttention(attention))
-            self.layers.append(Resnet(resnet, keep=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return out
+def _middle(source: Any) -> Iterator[nn.Module]:
+    """Yield the layers of an autoencoder's `UNetMidBlock2D`: a resnet, then pairs of attention and resnet."""
+    first, *others = source.resnets
+    yield Resnet(first, keep=False)
+    for attention, resnet in zip(source.attentions, others, strict=True):
+        if attention is not None:
+            yield PixelAttention(attention)
+        yield Resnet(resnet, keep=False)
 
 
-class OutBlock(nn.Module):
-    """The end of an encoder or decoder: norm, SiLU, convolution."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self.norm, self.conv = GroupNorm(source.conv_norm_out), convolution.conv(source.conv_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.silu(self.norm(x), inplace=True))
-        return out
+def _out(source: Any) -> Iterator[nn.Module]:
+    """Yield the end of an encoder or decoder: norm, SiLU, convolution."""
+    yield GroupNorm(source.conv_norm_out)
+    yield nn.SiLU(inplace=True)
+    yield convolution.conv(source.conv_out)
 
 
 class TinyVae(nn.Module):
