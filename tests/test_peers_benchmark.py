@@ -64,6 +64,14 @@ def test_the_worst_of_the_other_sizes_is_told(report: Report) -> None:
     assert found["worst_other_size"] == found["sizes"]["128"]["cpu_ratio"]
 
 
+def test_a_size_is_told_in_parts_of_its_share_by_operations(report: Report) -> None:
+    sizes = pair(report, "diffusers-f32")["sizes"]
+    ratio = sizes["128"]["ours_cpu_s"] / sizes["64"]["ours_cpu_s"]
+
+    assert sizes["64"]["share"] == 1
+    assert ratio / 5 < sizes["128"]["share"] < ratio / 4  # four times the pixels, and attention by their square
+
+
 def test_loading_and_memory_of_both_are_told(report: Report) -> None:
     found = pair(report, "diffusers-f32")
 

@@ -18,7 +18,8 @@ distance of our result from the peer's: root mean square, relative.
     request                 JPEG → JPEG: text (a new prompt each time), encode, 4 × unet, decode. diffusers: its
                             pipeline; OpenVINO: the same written out over its compiled models
     sizes                   unet calls of other sizes, in another order each round within one process; not OpenVINO,
-                            whose shapes are static
+                            whose shapes are static. Its share: ours at a size / at `--side`, in parts of the same
+                            ratio of floating-point operations; 1 is in proportion
 
 Load is processor seconds from the start of a process until it could make its first call. Ours includes the engine's
 first run at 128×128; OpenVINO's does not include the conversion, which is told apart. Memory (the peak, and what is

@@ -38,4 +38,5 @@ def row(name, taken):
         for kind in ("cpu", "wall")
     ]
     refused = "   ".join(f"{role}: {reason}" for role, reason in taken.get("refused", {}).items())
-    return f"  {name:<9} {'   '.join(cells)}   apart {taken.get('apart', '–')}   {refused}".rstrip()
+    share = f"   {taken['share']:.2f} of its share" if "share" in taken else ""
+    return f"  {name:<9} {'   '.join(cells)}   apart {taken.get('apart', '–')}{share}   {refused}".rstrip()

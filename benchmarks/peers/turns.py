@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.peers import child, processor
+from benchmarks.peers import child, processor, shares
 
 # Ours in the first's arithmetic, against that peer.
 PAIRS = (
@@ -96,10 +96,17 @@ def meet(ours, peer, spec, options):
         if "sizes" in spec["stages"] and not peer.startswith("openvino"):
             calls = [("unet", side) for side in sorted({spec["side"], *options.sizes})]
             raced = race(sides, calls, options.rounds, folder)
-            found["sizes"] = {str(side): taken for (_, side), taken in raced.items()}
-            others = [taken["cpu_ratio"] for side, taken in found["sizes"].items() if side != str(spec["side"])]
+            found["sizes"] = {side: taken for (_, side), taken in raced.items()}
+            others = [taken["cpu_ratio"] for side, taken in found["sizes"].items() if side != spec["side"]]
             found["worst_other_size"] = max(others, default=None)
+            share(found["sizes"], spec["side"], {side: shares.unet_flops(options.weights, side) for _, side in calls})
     return found
+
+
+def share(sizes, whole, flops):
+    """Note how long ours took at each size, in parts of what it takes at size `whole` by the operations' number."""
+    for side, taken in sizes.items():
+        taken["share"] = round(taken["ours_cpu_s"] / sizes[whole]["ours_cpu_s"] * flops[whole] / flops[side], 3)
 
 
 def race(sides, calls, rounds, folder):
