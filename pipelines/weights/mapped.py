@@ -88,7 +88,7 @@ def _release_hook(weight: torch.Tensor, *_: object) -> None:
 
 def _place(tensor: torch.Tensor) -> tuple[mmap.mmap, int] | None:
     """Return the mapping that a tensor is a contiguous part of, and its offset there in bytes."""
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.is_contiguous():
         return None
     for mapping, address in _mappings.items():
         start = tensor.data_ptr() - address

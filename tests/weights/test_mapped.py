@@ -108,6 +108,18 @@ def test_weights_that_are_in_no_file_are_not_released() -> None:
     assert weight.sum() == 30_000
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no other layout")
+def test_weights_in_a_librarys_own_layout_are_in_no_file(some: Path) -> None:
+    kept = weights.read([some])  # there is a file
+    layer = torch.nn.Module()
+    layer.register_buffer("weight", torch.ones(600, 600).to_mkldnn())
+
+    mapped.release_after_use(layer)
+
+    assert kept
+    assert not layer._forward_hooks
+
+
 def test_a_file_goes_with_its_last_weight(some: Path) -> None:
     before = len(mapped._mappings)
     found = weights.read([some])
