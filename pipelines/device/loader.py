@@ -79,9 +79,8 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     heavy_vae = advice.has_heavy_vae(model)
     if heavy_vae:
         logger.info("%s", advice.TINY_VAE)
-    backend = TorchBackend(model, make_functions(model, consume=True))
+    backend = TorchBackend(model, make_functions(model, consumed=devices.give_back_freed_memory))
     cpu = model.device.type == "cpu"
-    devices.give_back_freed_memory()
     if cpu:
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`

@@ -39,16 +39,16 @@ class ModelFunctions:
     flags: Callable[[Tensor], Tensor] | None
 
 
-def make_functions(model: LoadedCheckpoint, *, consume: bool = False) -> ModelFunctions:
+def make_functions(model: LoadedCheckpoint, *, consumed: Callable[[], object] | None = None) -> ModelFunctions:
     """Return the functions of a checkpoint, as they are. Raises `CheckpointError` for another family's networks.
 
-    `consume`: each layer's weights in the checkpoint's UNet and autoencoder lose their values as soon as ours have
-    them, so that there are never two of all.
+    `consumed`: each layer's weights in the checkpoint's UNet and autoencoder lose their values as soon as ours have
+    them, so that there are never two of all; then this is called.
     """
     vae = make_vae(model.vae)
-    if consume:
+    if consumed is not None:
         model.vae.to("meta")
-    network = Unet(model.unet, consume=consume)
+    network = Unet(model.unet, consumed=consumed)
     for seldom in filter(None, (model.text_encoder, vae, model.safety_checker)):
         mapped.release_after_use(seldom)
     return ModelFunctions(

@@ -9,6 +9,7 @@ All three are exact; diffusers' `UNet2DConditionModel` computes all of it at eve
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 class Unet(nn.Module):
     """A `UNet2DConditionModel`. Raises `CheckpointError` unless it is of the Stable Diffusion 1.x family."""
 
-    def __init__(self, source: Any, *, consume: bool = False) -> None:
-        """`consume`: the source's weights lose their values, layer by layer, once ours have them."""
+    def __init__(self, source: Any, *, consumed: Callable[[], object] | None = None) -> None:
+        """`consumed`: the source's weights lose their values layer by layer as ours have them; then it is called."""
         super().__init__()
         require(source.class_embedding is None and source.time_embed_act is None, "class or time activations")
         require(source.mid_block is not None, "a UNet without a middle")
@@ -53,7 +54,7 @@ class Unet(nn.Module):
         keys_values = [weight for attention in attentions for weight in (attention.to_k.weight, attention.to_v.weight)]
         self._to_context = products.linear(torch.cat(keys_values), None)
 
-        taken = forget if consume else keep
+        taken = keep if consumed is None else partial(forget, then=consumed)
         self.conv_in = convolution.conv(source.conv_in)
         self.down: Any = nn.ModuleList(Level(block, downsamples(block), taken) for block in source.down_blocks)
         self.middle = Level(source.mid_block, None, taken)
@@ -101,11 +102,15 @@ class Unet(nn.Module):
         return out
 
 
-def forget(source: nn.Module) -> None:
-    """Drop the values of a module's weights, and their pages where a file is mapped. Who holds a weight keeps it."""
+def forget(source: nn.Module, then: Callable[[], object]) -> None:
+    """Drop the values of a module's weights, and their pages where a file is mapped. Who holds a weight keeps it.
+
+    `then` is called at the end.
+    """
     for weight in source.parameters():
         mapped.release(weight)
     source.to("meta")
+    then()
 
 
 def keep(source: nn.Module) -> None:
