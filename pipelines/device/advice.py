@@ -9,8 +9,8 @@ from pipelines.weights.checkpoint import LoadedCheckpoint
 _HEAVY_VAE = 50_000_000
 
 TINY_VAE = (
-    "on a processor the full autoencoder takes a third to two fifths of a request; --vae tiny (TAESD) saves most of that,"
-    " and its pictures are softer"
+    "on a processor the full autoencoder takes a third to two fifths of a request; --vae tiny (TAESD) saves most of"
+    " that, and its pictures are softer"
 )
 
 
