@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from pipelines.device import devices
+from pipelines.device import cuda_support, devices
 from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions, products
@@ -24,6 +24,9 @@ from pipelines.weights import demo
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# The first cards with bfloat16, Ampere, by compute capability.
+_BFLOAT16 = (8, 0)
 
 # The product that is timed: rows, width and results of a feed-forward layer of Stable Diffusion 1.5.
 _ROWS, _WIDTH, _RESULTS = 1024, 640, 2560
@@ -46,6 +49,10 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return _auto(device)
     if name not in DTYPES:
         raise CheckpointError(f"{name!r} is no dtype.", f"Use auto, {', '.join(DTYPES)}.")
+    if name == "bfloat16" and device.type == "cuda":
+        card = cuda_support.build().cards[device.index or 0]
+        if card.capability < _BFLOAT16:
+            raise CheckpointError(f"{card.name} does not compute in bfloat16.", "Use --dtype auto or float16.")
     return DTYPES[name]
 
 

@@ -75,6 +75,9 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     device, dtype = dtypes.pick(config)
     if warning := advice.emulated(device, dtype):
         logger.warning("%s", warning)
+    unused = devices.passed_over(config)
+    if unused and checkpoint.is_full_size(config):
+        raise unused
     model = checkpoint.load(config, device, dtype, progress)
     heavy_vae = advice.has_heavy_vae(model)
     if heavy_vae:
@@ -98,7 +101,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        notice=model.notice,
+        notice=f"{unused} {model.notice}" if unused else model.notice,
         warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
         overlaps=backend.overlaps,
         instructions=instructions.names() if cpu else "",

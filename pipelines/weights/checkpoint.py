@@ -94,6 +94,17 @@ def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
     return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
 
 
+def is_full_size(config: EngineConfig) -> bool:
+    """Return whether `config` means real weights: those it names, or for `auto` those that are on disk."""
+    if config.model != "auto":
+        return config.model != "demo"
+    try:
+        on_disk(config, half=False)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _demo(config: EngineConfig) -> tuple[manifest.Manifest, str]:
     plan = on_disk(msgspec.structs.replace(config, model=str(demo.folder())), half=False)
     return dataclasses.replace(plan, name="demo"), demo.NOTICE

@@ -1,12 +1,13 @@
 """What `--dtype auto` means: float16 on accelerators, and bfloat16 on processors where a timed product is faster."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.device import devices, dtypes
+from pipelines.device import cuda_support, devices, dtypes
 from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
@@ -100,6 +101,15 @@ def test_the_demo_model_stays_in_float32(processor, tmp_path):
 
     assert pick(tmp_path, model="demo") == torch.float32
     assert timed == []
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_bfloat16_is_refused_on_cards_from_before_ampere(capability, refused, monkeypatch):
+    cards = (cuda_support.Card("NVIDIA H100", (9, 0), 132), cuda_support.Card("Tesla T4", capability, 40))
+    monkeypatch.setattr(cuda_support, "build", lambda: cuda_support.Build(version="", cuda="13.0", cards=cards))
+
+    with pytest.raises(CheckpointError, match="Tesla T4") if refused else contextlib.nullcontext():
+        assert dtypes.pick_dtype("bfloat16", torch.device("cuda:1")) == torch.bfloat16
 
 
 def test_a_dtype_that_is_none_is_refused(tmp_path):

@@ -7,12 +7,15 @@ import time
 import pytest
 import torch
 
-from pipelines.device import advice, devices, loader
+from pipelines.device import advice, cuda_support, devices, loader
 from pipelines.engine.loop import Engine
-from pipelines.errors import NoRoomError
+from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.hub import client
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
+from pipelines.weights import checkpoint
 from tests.device.test_torch_backend import out_of_cpu_memory
+from tests.support import checkpoint_layouts
 
 # Torch functions which are called while weights are read, while networks are built, and at the first run.
 PLACES = {
@@ -86,3 +89,42 @@ def test_what_is_loaded_on_a_processor_is_told(asked, dtype, tmp_path, monkeypat
     assert (loaded.dtype, loaded.instructions) == (dtype, instructions.names())
     assert (advice.TINY_VAE in caplog.messages) == loaded.heavy_vae == (asked == "auto")
     assert any("emulated" in message for message in caplog.messages) == (asked == "bfloat16")
+
+
+@pytest.fixture
+def unused(monkeypatch):
+    """A machine whose card torch does not see."""
+    there = cuda_support.System(cards=("NVIDIA GeForce RTX 3060",))
+    monkeypatch.setattr(cuda_support, "build", lambda: cuda_support.Build(version="2.13.0+cpu"))
+    monkeypatch.setattr(cuda_support.fault, "__defaults__", (lambda: there,))
+    monkeypatch.setattr(client.constants, "HF_HUB_CACHE", "/nowhere")
+
+
+def nothing_is_read(*_):
+    pytest.fail("weights are looked for")
+
+
+@pytest.mark.parametrize("model", ["sd15", "auto", "folder"])
+def test_real_weights_do_not_run_on_a_processor_because_a_card_is_out_of_order(model, unused, tmp_path, monkeypatch):
+    checkpoint_layouts.write_folder(tmp_path / "model")
+    if model == "auto":
+        monkeypatch.setattr(checkpoint, "on_disk", lambda config, half: None)
+    name = str(tmp_path / "model") if model == "folder" else model
+    monkeypatch.setattr(checkpoint, "load", nothing_is_read)
+
+    with pytest.raises(CheckpointError) as error:
+        loader.load(EngineConfig(model=name, data_dir=str(tmp_path)), nothing_is_read)
+
+    assert error.value.reason.startswith("NVIDIA GeForce RTX 3060 can't be used")
+    assert error.value.hint.endswith("--device cpu.")
+
+
+@pytest.mark.parametrize(
+    ("model", "device", "named"), [("auto", "auto", True), ("demo", "auto", True), ("demo", "cpu", False)]
+)
+def test_the_demo_model_serves_all_the_same_and_names_the_card(model, device, named, unused, tmp_path):
+    loaded = loader.load(EngineConfig(model=model, data_dir=str(tmp_path), device=device), lambda fraction, what: None)
+
+    assert loaded.name == "demo"
+    assert "DEMO MODEL" in loaded.notice
+    assert ("NVIDIA GeForce RTX 3060 can't be used" in loaded.notice) is named
