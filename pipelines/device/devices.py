@@ -46,6 +46,13 @@ def first(config: EngineConfig) -> torch.device:
     return pick_device(config.device.split(",")[0].strip())
 
 
+def label(device: torch.device) -> str:
+    """Return what to call a device: a card by its name."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({cuda_support.build().cards[device.index or 0].name})"
+
+
 def passed_over(config: EngineConfig) -> CheckpointError | None:
     """Return why the NVIDIA card of this machine is not used, where the processor stands in for it; else None."""
     if config.device.split(",")[0].strip() != "auto" or first(config).type != "cpu":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -78,11 +79,20 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     unused = devices.passed_over(config)
     if unused and checkpoint.is_full_size(config):
         raise unused
-    model = checkpoint.load(config, device, dtype, progress)
+
+    def place(dtype: torch.dtype) -> TorchBackend:
+        model = checkpoint.load(config, device, dtype, progress)
+        return TorchBackend(model, make_functions(model, consume=True))
+
+    if device.type in dtypes.ACCELERATORS:
+        backend = place_to_draw(place, dtype, asked=config.dtype != "auto")
+    else:
+        backend = place(dtype)
+    model = backend.model
+    notices = [str(unused or ""), model.notice, advice.wrong_numbers(config, device, model.dtype)]
     heavy_vae = advice.has_heavy_vae(model)
     if heavy_vae:
         logger.info("%s", advice.TINY_VAE)
-    backend = TorchBackend(model, make_functions(model, consume=True))
     cpu = model.device.type == "cpu"
     devices.give_back_freed_memory()
     if cpu:
@@ -101,12 +111,29 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        notice=f"{unused} {model.notice}" if unused else model.notice,
+        notice=" ".join(filter(None, notices)),
         warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
         overlaps=backend.overlaps,
         instructions=instructions.names() if cpu else "",
         heavy_vae=heavy_vae,
     )
+
+
+def place_to_draw(place: Callable[[torch.dtype], TorchBackend], dtype: torch.dtype, *, asked: bool) -> TorchBackend:
+    """Return the model that `place` makes in `dtype`, or in float32 if a small picture does not come out in numbers.
+
+    `asked`: the dtype is what the operator asked for. Raises `CheckpointError` then.
+    """
+    backend = place(dtype)
+    if dtype == torch.float32 or dtypes.draws(backend):
+        return backend
+    device = backend.model.device
+    if asked:
+        raise dtypes.wrong_numbers(dtype, device)
+    del backend
+    gc.collect()  # a model's parts refer to each other
+    devices.free_memory(device)  # gives torch's cache back
+    return place(torch.float32)
 
 
 def profile_memory(model: TorchBackend, side: int) -> None:

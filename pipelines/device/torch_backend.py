@@ -123,6 +123,11 @@ class TorchBackend(Lcm, Backend):
             return super().decode(trajectories)
 
     @override
+    def decode_exactly(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
+        with self._pictures.use():  # which has waited for these trajectories in `decode`
+            return super().decode_exactly(trajectories)
+
+    @override
     def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         with self._pictures.use():
             return super().finite(trajectories)

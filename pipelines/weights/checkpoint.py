@@ -62,7 +62,7 @@ def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progres
     progress(0.0, "looking for the weights")
     plan, notice = _find(config, device, dtype, progress)
     if demo.NOTICE in notice and config.dtype == "auto":
-        dtype = demo.auto_dtype(device)
+        dtype = dtype if device.type == "cuda" else torch.float32
     return _build(plan, notice, device, dtype, progress)
 
 

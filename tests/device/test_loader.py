@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.device import advice, cuda_support, devices, loader
+from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.loop import Engine
 from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.hub import client
@@ -15,7 +16,7 @@ from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
 from pipelines.weights import checkpoint
 from tests.device.test_torch_backend import out_of_cpu_memory
-from tests.support import checkpoint_layouts
+from tests.support import checkpoint_layouts, tiny_models
 
 # Torch functions which are called while weights are read, while networks are built, and at the first run.
 PLACES = {
@@ -128,3 +129,33 @@ def test_the_demo_model_serves_all_the_same_and_names_the_card(model, device, na
     assert loaded.name == "demo"
     assert "DEMO MODEL" in loaded.notice
     assert ("NVIDIA GeForce RTX 3060 can't be used" in loaded.notice) is named
+
+
+def overflowing(dtype):
+    """A model whose float16 gives infinities."""
+    placed.append(dtype)
+    parts = {
+        "unet": tiny_models.unet(),
+        "vae": tiny_models.overflowing_vae(),
+        "text_encoder": tiny_models.text_encoder(),
+    }
+    return TorchBackend(tiny_models.make(dtype=dtype, **{name: part.to(dtype) for name, part in parts.items()}))
+
+
+placed = []
+
+
+def test_a_model_that_draws_no_numbers_in_float16_is_placed_in_float32():
+    placed.clear()
+
+    backend = loader.place_to_draw(overflowing, torch.float16, asked=False)
+
+    assert placed == [torch.float16, torch.float32]
+    assert backend.model.dtype == torch.float32
+
+
+def test_a_model_that_draws_no_numbers_in_the_dtype_that_was_asked_for_is_an_error():
+    with pytest.raises(CheckpointError, match="cpu computes wrong numbers in float16") as error:
+        loader.place_to_draw(overflowing, torch.float16, asked=True)
+
+    assert "--dtype auto or float32" in error.value.hint
