@@ -263,8 +263,7 @@ class ModelSettings(DataSettings, RequestSettings):
     force_safety_checks: bool = setting(False, "run the safety checker whatever the request says")  # noqa: FBT003
     device: str = setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = setting(
-        "auto",
-        "auto (float16 on cuda, mps if right there; on the cpu bfloat16 if faster; else float32), float16, bfloat16, float32",
+        "auto", "auto (float16 on cuda, mps; on the cpu bfloat16 if faster, else float32), float16, bfloat16, float32"
     )
     threads: Count = setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
     max_batch: Positive = setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")

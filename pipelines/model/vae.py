@@ -74,7 +74,7 @@ class KlVae(nn.Module):
 
     def decode_exactly(self, latents: Tensor) -> Tensor:
         """As `decode`, in float32 whatever the weights' dtype."""
-        return exactly([*self.decoder_in, *self.decoder_up, self.decoder_out], latents)
+        return exactly(self.decoder, latents)
 
 
 def _level(source: Any, resize: nn.Module | None) -> Iterator[nn.Module]:
