@@ -61,7 +61,7 @@ SIZES = CaptureSizes()
 def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) -> LoadedBackend:
     """Return the model that `config` names, on its device.
 
-    Raises `CheckpointError`; `NoRoomError` if memory runs out.
+    Raises `CheckpointError`; `CaptureFailedError`; `NoRoomError` if memory runs out.
     """
     try:
         return _load(config, progress, sizes)
@@ -99,7 +99,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
         profile_memory(backend, sizes.warm_up_side)
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and config.graphs == "auto":
         room = int(devices.free_memory(model.device) * sizes.graphs_share)
         graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
         shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]

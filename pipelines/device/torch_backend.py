@@ -14,6 +14,7 @@ from typing_extensions import override
 from pipelines.device import devices, streams
 from pipelines.device.memory import Counter, MemoryBudget
 from pipelines.engine.backend import Backend, FaultKind, Stage
+from pipelines.errors import CaptureFailedError
 from pipelines.model.lcm import Lcm
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class TorchBackend(Lcm, Backend):
         # Out of memory is torch's own error or an allocator's; any other error of the device outlives its call.
         if is_out_of_memory(error):
             return FaultKind.OUT_OF_MEMORY
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        if isinstance(error, torch.AcceleratorError | CaptureFailedError) or "CUDA error" in str(error):
             return FaultKind.DEVICE_LOST
         return FaultKind.OTHER
 
