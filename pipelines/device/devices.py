@@ -1,8 +1,10 @@
 """The device of an engine, its free memory, and the settings of a process that computes on it."""
 
+import contextlib
 import ctypes
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,21 @@ def prepare(config: EngineConfig) -> None:
         torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
         cudnn: Any = torch.backends.cudnn
         cudnn.deterministic = config.max_batch == 1
+
+
+@contextlib.contextmanager
+def tuning(config: EngineConfig) -> Iterator[None]:
+    """Have cuDNN time its kernels for each shape that is new within the context; not with one image at a time.
+
+    It keeps the first answer for a shape, timed or not: so all of loading must lie within, and no request, for which
+    that would take seconds.
+    """
+    cudnn: Any = torch.backends.cudnn
+    cudnn.benchmark = config.max_batch > 1
+    try:
+        yield
+    finally:
+        cudnn.benchmark = False
 
 
 def ask_processor(config: EngineConfig, *, keep: bool = True) -> None:

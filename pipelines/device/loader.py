@@ -64,7 +64,8 @@ def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) 
     Raises `CheckpointError`; `CaptureFailedError`; `NoRoomError` if memory runs out.
     """
     try:
-        return _load(config, progress, sizes)
+        with devices.tuning(config):
+            return _load(config, progress, sizes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -104,6 +105,8 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
         shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]
         backend = capture_graphs(backend, graphs, shapes, progress, Compiler() if config.compile else None)
+    if model.device.type == "cuda":
+        pin_memory(backend, sizes.warm_up_side, batches(config.max_batch))
     set_memory_budget(backend, devices.free_memory(model.device) * sizes.stages_share)
     return LoadedBackend(
         model=backend,
@@ -151,6 +154,18 @@ def profile_memory(model: TorchBackend, side: int) -> None:
         model.settle()
         model.memory_budget.note(stage, pixels, 1, memory.peak(device, run))
     model.settle()
+
+
+def pin_memory(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
+    """Copy batches of so many square pictures to the host, so that memory for them is pinned: that stops the device.
+
+    Two at a time, since pictures come and go at once. After captures, which give pinned memory back.
+    """
+    for count in rows:
+        pixels = torch.zeros(count, side, side, 3, dtype=torch.uint8, device=model.model.device)
+        flags = torch.zeros(count, dtype=torch.bool, device=model.model.device)
+        for wait in [model.fetch(pixels, flags, flags) for _ in range(2)]:
+            wait()
 
 
 def set_memory_budget(model: TorchBackend, free: float) -> None:

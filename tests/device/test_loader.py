@@ -1,6 +1,7 @@
 """Loading a model onto its device."""
 
 import ctypes
+import dataclasses
 import logging
 import time
 
@@ -13,8 +14,10 @@ from pipelines.engine.loop import Engine
 from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.hub import client
 from pipelines.messages import EngineConfig
+from pipelines.model.functions import make_functions
 from pipelines.model.kernels import choices, instructions
 from pipelines.weights import checkpoint
+from tests.device.test_cuda_graphs import FakeDevice, capture
 from tests.device.test_torch_backend import out_of_cpu_memory
 from tests.support import checkpoint_layouts, tiny_models
 
@@ -129,6 +132,57 @@ def test_the_demo_model_serves_all_the_same_and_names_the_card(model, device, na
     assert loaded.name == "demo"
     assert "DEMO MODEL" in loaded.notice
     assert ("NVIDIA GeForce RTX 3060 can't be used" in loaded.notice) is named
+
+
+@pytest.fixture
+def first_calls():
+    """A tiny model; and by function and shape, whether cuDNN's kernels were timed at the first call."""
+    tuned = {}
+
+    def noting(name, run):
+        def call(*inputs):
+            tuned.setdefault((name, *inputs[0].shape), torch.backends.cudnn.benchmark)
+            return run(*inputs)
+
+        return call
+
+    checkpoint = tiny_models.make(safety_checker=tiny_models.safety_checker())
+    plain = make_functions(checkpoint)
+    noted = {
+        name: noting(name, getattr(plain, name)) for name in ("embed", "unet", "vae_encode", "vae_decode", "flags")
+    }
+    return TorchBackend(checkpoint, dataclasses.replace(plain, **noted)), tuned
+
+
+@pytest.mark.parametrize("max_batch", [1, 4])
+def test_kernels_of_shapes_that_are_captured_are_timed_at_their_first_call(max_batch, first_calls, monkeypatch):
+    model, tuned = first_calls
+
+    def load(config, progress, sizes):
+        loader.profile_memory(model, 64)
+        capture(model, FakeDevice(), config.max_batch)
+
+    monkeypatch.setattr(loader, "_load", load)
+    loader.load(EngineConfig(model="sd15", data_dir="", max_batch=max_batch), lambda fraction, what: None)
+
+    assert {("unet", max_batch, 4, 8, 8), ("flags", 1, 64, 64, 3)} <= tuned.keys()
+    assert set(tuned.values()) == {max_batch > 1}
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_memory_for_pictures_of_each_batch_is_pinned_twice(monkeypatch):
+    model, copied = TorchBackend(tiny_models.make()), []
+    fetch = model.fetch
+
+    def noting(pixels, *flags):
+        copied.append(tuple(pixels.shape))
+        return fetch(pixels, *flags)
+
+    monkeypatch.setattr(model, "fetch", noting)
+
+    loader.pin_memory(model, 64, [4, 1])
+
+    assert copied == [(4, 64, 64, 3)] * 2 + [(1, 64, 64, 3)] * 2
 
 
 def overflowing(dtype):
