@@ -195,6 +195,9 @@ class TorchBackend(Lcm, Backend):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: torch's own error, or an allocator's in a bare RuntimeError."""
-    words = str(error)
+    """Return whether memory ran out: torch's own error, or an allocator's in a bare RuntimeError.
+
+    A capture that failed for it does not count: without graphs there may be enough.
+    """
+    words = "" if isinstance(error, CaptureFailedError) else str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)

@@ -11,7 +11,7 @@ import torch
 from pipelines.device import advice, cuda_support, devices, loader
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.loop import Engine
-from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
 from pipelines.hub import client
 from pipelines.messages import EngineConfig
 from pipelines.model.functions import make_functions
@@ -55,6 +55,16 @@ def test_memory_that_runs_out_at_the_start_is_said_alike_wherever_it_does(where,
 
     assert "cpu" in said.value.reason
     assert "--vae tiny" in said.value.hint
+
+
+def test_a_capture_that_has_no_memory_is_one_that_failed(monkeypatch, tmp_path):
+    def fails(*_):
+        raise CaptureFailedError("unet", RuntimeError("CUDA error: out of memory"))
+
+    monkeypatch.setattr(loader, "_load", fails)
+
+    with pytest.raises(CaptureFailedError):
+        loader.load(EngineConfig(model="demo", data_dir=str(tmp_path)), fails)
 
 
 def ask():
