@@ -20,6 +20,17 @@ class NoRoomError(SetupError):
         )
 
 
+class CaptureFailedError(SetupError):
+    """A function can't be captured as a CUDA graph. The process must end: torch's allocator may assert afterwards."""
+
+    def __init__(self, what: str, error: Exception) -> None:
+        words = str(error).partition("\n")[0]
+        super().__init__(
+            f"{what} can't be captured as CUDA graphs: {type(error).__name__}: {words}.",
+            "--graphs off does without them, slower.",
+        )
+
+
 class CheckpointError(SetupError):
     """The model can't be loaded; trying again changes nothing until the operator does what `hint` says."""
 

@@ -21,6 +21,9 @@ PATIENCE_S = 30.0
 # Exit status of an engine whose device had too little memory at the start: try again (<sysexits.h>, TEMPFAIL).
 EXIT_NO_ROOM = 75
 
+# Exit status of an engine whose device can't capture CUDA graphs: try again without (`EngineConfig.graphs`).
+EXIT_CAPTURE_FAILED = 76
+
 # Bytes above which a picture's file is large without a look at its header: to read that of 8 MiB can hold an engine's
 # threads for a tenth of a second. Few pictures of a model's size have more.
 QUICK_BYTES = 2 * 1024 * 1024
@@ -90,6 +93,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str
     threads: int = 0
     max_batch: int = 8
+    graphs: Literal["auto", "off"] = "auto"
     compile: bool = False
     max_image_pixels: int = 50_000_000
     max_image_bytes: int = 50 * 1024 * 1024

@@ -8,7 +8,7 @@ The server owns this process and decides when it ends: by `Drain`, or by closing
 server does too. So this process ignores the signals that a terminal or a service manager sends to the whole group.
 
 Exit status: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be loaded; 70 the device is lost;
-75 the device has too little memory for the model now.
+75 the device has too little memory for the model now; 76 it can't capture CUDA graphs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from pipelines.engine.loop import Engine
-from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
 from pipelines.frames import parse_to_engine, read_frame, write_frame
 from pipelines.images.decoder_process import processors
 from pipelines.messages import (
+    EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
     Cancel,
     Configure,
@@ -136,10 +137,10 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         link.send(SetupFailed(error.reason, error.hint))
         link.close()
         return EXIT_SETUP_FAILED
-    except NoRoomError as error:
+    except (NoRoomError, CaptureFailedError) as error:
         logger.error("%s %s", error.reason, error.hint)  # noqa: TRY400 (the traceback says nothing)
         link.close()
-        return EXIT_NO_ROOM
+        return EXIT_NO_ROOM if isinstance(error, NoRoomError) else EXIT_CAPTURE_FAILED
     running.set_result(engine)
     link.send(
         Ready(
@@ -154,9 +155,10 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
     )
     try:
         engine.run()
-    except Exception:
+    except Exception as error:
         logger.exception("the device is lost; this engine ends")
-        os._exit(EXIT_DEVICE_LOST)  # a broken device can hang an orderly exit
+        # A broken device can hang an orderly exit.
+        os._exit(EXIT_CAPTURE_FAILED if isinstance(error, CaptureFailedError) else EXIT_DEVICE_LOST)
     link.close()
     return 0
 

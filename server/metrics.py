@@ -63,6 +63,12 @@ class Metrics:
             ["device"],
             registry=self._registry,
         )
+        self._graphs_failed = Gauge(
+            "fourstep_engine_graphs_failed",
+            "1 for a device that does without CUDA graphs because they can't be captured",
+            ["device"],
+            registry=self._registry,
+        )
         self._children: dict[Any, Any] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -109,4 +115,5 @@ class Metrics:
         for engine in engines:
             self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
             self._restarts.labels(engine["device"]).set(engine["restarts"])
+            self._graphs_failed.labels(engine["device"]).set(engine["graphs_failed"])
         return generate_latest(self._registry)

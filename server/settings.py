@@ -267,6 +267,7 @@ class ModelSettings(DataSettings, RequestSettings):
     )
     threads: Count = setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
     max_batch: Positive = setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
+    graphs: Literal["auto", "off"] = setting("auto", "auto: usual sizes are captured as CUDA graphs; off: slower")
     compile: bool = setting(
         False,  # noqa: FBT003
         "on cuda, torch.compile the usual sizes: minutes at the first start; off until a GPU has shown its gain",

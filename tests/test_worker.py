@@ -11,6 +11,7 @@ import pytest
 
 from pipelines.frames import parse_from_engine, read_frame, write_frame
 from pipelines.messages import (
+    EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
     Beat,
     Cancel,
@@ -166,6 +167,19 @@ def test_a_device_without_room_is_no_fault_of_the_model():
 
         assert not any(isinstance(message, SetupFailed) for message in said)
         assert engine.exit_status() == EXIT_NO_ROOM
+
+
+def test_a_device_that_can_not_capture_graphs_has_an_exit_status_of_its_own():
+    with EngineUnderTest(command=FAULTY, device="uncapturable") as engine:
+        assert engine.exit_status() == EXIT_CAPTURE_FAILED
+
+
+def test_so_has_a_capture_that_fails_between_requests():
+    with EngineUnderTest(command=FAULTY) as engine:
+        engine.until(Ready)
+        engine.ask("a", prompt="recapture")
+
+        assert engine.exit_status() == EXIT_CAPTURE_FAILED
 
 
 def test_a_lost_device_ends_the_process():

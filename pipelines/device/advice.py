@@ -1,7 +1,9 @@
-"""What the operator of a processor may want to know: what makes requests slow there, and the setting that helps."""
+"""What the operator may want to know: what makes requests slow on this device, and the setting that helps."""
 
 import torch
 
+from pipelines.device import devices, dtypes
+from pipelines.messages import EngineConfig
 from pipelines.model.kernels import instructions
 from pipelines.weights.checkpoint import LoadedCheckpoint
 
@@ -26,4 +28,16 @@ def emulated(device: torch.device, dtype: torch.dtype) -> str:
     return (
         f"--dtype bfloat16: this processor ({instructions.names()}) has no products of bfloat16, and emulated ones take"
         " several times as long. Hint: --dtype float32, or auto"
+    )
+
+
+def wrong_numbers(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> str:
+    """Return a warning if `--dtype auto` is float32 on an accelerator, as its 16-bit numbers are wrong; else ""."""
+    if config.dtype != "auto" or dtype != torch.float32 or device.type not in dtypes.ACCELERATORS:
+        return ""
+    if device.type == "mps" and config.model == "demo":
+        return ""
+    return (
+        f"{devices.label(device)} computes wrong numbers in float16, so float32 is used: pictures are right, and take"
+        " twice the memory and longer."
     )

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 from typing_extensions import override
 
+from pipelines.errors import CaptureFailedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -120,7 +122,7 @@ class Graphs:
         return held[min(large_enough)] if large_enough else None
 
     def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, stream: str) -> None:
-        """Capture a shape. A shape which has no room or can't be captured runs uncaptured."""
+        """Capture a shape. A shape which has no room runs uncaptured. Raises `CaptureFailedError`."""
         what = f"{name} for {len(inputs[0])} rows of {size[0]}×{size[1]}"
         if stream not in self._pools:
             self._pools[stream] = self._device.pool()
@@ -130,8 +132,7 @@ class Graphs:
             logger.warning("no room to capture %s", what)
             return
         except RuntimeError as error:
-            logger.warning("can't capture %s, it runs slower: %s", what, error)
-            return
+            raise CaptureFailedError(what, error) from error
         if self.nbytes + graph.nbytes > self._budget:
             graph.destroy()
             logger.warning("no room in the budget for %s", what)

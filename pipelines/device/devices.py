@@ -1,13 +1,16 @@
 """The device of an engine, its free memory, and the settings of a process that computes on it."""
 
+import contextlib
 import ctypes
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipelines.device import cuda_support
 from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices
@@ -21,7 +24,10 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device that `name` means: `auto` is cuda, then mps, then cpu. Raises `CheckpointError` if absent."""
+    """Return the device that `name` means: `auto` is cuda, then mps, then cpu; cuda is the card with most processors.
+
+    Raises `CheckpointError` if it is absent or can't be used. `auto` passes over cards that can't (`passed_over`).
+    """
     if name == "auto":
         return _best()
     try:
@@ -29,8 +35,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise CheckpointError(f"{name!r} names no device.", "Use auto, cpu, mps, cuda or cuda:N.") from error
     if device.type == "cuda":
-        _check_cuda(device)
-        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+        return _check_cuda(device)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise CheckpointError("This machine or this torch build has no mps device.", "Use --device auto.")
     if device.type not in {"cpu", "mps"}:
@@ -41,6 +46,20 @@ def pick_device(name: str) -> torch.device:
 def first(config: EngineConfig) -> torch.device:
     """Return the first device that `config` names. Raises `CheckpointError`."""
     return pick_device(config.device.split(",")[0].strip())
+
+
+def label(device: torch.device) -> str:
+    """Return what to call a device: a card by its name."""
+    if device.type != "cuda":
+        return str(device)
+    return f"{device} ({cuda_support.build().cards[device.index or 0].name})"
+
+
+def passed_over(config: EngineConfig) -> CheckpointError | None:
+    """Return why the NVIDIA card of this machine is not used, where the processor stands in for it; else None."""
+    if config.device.split(",")[0].strip() != "auto" or first(config).type != "cpu":
+        return None
+    return cuda_support.fault(cuda_support.build())
 
 
 def prepare(config: EngineConfig) -> None:
@@ -55,6 +74,21 @@ def prepare(config: EngineConfig) -> None:
         torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
         cudnn: Any = torch.backends.cudnn
         cudnn.deterministic = config.max_batch == 1
+
+
+@contextlib.contextmanager
+def tuning(config: EngineConfig) -> Iterator[None]:
+    """Have cuDNN time its kernels for each shape that is new within the context; not with one image at a time.
+
+    It keeps the first answer for a shape, timed or not: so all of loading must lie within, and no request, for which
+    that would take seconds.
+    """
+    cudnn: Any = torch.backends.cudnn
+    cudnn.benchmark = config.max_batch > 1
+    try:
+        yield
+    finally:
+        cudnn.benchmark = False
 
 
 def ask_processor(config: EngineConfig, *, keep: bool = True) -> None:
@@ -112,21 +146,30 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def _best() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    return torch.device("cpu")
+    index = cuda_support.best(cuda_support.build())
+    if index is not None:
+        return torch.device("cuda", index)
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _check_cuda(device: torch.device) -> None:
-    if torch.version.cuda is None and torch.version.hip is None:
+def _check_cuda(device: torch.device) -> torch.device:
+    """Return a CUDA device with its number. Raises `CheckpointError` if it can't be used."""
+    build = cuda_support.build()
+    index = (cuda_support.best(build) or 0) if device.index is None else device.index
+    if index < len(build.cards):
+        if fault := cuda_support.card_fault(build, index):
+            raise fault
+        return torch.device("cuda", index)
+    if fault := cuda_support.fault(build):
+        raise fault
+    if build.cards:
         raise CheckpointError(
-            f"torch {torch.__version__} is built for the CPU only.",
-            "Install torch's CUDA build, or use --device cpu. `fourstep doctor` says more.",
+            f"{device} is not there: torch sees {len(build.cards)} CUDA device(s).", "See `fourstep doctor`."
         )
-    if not torch.cuda.is_available():
-        raise CheckpointError("torch sees no CUDA device.", "Check the driver with `fourstep doctor`.")
-    if (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise CheckpointError(f"{device} is not there: torch sees {count} CUDA device(s).", "See `fourstep doctor`.")
+    if build.cuda is None:
+        raise CheckpointError(
+            f"torch {build.version} is not built for CUDA.", "Install torch's CUDA build, or use --device cpu."
+        )
+    raise CheckpointError(
+        f"torch sees no CUDA device: {build.words}.", "Check the driver with `fourstep doctor`, or use --device cpu."
+    )

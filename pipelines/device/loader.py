@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -60,10 +61,11 @@ SIZES = CaptureSizes()
 def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) -> LoadedBackend:
     """Return the model that `config` names, on its device.
 
-    Raises `CheckpointError`; `NoRoomError` if memory runs out.
+    Raises `CheckpointError`; `CaptureFailedError`; `NoRoomError` if memory runs out.
     """
     try:
-        return _load(config, progress, sizes)
+        with devices.tuning(config):
+            return _load(config, progress, sizes)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -75,21 +77,35 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     device, dtype = dtypes.pick(config)
     if warning := advice.emulated(device, dtype):
         logger.warning("%s", warning)
-    model = checkpoint.load(config, device, dtype, progress)
+    unused = devices.passed_over(config)
+    if unused and checkpoint.is_full_size(config):
+        raise unused
+
+    def place(dtype: torch.dtype) -> TorchBackend:
+        model = checkpoint.load(config, device, dtype, progress)
+        return TorchBackend(model, make_functions(model, consumed=devices.give_back_freed_memory))
+
+    if device.type in dtypes.ACCELERATORS:
+        backend = place_to_draw(place, dtype, asked=config.dtype != "auto")
+    else:
+        backend = place(dtype)
+    model = backend.model
+    notices = [str(unused or ""), model.notice, advice.wrong_numbers(config, device, model.dtype)]
     heavy_vae = advice.has_heavy_vae(model)
     if heavy_vae:
         logger.info("%s", advice.TINY_VAE)
-    backend = TorchBackend(model, make_functions(model, consumed=devices.give_back_freed_memory))
     cpu = model.device.type == "cpu"
     if cpu:
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
         profile_memory(backend, sizes.warm_up_side)
-    if model.device.type == "cuda":
+    if model.device.type == "cuda" and config.graphs == "auto":
         room = int(devices.free_memory(model.device) * sizes.graphs_share)
         graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
         shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]
         backend = capture_graphs(backend, graphs, shapes, progress, Compiler() if config.compile else None)
+    if model.device.type == "cuda":
+        pin_memory(backend, sizes.warm_up_side, batches(config.max_batch))
     set_memory_budget(backend, devices.free_memory(model.device) * sizes.stages_share)
     return LoadedBackend(
         model=backend,
@@ -97,12 +113,29 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
-        notice=model.notice,
+        notice=" ".join(filter(None, notices)),
         warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
         overlaps=backend.overlaps,
         instructions=instructions.names() if cpu else "",
         heavy_vae=heavy_vae,
     )
+
+
+def place_to_draw(place: Callable[[torch.dtype], TorchBackend], dtype: torch.dtype, *, asked: bool) -> TorchBackend:
+    """Return the model that `place` makes in `dtype`, or in float32 if a small picture does not come out in numbers.
+
+    `asked`: the dtype is what the operator asked for. Raises `CheckpointError` then.
+    """
+    backend = place(dtype)
+    if dtype == torch.float32 or dtypes.draws(backend):
+        return backend
+    device = backend.model.device
+    if asked:
+        raise dtypes.wrong_numbers(dtype, device)
+    del backend
+    gc.collect()  # a model's parts refer to each other
+    devices.free_memory(device)  # gives torch's cache back
+    return place(torch.float32)
 
 
 def profile_memory(model: TorchBackend, side: int) -> None:
@@ -120,6 +153,18 @@ def profile_memory(model: TorchBackend, side: int) -> None:
         model.settle()
         model.memory_budget.note(stage, pixels, 1, memory.peak(device, run))
     model.settle()
+
+
+def pin_memory(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
+    """Copy square pictures in batches of these sizes to the host, so that memory for them is pinned: that stops the device.
+
+    Two at a time, since pictures come and go at once. After captures, which give pinned memory back.
+    """
+    for count in rows:
+        pixels = torch.zeros(count, side, side, 3, dtype=torch.uint8, device=model.model.device)
+        flags = torch.zeros(count, dtype=torch.bool, device=model.model.device)
+        for wait in [model.fetch(pixels, flags, flags) for _ in range(2)]:
+            wait()
 
 
 def set_memory_budget(model: TorchBackend, free: float) -> None:

@@ -14,6 +14,7 @@ from typing_extensions import override
 from pipelines.device import devices, streams
 from pipelines.device.memory import Counter, MemoryBudget
 from pipelines.engine.backend import Backend, FaultKind, Stage
+from pipelines.errors import CaptureFailedError
 from pipelines.model.lcm import Lcm
 
 if TYPE_CHECKING:
@@ -123,6 +124,11 @@ class TorchBackend(Lcm, Backend):
             return super().decode(trajectories)
 
     @override
+    def decode_exactly(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
+        with self._pictures.use():  # which has waited for these trajectories in `decode`
+            return super().decode_exactly(trajectories)
+
+    @override
     def finite(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         with self._pictures.use():
             return super().finite(trajectories)
@@ -171,7 +177,7 @@ class TorchBackend(Lcm, Backend):
         # Out of memory is torch's own error or an allocator's; any other error of the device outlives its call.
         if is_out_of_memory(error):
             return FaultKind.OUT_OF_MEMORY
-        if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        if isinstance(error, torch.AcceleratorError | CaptureFailedError) or "CUDA error" in str(error):
             return FaultKind.DEVICE_LOST
         return FaultKind.OTHER
 
@@ -189,6 +195,9 @@ class TorchBackend(Lcm, Backend):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory ran out: torch's own error, or an allocator's in a bare RuntimeError."""
-    words = str(error)
+    """Return whether memory ran out: torch's own error, or an allocator's in a bare RuntimeError.
+
+    A capture that failed for it does not count: without graphs there may be enough.
+    """
+    words = "" if isinstance(error, CaptureFailedError) else str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)

@@ -118,6 +118,10 @@ class Backend(Protocol):
     def encode(self, items: Sequence[tuple[GenerationParams, Any, Pixels, int]]) -> Sequence[Any]: ...
     def step(self, trajectories: Sequence[Any]) -> None: ...
     def decode(self, trajectories: Sequence[Any]) -> Any: ...
+
+    def decode_exactly(self, trajectories: Sequence[Any]) -> Any | None:
+        """As `decode`, in a format of larger numbers; None where there is none."""
+
     def finite(self, trajectories: Sequence[Any]) -> Any: ...
     def check(self, pixels: Any) -> Any: ...
 
@@ -151,6 +155,10 @@ class Backend(Protocol):
 
 class OnHost(Backend):
     """The part of a `Backend` that is the same for all that compute on the host and are done when a call returns."""
+
+    @override
+    def decode_exactly(self, trajectories: Sequence[Any]) -> None:
+        return None
 
     @override
     def fetch(self, pixels: Pixels, finite: Any, unsafe: Any) -> Callable[[], tuple[Pixels, Any, Any]]:

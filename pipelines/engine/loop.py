@@ -94,7 +94,7 @@ class Engine:
         self.decoders = decoders.limits.count
         self._codecs = CodecPool(codec, decoders, self._send, self._send_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        readback = Readback(self._codecs, self._send_last, self._release, self._inbox.put)
+        readback = Readback(self._codecs, self._send_last, self._release, self._decode_again, self._inbox.put)
         self._readback = readback
         self._stages = Stages(config, backend, readback, self._beat, self._end)
         self._unfinished: dict[str, Request] = {}
@@ -254,6 +254,10 @@ class Engine:
         if now >= self._beat_due or allow_s > self._allowed_s:
             self._beat_due, self._allowed_s = now + self._beat_times.busy_s, max(allow_s, PATIENCE_S)
             self._emit(Beat(str(stage), allow_s, tuple(request.id for request in self._active)))
+
+    def _decode_again(self, image: Image) -> None:
+        """Have a picture made again that came out as no numbers."""
+        self._stages.decode_exactly(image)
 
     def _images(self) -> Iterable[Image]:
         return (image for request in self._active for image in request.images)

@@ -26,7 +26,8 @@ class Readback:
     """Passes the pictures of complete requests to the codec threads.
 
     `end(request, message)` is called for a request whose pictures failed; `release(request)`, on the device thread, for
-    each request that the device is done with. `on_device_thread` calls a function there.
+    each request that the device is done with; `again(image)`, there too, once for a last picture that came out as no
+    numbers, and has it made again. `on_device_thread` calls a function there.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Readback:
         codecs: CodecPool,
         end: Callable[[Request, Generated | Failed], None],
         release: Callable[[Request], None],
+        again: Callable[[Image], None],
         on_device_thread: Callable[[Callable[[], None]], None],
     ) -> None:
         self._codecs = codecs
         self._end = end
         self._release = release
+        self._again = again
         self._on_device_thread = on_device_thread
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="readback")
 
@@ -59,7 +62,11 @@ class Readback:
 
     def _finish(self, images: Sequence[Image], pictures: PendingPictures) -> None:
         for image, rendered in zip(images, pictures(), strict=True):
-            image.rendered, image.resolved = rendered, True
+            if rendered is None and not image.again:
+                image.again = True
+                self._on_device_thread(partial(self._again, image))
+            else:
+                image.rendered, image.resolved = rendered, True
         for request in dict.fromkeys(image.request for image in images):
             if request.ended or not all(image.resolved for image in request.images):
                 continue

@@ -91,14 +91,15 @@ class Request:
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `submitted`: the device has been told to make its picture. `resolved`: the picture has been waited for; `rendered`
-    is still None then if the latents were not finite.
+    `submitted`: the device has been told to make its picture; `again`: once more, since it came out as no numbers.
+    `resolved`: the picture has been waited for; `rendered` is still None then if it was not finite either time.
     """
 
     request: Request
     seed: int
     trajectory: Any = None
     submitted: bool = False
+    again: bool = False
     resolved: bool = False
     rendered: Rendered | None = None
 

@@ -61,7 +61,7 @@ class Stages:
         for stage, run in (
             (Stage.ENCODE, self._encode),
             (Stage.STEP, self._step),
-            (Stage.DECODE, lambda images: self._render(Stage.DECODE, images)()),
+            (Stage.DECODE, lambda images: self._render(Stage.DECODE, images, self._backend.decode)()),
         ):
             with self._backend.learning(stage, side * side):
                 run(images)
@@ -91,6 +91,10 @@ class Stages:
         """Have the last pictures made."""
         self._runner.in_batches(Stage.DECODE, images, self._decode)
 
+    def decode_exactly(self, image: Image) -> None:
+        """Have a last picture made again that came out as no numbers, where the backend has a more exact way."""
+        self._runner.attempt(Stage.DECODE, [image], self._decode_exactly)
+
     def learn(self, request: Request) -> None:
         """Note how long the device took for a finished request."""
         self._runner.learn(request)
@@ -114,26 +118,33 @@ class Stages:
             self._backend.step([image.trajectory for image in images])
 
     def _preview(self, images: Sequence[Image]) -> None:
-        pictures = self._render(Stage.PREVIEW, images)
+        pictures = self._render(Stage.PREVIEW, images, self._backend.decode)
         for image in images:
             image.request.previewing = True
         self._readback.preview(images, pictures)
 
     def _decode(self, images: Sequence[Image]) -> None:
-        pictures = self._render(Stage.DECODE, images)
+        pictures = self._render(Stage.DECODE, images, self._backend.decode)
         for image in images:
             image.submitted = True
         self._readback.finish(images, pictures)
 
-    def _render(self, stage: Stage, images: Sequence[Image]) -> PendingPictures:
-        """Have pictures made of the trajectories as they are now, and checked where that is asked for.
+    def _decode_exactly(self, images: Sequence[Image]) -> None:
+        self._readback.finish(images, self._render(Stage.DECODE, images, self._backend.decode_exactly))
+
+    def _render(
+        self, stage: Stage, images: Sequence[Image], decode: Callable[[Sequence[Any]], Any | None]
+    ) -> PendingPictures:
+        """Have pictures made of the trajectories as they are now by `decode`, and checked where that is asked for.
 
         Submits the work; the function returned waits for it.
         """
         trajectories = [image.trajectory for image in images]
         checked = [self._check_all or image.request.work.params.enable_safety_checks for image in images]
         with self._runner.timed(stage, images):
-            pixels = self._backend.decode(trajectories)
+            pixels = decode(trajectories)
+            if pixels is None:
+                return lambda: [None] * len(images)
             finite = self._backend.finite(trajectories)
         unsafe = finite  # any flags: those of pictures that are not to be checked are not read
         if any(checked):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import Tensor
 
 from pipelines.model.prompts import make_embed
@@ -36,6 +37,7 @@ class ModelFunctions:
     unet: Callable[..., Tensor]
     vae_encode: Callable[[Tensor], Encoded]
     vae_decode: Callable[[Tensor], Tensor]
+    vae_decode_exactly: Callable[[Tensor], Tensor] | None  # in float32, where `vae_decode` may overflow; never captured
     flags: Callable[[Tensor], Tensor] | None
 
 
@@ -58,5 +60,6 @@ def make_functions(model: LoadedCheckpoint, *, consumed: Callable[[], object] | 
         unet=network,
         vae_encode=vae.encode,
         vae_decode=vae.decode,
+        vae_decode_exactly=vae.decode_exactly if model.dtype == torch.float16 else None,
         flags=None if model.safety_checker is None else SafetyChecker(model.safety_checker),
     )

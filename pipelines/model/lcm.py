@@ -191,8 +191,21 @@ class Lcm:
     @torch.inference_mode()
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Return the current pictures: uint8 [N, H, W, 3] on the device; unfinished trajectories as estimated."""
-        latents = torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
-        images = self.functions.vae_decode(latents.to(self.model.dtype)).float()
+        return self._levels(trajectories, self.functions.vae_decode(self._clean(trajectories).to(self.model.dtype)))
+
+    @torch.inference_mode()
+    def decode_exactly(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
+        """As `decode`, in float32, slower; None where the model's dtype holds numbers as large."""
+        decode = self.functions.vae_decode_exactly
+        return None if decode is None else self._levels(trajectories, decode(self._clean(trajectories)))
+
+    def _clean(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
+        """Return the current estimates as the autoencoder takes them, in float32."""
+        return torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
+
+    def _levels(self, trajectories: Sequence[Trajectory], images: torch.Tensor) -> torch.Tensor:
+        """Return decoded images as uint8 [N, H, W, 3], and note which are finite."""
+        images = images.float()
         # A NaN or infinity anywhere makes the sum one.
         for member, finite in zip(trajectories, images.sum(dim=(1, 2, 3)).isfinite(), strict=True):
             member.finite = finite

@@ -1,15 +1,16 @@
 """Autoencoders, pictures ⇄ latents: Stable Diffusion's own (`AutoencoderKL`) and the tiny one (`AutoencoderTiny`).
 
-Both, made by `make_vae`, have two methods:
+Both, made by `make_vae`, have three methods:
 
     encode    [N, 3, H, W] in −1…1 → mean and deviation [N, channels, H/8, W/8] (no deviation: nothing is sampled)
     decode    [N, channels, h, w] → [N, 3, 8h, 8w], about −1…1
 
-in the weights' dtype, as diffusers' modules have them.
+in the weights' dtype, as diffusers' modules have them; and `decode_exactly`, which is `decode` in float32.
 """
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from pipelines.model.kernels import convolution, doubling
 from pipelines.model.unet import downsamples, upsamples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -71,6 +72,10 @@ class KlVae(nn.Module):
         images: Tensor = self.decoder(latents.contiguous(memory_format=torch.channels_last))
         return images
 
+    def decode_exactly(self, latents: Tensor) -> Tensor:
+        """As `decode`, in float32 whatever the weights' dtype."""
+        return exactly(self.decoder, latents)
+
 
 def _level(source: Any, resize: nn.Module | None) -> Iterator[nn.Module]:
     """Yield the resnets of a level of an autoencoder, then its change of size."""
@@ -115,6 +120,10 @@ class TinyVae(nn.Module):
         images: Tensor = self.decoder(tamed.contiguous(memory_format=torch.channels_last))
         return images * 2 - 1
 
+    def decode_exactly(self, latents: Tensor) -> Tensor:
+        """As `decode`, in float32 whatever the weights' dtype."""
+        return exactly(self.decoder, torch.tanh(latents / 3) * 3) * 2 - 1
+
 
 class TinyBlock(nn.Module):
     """An `AutoencoderTinyBlock`: three convolutions with ReLUs, and the input added before the last."""
@@ -130,6 +139,14 @@ class TinyBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.third(self.second(self.first(x)), x)
         return out
+
+
+def exactly(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Return what layers make of `x`, one after the other, in float32. Each has weights in it only while it runs."""
+    x = x.float().contiguous(memory_format=torch.channels_last)
+    for layer in layers:
+        x = copy.deepcopy(layer).float()(x)
+    return x
 
 
 def _tiny_layers(source: Any) -> Iterator[nn.Module]:

@@ -40,6 +40,8 @@ def run_pull(config: EngineConfig) -> int:
     if config.model == "demo" or config.model.startswith("instant"):
         print(f"The {config.model} model is built in: there is nothing to fetch.")
         return 0
+    if unused := devices.passed_over(config):
+        print(f"{unused}", file=sys.stderr)
     devices.ask_processor(config, keep=False)
     device, dtype = dtypes.pick(config)
     print(f"Looking for what {config.model} needs as {str(dtype).removeprefix('torch.')} on {device.type}.", flush=True)

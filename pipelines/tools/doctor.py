@@ -15,7 +15,7 @@ import msgspec
 import torch
 from cryptography import x509
 
-from pipelines.device import advice, devices, dtypes
+from pipelines.device import advice, cuda_support, devices, dtypes
 from pipelines.device.devices import main_memory, pick_device
 from pipelines.errors import CheckpointError
 from pipelines.hub import client, manifest
@@ -27,6 +27,9 @@ from pipelines.weights import checkpoint
 
 # Bytes from which an autoencoder's file is no tiny one: Stable Diffusion's has 167 MB in 16 bits, TAESD's 10 in 32.
 _HEAVY_VAE_BYTES = 50e6
+
+# What a model in 16 bits and 8 pictures of 512×512 at once take.
+_BATCH_BYTES = 8e9
 
 
 class Level(enum.Enum):
@@ -55,9 +58,12 @@ def examine(config: EngineConfig, addresses: Sequence[str], port: int, names: Co
 
     `names`: the host names that a takeover sends to the server.
     """
-    cards = probes.graphics_cards()
-    yield driver(cards, probes.has_nvidia_display(Path("/sys/bus/pci/devices")))
-    yield torch_build(bool(cards))
+    build, system = cuda_support.build(), cuda_support.system()
+    fault = cuda_support.fault(build, lambda: system)
+    wanted = config.device not in {"cpu", "mps"} and checkpoint.is_full_size(config)
+    level = Level.FAIL if wanted else Level.WARN
+    yield driver(system, fault, level)
+    yield torch_build(build, fault, level)
     for name in config.device.split(","):
         yield device(name.strip(), config)
     yield memory(main_memory(), needs_gigabytes=2 if config.model == "demo" else 6)
@@ -69,68 +75,32 @@ def examine(config: EngineConfig, addresses: Sequence[str], port: int, names: Co
     yield hosts_file(probes.hosts_file(), names)
 
 
-def driver(cards: list[str], hardware: bool) -> Finding:  # noqa: FBT001 (two facts, named at the call)
-    """Judge the NVIDIA driver: it must be there if the hardware is."""
-    if cards:
-        return Finding(Level.OK, "driver", "; ".join(cards))
-    if hardware:
-        return Finding(
-            Level.FAIL,
-            "driver",
-            "an NVIDIA device is in this machine, but its driver does not answer",
-            "install NVIDIA's driver, or start it again: `nvidia-smi` must list the device "
-            "(in a container: `docker run --gpus all`)",
-        )
-    return Finding(Level.OK, "driver", "no NVIDIA device in this machine")
+def driver(system: cuda_support.System, fault: cuda_support.CardError | None, level: Level) -> Finding:
+    """Judge the NVIDIA driver. `fault`: why no card can be used, and `level`: how bad that is."""
+    if fault and not fault.of_torch:
+        return Finding(level, "driver", fault.reason, fault.hint)
+    if not system.cards:
+        return Finding(Level.OK, "driver", "no NVIDIA device in this machine")
+    version = f", driver {system.driver}" if system.driver else ""
+    return Finding(Level.OK, "driver", f"{', '.join(system.cards)}{version}")
 
 
-def torch_build(has_cards: bool) -> Finding:  # noqa: FBT001
-    """Judge whether this torch can drive this machine's devices."""
-    build = f"torch {torch.__version__}"
-    if not has_cards:
-        return Finding(Level.OK, "torch", build)
-    if torch.version.cuda is None:
-        return Finding(
-            Level.FAIL, "torch", f"{build} is built for the CPU only", "install torch's CUDA build: `make install`"
-        )
-    if not torch.cuda.is_available():
-        return Finding(
-            Level.FAIL, "torch", f"{build} sees no device", f"its CUDA {torch.version.cuda} needs a newer driver"
-        )
-    kinds = torch.cuda.get_arch_list()
-    for index in range(torch.cuda.device_count()):
-        if not runs_on(kinds, torch.cuda.get_device_capability(index)):
-            name = torch.cuda.get_device_name(index)
-            return Finding(
-                Level.FAIL,
-                "torch",
-                f"{build} has no code for {name} (it has {' '.join(kinds)})",
-                "install a torch build for this device",
-            )
-    return Finding(Level.OK, "torch", f"{build}, CUDA {torch.version.cuda}")
-
-
-def runs_on(kinds: list[str], capability: tuple[int, int]) -> bool:
-    """Return whether code built for `kinds` (sm_80, compute_90, …) runs on a device of that compute capability.
-
-    Machine code (sm) runs on the same major version from its minor version on, PTX (compute) on everything newer.
-    """
-    for kind in kinds:
-        family, _, digits = kind.partition("_")
-        number = int("".join(filter(str.isdigit, digits)))
-        built = divmod(number, 10)
-        if family == "compute" and built <= capability:
-            return True
-        if family == "sm" and built[0] == capability[0] and built[1] <= capability[1]:
-            return True
-    return False
+def torch_build(build: cuda_support.Build, fault: cuda_support.CardError | None, level: Level) -> Finding:
+    """Judge whether this torch can drive this machine's cards. `fault` and `level` as for `driver`."""
+    if fault and fault.of_torch:
+        return Finding(level, "torch", fault.reason, fault.hint)
+    for index in range(len(build.cards)):  # one of several
+        if one := cuda_support.card_fault(build, index):
+            return Finding(Level.WARN, "torch", one.reason, one.hint)
+    line = f"torch {build.version}" + (f", CUDA {build.cuda}" if build.cuda else "")
+    return Finding(Level.OK, "torch", line)
 
 
 def device(name: str, config: EngineConfig) -> Finding:
     """Judge one device that engines are to use, its number format, and its free memory or instruction sets."""
     try:
         found = pick_device(name)
-        stands_in = config.model == "auto" and found.type == "cpu" and not _is_on_disk(config)
+        stands_in = config.model == "auto" and found.type == "cpu" and not checkpoint.is_full_size(config)
         config = msgspec.structs.replace(config, device=name, model="demo" if stands_in else config.model)
         devices.ask_processor(config, keep=False)
         _, dtype = dtypes.pick(config)
@@ -143,17 +113,19 @@ def device(name: str, config: EngineConfig) -> Finding:
         return Finding(Level.OK, "device", f"{found}, {kind}")
     free, total = torch.cuda.mem_get_info(found)
     line = f"{found}, {kind}, {gigabytes(free)} of {gigabytes(total)} free"
-    if free < 5e9:
-        return Finding(Level.WARN, "device", line, "stop other programs that use it; a batch of 8 takes about 5 GB")
+    if free < _BATCH_BYTES:
+        return Finding(Level.WARN, "device", line, _little_memory(total))
     return Finding(Level.OK, "device", line)
 
 
-def _is_on_disk(config: EngineConfig) -> bool:
-    try:
-        checkpoint.on_disk(config, half=False)
-    except CheckpointError:
-        return False
-    return True
+def _little_memory(total: float) -> str:
+    """Return a hint for a card of `total` bytes that has too few free for a full batch."""
+    if total >= _BATCH_BYTES:
+        return "stop other programs that use it: 8 pictures of 512×512 at once want about 8 GB; with less, fewer go"
+    return (
+        "8 pictures of 512×512 at once want about 8 GB; with less, fewer go. --vae tiny and --safety-checker none"
+        " leave more room"
+    )
 
 
 def memory(available: float, *, needs_gigabytes: float) -> Finding:

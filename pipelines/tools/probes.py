@@ -5,34 +5,11 @@ import http.client
 import ipaddress
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import TypeAlias
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def graphics_cards() -> list[str]:
-    """Return name, driver and memory of each NVIDIA device, as its driver tells; empty without a working driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    query = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-
-
-def has_nvidia_display(devices: Path) -> bool:
-    """Return whether NVIDIA's PCI display device is in this machine (Linux's `devices`), whatever its driver does."""
-    for entry in devices.glob("*"):
-        vendor, kind = entry / "vendor", entry / "class"
-        if vendor.is_file() and vendor.read_text().strip() == "0x10de" and kind.read_text().startswith("0x03"):
-            return True
-    return False
 
 
 def free_bytes(folder: Path) -> int:

@@ -62,7 +62,7 @@ def load(config: EngineConfig, device: torch.device, dtype: torch.dtype, progres
     progress(0.0, "looking for the weights")
     plan, notice = _find(config, device, dtype, progress)
     if demo.NOTICE in notice and config.dtype == "auto":
-        dtype = demo.auto_dtype(device)
+        dtype = dtype if device.type == "cuda" else torch.float32
     return _build(plan, notice, device, dtype, progress)
 
 
@@ -92,6 +92,17 @@ def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
     """The manifest for `config`, all of it on disk. Raises `NotOnDiskError` with the command that fetches."""
     hint = f"`{manifest.pull_command(config)}` fetches what is missing."
     return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
+
+
+def is_full_size(config: EngineConfig) -> bool:
+    """Return whether `config` means real weights: those it names, or for `auto` those that are on disk."""
+    if config.model != "auto":
+        return config.model != "demo"
+    try:
+        on_disk(config, half=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _demo(config: EngineConfig) -> tuple[manifest.Manifest, str]:

@@ -3,8 +3,6 @@
 from importlib import resources
 from pathlib import Path
 
-import torch
-
 from pipelines.errors import CheckpointError
 from pipelines.hub import layout
 
@@ -23,8 +21,3 @@ def folder(packaged: Path = PACKAGED) -> Path:
             "Install fourstep again, or name another model: --model.",
         )
     return packaged
-
-
-def auto_dtype(device: torch.device) -> torch.dtype:
-    """Return what `--dtype auto` means for this model."""
-    return torch.float16 if device.type == "cuda" else torch.float32

@@ -68,7 +68,10 @@ def command_line() -> argparse.ArgumentParser:
         (*MODEL_SETTINGS, "host", "port"),
     )
     bench = command(
-        "bench", "tools:bench", "measure this box; the last line is JSON", (*MODEL_SETTINGS, "max_batch", "compile")
+        "bench",
+        "tools:bench",
+        "measure this box; the last line is JSON",
+        (*MODEL_SETTINGS, "max_batch", "graphs", "compile"),
     )
     bench.add_argument(
         "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"

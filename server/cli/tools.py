@@ -5,8 +5,10 @@ import sys
 
 import msgspec
 
+from server.environment import child_environment
 from server.settings import Settings
 from server.transport.takeover import HOSTS_FILE_NAMES
+from server.workers.launch import ENVIRONMENT
 
 
 def pull(settings: Settings) -> int:
@@ -26,6 +28,7 @@ def bench(settings: Settings, requests: int, clients: int) -> int:
 
 
 def _run(tool: str, settings: Settings, *arguments: str) -> int:
-    """Run the tool on this terminal and return its exit status."""
+    """Run the tool on this terminal, in an engine's environment, and return its exit status."""
     config = msgspec.json.encode(settings.engine).decode()
-    return subprocess.call([sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config, *arguments])
+    command = [sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config, *arguments]
+    return subprocess.call(command, env=child_environment(**ENVIRONMENT))

@@ -10,9 +10,10 @@ from server.workers.process import Launch, ProcessTimes
 
 COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
 
-# For the libraries in an engine process: no telemetry, and torch asks for large pages, where Linux has them on request:
-# a full-size model has a million small ones, and making those takes seconds.
+# For the libraries in an engine process: cuda:N counts as nvidia-smi does, no telemetry, and torch asks for large
+# pages, where Linux has them on request: a full-size model has a million small ones, and making those takes seconds.
 ENVIRONMENT = {
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     "DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -100,18 +100,19 @@ class Pool(Owner):
 
     @property
     def notice(self) -> str:
-        """Return what the operator must know of the loaded model, "" for nothing."""
-        return next((supervisor.notice for supervisor in self._supervisors if supervisor.notice), "")
+        """Return what the operator must know of the engines, "" for nothing."""
+        return " ".join(dict.fromkeys(supervisor.notice for supervisor in self._supervisors if supervisor.notice))
 
     @property
     def engines(self) -> list[dict[str, str | int | None]]:
-        """Return each engine's `device`, `pid`, `state` and `restarts`."""
+        """Return each engine's `device`, `pid`, `state`, `restarts` and `graphs_failed`."""
         return [
             {
                 "device": supervisor.device,
                 "pid": supervisor.pid,
                 "state": self._state_of(supervisor),
                 "restarts": supervisor.restarts,
+                "graphs_failed": supervisor.graphs_failed,
             }
             for supervisor in self._supervisors
         ]

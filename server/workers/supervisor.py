@@ -3,7 +3,7 @@
 An engine that ends is replaced at once. Ends in a row, with no request finished in between, are followed by growing
 pauses; after a number of them (`RestartPolicy`) the device is DEFUNCT: reported, given no work, and tried again every
 few minutes. An engine whose model can't be loaded leaves the device SETUP_FAILED; it is not replaced, because only the
-operator can help.
+operator can help. After an engine that could not capture CUDA graphs the next ones do without them.
 """
 
 import asyncio
@@ -14,7 +14,10 @@ import math
 import signal
 from typing import Protocol
 
+import msgspec
+
 from pipelines.messages import (
+    EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
     Beat,
     Drain,
@@ -56,6 +59,12 @@ class RestartPolicy:
 
 
 RESTART_POLICY = RestartPolicy()
+
+
+_WITHOUT_GRAPHS = (
+    "CUDA graphs can't be captured here: pictures are made without them, slower. The log says why; --graphs off leaves"
+    " them out from the start."
+)
 
 
 class State(enum.StrEnum):
@@ -104,6 +113,7 @@ class Supervisor:
         self.decoders = 0
         self.processors = 0
         self.restarts = 0
+        self.graphs_failed = False
         self._config = config
         self._launch = launch
         self._restart_policy = restarts
@@ -173,6 +183,8 @@ class Supervisor:
         finally:
             self._engine = None
             status = await engine.reap()
+        if status == EXIT_CAPTURE_FAILED:
+            self._config, self.graphs_failed = msgspec.structs.replace(self._config, graphs="off"), True
         return engine.fault or _describe(status)
 
     def _hear(self, message: FromEngine) -> None:
@@ -184,6 +196,7 @@ class Supervisor:
             case Ready() if self._engine is None:
                 pass  # the last message of one that is being reaped
             case Ready(model=model, device=device, notice=notice):
+                notice = " ".join(filter(None, (notice, _WITHOUT_GRAPHS if self.graphs_failed else "")))
                 self.model, self.device, self.notice = model, device, notice
                 self.capacity, self.decoders, self.processors = message.capacity, message.decoders, message.processors
                 self._ready_at = asyncio.get_running_loop().time()
@@ -242,4 +255,6 @@ def _describe(status: int | None) -> str:
         return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
     if status == EXIT_NO_ROOM:
         return "its device has not enough memory left (the log says what helps)"
+    if status == EXIT_CAPTURE_FAILED:
+        return "its CUDA graphs could not be captured (the log says why)"
     return f"it exited with status {status}"

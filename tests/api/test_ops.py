@@ -22,7 +22,7 @@ async def test_health_says_how_the_engines_are(tmp_path):
         "state": "READY",
         "detail": "",
         "notice": "a test",
-        "engines": [{"device": "cpu", "pid": 1, "state": "READY", "restarts": 2}],
+        "engines": [{"device": "cpu", "pid": 1, "state": "READY", "restarts": 2, "graphs_failed": False}],
         "queue": {"waiting": 0, "running": 0},
     }
 
@@ -55,6 +55,7 @@ async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     assert 'fourstep_requests_total{route="run",status="422"} 1.0' in lines
     assert "fourstep_images_total 3.0" in lines
     assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
+    assert 'fourstep_engine_graphs_failed{device="cpu"} 0.0' in lines
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
 
 

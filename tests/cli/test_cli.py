@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from server.cli import tools
 from server.environment import FIELDS
+from server.settings import Settings
 from server.transport.takeover import HOSTS_FILE_NAMES
+from server.workers.launch import ENVIRONMENT
 from tests.support.server_process import clean_env
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
@@ -35,6 +38,15 @@ def test_doctor_knows_the_names_of_a_takeover(tmp_path):
 
     (said,) = [line for line in done.stdout.splitlines() if "hosts file" in line]
     assert f"of fal's {len(HOSTS_FILE_NAMES)} names" in said or "lacks" in said
+
+
+def test_tools_run_in_the_environment_of_engines(monkeypatch):
+    given = {}
+    monkeypatch.setattr(subprocess, "call", lambda command, env: given.update(env) or 0)
+
+    assert tools.pull(Settings()) == 0
+    assert given["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert ENVIRONMENT.items() <= given.items()
 
 
 def test_serve_help_names_every_setting_with_its_default_and_its_variable():

@@ -1,10 +1,11 @@
-"""What is said of slow settings on a processor."""
+"""What is said of slow settings."""
 
 import pytest
 import torch
 
-from pipelines.device import advice
+from pipelines.device import advice, cuda_support
 from pipelines.hub import sd15
+from pipelines.messages import EngineConfig
 from pipelines.model.kernels import instructions
 from pipelines.weights import architectures
 from tests.support import tiny_models
@@ -37,3 +38,28 @@ def test_emulated_bfloat16_is_warned_of(device, dtype, has, said, *, monkeypatch
     monkeypatch.setattr(instructions, "has_bfloat16", lambda: has)
 
     assert ("emulated" in advice.emulated(device, dtype)) is said
+
+
+@pytest.mark.parametrize(
+    ("device", "config", "dtype", "said"),
+    [
+        (torch.device("mps"), {}, torch.float32, True),
+        (torch.device("mps"), {}, torch.float16, False),
+        (torch.device("mps"), {"model": "demo"}, torch.float32, False),
+        (torch.device("mps"), {"dtype": "float32"}, torch.float32, False),
+        (CPU, {}, torch.float32, False),
+    ],
+)
+def test_float32_where_16_bits_are_wrong_is_told(device, config, dtype, said):
+    warning = advice.wrong_numbers(EngineConfig(**{"model": "sd15", "data_dir": ""} | config), device, dtype)
+
+    assert ("wrong numbers in float16, so float32 is used" in warning) is said
+
+
+def test_a_card_whose_16_bits_are_wrong_is_named(monkeypatch):
+    card = cuda_support.Card("NVIDIA GeForce GTX 1660", (7, 5), 22)
+    monkeypatch.setattr(cuda_support, "build", lambda: cuda_support.Build(version="", cuda="13.0", cards=(card,)))
+
+    warning = advice.wrong_numbers(EngineConfig(model="demo", data_dir=""), CUDA, torch.float32)
+
+    assert warning.startswith("cuda (NVIDIA GeForce GTX 1660) computes wrong numbers")

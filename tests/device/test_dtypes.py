@@ -1,15 +1,17 @@
-"""What `--dtype auto` means: float16 on accelerators, and bfloat16 on processors where a timed product is faster."""
+"""What `--dtype auto` means: float16 on accelerators that compute right in it, bfloat16 on processors where faster."""
 
+import contextlib
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from pipelines.device import devices, dtypes
+from pipelines.device import cuda_support, devices, dtypes
 from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
+from tests.support import tiny_models
 
 CPU, MPS, CUDA = (torch.device(name) for name in ("cpu", "mps", "cuda"))
 
@@ -102,34 +104,81 @@ def test_the_demo_model_stays_in_float32(processor, tmp_path):
     assert timed == []
 
 
+@pytest.mark.parametrize(("capability", "refused"), [((7, 5), True), ((8, 0), False), ((12, 0), False)])
+def test_bfloat16_is_refused_on_cards_from_before_ampere(capability, refused, monkeypatch):
+    cards = (cuda_support.Card("NVIDIA H100", (9, 0), 132), cuda_support.Card("Tesla T4", capability, 40))
+    monkeypatch.setattr(cuda_support, "build", lambda: cuda_support.Build(version="", cuda="13.0", cards=cards))
+    monkeypatch.setattr(dtypes, "computes", lambda *_: True)
+
+    with pytest.raises(CheckpointError, match="Tesla T4") if refused else contextlib.nullcontext():
+        assert dtypes.pick_dtype("bfloat16", torch.device("cuda:1")) == torch.bfloat16
+
+
 def test_a_dtype_that_is_none_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="int8"):
         pick(tmp_path, dtype="int8")
 
 
+@pytest.mark.parametrize(("right", "dtype"), [(True, torch.float16), (False, torch.float32)])
+@pytest.mark.parametrize("model", ["sd15", "demo"])
+@pytest.mark.parametrize("device", [CUDA, MPS])
+def test_accelerators_compute_in_float16_if_they_compute_right(device, model, right, dtype, monkeypatch):
+    monkeypatch.setattr(dtypes, "computes", lambda *_: right)
+    monkeypatch.setattr(devices, "first", lambda config: device)
+    expected = torch.float32 if (device, model) == (MPS, "demo") else dtype
+
+    assert dtypes.pick(EngineConfig(model=model, data_dir="")) == (device, expected)
+
+
+@pytest.mark.parametrize(("name", "refused"), [("float16", True), ("bfloat16", True), ("float32", False)])
+def test_a_dtype_that_is_asked_for_and_computes_wrong_is_an_error(name, refused, monkeypatch):
+    monkeypatch.setattr(dtypes, "computes", lambda *_: False)
+
+    with pytest.raises(CheckpointError, match="wrong numbers in") if refused else contextlib.nullcontext():
+        assert dtypes.pick_dtype(name, MPS) == torch.float32
+
+
+def test_a_device_that_computes_right_is_found_so():
+    assert dtypes.computes(torch.bfloat16, CPU)
+
+
+FAULTS = {
+    "infinite": lambda run, x, *rest, **options: run(x, *rest, **options) / 0,
+    "none": lambda run, x, *rest, **options: run(x, *rest, **options) * torch.nan,
+    "a tenth off": lambda run, x, *rest, **options: run(x, *rest, **options) * 1.1,
+    "black": lambda run, x, *rest, **options: run(x, *rest, **options) * 0,
+}
+
+
+@pytest.mark.parametrize("operator", ["conv2d", "linear"])
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_device_whose_16_bits_are_wrong_is_found_out(fault, operator, monkeypatch):
+    plain = getattr(F, operator)
+
+    def faulty(x, *rest, **options):
+        return fault(plain, x, *rest, **options) if x.dtype == torch.bfloat16 else plain(x, *rest, **options)
+
+    monkeypatch.setattr(dtypes.F, operator, faulty)
+
+    assert not dtypes.computes(torch.bfloat16, CPU)
+
+
 @pytest.mark.parametrize(
-    ("device", "finite", "dtype"), [(CUDA, False, "float16"), (MPS, True, "float16"), (MPS, False, "float32")]
+    ("error", "raised"), [(RuntimeError("not implemented for 'Half'"), False), (torch.OutOfMemoryError(), True)]
 )
-def test_accelerators_compute_in_float16_a_mac_once_it_is_shown_finite(device, finite, dtype, monkeypatch):
-    monkeypatch.setattr(dtypes, "is_finite", lambda *_: finite)
-
-    assert dtypes.pick_dtype("auto", device) == getattr(torch, dtype)
-
-
-def test_a_device_is_finite_that_computes():
-    assert dtypes.is_finite(torch.bfloat16, CPU)
-
-
-@pytest.mark.parametrize("fault", ["infinite", "refused"])
-def test_a_device_is_not_finite_where_a_convolution_fails(fault, monkeypatch):
+def test_a_format_that_is_refused_is_wrong_and_a_full_card_says_nothing_of_it(error, raised, monkeypatch):
     def conv2d(x, weight, **options):
-        if fault == "refused":
-            raise RuntimeError("not implemented for 'Half'")
-        return torch.full((1, 64, 8, 8), torch.inf)
+        raise error
 
     monkeypatch.setattr(dtypes.F, "conv2d", conv2d)
 
-    assert not dtypes.is_finite(torch.float16, CPU)
+    with pytest.raises(torch.OutOfMemoryError) if raised else contextlib.nullcontext():
+        assert not dtypes.computes(torch.float16, CPU)
+
+
+@pytest.mark.parametrize(("make_vae", "drawn"), [(tiny_models.vae, True), (tiny_models.overflowing_vae, False)])
+def test_a_model_draws_if_its_picture_comes_out_in_numbers(make_vae, drawn):
+    assert dtypes.draws(tiny_models.float16(vae=make_vae())) is drawn
 
 
 def test_the_answer_lies_in_the_data_folder(processor, tmp_path):

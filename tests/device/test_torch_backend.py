@@ -7,6 +7,7 @@ import torch
 from pipelines.device import devices
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.backend import FaultKind
+from pipelines.errors import CaptureFailedError
 from pipelines.messages import GenerationParams
 from tests.support import tiny_models
 
@@ -41,6 +42,7 @@ def out_of_cpu_memory():
         (out_of_cpu_memory(), FaultKind.OUT_OF_MEMORY),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), FaultKind.OUT_OF_MEMORY),
         (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), FaultKind.DEVICE_LOST),
+        (CaptureFailedError("unet", RuntimeError("CUDA error: out of memory")), FaultKind.DEVICE_LOST),
         (RuntimeError("CUDA error: unspecified launch failure"), FaultKind.DEVICE_LOST),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), FaultKind.OTHER),
         (ValueError("anything"), FaultKind.OTHER),

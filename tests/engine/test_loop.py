@@ -325,6 +325,45 @@ def test_only_the_culprit_of_a_failed_batch_fails(talk, model, prompt, kind):
     assert any(prompt in batch and len(batch) > 1 for batch in model.batches)
 
 
+class Overflowing(Watched):
+    """A model whose pictures are no numbers, but for those that are decoded exactly; `worse`: not even those."""
+
+    def __init__(self, *, worse=False):
+        super().__init__()
+        self.worse, self.exactly = worse, []
+
+    def decode(self, trajectories):
+        for image in trajectories:
+            image.prompt = "nan"
+        return super().decode(trajectories)
+
+    def decode_exactly(self, trajectories):
+        self.exactly.append(len(trajectories))
+        for image in trajectories:
+            image.prompt = "nan" if self.worse else "fine"
+        return super().decode(trajectories)
+
+
+def test_a_picture_that_is_no_numbers_is_decoded_once_more_exactly():
+    model = Overflowing()
+    with talk_with(model) as talk:
+        talk.ask("a", image=b"64x48:7", num_images=3)
+
+        answer = talk.until("a")
+
+    assert [picture.data for picture in answer.pictures] == [b"\7" * 64 * 48 * 3] * 3
+    assert model.exactly == [1, 1, 1]
+
+
+def test_a_picture_that_is_no_numbers_either_time_fails():
+    model = Overflowing(worse=True)
+    with talk_with(model) as talk:
+        talk.ask("a")
+
+        assert talk.until("a").kind == "bad_output"
+    assert model.exactly == [1]
+
+
 def test_out_of_memory_halves_the_batch_and_is_remembered(model):
     with talk_with(model) as talk:
         talk.ask("hungry", num_images=8)

@@ -527,6 +527,31 @@ def test_sixteen_bits_give_nearly_the_same_picture(lcm, dtype):
     assert apart.mean() < 6
 
 
+@pytest.mark.parametrize("make_vae", [tiny_models.vae, tiny_models.overflowing_vae, tiny_models.tiny_vae])
+def test_a_picture_that_float16_does_not_hold_is_one_when_decoded_exactly(make_vae):
+    request = params(num_inference_steps=1, strength=0.3)
+    exact, half = Lcm(tiny_models.make(vae=make_vae())), tiny_models.float16(vae=make_vae())
+    expected = generate(exact, request, picture())
+    trajectories = start(half, request, picture())
+    half.step(trajectories)
+
+    half.decode(trajectories)
+    finite = half.finite(trajectories).tolist()
+    actual = half.decode_exactly(trajectories).numpy()
+
+    assert finite == [make_vae is not tiny_models.overflowing_vae]
+    assert half.finite(trajectories).tolist() == [True]
+    assert np.abs(actual.astype(int) - expected.astype(int)).mean() < 6
+    assert {weight.dtype for weight in half.functions.vae_decode.__self__.buffers()} == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_formats_of_large_numbers_have_nothing_more_exact(dtype):
+    parts = {name: maker().to(dtype) for name, maker in PARTS.items()}
+
+    assert Lcm(tiny_models.make(dtype=dtype, **parts)).decode_exactly([]) is None
+
+
 PARTS = {"unet": tiny_models.unet, "vae": tiny_models.vae, "text_encoder": tiny_models.text_encoder}
 
 

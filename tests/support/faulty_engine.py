@@ -2,9 +2,10 @@
 
 The prompt says what happens in the UNet step: "crash" a segmentation fault, "hang" no return, "raise" an exception,
 "nan" a picture that is none, "hungry" out of memory unless alone, "huge" out of memory even then, "lost" a device
-error, "slow" five milliseconds, "child" a process that keeps the socket open when this one has ended. The device says
-what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on the socket, "loading" no end.
-Everything else is as with `--model instant`, and each request's log has the device.
+error, "recapture" a capture that fails, "slow" five milliseconds, "child" a process that keeps the socket open when
+this one has ended. The device says what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on
+the socket, "loading" no end, "uncapturable" an end unless graphs are off. Everything else is as with `--model instant`,
+and each request's log has the device.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from pipelines import worker
 from pipelines.engine import instant
 from pipelines.engine.backend import FaultKind, LoadedBackend
 from pipelines.engine.instant import Countdown, InstantBackend, NoConditioning
-from pipelines.errors import CheckpointError, NoRoomError
+from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
 from pipelines.messages import EngineConfig, GenerationParams
 
 # What an exception may quote, and no log.
@@ -70,6 +71,8 @@ class FaultyModel(InstantBackend):
             raise ValueError(SECRET)
         if "lost" in prompts:
             raise DeviceLost
+        if "recapture" in prompts:
+            raise CaptureFailedError("unet", RuntimeError("operation failed due to a previous error during capture"))
         if "huge" in prompts or ("hungry" in prompts and len(trajectories) > 1):
             raise MemoryError
         super().step(trajectories)
@@ -84,7 +87,7 @@ class FaultyModel(InstantBackend):
     def diagnose(self, error: Exception) -> FaultKind:
         if isinstance(error, MemoryError):
             return FaultKind.OUT_OF_MEMORY
-        return FaultKind.DEVICE_LOST if isinstance(error, DeviceLost) else FaultKind.OTHER
+        return FaultKind.DEVICE_LOST if isinstance(error, DeviceLost | CaptureFailedError) else FaultKind.OTHER
 
 
 def load(config: EngineConfig, progress: object) -> LoadedBackend:
@@ -97,6 +100,8 @@ def load(config: EngineConfig, progress: object) -> LoadedBackend:
             raise CheckpointError("There is no model.", "Bring one.")
         case "full":
             raise NoRoomError(config.device)
+        case "uncapturable" if config.graphs == "auto":
+            raise CaptureFailedError("unet", RuntimeError("operation not permitted when stream is capturing"))
         case "garbled":
             os.write(int(sys.argv[-1]), b"\0\0\0\4what")
         case "loading":

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from pipelines.model.lcm import Lcm
 from pipelines.weights.checkpoint import LoadedCheckpoint
 
 WIDTH = 32  # of the text embeddings
@@ -60,6 +61,12 @@ def make(**parts: Any) -> LoadedCheckpoint:
     return LoadedCheckpoint(**values)
 
 
+def float16(**parts: Any) -> Lcm:
+    """A tiny model in float16 on the CPU; any part may be given, in float32."""
+    parts = {"unet": unet(), "vae": vae(), "text_encoder": text_encoder()} | parts
+    return Lcm(make(dtype=torch.float16, **{name: part.half() for name, part in parts.items()}))
+
+
 def unet() -> UNet2DConditionModel:
     """SD1.5's blocks at widths 32 and 64: 4 latent channels, cross attention, one down- and one upsampling."""
     with _seeded(1):
@@ -95,6 +102,13 @@ def vae(**config: Any) -> AutoencoderKL:
     module.encoder.conv_out.weight.data *= 8
     module.decoder.conv_out.weight.data *= 2
     return _ready(module)
+
+
+def overflowing_vae() -> AutoencoderKL:
+    """A `vae()` whose decoder has numbers too large for float16. In float32 its norms make a picture of them."""
+    module = vae()
+    module.decoder.conv_in.weight.data *= 1e5
+    return module
 
 
 def tiny_vae() -> AutoencoderTiny:

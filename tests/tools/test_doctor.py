@@ -1,5 +1,6 @@
 """Each check sees what is wrong and names the mend; what is right is one line."""
 
+import dataclasses
 import datetime
 import http.server
 import math
@@ -10,16 +11,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from pipelines.device import devices
+from pipelines.device import cuda_support, devices
 from pipelines.hub import client
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
-from pipelines.tools import __main__, doctor, probes
+from pipelines.tools import __main__, doctor
 from pipelines.tools.doctor import Level
 from tests.support import checkpoint_layouts
 
@@ -31,47 +33,98 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(client.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
+CARD = "NVIDIA GeForce RTX 3060"
+THERE = cuda_support.System(cards=(CARD,), driver="550.54", loaded=True)
+CPU_WHEEL = cuda_support.Build(version="2.13.0+cpu")
+WHEEL = cuda_support.Build(version="2.13.0", cuda="13.0", kinds=("sm_86",), words="none")
+SEEN = dataclasses.replace(WHEEL, cards=(cuda_support.Card(CARD, (8, 6), 28),))
+OLD = cuda_support.Card("NVIDIA GeForce GTX 1080", (6, 1), 20)
+
+
+def judge(
+    build: cuda_support.Build, system: cuda_support.System, monkeypatch: pytest.MonkeyPatch, **settings: str
+) -> list[doctor.Finding]:
+    """The findings on driver and torch of a machine with this build and these cards."""
+    monkeypatch.setattr(cuda_support, "build", lambda: build)
+    monkeypatch.setattr(cuda_support, "system", lambda: system)
+    config = EngineConfig(**{"model": "sd15", "data_dir": ""} | settings)
+    findings = doctor.examine(config, ["127.0.0.1"], 0, [])
+    return [next(findings), next(findings)]
+
+
 @pytest.mark.parametrize(
-    ("cards", "hardware", "level"),
+    ("build", "system", "subject"),
+    [(WHEEL, THERE, "driver"), (CPU_WHEEL, THERE, "torch"), (dataclasses.replace(SEEN, cards=(OLD,)), THERE, "torch")],
+)
+@pytest.mark.parametrize(
+    ("settings", "level"),
     [
-        (["NVIDIA H100, 550.54, 81559 MiB"], True, Level.OK),
-        ([], False, Level.OK),
-        ([], True, Level.FAIL),
+        ({}, Level.FAIL),
+        ({"device": "cuda:0"}, Level.FAIL),
+        ({"device": "cpu"}, Level.WARN),
+        ({"model": "demo"}, Level.WARN),
+        ({"model": "auto"}, Level.WARN),
     ],
 )
-def test_driver_must_answer_where_the_hardware_is(cards: list[str], *, hardware: bool, level: Level) -> None:
-    assert doctor.driver(cards, hardware).level is level
-
-
-@pytest.mark.parametrize(
-    ("vendor", "kind", "found"),
-    [("0x10de", "0x030200", True), ("0x10de", "0x040300", False), ("0x8086", "0x030000", False)],
-)
-def test_nvidia_hardware_is_seen_without_its_driver(vendor: str, kind: str, *, found: bool, tmp_path: Path) -> None:
-    (tmp_path / "0000:01:00.0").mkdir()
-    (tmp_path / "0000:01:00.0" / "vendor").write_text(f"{vendor}\n")
-    (tmp_path / "0000:01:00.0" / "class").write_text(f"{kind}\n")
-
-    assert probes.has_nvidia_display(tmp_path) is found
-
-
-@pytest.mark.parametrize(
-    ("kinds", "capability", "runs"),
-    [
-        (["sm_80", "sm_90"], (9, 0), True),
-        (["sm_80", "sm_90"], (8, 6), True),
-        (["sm_80", "sm_90a"], (8, 0), True),
-        (["sm_80", "sm_90"], (7, 5), False),
-        (["sm_80", "sm_90"], (12, 0), False),
-        (["sm_86"], (8, 0), False),
-        (["sm_80", "compute_90"], (12, 0), True),
-        (["sm_100", "sm_120"], (12, 0), True),
-    ],
-)
-def test_torch_build_runs_on_devices_that_it_has_code_for(
-    kinds: list[str], capability: tuple[int, int], *, runs: bool
+def test_card_that_can_not_be_used_fails_where_an_engine_would(
+    build: cuda_support.Build,
+    system: cuda_support.System,
+    subject: str,
+    settings: dict[str, str],
+    level: Level,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert doctor.runs_on(kinds, capability) is runs
+    fault = cuda_support.fault(build, lambda: system)
+    assert fault is not None
+
+    findings = judge(build, system, monkeypatch, **settings)
+
+    (found,) = [finding for finding in findings if finding.level is not Level.OK]
+    assert found == (level, subject, fault.reason, fault.hint)
+
+
+@pytest.mark.parametrize(
+    ("build", "system", "lines"),
+    [
+        (SEEN, THERE, [f"{CARD}, driver 550.54", "torch 2.13.0, CUDA 13.0"]),
+        (CPU_WHEEL, cuda_support.System(), ["no NVIDIA device in this machine", "torch 2.13.0+cpu"]),
+    ],
+)
+def test_driver_and_torch_are_told_in_a_line_each(
+    build: cuda_support.Build, system: cuda_support.System, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    findings = judge(build, system, monkeypatch)
+
+    assert [(finding.level, finding.line) for finding in findings] == [(Level.OK, line) for line in lines]
+
+
+def test_unusable_card_beside_a_usable_one_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, found = judge(dataclasses.replace(SEEN, cards=(*SEEN.cards, OLD)), THERE, monkeypatch)
+
+    assert found.level is Level.WARN
+    assert OLD.name in found.line
+
+
+@pytest.mark.parametrize(
+    ("free", "total", "level", "hint"),
+    [
+        (12e9, 12.6e9, Level.OK, ""),
+        (7e9, 12.6e9, Level.WARN, "stop other programs"),
+        (3.6e9, 4.2e9, Level.WARN, "--vae tiny"),
+    ],
+)
+def test_card_without_room_for_a_full_batch_is_a_warning(
+    free: float, total: float, level: Level, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_support, "build", lambda: SEEN)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+
+    found = doctor.device("cuda:0", EngineConfig(model="sd15", data_dir="", dtype="float32"))
+
+    assert found.level is level
+    assert hint in found.hint
+    assert ("about 8 GB" in found.hint) is (level is Level.WARN)
 
 
 def test_device_that_is_not_there_fails() -> None:

@@ -91,7 +91,8 @@ async def test_health_knows_each_engine():
         os.kill(engines[0]["pid"], 0)
         notice = pool.notice
 
-    assert engines == [{"device": "cpu", "pid": engines[0]["pid"], "state": "READY", "restarts": 0}]
+    pid = engines[0]["pid"]
+    assert engines == [{"device": "cpu", "pid": pid, "state": "READY", "restarts": 0, "graphs_failed": False}]
     assert "test picture" in notice
 
 

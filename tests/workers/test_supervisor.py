@@ -11,7 +11,7 @@ import pytest
 from pipelines.messages import Cancelled, EngineConfig
 from server.workers.process import EngineProcess, Launch, ProcessTimes
 from server.workers.supervisor import Owner, RestartPolicy, State, Supervisor
-from tests.workers.test_pool import FAULTY, WAIT_S, pool_of, restarts, until
+from tests.workers.test_pool import FAULTY, WAIT_S, pool_of, restarts, until, work
 
 
 class Planted(Exception):
@@ -150,6 +150,29 @@ async def test_an_engine_without_room_is_tried_again_and_the_operator_told():
     async with pool_of("full", ready=False) as pool:
         # asyncio's own child watcher sometimes loses a status to a race; the next engine ends in the same way.
         await until(lambda: restarts(pool)[0] >= 1 and "not enough memory" in pool.detail)
+
+
+@pytest.mark.anyio
+async def test_a_device_that_can_not_capture_graphs_does_without_them_and_that_is_said(caplog):
+    async with pool_of("uncapturable", "cpu") as pool:
+        await until(lambda: all(engine["state"] == "READY" for engine in pool.engines))
+        engines, notice = pool.engines, pool.notice
+
+    assert [engine["graphs_failed"] for engine in engines] == [True, False]
+    assert notice.count("CUDA graphs can't be captured here") == 1
+    assert "test picture" in notice
+    assert "its CUDA graphs could not be captured" in caplog.text
+    assert "--graphs off" in caplog.text
+
+
+@pytest.mark.anyio
+async def test_graphs_that_fail_while_serving_cost_one_restart():
+    async with supervised() as supervisor:
+        await until(lambda: supervisor.state is State.READY)
+        supervisor.send(work("a", prompt="recapture"))
+        await until(lambda: supervisor.restarts == 1 and supervisor.state is State.READY)
+
+    assert supervisor.graphs_failed
 
 
 def test_pauses_double_up_to_the_longest_until_the_device_is_out():
