@@ -156,7 +156,7 @@ def profile_memory(model: TorchBackend, side: int) -> None:
 
 
 def pin_memory(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
-    """Copy square pictures in batches of these sizes to the host, so that memory for them is pinned: that stops the device.
+    """Copy square pictures in batches of these sizes to the host, so that memory is pinned: that stops the device.
 
     Two at a time, since pictures come and go at once. After captures, which give pinned memory back.
     """
