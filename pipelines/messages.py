@@ -90,7 +90,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     data_dir: str
     threads: int = 0
     max_batch: int = 8
-    compile: bool = False
     max_image_pixels: int = 50_000_000
     max_image_bytes: int = 50 * 1024 * 1024
     max_side: int = 1024

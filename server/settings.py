@@ -267,10 +267,7 @@ class ModelSettings(DataSettings, RequestSettings):
     )
     threads: Count = setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
     max_batch: Positive = setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
-    compile: bool = setting(
-        False,  # noqa: FBT003
-        "on cuda, torch.compile the usual sizes: minutes at the first start; off until a GPU has shown its gain",
-    )
+    compile: bool = setting(False, "does nothing any more, and goes with the version after this")  # noqa: FBT003
     start_timeout: Seconds = setting(120.0, "seconds that a call waits for the model to load before it gets 504")
 
     @override

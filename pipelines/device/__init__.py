@@ -1,5 +1,5 @@
 """A model on its device, for torch. The only package that knows CUDA and mps.
 
 Reading order: `loader` puts a checkpoint on its device, `torch_backend` runs the stages for the engine, `streams` and
-`cuda_graphs` are how it does so fast, `memory` bounds the batches, `compile` and `devices` are details.
+`cuda_graphs` are how it does so fast, `memory` bounds the batches, `devices` and `dtypes` are details.
 """

@@ -28,7 +28,7 @@ SMALL_FOR_S = 60.0
 
 # A stage that takes five times its worst so far is stuck, not slow.
 MARGIN = 5.0
-# Before the first measurement: kernels are chosen, perhaps compiled, and the model's pages come in from disk.
+# Before the first measurement: kernels are chosen, and the model's pages come in from disk.
 FIRST_S = 300.0
 
 

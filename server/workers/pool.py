@@ -67,7 +67,7 @@ class Pool(Owner):
         restarts: RestartPolicy = RESTART_POLICY,
         reruns: RerunLimits = RERUN_LIMITS,
     ) -> None:
-        how = launch(config, command, patience_s, times)
+        how = launch(command, patience_s, times)
         self._supervisors = [
             Supervisor(msgspec.structs.replace(config, device=device), how, self, restarts) for device in devices
         ]
