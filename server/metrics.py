@@ -57,6 +57,12 @@ class Metrics:
         )
         self._files = Gauge("fourstep_stored_files", "Files on disk, of max-stored-files", registry=self._registry)
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
+        self._unloaded = Gauge(
+            "fourstep_engine_unloaded",
+            "1 for a device that was given back (idle-unload) and is loaded again by the next call",
+            ["device"],
+            registry=self._registry,
+        )
         self._restarts = Gauge(
             "fourstep_engine_restarts",
             "Times that a device's process was replaced",
@@ -108,5 +114,6 @@ class Metrics:
         self._memory.set(body_bytes)
         for engine in engines:
             self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
+            self._unloaded.labels(engine["device"]).set(engine["state"] == "UNLOADED")
             self._restarts.labels(engine["device"]).set(engine["restarts"])
         return generate_latest(self._registry)
