@@ -35,6 +35,12 @@ class Metrics:
         self._inference = Histogram(
             "fourstep_inference_seconds", "Time in the engine", ["priority"], buckets=_BUCKETS, registry=self._registry
         )
+        self._stages = Counter(
+            "fourstep_stage_seconds",
+            "Seconds of finished requests by stage; wait is beside the others, for another stream of the device",
+            ["stage"],
+            registry=self._registry,
+        )
         self._images = Counter("fourstep_images_total", "Finished images", registry=self._registry)
         self._flagged = Counter("fourstep_images_flagged_total", "Images blackened as unsafe", registry=self._registry)
         self._dropped = Counter(
@@ -81,9 +87,11 @@ class Metrics:
         if status != 101:
             histogram.observe(seconds)
 
-    def generated(self, priority: str, seconds: float, flags: Sequence[bool]) -> None:
-        """Count a request's finished pictures and the seconds of inference; `flags`: which of them are unsafe."""
-        self._inference.labels(priority).observe(seconds)
+    def generated(self, priority: str, timings: Mapping[str, float], flags: Sequence[bool]) -> None:
+        """Count a request's finished pictures and its seconds (`Generated.timings`); `flags`: which are unsafe."""
+        self._inference.labels(priority).observe(timings["inference"])
+        for stage in timings.keys() - {"inference"}:
+            self._stages.labels(stage).inc(timings[stage])
         self._images.inc(len(flags))
         self._flagged.inc(sum(flags))
 

@@ -55,6 +55,8 @@ async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     assert 'fourstep_requests_total{route="run",status="422"} 1.0' in lines
     assert "fourstep_images_total 3.0" in lines
     assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
+    assert 'fourstep_stage_seconds_total{stage="decode"} 0.05' in lines
+    assert not [line for line in lines if 'stage="inference"' in line]
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
 
 
