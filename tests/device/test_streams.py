@@ -202,6 +202,15 @@ def test_a_device_that_does_one_thing_at_a_time_has_one_stream():
     assert not TorchBackend(tiny_models.make()).overlaps
 
 
+def test_on_cuda_steps_go_before_pictures(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: SimpleNamespace(priority=priority))
+
+    steps, pictures = streams.streams_for(torch.device("cuda"))
+
+    assert steps._stream.priority < pictures._stream.priority == 0  # 0 is CUDA's lowest
+
+
 @pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
 def test_an_event_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
     waited = []
