@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.harness import device
 
-# ASCII only, for Pillow's own font. Stages in a request's order, with descriptions.
+# ASCII only, for Pillow's own font. Stages in a request's order, with descriptions; `wait` passes beside them.
 STAGES = {
     "decode_image": ("JPEG to pixels", "#8d99ae"),
     "queue": ("waiting", "#dddddd"),

@@ -94,7 +94,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
     max_batch: int = 8
     graphs: Literal["auto", "off"] = "auto"
-    compile: bool = False
     max_image_pixels: int = 50_000_000
     max_image_bytes: int = 50 * 1024 * 1024
     max_side: int = 1024

@@ -111,7 +111,7 @@ def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBack
     parser = argparse.ArgumentParser(prog="pipelines.worker")
     parser.add_argument("--fd", type=int, required=True)
     sock = socket.socket(fileno=parser.parse_args().fd)
-    sock.set_inheritable(False)  # a compiler that torch starts must not keep the socket open
+    sock.set_inheritable(False)  # no process that this one starts may keep the socket open
     faulthandler.enable()
     follow_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

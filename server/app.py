@@ -108,7 +108,8 @@ _SHIPPED = Parts()
 def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     """Return the server for these settings. Raises `SettingsError` for a setting which can't be used."""
     auth, metrics, signing_keys = Auth(settings), Metrics(), SigningKeys(settings.webhook_keys_path)
-    pool = parts.pool(settings.engine, settings.devices, start_timeout_s=settings.start_timeout)
+    times = {"start_timeout_s": settings.start_timeout, "idle_unload_s": 60 * settings.idle_unload}
+    pool = parts.pool(settings.engine, settings.devices, **times)
 
     async def samples() -> bool:
         model = await pool.loaded_model()

@@ -113,7 +113,7 @@ async def generate(ctx: Resources, data: LcmInput, call: Call, on_event: OnEvent
     except TimeoutError:
         raise start_timed_out() from None
     flags = [picture.nsfw for picture in generated.pictures]
-    ctx.metrics.generated(call.priority.name.lower(), generated.timings["inference"], flags)
+    ctx.metrics.generated(call.priority.name.lower(), generated.timings, flags)
     return {
         "images": await _images(ctx, data, call, generated),
         "timings": generated.timings,

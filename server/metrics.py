@@ -35,6 +35,12 @@ class Metrics:
         self._inference = Histogram(
             "fourstep_inference_seconds", "Time in the engine", ["priority"], buckets=_BUCKETS, registry=self._registry
         )
+        self._stages = Counter(
+            "fourstep_stage_seconds",
+            "Seconds of finished requests by stage; wait is beside the others, for another stream of the device",
+            ["stage"],
+            registry=self._registry,
+        )
         self._images = Counter("fourstep_images_total", "Finished images", registry=self._registry)
         self._flagged = Counter("fourstep_images_flagged_total", "Images blackened as unsafe", registry=self._registry)
         self._dropped = Counter(
@@ -57,6 +63,12 @@ class Metrics:
         )
         self._files = Gauge("fourstep_stored_files", "Files on disk, of max-stored-files", registry=self._registry)
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
+        self._unloaded = Gauge(
+            "fourstep_engine_unloaded",
+            "1 for a device that was given back (idle-unload) and is loaded again by the next call",
+            ["device"],
+            registry=self._registry,
+        )
         self._restarts = Gauge(
             "fourstep_engine_restarts",
             "Times that a device's process was replaced",
@@ -81,9 +93,11 @@ class Metrics:
         if status != 101:
             histogram.observe(seconds)
 
-    def generated(self, priority: str, seconds: float, flags: Sequence[bool]) -> None:
-        """Count a request's finished pictures and the seconds of inference; `flags`: which of them are unsafe."""
-        self._inference.labels(priority).observe(seconds)
+    def generated(self, priority: str, timings: Mapping[str, float], flags: Sequence[bool]) -> None:
+        """Count a request's finished pictures and its seconds (`Generated.timings`); `flags`: which are unsafe."""
+        self._inference.labels(priority).observe(timings["inference"])
+        for stage in timings.keys() - {"inference"}:
+            self._stages.labels(stage).inc(timings[stage])
         self._images.inc(len(flags))
         self._flagged.inc(sum(flags))
 
@@ -114,6 +128,7 @@ class Metrics:
         self._memory.set(body_bytes)
         for engine in engines:
             self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
+            self._unloaded.labels(engine["device"]).set(engine["state"] == "UNLOADED")
             self._restarts.labels(engine["device"]).set(engine["restarts"])
             self._graphs_failed.labels(engine["device"]).set(engine["graphs_failed"])
         return generate_latest(self._registry)

@@ -19,6 +19,7 @@ Side = Annotated[int, Meta(ge=64, le=8192)]
 Count = Annotated[int, Meta(ge=0)]
 Positive = Annotated[int, Meta(ge=1)]
 Seconds = Annotated[float, Meta(ge=0, le=FINITE)]
+Minutes = Annotated[float, Meta(ge=0, le=525_600)]
 Wait = Annotated[float, Meta(ge=0.05, le=FINITE)]  # with less no network could do it; with 0 every call would fail
 
 

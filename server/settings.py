@@ -14,7 +14,7 @@ from msgspec import Meta
 from typing_extensions import override
 
 from pipelines.messages import EngineConfig
-from server.section import Count, Port, Positive, Seconds, Section, SettingsError, Side, Wait, setting
+from server.section import Count, Minutes, Port, Positive, Seconds, Section, SettingsError, Side, Wait, setting
 
 __all__ = ["SettingsError"]
 
@@ -268,11 +268,11 @@ class ModelSettings(DataSettings, RequestSettings):
     threads: Count = setting(0, "CPU threads of an engine on the cpu; 0 = one per core")
     max_batch: Positive = setting(8, "images that may share one step; with 1, nothing else in flight changes a bit")
     graphs: Literal["auto", "off"] = setting("auto", "auto: usual sizes are captured as CUDA graphs; off: slower")
-    compile: bool = setting(
-        False,  # noqa: FBT003
-        "on cuda, torch.compile the usual sizes: minutes at the first start; off until a GPU has shown its gain",
-    )
+    compile: bool = setting(False, "does nothing any more, and goes with the version after this")  # noqa: FBT003
     start_timeout: Seconds = setting(120.0, "seconds that a call waits for the model to load before it gets 504")
+    idle_unload: Minutes = setting(
+        0.0, "minutes without work after which an engine gives its device back; the next call loads it again; 0: never"
+    )
 
     @override
     def __post_init__(self) -> None:

@@ -32,7 +32,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(out: Path) -> Report:
     """Return the report of one run for all tests, with sections that fail on purpose."""
-    return run(out, "--only", *MEASURED, "fails", "hangs", "plain_for_a_while")
+    return run(out, "--only", *MEASURED, "fails", "hangs")
 
 
 def test_a_dry_run_measures_and_writes_what_it_prints(out: Path, report: Report) -> None:
@@ -48,7 +48,7 @@ def test_a_section_that_fails_or_takes_too_long_keeps_what_it_found_and_stops_no
     assert (report["fails"]["ended"], report["fails"]["before"]) == ("ValueError: no", 1)
     assert (report["hangs"]["ended"], report["hangs"]["before"]) == ("OutOfTime: stopped after 0 s", 2)
     assert "after" not in report["hangs"]
-    assert report["plain_for_a_while"]["ended"] == "done"  # it comes last
+    assert report["memory"]["ended"] == "done"  # it comes last of what is measured
 
 
 def test_a_warm_up_is_measured_in_the_order_of_a_start(report: Report) -> None:
@@ -60,14 +60,6 @@ def test_a_warm_up_is_measured_in_the_order_of_a_start(report: Report) -> None:
 def test_the_most_that_a_device_held_outlives_a_measurement(report: Report) -> None:
     assert report["memory"]["peak_allocated_gb"] == 3  # what the pretended device told first; then it told 1
     assert report["memory"]["peak_reserved_gb"] == 6
-
-
-def test_weights_are_plain_for_a_while_only(report: Report) -> None:
-    before, within, after = report["plain_for_a_while"]["packed"]
-
-    assert not within
-    assert after == before
-    assert report["plain_for_a_while"]["made_anew"] == 3
 
 
 def test_another_call_does_what_is_missing_as_far_as_time_goes(tmp_path: Path, report: Report) -> None:

@@ -31,7 +31,6 @@ SECTIONS = {
     requests.pictures: 40,
     requests.waits: 20,
     parts.stages: 50,
-    compiled.compiled: 210,
     requests.warm_up: 120,
     requests.one_stream: 40,
     compiled.compiled_diffusers: 120,
@@ -41,7 +40,7 @@ SECTIONS = {
     parts.memory: 5,
 }
 # Of a dry run, and only by name: what goes wrong on purpose, so that a test sees what is kept of it.
-SELF_TESTS = {self_test.fails: 10, self_test.hangs: 0.1, self_test.plain_for_a_while: 10}
+SELF_TESTS = {self_test.fails: 10, self_test.hangs: 0.1}
 
 
 def main():

@@ -68,16 +68,16 @@ class Bench:
         graph = capture.capture(run, inputs, capture.pool())
         return functools.partial(graph.replay, inputs), graph.destroy
 
-    def captured_model(self, model=None, *, sizes=None, rows=None, its_streams=None, compiler=None):
+    def captured_model(self, model=None, *, sizes=None, rows=None, its_streams=None):
         """Return our model with its graphs; `rows`: the batches to capture, by default all up to 8."""
         made = TorchBackend(model or self.model, its_streams=its_streams)
-        return self.capture_shapes(made, sizes, rows, compiler)
+        return self.capture_shapes(made, sizes, rows)
 
-    def capture_shapes(self, made, sizes=None, rows=None, compiler=None):
+    def capture_shapes(self, made, sizes=None, rows=None):
         batches = sorted(rows, reverse=True) if rows else loader.batches(8)
         shapes = [(size, batch) for size in sizes or ((self.side, self.side),) for batch in batches]
         graphs = Graphs(self.make_capture(), 2**40)
-        return loader.capture_graphs(made, graphs, shapes, lambda fraction, what: None, compiler)
+        return loader.capture_graphs(made, graphs, shapes, lambda fraction, what: None)
 
     def note_peaks(self):
         """Record the peaks so far, because measuring a stage resets torch's count."""
@@ -137,18 +137,6 @@ def make_bench(*, dry, minutes):
         deadline=time.monotonic() + 60 * minutes,
         memory_peaks=(lambda: next(pretended_peaks, (1e9, 2e9))) if dry else cuda_peaks,
     )
-
-
-@contextlib.contextmanager
-def plain_weights(bench):
-    """Keep weights out of oneDNN's layout within the context, because a compiler chooses their layout."""
-    vars(bench).pop("ours", None)
-    kept, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.enabled = kept
-        vars(bench).pop("ours", None)
 
 
 def loaded(bench, found, **options):

@@ -50,7 +50,7 @@ def at_most(seconds):
 
 
 class Warnings(logging.Handler):
-    """Warnings that `pipelines` logs during a section: shapes that can't be captured, a missing compiler."""
+    """Warnings that `pipelines` logs during a section: shapes that can't be captured."""
 
     def __init__(self):
         super().__init__(logging.WARNING)

@@ -2,5 +2,5 @@
 
 Reading order: `loader` puts a checkpoint on its device, `torch_backend` runs the stages for the engine, `streams` and
 `cuda_graphs` are how it does so fast, `memory` bounds the batches, `cuda_support` and `dtypes` judge what a card can
-do, `compile` and `devices` are details.
+do, `devices` is details.
 """

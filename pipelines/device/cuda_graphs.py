@@ -74,19 +74,17 @@ class Graphs:
         self._pools: dict[str, Any] = {}
         self._held: dict[tuple[str, Size], dict[int, Graph]] = {}  # by rows
 
-    def wrap(
-        self, name: str, run: Run, size: Callable[[Tensor], Size], *, stream: str = "", form: Run | None = None
-    ) -> Run:
+    def wrap(self, name: str, run: Run, size: Callable[[Tensor], Size], *, stream: str = "") -> Run:
         """Return `run` with graphs: a function of tensors [rows, …] which returns a tensor or a tuple of them.
 
         `size`: first input → size of the pictures. `stream`: the stream in which it is called; graphs of one stream
-        share memory. `form`: the same function compiled, captured instead of `run`.
+        share memory.
         """
 
         def call(*inputs: Tensor) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
             if self._learning and rows not in self._held.get((name, wanted), {}):
-                self._learn(name, wanted, form or run, inputs, stream)
+                self._learn(name, wanted, run, inputs, stream)
             graph = self._graph(name, rows, wanted)
             return run(*inputs) if graph is None else cut(graph.replay(inputs), rows)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from pipelines.device import advice, devices, dtypes, memory
-from pipelines.device.compile import Compiler
 from pipelines.device.cuda_graphs import Cuda, Graphs
 from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
 from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
@@ -103,7 +102,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         room = int(devices.free_memory(model.device) * sizes.graphs_share)
         graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
         shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]
-        backend = capture_graphs(backend, graphs, shapes, progress, Compiler() if config.compile else None)
+        backend = capture_graphs(backend, graphs, shapes, progress)
     if model.device.type == "cuda":
         pin_memory(backend, sizes.warm_up_side, batches(config.max_batch))
     set_memory_budget(backend, devices.free_memory(model.device) * sizes.stages_share)
@@ -178,13 +177,12 @@ def capture_graphs(
     graphs: Graphs,
     shapes: Sequence[tuple[Size, int]],
     progress: Progress,
-    compiler: Compiler | None = None,
 ) -> TorchBackend:
     """Return `model` with captured functions: black pictures of each (size, rows) are run through every stage.
 
     With only single pictures, a step with guidance is captured too; its two rows fit no batch.
     """
-    captured = model.captured(captured_functions(model.functions, graphs, compiler), graphs)
+    captured = model.captured(captured_functions(model.functions, graphs), graphs)
     alone = max(rows for _, rows in shapes) == 1
     with graphs.learning():
         for number, ((height, width), rows) in enumerate(shapes):
@@ -194,16 +192,15 @@ def capture_graphs(
     return captured
 
 
-def captured_functions(plain: ModelFunctions, graphs: Graphs, compiler: Compiler | None = None) -> ModelFunctions:
-    """Return the functions with their shapes captured in `graphs`, UNet and autoencoder compiled if asked for."""
-    form = compiler or (lambda run: run)
+def captured_functions(plain: ModelFunctions, graphs: Graphs) -> ModelFunctions:
+    """Return the functions with their shapes captured in `graphs`."""
     steps, pictures = "steps", "pictures"
     return replace(
         plain,
         embed=graphs.wrap("text", plain.embed, _text_size, stream=pictures),
-        unet=graphs.wrap("unet", plain.unet, _latent_size, stream=steps, form=form(plain.unet)),
-        vae_encode=graphs.wrap("encode", plain.vae_encode, _size, stream=pictures, form=form(plain.vae_encode)),
-        vae_decode=graphs.wrap("decode", plain.vae_decode, _latent_size, stream=pictures, form=form(plain.vae_decode)),
+        unet=graphs.wrap("unet", plain.unet, _latent_size, stream=steps),
+        vae_encode=graphs.wrap("encode", plain.vae_encode, _size, stream=pictures),
+        vae_decode=graphs.wrap("decode", plain.vae_decode, _latent_size, stream=pictures),
         flags=plain.flags and graphs.wrap("safety", plain.flags, _pixels_size, stream=pictures),
     )
 

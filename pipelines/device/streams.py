@@ -94,10 +94,13 @@ class CudaEvent(Event):
 
 
 class CudaStream(Stream):
-    """A CUDA stream."""
+    """A CUDA stream. Of what waits on the device, blocks of the stream with the lower `priority` run first.
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
+    A graph's kernels keep the priority of the stream in which they were captured.
+    """
+
+    def __init__(self, device: torch.device, priority: int = 0) -> None:
+        self._stream: Any = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]  # torch's own
 
     @override
     def use(self) -> AbstractContextManager[Any]:
@@ -125,7 +128,8 @@ def streams_for(device: torch.device) -> tuple[Stream, Stream]:
     """Return a device's streams: one for denoising steps, one for all work on pictures. They may be the same."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # the weights are made in no stream of ours
-        return CudaStream(device), CudaStream(device)
+        # Steps first: every request on the device waits for them, a picture's end for its own alone.
+        return CudaStream(device, priority=-1), CudaStream(device)
     stream = HostStream(torch.mps.synchronize if device.type == "mps" else _nothing)
     return stream, stream
 

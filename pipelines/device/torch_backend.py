@@ -106,20 +106,19 @@ class TorchBackend(Lcm, Backend):
 
     @override
     def step(self, trajectories: Sequence[Trajectory]) -> None:
-        for trajectory in trajectories:
-            if trajectory.begun is not None:
-                self._steps.wait_event(trajectory.begun, *trajectory.tensors)
+        self._follow_pictures(trajectories)
         with self._steps.use():
             super().step(trajectories)
+        stepped = self._steps.record_event()
         for trajectory in trajectories:
-            trajectory.begun = None
-        self._ahead.append(self._steps.record_event())
+            trajectory.stepped = stepped
+        self._ahead.append(stepped)
         if len(self._ahead) > _STEPS_AHEAD:
             self._ahead.popleft().wait()
 
     @override
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        self._pictures.wait_event(self._steps.record_event(), *(trajectory.denoised for trajectory in trajectories))
+        self._follow_steps(trajectories)
         with self._pictures.use():
             return super().decode(trajectories)
 
@@ -137,6 +136,20 @@ class TorchBackend(Lcm, Backend):
     def check(self, pixels: torch.Tensor) -> torch.Tensor:
         with self._pictures.use():
             return super().check(pixels)
+
+    def _follow_pictures(self, trajectories: Sequence[Trajectory]) -> None:
+        """Let steps wait for what begins these trajectories."""
+        for trajectory in trajectories:
+            if trajectory.begun is not None:
+                self._steps.wait_event(trajectory.begun, *trajectory.tensors)
+                trajectory.begun = None
+
+    def _follow_steps(self, trajectories: Sequence[Trajectory]) -> None:
+        """Let pictures wait for the last step of these trajectories."""
+        for trajectory in trajectories:
+            if trajectory.stepped is not None:
+                self._pictures.wait_event(trajectory.stepped, trajectory.denoised)
+                trajectory.stepped = None
 
     # --- what the loop must know -------------------------------------------------------------------------------------
 
@@ -156,6 +169,16 @@ class TorchBackend(Lcm, Backend):
     @override
     def record_event(self, stage: Stage) -> Event:
         return (self._steps if stage == Stage.STEP else self._pictures).record_event()
+
+    @override
+    def follow(self, stage: Stage, trajectories: Sequence[Trajectory]) -> Event | None:
+        if not self.overlaps:
+            return None
+        if stage == Stage.STEP:
+            self._follow_pictures(trajectories)
+        else:
+            self._follow_steps(trajectories)
+        return self.record_event(stage)
 
     @override
     @contextlib.contextmanager

@@ -41,6 +41,7 @@ class Stage(enum.StrEnum):
     DECODE = "decode"  # latents → pixels
     SAFETY = "safety"  # pixels → whether they are unsafe
     PREVIEW = "preview"  # as DECODE, between steps
+    WAIT = "wait"  # what one stream of the device waits for another's work, before STEP, DECODE and PREVIEW
 
 
 class FaultKind(enum.Enum):
@@ -137,6 +138,12 @@ class Backend(Protocol):
     def record_event(self, stage: Stage) -> Event:
         """Return the point up to which work of this stage has been submitted to the device."""
 
+    def follow(self, stage: Stage, trajectories: Sequence[Any]) -> Event | None:
+        """Have the device do work of this stage only once the trajectories are as other streams will leave them.
+
+        Return the point after that, as `record_event` does; None where there is no other stream. Does not wait.
+        """
+
     def learning(self, stage: Stage, pixels: int) -> AbstractContextManager[object]:
         """Return a context for the first call of a stage, with one row of `pixels` pixels: what it takes is noted."""
 
@@ -167,6 +174,10 @@ class OnHost(Backend):
     @override
     def record_event(self, stage: Stage) -> HostEvent:
         return HostEvent(time.monotonic())
+
+    @override
+    def follow(self, stage: Stage, trajectories: Sequence[Any]) -> None:
+        return None
 
     @override
     def learning(self, stage: Stage, pixels: int) -> AbstractContextManager[object]:

@@ -6,10 +6,12 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipelines.engine.backend import Stage
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from pipelines.engine.backend import Event, Pixels, Stage
+    from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import Priority, Work
 
 
@@ -21,18 +23,27 @@ class Rendered(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stage between two events on the device, run on a batch of `images` images of `pixels` pixels each."""
+    """A stage between two events on the device, run on a batch of `images` images of `pixels` pixels each.
+
+    `follows`: the end of its wait for another stream, which comes first; None if it had none to wait for.
+    """
 
     stage: Stage
     pixels: int
     images: int
     begin: Event
     end: Event
+    follows: Event | None = None
 
     @property
     def seconds(self) -> float:
-        """Seconds that the device took. Waits for it."""
+        """Seconds from begin to end on the device, those of the wait among them. Waits for it."""
         return self.end.since(self.begin)
+
+    @property
+    def waited(self) -> float:
+        """Seconds of the wait for another stream. Waits for the device."""
+        return 0.0 if self.follows is None else self.follows.since(self.begin)
 
 
 @dataclass(eq=False, slots=True)
@@ -77,9 +88,12 @@ class Request:
         return params.num_images * (2 if params.guidance_scale > 1 else 1)
 
     def time(self) -> None:
-        """Add the device's seconds of each stage to `timings`. Waits for the device."""
+        """Add the device's seconds of each stage, and of waits between streams, to `timings`. Waits for the device."""
         for span in self.spans:
-            self.timings[span.stage.value] += span.seconds
+            waited = span.waited
+            self.timings[span.stage.value] += span.seconds - waited
+            if span.follows is not None:
+                self.timings[Stage.WAIT.value] += waited
 
     @property
     def submitted(self) -> bool:

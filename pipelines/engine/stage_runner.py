@@ -28,7 +28,7 @@ SMALL_FOR_S = 60.0
 
 # A stage that takes five times its worst so far is stuck, not slow.
 MARGIN = 5.0
-# Before the first measurement: kernels are chosen, perhaps compiled, and the model's pages come in from disk.
+# Before the first measurement: kernels are chosen, and the model's pages come in from disk.
 FIRST_S = 300.0
 
 
@@ -100,14 +100,18 @@ class StageRunner:
             self.attempt(stage, part, run)
 
     @contextlib.contextmanager
-    def timed(self, stage: Stage, images: Sequence[Image]) -> Iterator[None]:
-        """Announce a stage, and record where it begins and ends on the device, for the images' requests."""
+    def timed(self, stage: Stage, images: Sequence[Image], *, follows: bool = False) -> Iterator[None]:
+        """Announce a stage, and record where it begins and ends on the device, for the images' requests.
+
+        `follows`: it reads the images' trajectories, which another stream of the device may still be at.
+        """
         height, width = images[0].shape
         pixels, count = height * width, len(images)
         self._announce(stage, self._silence.allow_s(stage, pixels, count))
         began, begin = time.monotonic(), self._backend.record_event(stage)
+        waited = self._backend.follow(stage, [image.trajectory for image in images]) if follows else None
         yield
-        span = Span(stage, pixels, count, begin, self._backend.record_event(stage))
+        span = Span(stage, pixels, count, begin, self._backend.record_event(stage), waited)
         self._silence.note(stage, pixels, count, time.monotonic() - began)
         for request in {image.request for image in images}:
             request.spans.append(span)

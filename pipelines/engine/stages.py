@@ -6,6 +6,8 @@
     preview    trajectories → pictures so far      (preview, safety)
     decode     trajectories → last pictures        (decode, safety)
 
+Waits of one stream of the device for another are a stage of their own, `wait`.
+
 A request that can't go through a stage is ended there, and the others go on.
 """
 
@@ -114,7 +116,7 @@ class Stages:
             image.trajectory = trajectory
 
     def _step(self, images: Sequence[Image]) -> None:
-        with self._runner.timed(Stage.STEP, images):
+        with self._runner.timed(Stage.STEP, images, follows=True):
             self._backend.step([image.trajectory for image in images])
 
     def _preview(self, images: Sequence[Image]) -> None:
@@ -141,7 +143,7 @@ class Stages:
         """
         trajectories = [image.trajectory for image in images]
         checked = [self._check_all or image.request.work.params.enable_safety_checks for image in images]
-        with self._runner.timed(stage, images):
+        with self._runner.timed(stage, images, follows=True):
             pixels = decode(trajectories)
             if pixels is None:
                 return lambda: [None] * len(images)

@@ -1,6 +1,6 @@
 """The functions of a model which a device computes: all its networks, as one value.
 
-`Lcm` calls them and knows nothing else of the networks. Each may be compiled or captured
+`Lcm` calls them and knows nothing else of the networks. Each may be captured
 (`pipelines.device.cuda_graphs`): it takes and returns tensors [rows, …] in the model's dtype. `context` and `shifts`
 are called once per prompt and once per timestep, and stay as they are.
 """

@@ -14,7 +14,7 @@ not depend on its batch (except for the last bits of float arithmetic).
 Latents stay in float32 between steps, whatever the model's dtype: at four steps that costs nothing and the result is
 nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise are
 uploaded in `encode`, and its shapes depend on (rows, height, width) only. So the functions that do the work
-(`pipelines.model.functions`) may be compiled or captured ones (`pipelines.device.cuda_graphs`).
+(`pipelines.model.functions`) may be captured ones (`pipelines.device.cuda_graphs`).
 
 The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
 """

@@ -40,6 +40,7 @@ class Trajectory:
     finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
     step: int = 0
     begun: Event | None = None  # when the device has all of the above; None: it has
+    stepped: Event | None = None  # when it has what the last step made; None: it has, or decoding waits for it already
 
     @property
     def steps(self) -> int:

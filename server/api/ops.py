@@ -21,7 +21,7 @@ from server.fal.hosts import external
 from server.metrics import CONTENT_TYPE
 from server.web.responses import json_response
 
-_SERVING = {"READY", "BUSY"}
+_SERVING = {"READY", "BUSY", "UNLOADED"}  # an unloaded engine is woken by the next call: a proxy must not hold it back
 
 
 async def health(request: Request) -> Response:

@@ -64,13 +64,13 @@ class Server:
             return json.load(answer)
 
     def wait_ready(self, timeout: float = 120, show: Callable[[str], None] | None = None) -> None:
-        """Return once the model is loaded. Raises `LaunchError` when it can't be, or not within `timeout` seconds."""
+        """Return once the model has been loaded. Raises `LaunchError` if it can't be, or not in `timeout` seconds."""
         end = time.monotonic() + timeout
         said = ""
         while time.monotonic() < end:
             health = self.get("/health")
             detail = str(health.get("detail", ""))
-            if health["state"] in {"READY", "BUSY"}:
+            if health["state"] in {"READY", "BUSY", "UNLOADED"}:
                 return
             if health["state"] in {"SETUP_FAILED", "DEFUNCT"}:
                 raise LaunchError(detail)

@@ -7,6 +7,11 @@ from server.cli.arguments import command_line
 from server.environment import FIELDS, load
 from server.settings import SettingsError
 
+COMPILE = (
+    "fourstep: --compile (FOURSTEP_COMPILE) does nothing any more, and the version after this refuses it."
+    " Hint: leave it out; graphs of the usual sizes are captured without it"
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit 0, or non-zero with one line on stderr that says what to do."""
@@ -14,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     run: Callable[..., int] = arguments.pop("run")
     own = {name: arguments.pop(name) for name in list(arguments) if name not in FIELDS}
     try:
-        sys.exit(run(load(arguments), **own))
+        settings = load(arguments)
+        if settings.compile:
+            sys.stderr.write(f"{COMPILE}\n")
+        sys.exit(run(settings, **own))
     except SettingsError as error:
         sys.exit(f"fourstep: {error}")
     except KeyboardInterrupt:

@@ -2,9 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from pipelines.messages import EngineConfig
 from server.environment import child_environment
 from server.workers.process import Launch, ProcessTimes
 
@@ -22,8 +20,6 @@ ENVIRONMENT = {
 }
 
 
-def launch(config: EngineConfig, command: Sequence[str], patience_s: float, times: ProcessTimes) -> Launch:
-    """Return how the engines of this configuration are started and watched."""
-    compiled = str(Path(config.data_dir) / "compiled")  # torch.compile's cache for later starts
-    environment = child_environment(**ENVIRONMENT, TORCHINDUCTOR_CACHE_DIR=compiled)
-    return Launch(command=command, environment=environment, patience_s=patience_s, times=times)
+def launch(command: Sequence[str], patience_s: float, times: ProcessTimes) -> Launch:
+    """Return how engines are started and watched."""
+    return Launch(command=command, environment=child_environment(**ENVIRONMENT), patience_s=patience_s, times=times)

@@ -4,9 +4,9 @@
              ▲                │ the engine died
              └────────────────┘ as suspects, run one at a time
 
-A request whose engine died is run again. If the engine had several, the one that killed it is unknown; each is then run
-on an engine that has nothing else, unless a decoder process had its picture. A request is answered with an error after
-three engines died with no other suspect, or ten in any company.
+A request whose engine died is run again; after three engines that died with no other suspect, or ten in any company, it
+is answered with an error. If the engine had several, the one that killed it is unknown: each is then run on an engine
+that has nothing else, unless a decoder process had its picture.
 """
 
 import asyncio
@@ -36,6 +36,7 @@ from pipelines.messages import (
 from server.fal.errors import RequestError
 from server.logs import fault
 from server.workers.dispatcher import Dispatcher
+from server.workers.idle import IdleUnload
 from server.workers.launch import COMMAND, launch
 from server.workers.pending import RERUN_LIMITS, Event, PendingRequest, RerunLimits, verdict
 from server.workers.process import PROCESS_TIMES, ProcessTimes
@@ -48,7 +49,7 @@ logger = logging.getLogger(__name__)
 # Seconds for an engine's exit after the last answer, when it has nothing left to do.
 EXIT_S = 2.0
 
-_BEST_FIRST = (State.READY, State.BUSY, State.STARTING, State.DEFUNCT, State.SETUP_FAILED)
+_BEST_FIRST = (State.READY, State.BUSY, State.STARTING, State.UNLOADED, State.DEFUNCT, State.SETUP_FAILED)
 _HOPELESS = (State.DEFUNCT, State.SETUP_FAILED)
 
 
@@ -61,17 +62,19 @@ class Pool(Owner):
         devices: Sequence[str],
         *,
         start_timeout_s: float = 120.0,
+        idle_unload_s: float = 0.0,
         command: Sequence[str] = COMMAND,
         patience_s: float = PATIENCE_S,
         times: ProcessTimes = PROCESS_TIMES,
         restarts: RestartPolicy = RESTART_POLICY,
         reruns: RerunLimits = RERUN_LIMITS,
     ) -> None:
-        how = launch(config, command, patience_s, times)
+        how = launch(command, patience_s, times)
         self._supervisors = [
             Supervisor(msgspec.structs.replace(config, device=device), how, self, restarts) for device in devices
         ]
         self._dispatcher = Dispatcher(self._supervisors)
+        self._idle = IdleUnload(self._supervisors, self._dispatcher, idle_unload_s)
         self._ids: set[str] = set()
         self._reruns = reruns
         self._start_timeout_s = start_timeout_s
@@ -119,8 +122,8 @@ class Pool(Owner):
 
     @property
     def capacity(self) -> int:
-        """Return the number of requests that the ready engines take at once, all together."""
-        return sum(supervisor.capacity for supervisor in self._supervisors if supervisor.state is State.READY)
+        """Return the number of requests that the engines, ready or unloaded, take at once, all together."""
+        return sum(each.capacity for each in self._supervisors if each.state in {State.READY, State.UNLOADED})
 
     async def start(self) -> None:
         """Start the engines; return at once, before they have loaded."""
@@ -266,6 +269,7 @@ class Pool(Owner):
 
     def _dispatch(self) -> None:
         self._dispatcher.dispatch(asyncio.get_running_loop().time())
+        self._idle.look()
 
     async def _next_move(self) -> None:
         """Return when a state has changed or a request has been removed."""

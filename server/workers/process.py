@@ -35,7 +35,7 @@ class ProcessTimes:
     """Limits in seconds on how long the parts of a process's life take.
 
     `loading_patience_s`: silence allowed until the engine is ready. It reports progress when there is some: reading
-    4 GB from a slow disk, a large download or a compilation take minutes.
+    4 GB from a slow disk, or a large download, takes minutes.
     `reap_s`: wait for a killed process to end. One that does not sits in a driver, perhaps for ever.
     `last_messages_s`: wait for the end of its messages after that, which come at once unless a child of the process
     keeps its end of the socket open.

@@ -3,7 +3,8 @@
 An engine that ends is replaced at once. Ends in a row, with no request finished in between, are followed by growing
 pauses; after a number of them (`RestartPolicy`) the device is DEFUNCT: reported, given no work, and tried again every
 few minutes. An engine whose model can't be loaded leaves the device SETUP_FAILED; it is not replaced, because only the
-operator can help. After an engine that could not capture CUDA graphs the next ones do without them.
+operator can help. After an engine that could not capture CUDA graphs the next ones do without them. An engine without
+work can be UNLOADED: it exits, and the next one starts when it is woken.
 """
 
 import asyncio
@@ -73,6 +74,7 @@ class State(enum.StrEnum):
     READY = "READY"
     BUSY = "BUSY"
     STARTING = "STARTING"
+    UNLOADED = "UNLOADED"
     DEFUNCT = "DEFUNCT"
     SETUP_FAILED = "SETUP_FAILED"
 
@@ -123,6 +125,13 @@ class Supervisor:
         self._failures = 0
         self._ready_at = math.inf
         self._draining = False
+        self._unloading = False
+        self._wanted = asyncio.Event()  # after an unload: the device is to have an engine again
+
+    @property
+    def failing(self) -> bool:
+        """Return whether the latest engines have ended without a finished request."""
+        return self._failures > 0
 
     @property
     def pid(self) -> int | None:
@@ -138,6 +147,19 @@ class Supervisor:
         """Let the engine finish and exit, and start no other."""
         self._draining = True
         self.send(Drain())
+
+    def unload(self) -> None:
+        """Let the engine, which has no request, exit and so give back its device; `wake` starts the next one."""
+        logger.info("the engine on %s has had no work for long: it is unloaded", self.device)
+        self._unloading, self._failures = True, 0
+        self._wanted.clear()
+        self.send(Drain())
+        self._set_state(State.UNLOADED, "The engine is unloaded, as it had no work; the next call loads it again.")
+
+    def wake(self) -> None:
+        """Start an engine again that was unloaded, once the old one has ended."""
+        self._wanted.set()
+        self._set_state(State.STARTING, "Starting the engine again, which was unloaded.")
 
     def note_finished(self) -> None:
         """Note that a request was finished: the device works."""
@@ -159,6 +181,9 @@ class Supervisor:
         end = await self._run_one()
         if self._draining:
             return True
+        if self._unloading:
+            await self._wanted.wait()
+            return False
         self._note_end(end)
         self._owner.on_engine_end(self)
         if self.state is State.SETUP_FAILED:
@@ -169,7 +194,7 @@ class Supervisor:
 
     async def _run_one(self) -> str:
         """Run one engine from its start to its end. Return why it ended, in words that follow "because"."""
-        self._ready_at = math.inf
+        self._ready_at, self._unloading = math.inf, False
         try:
             engine = self._engine = await self._process.start(self._launch, self._config, self._hear)
         except OSError as error:

@@ -34,7 +34,7 @@ async def test_health_is_200_in_every_state_and_ready_in_those_that_serve(tmp_pa
         health, ready = await web.call("GET", "/health"), await web.call("GET", "/ready")
 
     assert (health.status, health.json()["state"]) == (200, state.value)
-    assert ready.status == (200 if state.value in {"READY", "BUSY"} else 503)
+    assert ready.status == (200 if state.value in {"READY", "BUSY", "UNLOADED"} else 503)
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/.well-known/jwks.json"])
@@ -56,6 +56,8 @@ async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     assert "fourstep_images_total 3.0" in lines
     assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
     assert 'fourstep_engine_graphs_failed{device="cpu"} 0.0' in lines
+    assert 'fourstep_stage_seconds_total{stage="decode"} 0.05' in lines
+    assert not [line for line in lines if 'stage="inference"' in line]
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
 
 

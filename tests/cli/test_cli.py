@@ -33,6 +33,16 @@ def test_help_lists_the_commands():
     )
 
 
+@pytest.mark.parametrize(
+    ("flags", "env"), [(["--compile"], {}), ([], {"FOURSTEP_COMPILE": "1"}), ([], {}), (["--no-compile"], {})]
+)
+def test_the_setting_of_a_compiler_is_taken_and_does_nothing(flags, env, tmp_path):
+    done = fourstep("bench", "--model", "instant", "--data-dir", str(tmp_path), *flags, env=env)
+
+    assert done.returncode == 0
+    assert ("--compile (FOURSTEP_COMPILE) does nothing any more" in done.stderr) == bool("--compile" in flags or env)
+
+
 def test_doctor_knows_the_names_of_a_takeover(tmp_path):
     done = fourstep("doctor", "--model", "demo", "--port", "0", "--data-dir", str(tmp_path))
 

@@ -159,16 +159,6 @@ def test_graphs_share_memory_within_a_stream_and_never_between_two(device):
     assert pools[0] is not pools[2]
 
 
-def test_what_is_captured_may_be_another_form_and_what_is_not_runs_as_it_is(device):
-    graphs = Graphs(device, 10**9)
-    call = graphs.wrap("double", double, size_of, form=lambda tensor: tensor + tensor + 1)
-    with graphs.learning():
-        call(rows(2))
-
-    assert torch.equal(call(rows(1)), 2 * rows(1) + 1)
-    assert torch.equal(call(rows(3)), 2 * rows(3))
-
-
 def test_outputs_may_be_several_and_may_be_none(device):
     graphs = Graphs(device, 10**9)
     call = graphs.wrap("both", lambda tensor: (tensor + 1, None), size_of)
@@ -233,10 +223,10 @@ def ignore(fraction, what):
     pass
 
 
-def capture(model, device, max_batch, tell=ignore, compiler=None):
+def capture(model, device, max_batch, tell=ignore):
     """The model with batches of 64×64 captured."""
     shapes = [((64, 64), rows) for rows in loader.batches(max_batch)]
-    return loader.capture_graphs(model, Graphs(device, 10**9), shapes, tell, compiler)
+    return loader.capture_graphs(model, Graphs(device, 10**9), shapes, tell)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -1,6 +1,8 @@
 """Work on pictures beside denoising steps: no missing wait between streams, and the same pictures."""
 
+import contextlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,10 @@ import torch
 
 from pipelines.device import streams
 from pipelines.device.torch_backend import TorchBackend
-from pipelines.messages import GenerationParams
+from pipelines.engine.backend import HostEvent
+from pipelines.engine.request import Image, Request
+from pipelines.engine.stages import Stages
+from pipelines.messages import EngineConfig, GenerationParams, Work
 from pipelines.model.lcm import Lcm
 from tests.device.test_cuda_graphs import FakeDevice, capture
 from tests.support import strict_meta_device, tiny_models
@@ -197,6 +202,15 @@ def test_a_device_that_does_one_thing_at_a_time_has_one_stream():
     assert not TorchBackend(tiny_models.make()).overlaps
 
 
+def test_on_cuda_steps_go_before_pictures(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: SimpleNamespace(priority=priority))
+
+    steps, pictures = streams.streams_for(torch.device("cuda"))
+
+    assert steps._stream.priority < pictures._stream.priority == 0  # 0 is CUDA's lowest
+
+
 @pytest.mark.parametrize(("kind", "waits"), [("mps", 1), ("cpu", 0)])
 def test_an_event_that_has_passed_was_waited_for_on_a_device_that_runs_behind(kind, waits, monkeypatch):
     waited = []
@@ -207,3 +221,77 @@ def test_an_event_that_has_passed_was_waited_for_on_a_device_that_runs_behind(ki
 
     assert event.passed
     assert len(waited) == waits
+
+
+# --- timings ---------------------------------------------------------------------------------------------------------
+
+
+class Clocked(streams.HostStream):
+    """A stream on which work takes the seconds that `work` says; `done`: when it has done all that was submitted."""
+
+    now = None  # the stream that is in use
+
+    def __init__(self):
+        super().__init__(lambda: None)
+        self.done = 0.0
+
+    @contextlib.contextmanager
+    def use(self):
+        before, Clocked.now = Clocked.now, self
+        try:
+            yield
+        finally:
+            Clocked.now = before
+
+    def record_event(self):
+        return HostEvent(self.done)
+
+    def wait_event(self, event, *tensors):
+        self.done = max(self.done, event.moment)
+
+
+def taking(seconds, run):
+    """The function, on a stream that is busy with it for so long."""
+
+    def call(*inputs):
+        Clocked.now.done += seconds
+        return run(*inputs)
+
+    return call
+
+
+def timings_of(its_streams):
+    """What a request of three steps says of its stages: an encode of 3 s, steps of 5 s, a decode of 7 s."""
+    model = TorchBackend(tiny_models.make())
+    made = replace(
+        model.functions,
+        unet=taking(5.0, model.functions.unet),
+        vae_encode=taking(3.0, model.functions.vae_encode),
+        vae_decode=taking(7.0, model.functions.vae_decode),
+    )
+    ended = []
+    readback = SimpleNamespace(finish=lambda images, pictures: ended.append(pictures()))
+    backend = TorchBackend(model.model, made, its_streams)
+    stages = Stages(EngineConfig(model="", data_dir=""), backend, readback, lambda *_: None, lambda *_: None)
+    request = Request(Work(id="a", params=REQUESTS["a"], image=b""), 0.0, pixels=PIXELS)
+    request.images = [Image(request, seed=1)]
+    stages.prepare(request)
+    stages.encode(request.images)
+    for _ in range(3):
+        stages.step(request.images)
+    stages.decode(request.images)
+    request.time()
+    return dict(request.timings)
+
+
+def test_what_a_stage_waits_for_another_stream_is_no_time_of_its_own():
+    timings = timings_of((Clocked(), Clocked()))
+
+    # The first step waits for the encoder, then the decoder for all steps.
+    assert timings == {"text": 0, "encode": 3, "steps": 15, "decode": 7, "safety": 0, "wait": 3 + 15}
+
+
+def test_where_there_is_one_stream_there_is_no_wait():
+    alone = Clocked()
+
+    assert timings_of((alone, alone)) == {"text": 0, "encode": 3, "steps": 15, "decode": 7, "safety": 0}

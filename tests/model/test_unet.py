@@ -108,12 +108,6 @@ def _packing(request, monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", request.param)
 
 
-@pytest.fixture
-def _plain_weights(monkeypatch):
-    """As on a GPU."""
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-
-
 @pytest.mark.usefixtures("_packing")
 @pytest.mark.parametrize("bias", [True, False])
 def test_doubling_and_a_convolution_are_one_operation(bias, noise):
@@ -190,25 +184,3 @@ def test_a_unet_of_another_kind_is_refused(config):
 def test_a_dilated_convolution_is_refused():
     with pytest.raises(ValueError, match="not a plain convolution"):
         convolution.conv(torch.nn.Conv2d(3, 3, 3, dilation=2))
-
-
-@pytest.mark.usefixtures("_plain_weights")
-def test_a_compiler_takes_the_unet_as_one_graph(noise):
-    ours = Unet(tiny_models.unet())
-    inputs = noise(2, 4, 8, 8), noise(2, sum(ours.shift_widths)), noise(2, 77, sum(ours.context_widths))
-
-    compiled = torch.compile(ours, backend="eager", fullgraph=True, dynamic=False)
-
-    torch.testing.assert_close(compiled(*inputs), ours(*inputs), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("source", [tiny_models.vae, tiny_models.tiny_vae])
-@pytest.mark.usefixtures("_plain_weights")
-def test_a_compiler_takes_the_autoencoders_as_one_graph(source, noise):
-    ours, images, latents = vae.make_vae(source()), noise(1, 3, 64, 64), noise(1, 4, 8, 8)
-
-    decode = torch.compile(ours.decode, backend="eager", fullgraph=True, dynamic=False)
-    encode = torch.compile(ours.encode, backend="eager", fullgraph=True, dynamic=False)
-
-    torch.testing.assert_close(decode(latents), ours.decode(latents), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(encode(images)[0], ours.encode(images)[0], rtol=1e-5, atol=1e-5)
