@@ -5,8 +5,7 @@
              └────────────────┘ as suspects, run one at a time
 
 A request whose engine died is run again; after three engines that died with no other suspect, or ten in any company, it
-is answered with an error. If the engine had several, the one that killed it is unknown: each is then run on an engine
-that has nothing else, unless a decoder process had its picture.
+fails. Which of several killed the engine is unknown: each is then run where nothing else is, unless a decoder had it.
 """
 
 import asyncio
