@@ -1,5 +1,6 @@
 """Which form is faster is asked once per machine; then nothing but another machine changes the answer."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -7,13 +8,16 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from pipelines.model.kernels import choices
 from pipelines.model.kernels.choices import Choices
 
+ROOT = Path(__file__).parents[2]
 ADA, BOB = "a processor, 2 threads", "another processor, 2 threads"
 
 
@@ -22,7 +26,13 @@ def quick() -> None:
 
 
 def slow() -> None:
-    time.sleep(0.002)
+    compute(0.002)
+
+
+def compute(seconds: float) -> None:
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
 
 
 FORMS = {"packed": lambda: slow, "plain": lambda: quick}
@@ -217,3 +227,59 @@ def test_who_only_looks_sees_what_was_kept(path):
 
 def warnings(caplog):
     return [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# Prints the share of half a second of computing that this process waited for its processor.
+WAITS = """
+import os, sys, time
+from pipelines.model.kernels import choices
+os.sched_setaffinity(0, {int(sys.argv[1])})
+print("ready", flush=True)
+sys.stdin.readline()
+before, end = choices.seconds_waited(), time.monotonic() + 0.5
+while time.monotonic() < end:
+    pass
+print((choices.seconds_waited() - before) / 0.5)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell how long a thread waits")
+def test_time_without_a_processor_is_seen():
+    core = min(os.sched_getaffinity(0))
+    busy = "import os, sys\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(
+            subprocess.Popen([sys.executable, "-c", WAITS, str(core)], stdin=-1, stdout=-1, text=True, cwd=ROOT)
+        )
+        assert asked.stdout.readline() == "ready\n"
+        other = stack.enter_context(subprocess.Popen([sys.executable, "-c", busy, str(core)]))
+        stack.callback(other.kill)
+        told, _ = asked.communicate("go\n")
+
+    assert float(told) > 0.2
+
+
+@pytest.mark.parametrize("waits", [0.0, 1.0])
+def test_on_a_busy_machine_forms_are_compared_by_one_thread(waits, path, monkeypatch, caplog):
+    """One form computes for longer, the other one only sleeps: that is, it was interrupted."""
+    seen, asked = set(), iter([0.0, waits])
+    monkeypatch.setattr(choices, "seconds_waited", lambda: next(asked))
+
+    def computes():
+        seen.add(torch.get_num_threads())
+        compute(0.004)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        forms = {"packed": lambda: computes, "plain": lambda: lambda: time.sleep(0.1)}
+        with caplog.at_level("INFO"):
+            chosen = Choices(path, machine=ADA).choose("product", forms, rule="packed")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+    assert chosen == ("plain" if waits else "packed")
+    assert seen == ({1, 2} if waits else {2})
+    assert ("other programs" in caplog.text) == bool(waits)
