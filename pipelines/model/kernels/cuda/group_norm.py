@@ -44,8 +44,8 @@ _MOST_PARTS, _MOST_BLOCKS = 128, 512
 _SAMPLES = ((96, 9, 0.0), (320, 17, 30.0), (640, 9, -3.0), (1280, 5, 0.5))
 _SAMPLE_GROUPS, _SAMPLE_EPS = 32, 0.1
 
-_LIBRARY = torch.library.Library("fourstep", "DEF")
-_LIBRARY.define(
+_LIBRARY = torch.library.Library("fourstep", "DEF")  # type: ignore[no-untyped-call]  # torch's own
+_LIBRARY.define(  # type: ignore[no-untyped-call]
     "group_norm(Tensor x, Tensor weight, Tensor bias, int groups, float eps, Tensor? shift, bool silu) -> Tensor"
 )
 
@@ -238,7 +238,7 @@ def _by_torch(  # noqa: PLR0917 – an operator's arguments have an order
     return (F.silu(out) if silu else out).contiguous(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("fourstep::group_norm", lib=_LIBRARY)
+@torch.library.register_fake("fourstep::group_norm", lib=_LIBRARY)  # type: ignore[untyped-decorator]
 def _shaped(  # noqa: PLR0917 – an operator's arguments have an order
     x: Tensor,
     weight: Tensor,
