@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.model.blocks import GroupNorm
 from pipelines.model.kernels.cuda import compiler, group_norm, trials
 from pipelines.model.kernels.cuda.trials import Trials
 from tests.model import cuda_on_cpu
@@ -238,6 +239,7 @@ def test_what_the_compiler_refuses_is_said_in_its_words():
 @pytest.fixture
 def tried(monkeypatch, tmp_path):
     """Returns whether the kernels work on a pretended card, given what makes them; all that is tried lies in a file."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     trials.use(Trials(tmp_path / trials.FILE))
@@ -270,7 +272,7 @@ def raising(error):
     ("make", "words"),
     [
         (lambda device, dtype: DoesNothing(), "wrong by"),
-        (raising(ImportError("No module named 'cuda'")), "pip install cuda-bindings"),
+        (raising(ImportError("No module named 'cuda'")), "pip install 'cuda-bindings==13.*'"),
         (raising(compiler.CompilerError("NVRTC_ERROR_INVALID_OPTION")), "NVRTC_ERROR_INVALID_OPTION"),
     ],
     ids=["wrong", "absent", "refused"],
@@ -290,3 +292,49 @@ def test_kernels_that_lose_the_card_are_tried_twice(tried, caplog):
 
     assert not tried(lost)
     assert trials.FILE in caplog.messages[-1]
+
+
+def begun(path):
+    """Whether another process would try: this one begins, and never comes back."""
+    return Trials(path).trial("a kernel").__enter__()
+
+
+def test_a_trial_that_never_came_back_is_made_twice(tmp_path):
+    path = tmp_path / "kernel-trials.json"
+
+    assert [begun(path) for _ in range(4)] == [True, True, False, False]
+
+
+def test_a_trial_that_came_back_is_made_at_every_start(tmp_path):
+    path = tmp_path / "kernel-trials.json"
+    for _ in range(4):
+        with Trials(path).trial("a kernel") as may_try:
+            assert may_try
+
+    assert path.read_text() == "{}"
+
+
+@pytest.mark.parametrize("kept", ["no JSON", "[]", '{"a kernel": "often"}'])
+def test_a_damaged_file_is_said_and_begun_anew(kept, tmp_path, caplog):
+    path = tmp_path / "kernel-trials.json"
+    path.write_text(kept)
+
+    assert begun(path)
+    assert "can't be read" in caplog.text
+
+
+def test_a_folder_that_takes_no_file_is_said_and_kernels_are_tried(tmp_path, caplog):
+    assert begun(tmp_path / "gone" / "kernel-trials.json")
+    assert "can't be written" in caplog.text
+
+
+def test_a_copy_in_another_dtype_is_computed_by_torch(monkeypatch):
+    monkeypatch.setattr(group_norm, "is_used", lambda weight, groups: True)
+    monkeypatch.setattr(group_norm, "group_norm", lambda *given, **its: "ours")
+    source = torch.nn.GroupNorm(8, 32).half().requires_grad_(requires_grad=False)
+    norm, x = GroupNorm(source), picture((1, 32, 4, 4))
+
+    exactly = copy.deepcopy(norm).float()
+
+    assert norm(x.half()) == "ours"
+    torch.testing.assert_close(exactly(x), F.group_norm(x, 8))

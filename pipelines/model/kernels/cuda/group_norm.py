@@ -107,7 +107,8 @@ def _fault(device: torch.device, dtype: torch.dtype) -> str:
     except torch.AcceleratorError:
         raise
     except ImportError as failure:
-        return f"{failure}. Hint: pip install cuda-bindings"
+        major = str(torch.version.cuda).partition(".")[0]
+        return f"{failure}. Hint: pip install 'cuda-bindings=={major}.*'"
     except RuntimeError as failure:
         torch.cuda.synchronize(device)  # raises if the card is lost
         return " ".join(f"{type(failure).__name__}: {failure}".split())
