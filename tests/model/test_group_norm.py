@@ -3,6 +3,8 @@
 No card is needed: each kernel runs thread by thread (`cuda_on_cpu`), on tensors with guards around.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
