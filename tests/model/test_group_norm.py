@@ -296,9 +296,13 @@ def test_kernels_that_lose_the_card_are_tried_twice(tried, caplog):
     assert trials.FILE in caplog.messages[-1]
 
 
+NEVER_ENDED = []
+
+
 def begun(path):
     """Whether another process would try: this one begins, and never comes back."""
-    return Trials(path).trial("a kernel").__enter__()
+    NEVER_ENDED.append(Trials(path).trial("a kernel"))
+    return NEVER_ENDED[-1].__enter__()
 
 
 def test_a_trial_that_never_came_back_is_made_twice(tmp_path):
