@@ -110,6 +110,11 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --editable '.[demo,dev]'
 	@touch $@
 
+# Not pinned: it must be what torch's CUDA build brings where that is installed.
+$(VENV)/.cuda-compiler: $(VENV)/.dev
+	$(PIP) --editable '.[demo,dev,cuda-compiler]'
+	@touch $@
+
 $(VENV)/.peers: $(VENV)/.dev
 	$(PIP) --editable '.[demo,dev,bench-peers]'
 	@touch $@

@@ -1,6 +1,6 @@
 """CUDA graphs of a model's functions: a call of a captured shape is one launch.
 
-A UNet call of SD1.5 is some 900 kernels, which Python and the driver take longer to launch than an H100 takes to run
+A UNet call of SD1.5 is some 600 kernels, which Python and the driver take longer to launch than an H100 takes to run
 them. A CUDA graph launches them at once, but for one shape only. So the model's functions, which take and return
 tensors [rows, …], are captured for a few numbers of rows and the most frequent sizes. A call with fewer rows than were
 captured fills only its own, and its outputs are cut back. All other shapes run uncaptured, slower.

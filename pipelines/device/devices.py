@@ -15,6 +15,8 @@ from pipelines.errors import CheckpointError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices
 from pipelines.model.kernels.choices import Choices
+from pipelines.model.kernels.cuda import trials
+from pipelines.model.kernels.cuda.trials import Trials
 
 # <malloc.h>. The largest value that mallopt takes for the threshold is that of an int.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -74,6 +76,7 @@ def prepare(config: EngineConfig) -> None:
         torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
         cudnn: Any = torch.backends.cudnn
         cudnn.deterministic = config.max_batch == 1
+        trials.use(Trials(Path(config.data_dir) / trials.FILE))
 
 
 @contextlib.contextmanager

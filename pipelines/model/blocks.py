@@ -15,6 +15,7 @@ from torch import nn
 
 from pipelines.errors import CheckpointError
 from pipelines.model.kernels import attention, convolution, products
+from pipelines.model.kernels.cuda import group_norm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,14 +43,24 @@ class Norm(nn.Module):
 
 
 class GroupNorm(Norm):
-    """Normalise groups of channels of [N, C, H, W]."""
+    """Normalise groups of channels of [N, C, H, W], then SiLU if `silu`; on CUDA in one pass, by kernels of our own."""
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, *, silu: bool = False) -> None:
         super().__init__(source)
         self.groups: int = source.num_groups
+        self.silu = silu
+        # A copy in another dtype, in which the kernels have not been tried, is computed by torch.
+        self.own_in = self.weight.dtype if group_norm.is_used(self.weight, self.groups) else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """`shift` [N, C] is added before, perhaps to `x` itself."""
+        if x.dtype == self.own_in:
+            its: dict[str, Any] = {"weight": self.weight, "bias": self.bias, "groups": self.groups, "eps": self.eps}
+            return group_norm.group_norm(x, shift, silu=self.silu, **its)
+        if shift is not None:
+            x += shift[:, :, None, None]
+        out = F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        return F.silu(out, inplace=True) if self.silu else out
 
 
 class LayerNorm(Norm):
@@ -71,17 +82,15 @@ class Resnet(nn.Module):
         require(source.output_scale_factor == 1.0, "scaled resnets")
         require(isinstance(source.nonlinearity, nn.SiLU), "other activations than SiLU")
         require(source.upsample is None and source.downsample is None, "resnets that change the size")
-        self.norm_in, self.conv_in = GroupNorm(source.norm1), convolution.conv(source.conv1, keep=keep)
-        self.norm_out, self.conv_out = GroupNorm(source.norm2), convolution.conv(source.conv2, keep=keep)
+        self.norm_in, self.conv_in = GroupNorm(source.norm1, silu=True), convolution.conv(source.conv1, keep=keep)
+        self.norm_out, self.conv_out = GroupNorm(source.norm2, silu=True), convolution.conv(source.conv2, keep=keep)
         self.shortcut = None if source.conv_shortcut is None else convolution.conv(source.conv_shortcut)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """`x` [N, in, H, W], `shift` [N, out] → [N, out, H, W]."""
-        inner = self.conv_in(F.silu(self.norm_in(x), inplace=True))
-        if shift is not None:
-            inner += shift[:, :, None, None]
+        inner = self.conv_in(self.norm_in(x))
         kept = x if self.shortcut is None else self.shortcut(x)
-        inner = F.silu(self.norm_out(inner), inplace=True)
+        inner = self.norm_out(inner, shift)
         out: Tensor = self.conv_out(inner, kept)
         return out
 

@@ -60,7 +60,7 @@ class Unet(nn.Module):
         self.middle = Level(source.mid_block, None, taken)
         self.up: Any = nn.ModuleList(Level(block, upsamples(block), taken) for block in source.up_blocks)
         number_layers([*self.down, self.middle, *self.up])
-        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out), convolution.conv(source.conv_out)
+        self.norm_out, self.conv_out = GroupNorm(source.conv_norm_out, silu=True), convolution.conv(source.conv_out)
         taken(source)
 
     def context(self, embedding: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class Unet(nn.Module):
                 x = layer(torch.cat([x, kept.pop()], dim=1), shift, known)
             if level.resize is not None:
                 x = level.resize(x, kept[-1].shape[2:])
-        out: Tensor = self.conv_out(F.silu(self.norm_out(x), inplace=True))
+        out: Tensor = self.conv_out(self.norm_out(x))
         return out
 
 

@@ -96,8 +96,7 @@ def _middle(source: Any) -> Iterator[nn.Module]:
 
 def _out(source: Any) -> Iterator[nn.Module]:
     """Yield the end of an encoder or decoder: norm, SiLU, convolution."""
-    yield GroupNorm(source.conv_norm_out)
-    yield nn.SiLU(inplace=True)
+    yield GroupNorm(source.conv_norm_out, silu=True)
     yield convolution.conv(source.conv_out)
 
 

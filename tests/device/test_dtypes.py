@@ -32,6 +32,7 @@ def processor(monkeypatch):
         monkeypatch.setattr(instructions, "_has", {instructions._X86[name] for name in sets}.__contains__)
         monkeypatch.setattr(instructions, "_capabilities", dict)
         monkeypatch.setattr(choices, "fastest_run", fastest_run)
+        monkeypatch.setattr(choices, "seconds_waited", lambda: 0.0)
         return timed
 
     return become

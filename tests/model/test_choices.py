@@ -101,6 +101,7 @@ def test_a_form_that_is_no_more_is_asked_for_anew(path):
 @pytest.mark.parametrize(("factor", "answer"), [(1.2, "plain"), (1.3, "packed")])
 def test_a_handicapped_form_must_be_faster_by_that_factor(factor, answer, path, monkeypatch):
     monkeypatch.setattr(choices, "fastest_run", lambda run: {quick: 1.0, slow: 1.25}[run])
+    monkeypatch.setattr(choices, "seconds_waited", lambda: 0.0)
 
     assert Choices(path).choose("product", FORMS, rule="packed", handicaps={"plain": factor}) == answer
 

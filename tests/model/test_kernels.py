@@ -154,6 +154,48 @@ def test_attention_in_products_is_attention(dtype):
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
+@pytest.mark.parametrize("at_once", [300, 128, 1])
+def test_attention_of_one_wide_head_is_attention_in_any_number_of_rows(at_once):
+    # As an autoencoder has them: views of one product.
+    query, key, value = torch.randn(2, 300, 3, 1, 512).bfloat16().permute(2, 0, 3, 1, 4).unbind()
+
+    actual = attention.attention_in_products(query, key, value, at_once)
+
+    expected = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=2e-2)
+
+
+class OnCuda:
+    """What attention asks of a tensor there."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, tokens, width, dtype):
+        self.shape, self.dtype = (1, 1, tokens, width), dtype
+
+    def element_size(self):
+        return self.dtype.itemsize
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width", "dtype", "rows"),
+    [
+        (4096, 512, torch.float16, 4096),
+        (16384, 512, torch.bfloat16, 1024),
+        (2**25, 512, torch.float16, 1),
+        (4096, 512, torch.float32, None),
+        (4096, 160, torch.float16, None),
+    ],
+    ids=str,
+)
+def test_cuda_has_products_for_heads_that_no_fused_kernel_takes(tokens, width, dtype, rows, monkeypatch):
+    monkeypatch.setattr(attention, "attention_in_products", lambda *given: given[3])
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *given: None)
+    x = OnCuda(tokens, width, dtype)
+
+    assert attention.attend(x, x, x) == rows
+
+
 @pytest.mark.parametrize(
     ("device", "keys", "copied"), [("cpu", 2048, True), ("cpu", 2047, False), ("meta", 2048, False)]
 )

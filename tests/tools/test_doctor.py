@@ -178,6 +178,7 @@ def test_processor_is_told_with_the_format_that_it_computes_in(tmp_path: Path, m
     monkeypatch.setattr(instructions, "_has", {"_is_avx2_supported", "_is_amx_tile_supported"}.__contains__)
     monkeypatch.setattr(instructions, "_capabilities", dict)
     monkeypatch.setattr(choices, "fastest_run", lambda run: run.args[0].dtype.itemsize / 100)
+    monkeypatch.setattr(choices, "seconds_waited", lambda: 0.0)
     models = ("sd15", "auto", "demo")  # without weights, auto is the demo model
 
     findings = [doctor.device("cpu", EngineConfig(model=model, data_dir=str(tmp_path))) for model in models]
