@@ -25,7 +25,7 @@ _OLD_CARDS = (
 )
 _OLDEST = (7, 5)
 
-_ON_THE_PROCESSOR = "or use the processor: --device cpu."
+_ON_THE_PROCESSOR = "Or use the processor: --device cpu."
 
 # NVML's answer after an update of the driver, until the machine is started anew.
 _MISMATCH = 18
@@ -35,7 +35,7 @@ class CardError(CheckpointError):
     """A card can't be used. `of_torch`: because of torch's build, not of driver or system."""
 
     def __init__(self, reason: str, hint: str, *, of_torch: bool = False) -> None:
-        super().__init__(reason, f"{hint}, {_ON_THE_PROCESSOR}")
+        super().__init__(reason, f"{hint}. {_ON_THE_PROCESSOR}")
         self.of_torch = of_torch
 
 
@@ -168,7 +168,7 @@ def _why(of: Build, there: System) -> tuple[str, str]:
         return f"torch {of.version} is built for {kind} only", "Install torch's CUDA build (on Linux pip's own torch)"
     if there.container and there.blocked:
         return (
-            "this container was started without it",
+            "this container was started without GPUs",
             "Start it with `docker run --gpus all` (NVIDIA's container toolkit must be on the host)",
         )
     if there.stale:

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.device import cuda_support, devices
-from pipelines.errors import CheckpointError
+from pipelines.device.torch_backend import is_out_of_memory
+from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.kernels import choices, instructions, products
 
@@ -52,11 +53,19 @@ _GAIN = 1.3
 
 
 def pick(config: EngineConfig) -> tuple[torch.device, torch.dtype]:
-    """Return the first device that `config` names and the dtype to use there. Raises `CheckpointError`."""
+    """Return the first device that `config` names and the dtype to use there.
+
+    Raises `CheckpointError`, and `NoRoomError` if another program has the memory of the device.
+    """
     device = devices.first(config)
     if config.model == "demo" and config.dtype == "auto" and device.type != "cuda":
         return device, torch.float32
-    return device, pick_dtype(config.dtype, device)
+    try:
+        return device, pick_dtype(config.dtype, device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NoRoomError(config.device) from error
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -84,13 +93,13 @@ def _auto(device: torch.device) -> torch.dtype:
 def computes(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether a convolution and a product of the model's sizes give in `dtype` nearly what they give in float32.
 
-    Raises `torch.OutOfMemoryError`.
+    Raises what says that memory ran out: it says nothing of the numbers.
     """
     try:
         return all(_is_near(run(dtype), run(torch.float32)) for run in _samples(device))
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         logger.info("%s does not compute in %s: %s", device, dtype, error)
         return False
 

@@ -17,7 +17,7 @@ from cryptography import x509
 
 from pipelines.device import advice, cuda_support, devices, dtypes
 from pipelines.device.devices import main_memory, pick_device
-from pipelines.errors import CheckpointError
+from pipelines.errors import SetupError
 from pipelines.hub import client, manifest
 from pipelines.hub.download import gigabytes
 from pipelines.messages import EngineConfig
@@ -104,7 +104,7 @@ def device(name: str, config: EngineConfig) -> Finding:
         config = msgspec.structs.replace(config, device=name, model="demo" if stands_in else config.model)
         devices.ask_processor(config, keep=False)
         _, dtype = dtypes.pick(config)
-    except CheckpointError as error:
+    except SetupError as error:
         return Finding(Level.FAIL, "device", error.reason, error.hint)
     kind = str(dtype).removeprefix("torch.")
     if found.type == "cpu":
@@ -154,7 +154,7 @@ def weights(config: EngineConfig) -> Finding:
     try:
         found, dtype = dtypes.pick(config)
         plan = checkpoint.on_disk(config, half=dtype.itemsize == 2)
-    except CheckpointError as error:
+    except SetupError as error:
         free = gigabytes(probes.free_bytes(client.cache_folder()))
         level = Level.WARN if config.model == "auto" else Level.FAIL
         return Finding(level, "weights", error.reason, f"{error.hint} ({free} free in {client.cache_folder()})")

@@ -47,7 +47,7 @@ def change(value, **fields):
         (
             WHEEL,
             change(THERE, container=True, driver="", blocked=("/dev/nvidiactl",)),
-            "this container was started without it",
+            "this container was started without GPUs",
             "--gpus all",
         ),
         (
@@ -66,7 +66,7 @@ def test_a_card_that_torch_does_not_see_is_named_with_the_reason_and_what_helps(
     assert fault.reason.startswith("NVIDIA GeForce RTX 3060 can't be used: ")
     assert reason in fault.reason
     assert hint in fault.hint
-    assert fault.hint.endswith("or use the processor: --device cpu.")
+    assert fault.hint.endswith("Or use the processor: --device cpu.")
     assert fault.of_torch is (build.cuda is None)
 
 

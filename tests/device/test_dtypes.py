@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.device import cuda_support, devices, dtypes
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, NoRoomError
 from pipelines.messages import EngineConfig
 from pipelines.model.kernels import choices, instructions
 from tests.support import tiny_models
@@ -165,7 +165,12 @@ def test_a_device_whose_16_bits_are_wrong_is_found_out(fault, operator, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("error", "raised"), [(RuntimeError("not implemented for 'Half'"), False), (torch.OutOfMemoryError(), True)]
+    ("error", "raised"),
+    [
+        (RuntimeError("not implemented for 'Half'"), False),
+        (torch.OutOfMemoryError(), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+    ],
 )
 def test_a_format_that_is_refused_is_wrong_and_a_full_card_says_nothing_of_it(error, raised, monkeypatch):
     def conv2d(x, weight, **options):
@@ -173,8 +178,12 @@ def test_a_format_that_is_refused_is_wrong_and_a_full_card_says_nothing_of_it(er
 
     monkeypatch.setattr(dtypes.F, "conv2d", conv2d)
 
-    with pytest.raises(torch.OutOfMemoryError) if raised else contextlib.nullcontext():
-        assert not dtypes.computes(torch.float16, CPU)
+    monkeypatch.setattr(devices, "first", lambda config: MPS)
+    computes = dtypes.computes
+    monkeypatch.setattr(dtypes, "computes", lambda dtype, device: computes(dtype, CPU))
+
+    with pytest.raises(NoRoomError) if raised else contextlib.nullcontext():
+        assert dtypes.pick(EngineConfig(model="sd15", data_dir="")) == (MPS, torch.float32)
 
 
 @pytest.mark.parametrize(("make_vae", "drawn"), [(tiny_models.vae, True), (tiny_models.overflowing_vae, False)])
