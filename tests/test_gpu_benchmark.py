@@ -39,7 +39,7 @@ def test_a_dry_run_measures_and_writes_what_it_prints(out: Path, report: Report)
     assert {name: report[name]["ended"] for name in MEASURED} == dict.fromkeys(MEASURED, "done")
     assert report["end_to_end"]["times_faster"] > 0
     assert report["end_to_end"]["70 % load"].keys() == {"p50_ms", "p95_ms", "p99_ms"}
-    assert report["warm_up"]["graphs"] == 17  # four functions, four batches, and one text
+    assert report["warm_up"]["graphs"] == 13  # UNet by 8, 6, 4, 3, 2 and 1, three by 2 and 1, one text
     assert set(report["waits"].values()) >= {"none"}
     assert json.loads(out.read_text()) == report
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,9 +13,11 @@ import torch
 
 from benchmarks.gpu.random_weights import random_model
 from benchmarks.harness import device
-from pipelines.device import loader
-from pipelines.device.cuda_graphs import Cuda, Graphs
+from pipelines.device.captures import CapturePolicy, Captures, captured_model
+from pipelines.device.cuda_capture import Cuda
+from pipelines.device.cuda_graphs import Graphs
 from pipelines.device.torch_backend import TorchBackend
+from pipelines.messages import EngineConfig
 from pipelines.weights.checkpoint import LoadedCheckpoint
 from tests.support.published_configs import FULL, TINY
 
@@ -65,6 +68,7 @@ class Bench:
     def captured(self, run, inputs):
         """Return `run` as a captured call, and the function that frees it."""
         capture = self.make_capture()
+        capture.warm_up(run, inputs)
         graph = capture.capture(run, inputs, capture.pool())
         return functools.partial(graph.replay, inputs), graph.destroy
 
@@ -74,10 +78,14 @@ class Bench:
         return self.capture_shapes(made, sizes, rows)
 
     def capture_shapes(self, made, sizes=None, rows=None):
-        batches = sorted(rows, reverse=True) if rows else loader.batches(8)
-        shapes = [(size, batch) for size in sizes or ((self.side, self.side),) for batch in batches]
-        graphs = Graphs(self.make_capture(), 2**40)
-        return loader.capture_graphs(made, graphs, shapes, lambda fraction, what: None)
+        """Return the model with all shapes of these sizes captured, for batches up to the largest of `rows`."""
+        graphs = Graphs(self.make_capture())
+        captured = captured_model(made, graphs)
+        config = EngineConfig(model="", data_dir="", max_batch=max(rows or (8,)))
+        policy = CapturePolicy(sizes=sizes or ((self.side, self.side),))
+        captured.captures = Captures(captured, graphs, config, {}, free=lambda: math.inf, policy=policy)
+        captured.captures.start(lambda fraction, what: None)
+        return captured
 
     def note_peaks(self):
         """Record the peaks so far, because measuring a stage resets torch's count."""
@@ -101,16 +109,22 @@ class Bench:
 class Pretend:
     """Fake capture, for machines without CUDA."""
 
-    nbytes = 0
+    reserved = beside = 0
 
     def pool(self):
-        return None
+        return object()
+
+    def warm_up(self, run, inputs):
+        run(*inputs)
+        return 0
 
     def capture(self, run, inputs, pool):
-        run(*inputs)
         graph = Pretend()
         graph.replay = lambda given: run(*given)
         return graph
+
+    def free(self):
+        return math.inf
 
     def destroy(self):
         pass

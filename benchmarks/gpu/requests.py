@@ -11,6 +11,7 @@ from benchmarks.gpu.bench import apart, loaded, percentiles, picture_of, rate, s
 from benchmarks.gpu.random_weights import in_float32, with_tiny_vae
 from benchmarks.harness import device
 from pipelines.device import devices, loader, streams
+from pipelines.device.captures import POLICY
 from pipelines.device.torch_backend import TorchBackend
 
 
@@ -94,7 +95,7 @@ def waits(bench, found):
 
 def warm_up(bench, found):
     """Measure a start: the capture of all usual sizes and batches, its memory, and the memory left for batches."""
-    sizes = ((bench.side, bench.side),) if bench.dry else loader.SIZES.captured
+    sizes = ((bench.side, bench.side),) if bench.dry else POLICY.sizes
     model = TorchBackend(bench.model)
     bench.note_peaks()
     found["measure_s"] = seconds(functools.partial(loader.profile_memory, model, bench.side))
@@ -103,9 +104,9 @@ def warm_up(bench, found):
     found["capture_s"] = round(time.perf_counter() - begun, 1)
     found["graphs"] = sum(len(graphs) for graphs in model.graphs._held.values())
     found["graphs_gb"] = round(model.graphs.nbytes / 1e9, 2)
-    loader.set_memory_budget(model, devices.free_memory(bench.device) * loader.SIZES.stages_share)
+    model.share_memory(devices.free_memory(bench.device) * POLICY.stages_share)
     found["memory_budget"] = str(model.memory_budget)
-    found["rows_of_1024x1024"] = {stage: model.room(stage, 2**20, 64) for stage in ("encode", "steps", "decode")}
+    found["rows_of_1024x1024"] = {stage: model.room(stage, (1024, 1024), 64) for stage in ("encode", "steps", "decode")}
     model.graphs.evict()
 
 

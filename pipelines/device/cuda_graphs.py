@@ -2,32 +2,36 @@
 
 A UNet call of SD1.5 is some 600 kernels, which Python and the driver take longer to launch than an H100 takes to run
 them. A CUDA graph launches them at once, but for one shape only. So the model's functions, which take and return
-tensors [rows, …], are captured for a few numbers of rows and the most frequent sizes. A call with fewer rows than were
-captured fills only its own, and its outputs are cut back. All other shapes run uncaptured, slower.
+tensors [rows, …], are captured for a few numbers of rows and the most frequent sizes (`pipelines.device.captures`).
 
-    learning    calls made meanwhile are captured, as at warm-up
+    learning    calls made meanwhile are captured, within a budget
     replay      copy the inputs in, run the graph, copy the outputs out
-    evict       destroy all graphs, when one picture alone has no room beside them
+    evict       destroy graphs for their memory
 
-Rows that a call does not fill hold old values. No row reads another, so they cost time and change no result.
+A call takes the smallest graph that holds it and fills only its own rows; the outputs are cut back. Rows that it does
+not fill hold old values. No row reads another, so they cost time and change no result. A call of more rows than were
+captured runs as it is or, if its function may be `split`, as several replays.
 
-Graphs of one stream (`pipelines.device.streams`) never run at once, so they share one memory pool, as large as the
-largest of them needs. Graphs of different streams do run at once and share nothing.
+Graphs of one stream (`pipelines.device.streams`) never run at once. So they share the tensors which their inputs are
+copied to, and one memory pool, as large as the largest of them needs. Torch frees a pool only as a whole, when its last
+graph is gone: that is why a pool that has grown over its budget is given up whole. Graphs of different streams do run
+at once and share nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from typing_extensions import override
 
 from pipelines.errors import CaptureFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from torch import Tensor
 
@@ -38,20 +42,22 @@ Size: TypeAlias = tuple[int, int]
 
 logger = logging.getLogger(__name__)
 
-# Runs before a capture: the first one loads kernels and lets cuDNN choose, which a capture must not contain.
-WARM_UP_RUNS = 2
+# A capture finds the blocks of its pool less well than the run that measured it found its own: a replay of the
+# allocator's rules on a trace of the full-size networks, largest shape first, took 2 % more.
+FRAGMENTED = 1.05
 
 
 class Graph(Protocol):
-    """A function captured for one shape. `nbytes`: device memory that the capture took."""
+    """A function captured for one shape. Bytes of the device: `reserved` its pool grew by, `beside` it took else."""
 
-    nbytes: int
+    reserved: int
+    beside: int
 
     def replay(self, inputs: Tensors) -> Any:
         """Return the outputs for inputs of at most the captured number of rows. The caller may keep them."""
 
     def destroy(self) -> None:
-        """Free all memory. The graph can't be replayed afterwards."""
+        """Wait for the last replay and give up what the graph holds. It can't be replayed afterwards."""
 
 
 class Capture(Protocol):
@@ -60,82 +66,183 @@ class Capture(Protocol):
     def pool(self) -> Any:
         """Return a memory pool for graphs which never run at once."""
 
+    def warm_up(self, run: Run, inputs: Tensors) -> int:
+        """Run it, so that all it needs is loaded and chosen, and return the bytes that it takes in a pool of its own.
+
+        Raises `torch.OutOfMemoryError`.
+        """
+
     def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
-        """Capture `run` for inputs of this shape. Raises `torch.OutOfMemoryError` if there is no room."""
+        """Capture `run`, warmed up, which will read `inputs` at every replay."""
+
+    def free(self) -> float:
+        """Return the bytes that no pool and no tensor holds."""
+
+
+@dataclass(eq=False)
+class Pool:
+    """Memory of one stream's graphs. Bytes: `reserved` in the device's pool `handle`, `beside` it."""
+
+    handle: Any
+    reserved: int = 0
+    beside: int = 0
+    inputs: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # by kind and number of input
+
+    @property
+    def nbytes(self) -> int:
+        """All of it, with the tensors which inputs are copied to."""
+        return self.reserved + self.beside + sum(tensor.nbytes for tensor in self.inputs.values())
+
+    def hold(self, inputs: Tensors) -> Tensors:
+        """Return tensors like these to capture with, shared with other graphs as far as they are large enough."""
+        self.inputs |= {kind: given.clone() for kind, given in self.lacks(inputs).items()}
+        return tuple(self.inputs[kind][: len(given)] for kind, given in _by_kind(inputs).items())
+
+    def lacks(self, inputs: Tensors) -> dict[tuple[str, int], Tensor]:
+        """Return those of the inputs for which no tensor is held that is large enough."""
+        kinds = _by_kind(inputs)
+        return {kind: given for kind, given in kinds.items() if len(self.inputs.get(kind, ())) < len(given)}
+
+
+@dataclass(eq=False)
+class Learning:
+    """What is being captured: functions of these `names` (all if there are none), into pools of up to `budget` bytes.
+
+    `overgrown`: bytes of a pool that came out larger, and was given up; 0: none did.
+    """
+
+    names: Collection[str]
+    budget: float
+    overgrown: int = 0
 
 
 class Graphs:
-    """All graphs on a device, within `budget` bytes. Used from the device's thread."""
+    """All graphs on a device, in pools of at most `budget` bytes each. Used from the device's thread."""
 
-    def __init__(self, device: Capture, budget: int) -> None:
+    def __init__(self, device: Capture, budget: float = math.inf) -> None:
         self._device = device
         self._budget = budget
-        self._learning = False
-        self._pools: dict[str, Any] = {}
+        self._learning: Learning | None = None
+        self._pools: dict[str, Pool] = {}  # by stream
+        self._streams: dict[str, str] = {}  # by function
         self._held: dict[tuple[str, Size], dict[int, Graph]] = {}  # by rows
 
-    def wrap(self, name: str, run: Run, size: Callable[[Tensor], Size], *, stream: str = "") -> Run:
+    def wrap(
+        self,
+        name: str,
+        run: Run,
+        size: Callable[[Tensor], Size],
+        *,
+        stream: str = "",
+        split: bool = False,
+    ) -> Run:
         """Return `run` with graphs: a function of tensors [rows, …] which returns a tensor or a tuple of them.
 
         `size`: first input → size of the pictures. `stream`: the stream in which it is called; graphs of one stream
-        share memory.
+        share memory. `split`: a call of more rows than were captured is several replays.
         """
+        self._streams[name] = stream
 
         def call(*inputs: Tensor) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
             if self._learning and rows not in self._held.get((name, wanted), {}):
-                self._learn(name, wanted, run, inputs, stream)
-            graph = self._graph(name, rows, wanted)
-            return run(*inputs) if graph is None else cut(graph.replay(inputs), rows)
+                self._learn(self._learning, name, wanted, run, inputs)
+            parts = self._parts(name, rows, wanted, split=split)
+            if not parts:
+                return run(*inputs)
+            outputs, start = [], 0
+            for graph, count in parts:
+                taken = tuple(tensor[start : start + count] for tensor in inputs)
+                outputs.append(cut(graph.replay(taken), count))
+                start += count
+            return join(outputs)
 
         return call
 
     @contextlib.contextmanager
-    def learning(self) -> Iterator[None]:
-        """Capture every new shape within the context. Call the most frequent first: none is evicted for another."""
-        self._learning = True
+    def learning(self, *names: str, budget: float | None = None) -> Iterator[Learning]:
+        """Capture every new shape within the context, of these functions or of all.
+
+        Call the largest first: each capture after it takes the same memory again. A pool that outgrows `budget` is
+        given up, and nothing more is captured.
+        """
+        self._learning = Learning(names, self._budget if budget is None else budget)
         try:
-            yield
+            yield self._learning
         finally:
-            self._learning = False
+            self._learning = None
 
     @property
     def nbytes(self) -> int:
         """Device memory of all graphs."""
-        return sum(graph.nbytes for graphs in self._held.values() for graph in graphs.values())
+        return sum(pool.nbytes for pool in self._pools.values())
 
-    def evict(self) -> bool:
-        """Destroy all graphs; they share memory, so fewer would free nothing. Return False if there were none."""
-        graphs = [graph for held in self._held.values() for graph in held.values()]
-        for graph in graphs:
-            graph.destroy()
-        self._held.clear()
-        self._pools.clear()
-        return bool(graphs)
+    def held(self, stream: str) -> int:
+        """Return the device memory of a stream's graphs."""
+        return self._pools[stream].nbytes if stream in self._pools else 0
 
-    def _graph(self, name: str, rows: int, size: Size) -> Graph | None:
-        """Return the smallest graph with at least `rows` rows."""
-        held = self._held.get((name, size), {})
+    def captured(self, name: str, size: Size) -> int:
+        """Return the most rows of pictures of this height and width for which a function has a graph; 0 for none."""
+        return max(self._held.get((name, size), {}), default=0)
+
+    def evict(self, *streams: str) -> bool:
+        """Destroy all graphs of these streams, or of all. Return False if there were none."""
+        dropped = [self._drop(stream) for stream in streams or tuple(self._pools)]
+        return any(dropped)
+
+    def _parts(self, name: str, rows: int, size: Size, *, split: bool) -> Sequence[tuple[Graph, int]]:
+        """Return the graphs whose replays make a call of these rows, with the rows of each; none: it has no graph."""
+        held, parts = self._held.get((name, size), {}), []
+        most = max(held, default=0)
+        while split and most and rows > most:
+            parts.append((held[most], most))
+            rows -= most
         large_enough = [captured for captured in held if captured >= rows]
-        return held[min(large_enough)] if large_enough else None
+        return [*parts, (held[min(large_enough)], rows)] if large_enough else []
 
-    def _learn(self, name: str, size: Size, run: Run, inputs: Tensors, stream: str) -> None:
+    def _learn(self, learning: Learning, name: str, size: Size, run: Run, inputs: Tensors) -> None:
         """Capture a shape. A shape which has no room runs uncaptured. Raises `CaptureFailedError`."""
+        if learning.overgrown or (learning.names and name not in learning.names):
+            return
         what = f"{name} for {len(inputs[0])} rows of {size[0]}×{size[1]}"
-        if stream not in self._pools:
-            self._pools[stream] = self._device.pool()
+        stream = self._streams[name]
+        pool = self._pools.setdefault(stream, Pool(None))
         try:
-            graph = self._device.capture(run, inputs, self._pools[stream])
+            # Here, because an allocation that fails within a capture leaves torch's allocator unusable.
+            growth = max(0.0, FRAGMENTED * self._device.warm_up(run, inputs) - pool.reserved)
+            growth += sum(given.nbytes for given in pool.lacks(inputs).values())
+            if growth > min(learning.budget - pool.nbytes, self._device.free()):
+                logger.warning("no room to capture %s: %.0f MB", what, growth / 1e6)
+                return
         except torch.OutOfMemoryError:
             logger.warning("no room to capture %s", what)
             return
+        try:
+            pool.handle = pool.handle or self._device.pool()
+            graph = self._device.capture(run, pool.hold(inputs), pool.handle)
         except RuntimeError as error:
             raise CaptureFailedError(what, error) from error
-        if self.nbytes + graph.nbytes > self._budget:
-            graph.destroy()
-            logger.warning("no room in the budget for %s", what)
-            return
+        pool.reserved += graph.reserved
+        pool.beside += graph.beside
         self._held.setdefault((name, size), {})[len(inputs[0])] = graph
+        if pool.nbytes > learning.budget:
+            logger.warning("graphs took %.0f of %.0f MB with %s", pool.nbytes / 1e6, learning.budget / 1e6, what)
+            learning.overgrown = pool.nbytes
+            self._drop(stream)
+
+    def _drop(self, stream: str) -> bool:
+        """Destroy a stream's graphs, and with the last of them their pool. Return False if there were none."""
+        gone = [key for key in self._held if self._streams[key[0]] == stream]
+        for key in gone:
+            for graph in self._held.pop(key).values():
+                graph.destroy()
+        self._pools.pop(stream, None)
+        return bool(gone)
+
+
+def _by_kind(inputs: Tensors) -> dict[tuple[str, int], Tensor]:
+    """Return inputs by what tensors must have in common to be used for them."""
+    return {(f"{tuple(given.shape[1:])} {given.dtype}", number): given for number, given in enumerate(inputs)}
 
 
 def cut(outputs: Any, rows: int) -> Any:
@@ -145,63 +252,11 @@ def cut(outputs: Any, rows: int) -> Any:
     return None if outputs is None else outputs[:rows]
 
 
-class Cuda(Capture):
-    """CUDA graphs. `exact`: only kernels that sum in the same order in every process."""
-
-    def __init__(self, *, exact: bool = False) -> None:
-        self._exact = exact
-
-    @override
-    def pool(self) -> Any:
-        return torch.cuda.graph_pool_handle()
-
-    @override
-    def capture(self, run: Run, inputs: Tensors, pool: Any) -> Graph:
-        # The current stream must be the one of later calls: graphs share memory and scratch by stream.
-        cudnn: Any = torch.backends.cudnn
-        chooses, cudnn.benchmark = cudnn.benchmark, not self._exact
-        try:
-            return CudaGraph(run, inputs, pool)
-        finally:
-            cudnn.benchmark = chooses
-
-
-class CudaGraph(Graph):
-    """`torch.cuda.CUDAGraph` with the tensors that it reads and writes."""
-
-    def __init__(self, run: Run, inputs: Tensors, pool: Any) -> None:
-        self._inputs = tuple(tensor.clone() for tensor in inputs)
-        for _ in range(WARM_UP_RUNS):
-            run(*self._inputs)
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()  # else what the warm-up runs leave behind would hide what the graph takes
-        before = torch.cuda.memory_reserved()
-        self._graph = torch.cuda.CUDAGraph()
-        # On this very stream: memory is shared within a pool only by captures of one stream, and cuBLAS keeps its
-        # scratch by stream. Codec threads may allocate pinned memory meanwhile: only this thread's calls can spoil it.
-        stream = torch.cuda.current_stream()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._outputs = run(*self._inputs)
-        self.nbytes = torch.cuda.memory_reserved() - before
-
-    @override
-    def replay(self, inputs: Tensors) -> Any:
-        for held, given in zip(self._inputs, inputs, strict=True):
-            held[: len(given)].copy_(given, non_blocking=True)
-        self._graph.replay()
-        # The next replay writes over the outputs.
-        return clone(self._outputs)
-
-    @override
-    def destroy(self) -> None:
-        torch.cuda.synchronize()  # its last replay may still run
-        self._graph.reset()
-        self._inputs, self._outputs = (), None
-        torch.cuda.empty_cache()
-
-
-def clone(outputs: Any) -> Any:
-    """Return a copy of a tensor, or of each of a tuple; None stays."""
-    if isinstance(outputs, tuple):
-        return tuple(clone(output) for output in outputs)
-    return None if outputs is None else outputs.clone()
+def join(outputs: Sequence[Any]) -> Any:
+    """Return the rows of several outputs as one; None stays."""
+    first, *others = outputs
+    if not others or first is None:
+        return first
+    if isinstance(first, tuple):
+        return tuple(map(join, zip(*outputs, strict=True)))
+    return torch.cat(list(outputs))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import gc
 import logging
-from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from pipelines.device import advice, devices, dtypes, memory
-from pipelines.device.cuda_graphs import Cuda, Graphs
+from pipelines.device.captures import POLICY, Captures, black, captured_model, step_rows
+from pipelines.device.cuda_capture import Cuda
+from pipelines.device.cuda_graphs import Graphs
 from pipelines.device.torch_backend import TorchBackend, is_out_of_memory
 from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
-from pipelines.messages import GenerationParams
 from pipelines.model.functions import make_functions
 from pipelines.model.kernels import instructions
 from pipelines.weights import checkpoint
@@ -23,11 +23,7 @@ from pipelines.weights import checkpoint
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pipelines.device.cuda_graphs import Size
-    from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig
-    from pipelines.model.functions import ModelFunctions
-    from pipelines.model.lcm import Conditioning
     from pipelines.model.trajectory import Trajectory
 
     Progress = Callable[[float, str], None]
@@ -35,43 +31,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaptureSizes:
-    """Shapes that are run before the first request, and the memory for them.
-
-    `warm_up_side`: side of the square picture of profile and first run, the size that most requests have.
-    `warm_up_side_cpu`: the same for a CPU, where full-size weights take half a minute for 512; a small picture loads
-    the weights into memory and measures the speed just as well. `captured`: height and width of the graphs, the most
-    frequent first, each for the batches up to the largest allowed.
-    `graphs_share`: share of the memory beside the weights that graphs may take. `stages_share`: share of the memory
-    left then that stages may count on; the driver's and other programs' need varies.
-    """
-
-    warm_up_side: int = 512
-    warm_up_side_cpu: int = 128
-    captured: tuple[Size, ...] = ((512, 512), (512, 768), (768, 512), (768, 768))
-    graphs_share: float = 0.5
-    stages_share: float = 0.8
+# Sides of the square picture of profile and first run: the size that most requests have; and the same for a CPU, where
+# full-size weights take half a minute for 512, and a small picture loads the weights into memory and measures the speed
+# just as well.
+WARM_UP_SIDE = 512
+WARM_UP_SIDE_CPU = 128
 
 
-SIZES = CaptureSizes()
-
-
-def load(config: EngineConfig, progress: Progress, sizes: CaptureSizes = SIZES) -> LoadedBackend:
+def load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     """Return the model that `config` names, on its device.
 
     Raises `CheckpointError`; `CaptureFailedError`; `NoRoomError` if memory runs out.
     """
     try:
         with devices.tuning(config):
-            return _load(config, progress, sizes)
+            return _load(config, progress)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         raise NoRoomError(config.device) from error
 
 
-def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> LoadedBackend:
+def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     devices.prepare(config)
     device, dtype = dtypes.pick(config)
     if warning := advice.emulated(device, dtype):
@@ -94,18 +75,20 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
     if heavy_vae:
         logger.info("%s", advice.TINY_VAE)
     cpu = model.device.type == "cpu"
+    costs: dict[Stage, float] = {}
     if cpu:
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
-        profile_memory(backend, sizes.warm_up_side)
+        costs = profile_memory(backend, WARM_UP_SIDE)
     if model.device.type == "cuda" and config.graphs == "auto":
-        room = int(devices.free_memory(model.device) * sizes.graphs_share)
-        graphs = Graphs(Cuda(exact=config.max_batch == 1), room)
-        shapes = [(size, rows) for size in sizes.captured for rows in batches(config.max_batch)]
-        backend = capture_graphs(backend, graphs, shapes, progress)
+        graphs = Graphs(Cuda(exact=config.max_batch == 1))
+        backend = captured_model(backend, graphs)
+        backend.captures = Captures(backend, graphs, config, costs, free=partial(devices.free_memory, model.device))
+        backend.captures.start(progress)
+    else:
+        backend.share_memory(devices.free_memory(model.device) * POLICY.stages_share)
     if model.device.type == "cuda":
-        pin_memory(backend, sizes.warm_up_side, batches(config.max_batch))
-    set_memory_budget(backend, devices.free_memory(model.device) * sizes.stages_share)
+        pin_memory(backend, WARM_UP_SIDE, step_rows(config.max_batch))
     return LoadedBackend(
         model=backend,
         codec=ImageCodec(config),
@@ -113,7 +96,7 @@ def _load(config: EngineConfig, progress: Progress, sizes: CaptureSizes) -> Load
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         notice=" ".join(filter(None, notices)),
-        warm_up_side=sizes.warm_up_side_cpu if cpu else sizes.warm_up_side,
+        warm_up_side=WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE,
         overlaps=backend.overlaps,
         instructions=instructions.names() if cpu else "",
         heavy_vae=heavy_vae,
@@ -137,21 +120,30 @@ def place_to_draw(place: Callable[[torch.dtype], TorchBackend], dtype: torch.dty
     return place(torch.float32)
 
 
-def profile_memory(model: TorchBackend, side: int) -> None:
-    """Run a black picture through every stage, uncaptured, and record the memory that each takes."""
+def profile_memory(model: TorchBackend, side: int) -> dict[Stage, float]:
+    """Run a black picture through every stage, uncaptured, and record the memory that each takes.
+
+    Returns the bytes a pixel which each would take in a pool of its own; what `check` takes is in DECODE, too.
+    """
     device, pixels = model.model.device, side * side
-    (item,) = _black(model, side, side, 1)
+    (item,) = black(model, side, side, 1)
     if device.type == "cuda":
         model.step(model.encode([item]))  # libraries that are loaded now would count
     trajectories: list[Trajectory] = []
-    for stage, run in (
-        (Stage.ENCODE, lambda: trajectories.extend(model.encode([item]))),
-        (Stage.STEP, lambda: model.step(trajectories)),
-        (Stage.DECODE, lambda: model.check(model.decode(trajectories))),
+    drawn: list[torch.Tensor] = []
+    pools: dict[Stage, float] = {}
+    for stage, counted, run in (
+        (Stage.ENCODE, Stage.ENCODE, lambda: trajectories.extend(model.encode([item]))),
+        (Stage.STEP, Stage.STEP, lambda: model.step(trajectories)),
+        (Stage.DECODE, Stage.DECODE, lambda: drawn.append(model.decode(trajectories))),
+        (Stage.SAFETY, Stage.DECODE, lambda: model.check(*drawn)),
     ):
         model.settle()
-        model.memory_budget.note(stage, pixels, 1, memory.peak(device, run))
+        measured = memory.measure(device, run)
+        model.memory_budget.note(counted, pixels, 1, measured.peak)
+        pools[stage] = measured.pool / pixels
     model.settle()
+    return pools
 
 
 def pin_memory(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
@@ -164,93 +156,3 @@ def pin_memory(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
         flags = torch.zeros(count, dtype=torch.bool, device=model.model.device)
         for wait in [model.fetch(pixels, flags, flags) for _ in range(2)]:
             wait()
-
-
-def set_memory_budget(model: TorchBackend, free: float) -> None:
-    """Divide `free` bytes among the stages that may run at once, one for each stream."""
-    model.memory_budget.budget = free / (1 + model.overlaps)
-    logger.info("memory: %s", model.memory_budget)
-
-
-def capture_graphs(
-    model: TorchBackend,
-    graphs: Graphs,
-    shapes: Sequence[tuple[Size, int]],
-    progress: Progress,
-) -> TorchBackend:
-    """Return `model` with captured functions: black pictures of each (size, rows) are run through every stage.
-
-    With only single pictures, a step with guidance is captured too; its two rows fit no batch.
-    """
-    captured = model.captured(captured_functions(model.functions, graphs), graphs)
-    alone = max(rows for _, rows in shapes) == 1
-    with graphs.learning():
-        for number, ((height, width), rows) in enumerate(shapes):
-            progress(number / len(shapes), f"preparing for {rows} pictures of {height}×{width}")
-            _capture_size(captured, height, width, rows, guided=alone)
-    captured.settle()
-    return captured
-
-
-def captured_functions(plain: ModelFunctions, graphs: Graphs) -> ModelFunctions:
-    """Return the functions with their shapes captured in `graphs`."""
-    steps, pictures = "steps", "pictures"
-    return replace(
-        plain,
-        embed=graphs.wrap("text", plain.embed, _text_size, stream=pictures),
-        unet=graphs.wrap("unet", plain.unet, _latent_size, stream=steps),
-        vae_encode=graphs.wrap("encode", plain.vae_encode, _size, stream=pictures),
-        vae_decode=graphs.wrap("decode", plain.vae_decode, _latent_size, stream=pictures),
-        flags=plain.flags and graphs.wrap("safety", plain.flags, _pixels_size, stream=pictures),
-    )
-
-
-def _capture_size(model: TorchBackend, height: int, width: int, rows: int, *, guided: bool) -> None:
-    """Run every stage once, and a step with guidance if `guided`. A shape without room is left out."""
-    try:
-        trajectories = model.encode(_black(model, height, width, rows))
-        model.step(trajectories)
-        model.check(model.decode(trajectories))
-        if guided:
-            model.step(model.encode(_black(model, height, width, 1, guidance=2.0)))
-    except torch.OutOfMemoryError:
-        logger.warning("no room for %d pictures of %d×%d at once", rows, height, width)
-
-
-def _black(
-    model: TorchBackend, height: int, width: int, rows: int, guidance: float = 1.0
-) -> list[tuple[GenerationParams, Conditioning, Pixels, int]]:
-    params = GenerationParams(prompt="", seed=0, num_inference_steps=1, guidance_scale=guidance)
-    conditioning = model.prepare(params)
-    return [(params, conditioning, np.zeros((height, width, 3), np.uint8), 0) for _ in range(rows)]
-
-
-def batches(most: int) -> list[int]:
-    """Return the numbers of pictures to capture: powers of two and the largest batch, largest first.
-
-    After the largest, the memory pool has all that the others need.
-    """
-    return [most, *(2**power for power in reversed(range(most.bit_length())) if 2**power < most)]
-
-
-def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of the pictures of [N, channels, h, w]."""
-    _, _, height, width = latents.shape
-    return 8 * height, 8 * width
-
-
-def _size(images: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of [N, channels, H, W]."""
-    _, _, height, width = images.shape
-    return height, width
-
-
-def _pixels_size(pixels: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of [N, H, W, 3]."""
-    _, height, width, _ = pixels.shape
-    return height, width
-
-
-def _text_size(ids: torch.Tensor) -> tuple[int, int]:
-    """Return the size of token ids [rows, length]."""
-    return 1, ids.shape[1]

@@ -2,13 +2,13 @@
 
 A stage's memory grows in proportion to pixels × rows: it is all activations (attention keeps no matrix of its scores).
 So each stage is measured once. One picture alone always runs; if memory runs out then, the engine gives up what it can
-(`pipelines.engine.stage_runner`). All but `peak` is arithmetic.
+(`pipelines.engine.stage_runner`). All but `measure` is arithmetic.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,29 +34,44 @@ class MemoryBudget:
 
     def rows(self, stage: str, pixels: int, most: int) -> int:
         """Return how many rows of `pixels` pixels the stage may take, from 1 to `most`; `most` if not measured."""
-        cost = MARGIN * self._costs.get(stage, 0.0) * pixels
+        cost = self.need(stage, pixels)
         return max(1, int(min(most, self.budget / cost))) if cost else most
+
+    def need(self, stage: str, pixels: int) -> float:
+        """Return the bytes that the stage may take for a row of `pixels` pixels; 0 if not measured."""
+        return MARGIN * self._costs.get(stage, 0.0) * pixels
 
     def __str__(self) -> str:
         costs = ", ".join(f"{stage} {cost:.0f}" for stage, cost in self._costs.items()) or "to be measured"
         return f"{self.budget / 1e9:.1f} GB for a stage; bytes a pixel: {costs}"
 
 
-def peak(device: torch.device, run: Callable[[], object]) -> int:
-    """Return the most bytes by which a call makes the memory in use grow.
+class Measured(NamedTuple):
+    """Bytes of a call: `peak`, by which the memory in use grows at most; `pool`, what a pool of its own would hold."""
 
-    On CUDA the allocator counts. On a CPU the size of the process tells little (freed memory stays, shared pages come
-    and go), so the tensors that operators return are counted while they live; their scratch is left to the margin.
+    peak: int
+    pool: int
+
+
+def measure(device: torch.device, run: Callable[[], object]) -> Measured:
+    """Return what a call takes, beside what was there before.
+
+    On CUDA the allocator counts. What it holds is more than what is in use: from an empty cache, as in a new pool, it
+    leaves gaps which later tensors are too large for. On a CPU the size of the process tells little (freed memory
+    stays, shared pages come and go), so the tensors that operators return are counted while they live; their scratch
+    is left to the margin.
     """
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        used, held = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
         run()
-        return torch.cuda.max_memory_allocated(device) - before
+        return Measured(torch.cuda.max_memory_allocated(device) - used, torch.cuda.memory_reserved(device) - held)
     counter = Counter()
     with counter:
         run()
-    return counter.most
+    return Measured(counter.most, counter.most)
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own

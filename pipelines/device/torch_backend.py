@@ -20,7 +20,8 @@ from pipelines.model.lcm import Lcm
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipelines.device.cuda_graphs import Graphs
+    from pipelines.device.captures import Captures
+    from pipelines.device.cuda_graphs import Graphs, Size
     from pipelines.device.streams import Stream
     from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import GenerationParams
@@ -67,6 +68,7 @@ class TorchBackend(Lcm, Backend):
     ) -> None:
         super().__init__(model, functions)
         self.graphs = graphs
+        self.captures: Captures | None = None
         self.memory_budget = MemoryBudget(math.inf)
         self._steps, self._pictures = its_streams or streams.streams_for(model.device)
         self._ahead: deque[Event] = deque()
@@ -82,6 +84,11 @@ class TorchBackend(Lcm, Backend):
     def overlaps(self) -> bool:
         """Whether pictures are made beside steps."""
         return self._steps is not self._pictures
+
+    def share_memory(self, nbytes: float) -> None:
+        """Divide bytes among the stages that may run at once, one for each stream."""
+        self.memory_budget.budget = nbytes / (1 + self.overlaps)
+        logger.info("memory: %s", self.memory_budget)
 
     def settle(self) -> None:
         """Return when the device has nothing left to do."""
@@ -192,8 +199,20 @@ class TorchBackend(Lcm, Backend):
         logger.info("memory: %s", self.memory_budget)
 
     @override
-    def room(self, stage: Stage, pixels: int, most: int) -> int:
-        return self.memory_budget.rows(Stage.DECODE if stage == Stage.PREVIEW else stage, pixels, most)
+    def room(self, stage: Stage, size: Size, most: int) -> int:
+        height, width = size
+        stage = Stage.DECODE if stage is Stage.PREVIEW else stage
+        captured = min(most, self._captured(stage, size))  # what is captured has its memory
+        if stage is Stage.DECODE and captured:
+            return captured  # no more: the first pictures are on their way while the next are made
+        return max(captured, self.memory_budget.rows(stage, height * width, most))
+
+    def _captured(self, stage: Stage, size: Size) -> int:
+        """Return the most rows for which all that a stage calls is captured."""
+        if self.graphs is None:
+            return 0
+        checks = stage is Stage.DECODE and self.functions.flags is not None
+        return min(self.graphs.captured(name, size) for name in ([stage, Stage.SAFETY] if checks else [stage]))
 
     @override
     def diagnose(self, error: Exception) -> FaultKind:
@@ -206,15 +225,17 @@ class TorchBackend(Lcm, Backend):
 
     @override
     def relieve(self) -> bool:
-        relieved = self.graphs is not None and self.graphs.evict()
-        if relieved:
-            logger.warning("gave up all captured shapes for their memory: they run slower until a restart")
-        return relieved
+        return self.captures is not None and self.captures.give_up()
 
     @override
     def rest(self) -> None:
         if self.model.device.type == "cpu" and self._large:
             devices.give_back_freed_memory()
+
+    @override
+    def idle(self, seconds: float) -> None:
+        if self.captures is not None:
+            self.captures.idle(seconds)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -147,8 +147,11 @@ class Backend(Protocol):
     def learning(self, stage: Stage, pixels: int) -> AbstractContextManager[object]:
         """Return a context for the first call of a stage, with one row of `pixels` pixels: what it takes is noted."""
 
-    def room(self, stage: Stage, pixels: int, most: int) -> int:
-        """Return how many rows of `pixels` pixels a call of this stage has memory for, from 1 to `most`."""
+    def room(self, stage: Stage, size: tuple[int, int], most: int) -> int:
+        """Return how many rows of this height and width a call of this stage should have, from 1 to `most`.
+
+        There is memory for that many.
+        """
 
     def diagnose(self, error: Exception) -> FaultKind:
         """Return what an exception of the other methods means."""
@@ -158,6 +161,9 @@ class Backend(Protocol):
 
     def rest(self) -> None:
         """Give back memory that only a request needs. Called once there has been nothing to do for a while."""
+
+    def idle(self, seconds: float) -> None:
+        """Do what a request would have to wait for. Called now and then while there is nothing to do for `seconds`."""
 
 
 class OnHost(Backend):
@@ -184,7 +190,7 @@ class OnHost(Backend):
         return nullcontext()
 
     @override
-    def room(self, stage: Stage, pixels: int, most: int) -> int:
+    def room(self, stage: Stage, size: tuple[int, int], most: int) -> int:
         return most  # memory is not measured
 
     @override
@@ -194,6 +200,10 @@ class OnHost(Backend):
     @override
     def rest(self) -> None:
         """Nothing is kept for requests."""
+
+    @override
+    def idle(self, seconds: float) -> None:
+        """Nothing is put off."""
 
 
 class Codec(Protocol):

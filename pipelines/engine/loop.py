@@ -179,7 +179,7 @@ class Engine:
 
     def _receive(self) -> bool:
         """Call what is in the inbox; wait for it if there is nothing else to do. False once drained."""
-        rested = False
+        rested, since = False, time.monotonic()
         while not self._draining or self._unfinished:
             idle = not self._joining() and all(request.submitted for request in self._active)
             if not self._active and not self._waiting:
@@ -189,11 +189,14 @@ class Engine:
             except queue.Empty:
                 if not idle:
                     return True
-                if not rested and not self._unfinished:
-                    self._backend.rest()
+                if not self._unfinished:
+                    if not rested:
+                        self._backend.rest()
                     rested = True
+                    self._backend.idle(time.monotonic() - since)
                 continue
             call()
+            since = time.monotonic()
         return False
 
     def _joining(self) -> list[Request]:

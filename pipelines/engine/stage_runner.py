@@ -57,11 +57,10 @@ class StageRunner:
         self._silence = SilenceBudget()
 
     def limit(self, stage: Stage, shape: tuple[int, int]) -> int:
-        """Return how many rows may share a call: `max_batch`, or fewer where memory has no room or ran out lately."""
+        """Return how many rows are to share a call: at most `max_batch`, fewer where memory ran out lately."""
         size, until = self._limits.get((stage, shape), (self._max_batch, math.inf))
         most = size if time.monotonic() < until else self._max_batch
-        height, width = shape
-        return self._backend.room(stage, height * width, most)
+        return self._backend.room(stage, shape, most)
 
     def in_batches(self, stage: Stage, images: Sequence[Image], run: Callable[[Sequence[Image]], None]) -> None:
         """Run a stage on images of any sizes."""

@@ -1,16 +1,17 @@
-"""CUDA graphs: which calls are captured, replayed and evicted, on a fake device."""
+"""CUDA graphs: which calls are captured, replayed and evicted, on a fake device. Memory: `test_captures`."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pipelines.device import loader
+from pipelines.device.captures import CapturePolicy, Captures, captured_model
 from pipelines.device.cuda_graphs import Graphs
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.errors import CaptureFailedError
-from pipelines.messages import GenerationParams
+from pipelines.messages import EngineConfig, GenerationParams
 from pipelines.model.functions import make_functions
 from pipelines.model.lcm import Lcm
 from tests.support import tiny_models
@@ -19,16 +20,16 @@ from tests.support import tiny_models
 class FakeGraph:
     """As a CUDA graph: reads and writes tensors of its own, and can be used until it is destroyed."""
 
-    def __init__(self, run, inputs, pool, nbytes):
-        self._run, self._held, self.pool, self.nbytes = run, tuple(tensor.clone() for tensor in inputs), pool, nbytes
+    def __init__(self, run, inputs, pool, reserved):
+        self._run, self.held, self.pool, self.reserved, self.beside = run, inputs, pool, reserved, 0
         self.replays, self.destroyed = 0, False
 
     def replay(self, inputs):
         assert not self.destroyed
-        for held, given in zip(self._held, inputs, strict=True):
+        for held, given in zip(self.held, inputs, strict=True):
             held[: len(given)].copy_(given)
         self.replays += 1
-        return self._run(*self._held)
+        return self._run(*self.held)
 
     def destroy(self):
         assert not self.destroyed
@@ -36,21 +37,33 @@ class FakeGraph:
 
 
 class FakeDevice:
-    """Captures as long as a graph's own memory stays within `memory` bytes: one for each row and pixel row."""
+    """Has room for calls of at most `memory` bytes: one for each row and pixel row.
 
-    def __init__(self, memory=10**9, fault=torch.OutOfMemoryError):
-        self.memory, self.fault, self.graphs = memory, fault, []
+    `fault`: all captures fail. `surprise`: bytes that a capture takes beyond what was measured.
+    """
+
+    def __init__(self, memory=10**9, fault=None, surprise=0):
+        self.memory, self.fault, self.surprise, self.graphs = memory, fault, surprise, []
 
     def pool(self):
         return object()
 
-    def capture(self, run, inputs, pool):
+    def warm_up(self, run, inputs):
+        run(*inputs)
         nbytes = len(inputs[0]) * inputs[0].shape[-1]
         if nbytes > self.memory:
+            raise torch.OutOfMemoryError("no")
+        return nbytes
+
+    def capture(self, run, inputs, pool):
+        if self.fault:
             raise self.fault("no")
         run(*inputs)
-        self.graphs.append(FakeGraph(run, inputs, pool, nbytes))
+        self.graphs.append(FakeGraph(run, inputs, pool, len(inputs[0]) * inputs[0].shape[-1] + self.surprise))
         return self.graphs[-1]
+
+    def free(self):
+        return math.inf
 
     @property
     def alive(self):
@@ -74,10 +87,10 @@ def device():
     return FakeDevice()
 
 
-def learned(device, *calls, budget=10**9, run=double):
+def learned(device, *calls, budget=10**9, run=double, **options):
     """Graphs that have learnt these calls, and the wrapped function."""
     graphs = Graphs(device, budget)
-    call = graphs.wrap("double", run, size_of)
+    call = graphs.wrap("double", run, size_of, **options)
     with graphs.learning():
         for tensor in calls:
             call(tensor)
@@ -86,7 +99,7 @@ def learned(device, *calls, budget=10**9, run=double):
 
 def holds(graphs, name, count, size):
     """Whether a call of `count` rows has a graph."""
-    return graphs._graph(name, count, size) is not None
+    return graphs.captured(name, size) >= count
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 3), (3, 3), (4, 8), (8, 8), (9, None)])
@@ -96,7 +109,20 @@ def test_a_call_takes_the_smallest_graph_that_holds_it(device, count, expected):
     call(rows(count))
 
     replayed = [graph for graph in device.graphs if graph.replays == 2]  # once while learning
-    assert [len(graph._held[0]) for graph in replayed] == ([] if expected is None else [expected])
+    assert [len(graph.held[0]) for graph in replayed] == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, [1]), (2, [2]), (3, [2, 1]), (5, [2, 2, 1]), (6, [2, 2, 2])])
+def test_a_call_that_may_be_split_is_several_replays_and_no_row_too_many(device, count, expected):
+    _, call = learned(device, rows(2), rows(1), run=lambda tensor: (2 * tensor, None), split=True)
+    before = [graph.replays for graph in device.graphs]
+
+    outputs, nothing = call(rows(count))
+
+    assert torch.equal(outputs, 2 * rows(count))
+    assert nothing is None
+    replayed = [graph.replays - old for graph, old in zip(device.graphs, before, strict=True)]
+    assert replayed == [expected.count(2), expected.count(1)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
@@ -171,12 +197,53 @@ def test_outputs_may_be_several_and_may_be_none(device):
     assert second is None
 
 
-def test_the_budget_goes_to_what_is_learnt_first(device, caplog):
-    graphs, _ = learned(device, rows(1, 8), rows(1, 32), rows(1, 16), budget=25)
+def test_graphs_of_a_stream_share_the_tensors_that_inputs_are_copied_to(device):
+    graphs, call = learned(device, rows(4), rows(2))
+    other = graphs.wrap("other", lambda one, two: one + two, size_of)
+    with graphs.learning():
+        other(rows(3), rows(3))
+
+    first, second, third = device.graphs
+    one, two = third.held
+    assert first.held[0].data_ptr() == second.held[0].data_ptr() == one.data_ptr() != two.data_ptr()
+    assert graphs.nbytes == sum(graph.reserved for graph in device.alive) + first.held[0].nbytes + two.nbytes
+    assert torch.equal(other(rows(2), rows(2)), 2 * rows(2))
+    assert torch.equal(call(rows(2) + 5), 2 * rows(2) + 10)
+
+
+def test_what_would_outgrow_the_budget_is_not_captured(device, caplog):
+    graphs, _ = learned(device, rows(1, 16), rows(1, 32), rows(1, 8), budget=16 + 16 * 16 * 4 + 8 + 8 * 8 * 4 + 1)
 
     assert [holds(graphs, "double", 1, (side, side)) for side in (8, 16, 32)] == [True, True, False]
-    assert graphs.nbytes == sum(graph.nbytes for graph in device.alive) == 24
-    assert "no room in the budget for double for 1 rows of 32×32" in caplog.text
+    assert [len(graph.held[0][0, 0]) for graph in device.alive] == [16, 8]
+    assert "no room to capture double for 1 rows of 32×32" in caplog.text
+
+
+def test_a_pool_that_has_outgrown_its_budget_is_given_up_whole(caplog):
+    device = FakeDevice(surprise=100)
+    graphs = Graphs(device)
+    small, large = (graphs.wrap(name, double, size_of, stream=name) for name in ("small", "large"))
+    with graphs.learning("small"):
+        small(rows(1))
+    with graphs.learning("large", budget=500) as learning:
+        large(rows(2, 4))  # 8 bytes, 100 more, 128 of its input
+        large(rows(1, 8))  # 256 of its input, 100 more
+        large(rows(1, 2))
+
+    assert learning.overgrown == 108 + 128 + 108 + 256
+    assert len(device.graphs) == 3
+    assert [graphs.held("small"), graphs.held("large")] == [graphs.nbytes, 0]
+    assert "graphs took 0 of 0 MB with large for 1 rows of 8×8" in caplog.text
+
+
+def test_only_the_functions_that_are_named_are_captured(device):
+    graphs = Graphs(device)
+    one, two = (graphs.wrap(name, double, size_of) for name in ("one", "two"))
+    with graphs.learning("two"):
+        one(rows(1))
+        two(rows(1))
+
+    assert [graphs.captured(name, (8, 8)) for name in ("one", "two")] == [0, 1]
 
 
 def test_what_has_no_room_to_be_captured_still_runs(caplog):
@@ -189,8 +256,9 @@ def test_what_has_no_room_to_be_captured_still_runs(caplog):
     assert "no room to capture double for 1 rows of 128×128" in caplog.text
 
 
-def test_a_capture_that_fails_is_an_error_that_says_what_to_do():
-    device = FakeDevice(memory=100, fault=RuntimeError)
+@pytest.mark.parametrize("fault", [RuntimeError, torch.OutOfMemoryError])
+def test_a_capture_that_fails_is_an_error_that_says_what_to_do(fault):
+    device = FakeDevice(fault=fault)
 
     with pytest.raises(CaptureFailedError, match="double for 1 rows of 128×128") as error:
         learned(device, rows(1, 128))
@@ -225,31 +293,29 @@ def ignore(fraction, what):
 
 def capture(model, device, max_batch, tell=ignore):
     """The model with batches of 64×64 captured."""
-    shapes = [((64, 64), rows) for rows in loader.batches(max_batch)]
-    return loader.capture_graphs(model, Graphs(device, 10**9), shapes, tell)
+    graphs = Graphs(device)
+    captured = captured_model(model, graphs)
+    config = EngineConfig(model="", data_dir="", max_batch=max_batch)
+    policy = CapturePolicy(sizes=((64, 64),))
+    captured.captures = Captures(captured, graphs, config, {}, free=lambda: math.inf, policy=policy)
+    captured.captures.start(tell)
+    return captured
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_captured_pictures_are_those_of_uncaptured_ones(device, count):
     model, told = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker())), []
 
-    captured = capture(model, device, 4, lambda fraction, what: told.append((fraction, what)))
+    captured = capture(model, device, 2 if count == 1 else 4, lambda fraction, what: told.append((fraction, what)))
     learning_replays = sum(graph.replays for graph in device.graphs)
     actual = generate(captured, count)
 
     expected = generate(Lcm(tiny_models.make()), count)
     assert np.abs(actual.astype(int) - expected.astype(int)).max() <= 1
-    assert sum(graph.replays for graph in device.graphs) == learning_replays + 7  # text, encode, four steps, decode
-    assert told == [(number / 3, f"preparing for {rows} pictures of 64×64") for number, rows in enumerate((4, 2, 1))]
-
-
-@pytest.mark.parametrize(
-    ("max_batch", "steps"), [(1, [1, 2]), (2, [1, 2]), (3, [1, 2, 3]), (6, [1, 2, 4, 6]), (16, [1, 2, 4, 8, 16])]
-)
-def test_a_full_batch_is_captured_and_so_is_one_picture_with_guidance(device, max_batch, steps):
-    model = capture(TorchBackend(tiny_models.make()), device, max_batch)
-
-    assert [rows for rows in range(1, 17) if rows in model.graphs._held["unet", (64, 64)]] == steps
+    # Text, encode, four steps, decode; three pictures are decoded by two replays.
+    assert sum(graph.replays for graph in device.graphs) == learning_replays + (8 if count == 3 else 7)
+    assert told[0] == (0, f"preparing steps for {4 if count == 3 else 2} of 64×64")
+    assert told[-1] == (pytest.approx(11 / 12), "preparing safety for 1 of 64×64")
 
 
 def test_batches_without_room_are_left_out_and_the_others_captured(device, caplog):
@@ -257,19 +323,19 @@ def test_batches_without_room_are_left_out_and_the_others_captured(device, caplo
     functions = make_functions(checkpoint)
 
     def small(latents):
-        if len(latents) > 2:
+        if len(latents) > 1:
             raise torch.OutOfMemoryError
         return functions.vae_decode(latents)
 
     model = capture(TorchBackend(checkpoint, replace(functions, vae_decode=small)), device, 4)
 
-    assert [holds(model.graphs, "decode", rows, (64, 64)) for rows in (1, 2, 4)] == [True, True, False]
-    assert "no room for 4 pictures of 64×64 at once" in caplog.text
+    assert model.graphs.captured("decode", (64, 64)) == 1
+    assert "no room to capture decode for 2 rows of 64×64" in caplog.text
+    assert "no room for decode of 2 pictures of 64×64" in caplog.text
 
 
 def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device):
     model = capture(TorchBackend(tiny_models.make()), device, 1)
 
-    assert [model.relieve(), model.relieve()] == [True, False]
-    assert device.graphs
-    assert not device.alive
+    assert [model.relieve(), model.relieve(), model.relieve()] == [True, True, False]
+    assert [len(graph.held[0].shape) for graph in device.alive] == [2]  # the text encoder's

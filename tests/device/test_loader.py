@@ -168,7 +168,7 @@ def first_calls():
 def test_kernels_of_shapes_that_are_captured_are_timed_at_their_first_call(max_batch, first_calls, monkeypatch):
     model, tuned = first_calls
 
-    def load(config, progress, sizes):
+    def load(config, progress):
         loader.profile_memory(model, 64)
         capture(model, FakeDevice(), config.max_batch)
 

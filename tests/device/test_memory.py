@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.device import loader
-from pipelines.device.memory import MARGIN, MemoryBudget, peak
+from pipelines.device.memory import MARGIN, MemoryBudget, measure
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.backend import HostEvent, Stage
 from pipelines.engine.loop import Engine
@@ -62,25 +62,27 @@ def test_the_peak_is_what_lives_at_once():
         del view
         return third * third
 
-    assert peak(CPU, run) == 8000
+    assert measure(CPU, run) == (8000, 8000)
 
 
 def test_what_was_there_before_does_not_count_nor_what_is_written_in_place():
     given = torch.ones(1000)
 
-    assert peak(CPU, lambda: given.mul_(2)[:10].add_(1)) == 0
+    assert measure(CPU, lambda: given.mul_(2)[:10].add_(1)).peak == 0
 
 
 def test_a_model_is_measured_and_its_rows_are_capped_by_size():
     model = TorchBackend(tiny_models.make(safety_checker=tiny_models.safety_checker()))
-    loader.profile_memory(model, 64)
+    pools = loader.profile_memory(model, 64)
     costs = model.memory_budget._costs
-    loader.set_memory_budget(model, 20 * 64 * 64 * costs["decode"])
+    model.share_memory(20 * 64 * 64 * costs["decode"])
 
     assert costs.keys() == {"encode", "steps", "decode"}
+    assert {stage: cost for stage, cost in pools.items() if stage != "safety"} == pytest.approx(costs)
+    assert 8 < pools["safety"] < pools["decode"]
     assert min(costs.values()) > 8  # a picture has three bytes a pixel, twelve as floats
-    assert model.room(Stage.DECODE, 64 * 64, 32) == model.room(Stage.PREVIEW, 64 * 64, 32) == int(20 / MARGIN)
-    assert model.room(Stage.DECODE, 1024 * 1024, 32) == 1
+    assert model.room(Stage.DECODE, (64, 64), 32) == model.room(Stage.PREVIEW, (64, 64), 32) == int(20 / MARGIN)
+    assert model.room(Stage.DECODE, (1024, 1024), 32) == 1
     assert isinstance(model.record_event(Stage.STEP), HostEvent)
 
 
@@ -102,6 +104,6 @@ def test_what_a_stage_takes_grows_with_the_rows(count):
     model = TorchBackend(tiny_models.make())
     latents = torch.zeros(count, 4, 8, 8)
 
-    taken = peak(CPU, lambda: model.functions.vae_decode(latents))
+    taken = measure(CPU, lambda: model.functions.vae_decode(latents)).peak
 
-    assert taken == count * peak(CPU, lambda: model.functions.vae_decode(latents[:1]))
+    assert taken == count * measure(CPU, lambda: model.functions.vae_decode(latents[:1])).peak

@@ -273,6 +273,26 @@ def test_an_engine_without_work_gives_memory_back_once_until_it_has_worked_again
         assert rests.get(timeout=10) > first
 
 
+def test_an_engine_without_work_is_asked_again_and_again_what_it_could_do():
+    class Idle(InstantBackend):
+        def idle(self, seconds):
+            idles.put(seconds)
+
+    idles = queue.SimpleQueue()
+    with talk_with(Idle(0.0), beat_times=BeatTimes(idle_s=0.01)) as talk:
+        before = [idles.get(timeout=10)]
+        while before[-1] < 1.0:
+            before.append(idles.get(timeout=10))
+        talk.ask("a")
+        talk.until("a")
+        while not idles.empty():
+            idles.get()
+        after = idles.get(timeout=10)
+
+    assert before == sorted(set(before))
+    assert after < before[-1]
+
+
 def test_strength_zero_needs_no_step():
     with talk_with(TorchBackend(tiny_models.make())) as talk:
         talk.ask("a", image=b"64x64:128", strength=0.0)
@@ -726,7 +746,7 @@ class Crowded(Watched):
         super().__init__()
         self.full = full
 
-    def room(self, stage, pixels, most):
+    def room(self, stage, size, most):
         return min(most, 2) if stage == "steps" else most
 
     def decode(self, trajectories):
