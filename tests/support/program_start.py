@@ -18,20 +18,20 @@ SLOW_IMPORTS = [
 ]
 
 
-def start(name: str, *arguments: str, output: Path) -> int | None:
-    """Run the program to its end, stdout and stderr to a file; its exit status."""
+def start(name: str, *arguments: str, output: Path, errors: Path | None = None) -> int | None:
+    """Run the program to its end, stdout to a file and stderr to `errors` or the same; its exit status."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
-    process = context.Process(target=_run, args=(name, arguments, output))
+    process = context.Process(target=_run, args=(name, arguments, output, errors))
     process.start()
     process.join()
     return process.exitcode
 
 
-def _run(name: str, arguments: tuple[str, ...], output: Path) -> None:
-    with output.open("wb") as file:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+def _run(name: str, arguments: tuple[str, ...], output: Path, errors: Path | None) -> None:
+    for stream, path in ((sys.stdout, output), (sys.stderr, errors or output)):
+        stream.flush()
+        with path.open("ab") as file:
             os.dup2(file.fileno(), stream.fileno())
     os.chdir(ROOT)
     sys.argv = [name, *arguments]
