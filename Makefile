@@ -8,11 +8,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A laptop may take torch's CPU build: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
-PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-short
+PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-short gpu-dry-short
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short peers demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,7 +34,7 @@ coverage: $(VENV)/.dev ## the tests again, the slowest named, and the floor on w
 	$(BIN)/python -m pytest $(PARALLEL) --durations=25 --cov --cov-report= $(FLAGS)
 	$(BIN)/coverage report --skip-covered
 
-check: $(PARTS) ## lint, types, import contracts, audit, tests, short chaos, fuzz and neighbours
+check: $(PARTS) ## lint, types, import contracts, audit, tests, short chaos, fuzz, neighbours and GPU benchmark
 
 parts: ## list what check consists of
 	@echo $(PARTS)
@@ -84,6 +84,16 @@ neighbours-short: $(VENV)/.dev ## the same in minutes
 
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)
+
+# Green is: every section done, every group within its time, nothing on stderr.
+gpu-dry gpu-dry-short: export OMP_NUM_THREADS := 1
+
+gpu-dry: $(VENV)/.dev ## the benchmark for GPUs on this CPU, at tiny sizes (five minutes)
+	@out=$$(mktemp -d) && $(BIN)/python -m benchmarks.gpu --dry --out $$out $(FLAGS) 2>$$out/stderr; \
+	status=$$?; cat $$out/stderr >&2; test $$status = 0 && ! test -s $$out/stderr
+
+gpu-dry-short: ## the same in a minute, with the smallest compilers
+	@$(MAKE) --silent gpu-dry FLAGS=--short
 
 peers: $(VENV)/.peers ## ours beside diffusers and OpenVINO on this CPU, full-size random weights (hours, 20 GB of memory)
 	$(BIN)/python -m benchmarks.peers --threads 1,2 $(FLAGS)

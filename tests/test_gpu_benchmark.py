@@ -1,74 +1,116 @@
-"""The benchmark for GPUs in a dry run: it measures all sections; one that fails or is late affects no other."""
+"""The benchmark for GPUs in a dry run: groups in processes of their own, whose faults and delays cost no other."""
 
 import json
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from tests.support.program_start import start
+
 ROOT = Path(__file__).parents[1]
-# Tensors of a dry run are tiny: on a busy machine several threads would mostly wait for each other.
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
-MEASURED = ("floors", "end_to_end", "waits", "warm_up", "norms", "memory")
-
-Report = dict[str, Any]
+MEASURED = ("numbers", "floors", "kernels", "attention", "upsampling")
 
 
-def run(out: Path, *options: str) -> Report:
-    """Return the report of a dry run, the last line of its output."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry", "--out", str(out), *options]
-    done = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+class Ran(NamedTuple):
+    """Exit status, the report of all groups (the last line), and what was said on stderr."""
+
+    status: int
+    report: dict[str, Any]
+    stderr: str
+    out: Path
+
+
+def run(out: Path, *options: str) -> Ran:
+    output, errors = out / "output", out / "errors"
+    output.unlink(missing_ok=True)
+    status = start("benchmarks.gpu", "--dry", "--short", "--out", str(out), *options, output=output, errors=errors)
+    assert status is not None
+    assert output.read_text(), errors.read_text()
+    return Ran(status, json.loads(output.read_text().splitlines()[-1]), errors.read_text(), out)
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("gpu") / "gpu.json"
+def good(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    return run(tmp_path_factory.mktemp("gpu"), "--only", "smoke", "1", "--sections", *MEASURED)
 
 
 @pytest.fixture(scope="module")
-def report(out: Path) -> Report:
-    """Return the report of one run for all tests, with sections that fail on purpose."""
-    return run(out, "--only", *MEASURED, "fails", "hangs")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Return a run whose first group fails, is late and loses its device; the second one hangs."""
+    out = tmp_path_factory.mktemp("gpu")
+    first = run(out, "--only", "1", "3", "--sections", "fails", "hangs", "loses_the_device", "upsampling")
+    second = run(out, "--only", "2", "smoke", "--sections", "numbers", "never_ends", "--seconds", "12")
+    return Ran(first.status + second.status, first.report | second.report, first.stderr, out)
 
 
-def test_a_dry_run_measures_and_writes_what_it_prints(out: Path, report: Report) -> None:
-    assert {name: report[name]["ended"] for name in MEASURED} == dict.fromkeys(MEASURED, "done")
-    assert report["end_to_end"]["times_faster"] > 0
-    assert report["end_to_end"]["70 % load"].keys() == {"p50_ms", "p95_ms", "p99_ms"}
-    assert report["warm_up"]["graphs"] == 13  # UNet by 8, 6, 4, 3, 2 and 1, three by 2 and 1, one text
-    assert set(report["waits"].values()) >= {"none"}
-    assert json.loads(out.read_text()) == report
+def test_a_dry_run_measures_writes_and_prints_and_says_nothing_on_stderr(good: Ran) -> None:
+    sections = good.report["smoke"] | good.report["1"]
+
+    assert {name: sections[name]["ended"] for name in MEASURED} == dict.fromkeys(MEASURED, "done")
+    assert {name: json.loads((good.out / f"{name}.json").read_text()) for name in ("smoke", "1")} == good.report
+    assert (good.status, good.stderr) == (0, "")
 
 
-def test_a_section_that_fails_or_takes_too_long_keeps_what_it_found_and_stops_no_other(report: Report) -> None:
-    assert (report["fails"]["ended"], report["fails"]["before"]) == ("ValueError: no", 1)
-    assert (report["hangs"]["ended"], report["hangs"]["before"]) == ("OutOfTime: stopped after 0 s", 2)
-    assert "after" not in report["hangs"]
-    assert report["memory"]["ended"] == "done"  # it comes last of what is measured
+def test_what_is_measured_is_there(good: Ran) -> None:
+    sections = good.report["1"]
+
+    assert sections["floors"].keys() >= {"matmul_tflops", "copy_gb_s", "launch_us", "graph_node_us"}
+    assert len(sections["kernels"]["unet"]["top"]) == 40
+    assert {"default_us", "math_us", "products_us"} <= sections["attention"]["2 heads of 2, 64 to 77"].keys()
+    assert sections["kernels"]["clocks"]["sm_mhz"] == [1980, 1980, 1980]  # what the pretended card says
 
 
-def test_a_warm_up_is_measured_in_the_order_of_a_start(report: Report) -> None:
-    steps = [name for name in report["warm_up"] if name in {"measure_s", "capture_s", "memory_budget"}]
+def test_a_section_that_fails_or_takes_too_long_keeps_what_it_found_and_stops_no_other(faulty: Ran) -> None:
+    sections = faulty.report["1"]
 
-    assert steps == ["measure_s", "capture_s", "memory_budget"]
+    assert sections["upsampling"]["ended"] == "done"
+    assert (sections["fails"]["ended"], sections["fails"]["before"]) == ("ValueError: no", 1)
+    assert (sections["hangs"]["ended"], sections["hangs"]["before"]) == ("OutOfTime: stopped after 0 s", 2)
+    assert "after" not in sections["hangs"]
+    assert faulty.status == 2
 
 
-def test_the_most_that_a_device_held_outlives_a_measurement(report: Report) -> None:
-    assert report["memory"]["peak_allocated_gb"] == 3  # what the pretended device told first; then it told 1
-    assert report["memory"]["peak_reserved_gb"] == 6
+def test_a_lost_device_ends_its_group_alone(faulty: Ran) -> None:
+    for group in ("1", "3"):
+        sections = faulty.report[group]
+        assert sections["ended"] == "done"
+        assert sections["loses_the_device"]["ended"].startswith("the device is lost: RuntimeError: CUDA error")
+        assert [*sections].index("loses_the_device") > [*sections].index("hangs")
+    assert "never_ends" not in faulty.report["1"]
 
 
-def test_another_call_does_what_is_missing_as_far_as_time_goes(tmp_path: Path, report: Report) -> None:
-    out = tmp_path / "gpu.json"
-    out.write_text(json.dumps(report | {"norms": {"ended": "ValueError: no"}}))
+def test_a_group_that_hangs_is_killed_and_what_it_found_is_kept(faulty: Ran) -> None:
+    assert faulty.report["2"]["ended"].startswith("killed after 1")
+    assert faulty.report["2"]["never_ends"] == {"ended": "running", "before": 4}
+    assert faulty.report["smoke"]["numbers"]["ended"] == "done"
+    assert faulty.report["smoke"]["ended"].startswith("killed")
 
-    again = run(out, "--minutes", "0")
 
-    assert again["norms"] == again["stages"] == {"ended": "skipped: out of time"}
-    assert {name: again[name] for name in MEASURED if name != "norms"} == {
-        name: report[name] for name in MEASURED if name != "norms"
-    }
+def test_another_call_measures_what_is_missing(tmp_path: Path, good: Ran) -> None:
+    kept = good.report["1"] | {name: {"ended": "done"} for name in ("rows", "norms", "convolutions")}
+    (tmp_path / "1.json").write_text(json.dumps(kept | {"floors": {"ended": "ValueError: no"}}))
+
+    again = run(tmp_path, "--only", "1")
+
+    assert (again.status, again.report["1"]["floors"]["ended"]) == (0, "done")
+    assert again.report["1"]["rows"] == {"ended": "done"}
+    assert again.report["1"]["kernels"] == good.report["1"]["kernels"]
+
+
+@pytest.mark.parametrize("groups", [("smoke",), ("1", "2", "3")])
+def test_the_groups_fit_into_one_call_of_ten_minutes(groups: tuple[str, ...]) -> None:
+    source = (ROOT / "benchmarks/gpu/__main__.py").read_text()
+    boxes = json.loads(source.partition("BOXES = ")[2].partition("\n")[0])
+
+    assert sum(boxes[group] for group in groups) < 590
+
+
+def test_what_to_decide_from_each_section_is_written_down() -> None:
+    table = (ROOT / "benchmarks/gpu/group.py").read_text().partition("SECTIONS = {")[2].partition("\n}\n")[0]
+    sections = re.findall(r"^ +\w+\.(\w+): \d+,", table, re.MULTILINE)
+    documented = (ROOT / "benchmarks/README.md").read_text().partition("what to decide from it")[2]
+
+    assert len(sections) > 20
+    assert {name for name in sections if f"`{name}`" not in documented} == set()

@@ -1,90 +1,54 @@
-"""All measurements on a GPU, in one run of under eight minutes.
+"""All measurements on a GPU, in one call: three groups, each in a process of its own, in under ten minutes.
 
-    python -m benchmarks.gpu [--out gpu.json] [--minutes 7.5]        on the GPU
-    python -m benchmarks.gpu --dry                                   the same code on a CPU, tiny sizes, a fake capture
+    python -m benchmarks.gpu --only smoke          what must work at all, in two minutes
+    python -m benchmarks.gpu [--only 1 2 3]        1 the parts (150 s), 2 the product (200 s), 3 compilers (200 s)
+    python -m benchmarks.gpu --dry [--short]       all of it on a CPU, at tiny sizes, without captures
 
 Needs torch, diffusers, transformers, msgspec, Pillow and this repository; nothing of the web side, no weights (they are
-random, full-size, made on the device) and no network. Sections run in order of importance, each with its own time
-limit. The file is written after each section, with the findings of failed and stopped sections too. A second call runs
-only the sections that the file lacks. Milliseconds are medians with the device synchronised. Prints a table; the last
-line is JSON.
+random, full-size, made on the device) and no network. A fault that a device does not survive costs one group; a group
+that hangs is killed when its time is over. Findings are in OUT/GROUP.json as soon as they are measured. A second call
+measures only what these files lack. What to decide from each figure stands in benchmarks/README.md. Prints tables; the
+last line is JSON. The exit status is 1 unless every section is done.
 """
 
 import argparse
-import contextlib
+import importlib
 import json
+import os
+import sys
 from pathlib import Path
 
-import torch
+from benchmarks.gpu.processes import run
 
-from benchmarks.gpu import compiled, parts, requests, self_test
-from benchmarks.gpu.bench import make_bench
-from benchmarks.gpu.guard import attempt
-from benchmarks.harness import device
-
-# In order of importance, with the seconds that each may take.
-SECTIONS = {
-    parts.floors: 15,
-    parts.unet: 60,
-    requests.end_to_end: 70,
-    requests.tiny_vae: 50,
-    requests.pictures: 40,
-    requests.waits: 20,
-    parts.stages: 50,
-    requests.warm_up: 120,
-    requests.one_stream: 40,
-    compiled.compiled_diffusers: 120,
-    parts.norms: 15,
-    parts.upsampling: 15,
-    parts.attention: 15,
-    parts.memory: 5,
-}
-# Of a dry run, and only by name: what goes wrong on purpose, so that a test sees what is kept of it.
-SELF_TESTS = {self_test.fails: 10, self_test.hangs: 0.1}
+# Seconds of each group's process, from its start. All but smoke fit into one call of ten minutes.
+BOXES = {"smoke": 120, "1": 150, "2": 200, "3": 200}
+MAIN = ("1", "2", "3")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="sections that are done there are kept")
-    parser.add_argument("--minutes", type=float, default=7.5)
+    parser.add_argument("--only", nargs="+", choices=BOXES, help="groups to run; by default 1 2 3, of a dry run all")
+    parser.add_argument("--sections", nargs="+", default=[], metavar="NAME", help="sections to run, done or not")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="a folder; what is done there is kept")
+    parser.add_argument("--seconds", type=float, help="for each group, instead of its own time")
     parser.add_argument("--dry", action="store_true", help="on a CPU, at tiny sizes")
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="names of sections, done or not", choices=names(SECTIONS | SELF_TESTS)
-    )
+    parser.add_argument("--short", action="store_true", help="of a dry run: fewer rows, requests and compilers")
     options = parser.parse_args()
-    machine = {"dry": options.dry, **device.machine()}
-    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    report = kept if {key: kept.get(key) for key in machine} == machine else machine
-    print(machine, flush=True)
-    with own_stream(options), torch.inference_mode():
-        bench = make_bench(dry=options.dry, minutes=options.minutes)
-        for section, allowed in (SECTIONS | (SELF_TESTS if options.dry and options.only else {})).items():
-            name = section.__name__
-            if name not in options.only if options.only else report.get(name, {}).get("ended") == "done":
-                continue
-            report[name] = attempt(section, bench, allowed)
-            show(name, report[name])
-            options.out.write_text(json.dumps(report, indent=2) + "\n")
+    if options.short and not options.dry:
+        parser.error("--short is for --dry")
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it misses image processors that nothing here uses
+    if options.short:
+        importlib.import_module("benchmarks.gpu.group")  # once for all groups, which are forks then
+    groups = options.only or (list(BOXES) if options.dry else MAIN)
+    report = {name: run(name, options.seconds or BOXES[name], options) for name in groups}
     print(json.dumps(report))
+    sys.exit(0 if all(map(complete, report.values())) else 1)
 
 
-def names(sections):
-    return [section.__name__ for section in sections]
-
-
-def show(name, found, indent=0):
-    """Print a section as indented lines."""
-    flat = {key: value for key, value in found.items() if not isinstance(value, dict)}
-    figures = "  ".join(f"{key} {value}" for key, value in flat.items())
-    print(f"{' ' * indent}{name:<{24 - indent}} {figures}", flush=True)
-    for key, value in found.items():
-        if isinstance(value, dict):
-            show(key, value, indent + 2)
-
-
-def own_stream(options):
-    """Nothing can be captured on the stream that every program starts with."""
-    return contextlib.nullcontext() if options.dry else torch.cuda.stream(torch.cuda.Stream())
+def complete(report):
+    sections = [each for each in report.values() if isinstance(each, dict) and "ended" in each]
+    return report["ended"] == "done" and all(each["ended"] == "done" for each in sections)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Time limit and error handling of a section: its findings are kept, however it ends."""
 
 import contextlib
+import gc
 import logging
 import signal
 import time
@@ -8,25 +9,44 @@ import traceback
 
 import torch
 
+LOST = "the device is lost"
 
-def attempt(section, bench, allowed):
-    """Run a section; return its findings and how it ended."""
+
+def attempt(section, bench, allowed, report, clocks):
+    """Run a section, whose findings come into the report as it finds them, with how it ended."""
+    found = report[section.__name__] = {"ended": "running"}
     if bench.left < 1:
-        return {"ended": "skipped: out of time"}
-    found, begun = {}, time.monotonic()
-    with Warnings() as warnings:
+        found["ended"] = "skipped: out of time"
+        bench.save()
+        return
+    begun = time.monotonic()
+    with Warnings() as warnings, clocks.beside(found):
         try:
             with at_most(min(allowed, bench.left)):
                 section(bench, found)
-            ended = "done"
+            found["ended"] = "done"
         except (Exception, OutOfTime) as error:  # noqa: BLE001 – the other sections are worth having all the same
             traceback.print_exc()
-            ended = f"{type(error).__name__}: {error}"[:500]
+            found["ended"] = f"{type(error).__name__}: {error}"[:500]
+            if is_fault(error):
+                found["ended"] = f"{LOST}: {found['ended']}"
     if warnings.lines:
         found["warnings"] = warnings.lines
-    if bench.device.type == "cuda":
+    found["took_s"] = round(time.monotonic() - begun, 1)
+    bench.save()
+    gc.collect()
+    if bench.device.type == "cuda" and not lost(found):
         torch.cuda.empty_cache()
-    return {"ended": ended, "took_s": round(time.monotonic() - begun, 1), **found}
+
+
+def is_fault(error):
+    """Return whether a device computes nothing after this error."""
+    fault = isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return fault and "out of memory" not in str(error)
+
+
+def lost(found):
+    return found["ended"].startswith(LOST)
 
 
 class OutOfTime(BaseException):

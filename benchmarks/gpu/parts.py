@@ -1,102 +1,155 @@
-"""Measurements of single parts: hardware limits, UNet, autoencoders, norms, attention, upsampling, peak memory."""
+"""Measurements of single parts: the hardware's limits, norms, attention, convolutions, upsampling."""
 
 import contextlib
 import functools
+import threading
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.random_weights import TINY_VAE, random_part
-from pipelines.model import vae
-from pipelines.model.blocks import GroupNorm
+from benchmarks.gpu.norms import NORMS, reference
 from pipelines.model.kernels import doubling
-from pipelines.weights import architectures
+
+# Nodes of the graph that does nothing: what a graph costs for each of its kernels.
+NODES = 1000
+KERNELS = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
 
 
 def floors(bench, found):
-    """Measure the hardware's limits: a matrix product and a copy."""
+    """Measure the hardware's limits: a matrix product, a copy, a kernel that does nothing, launched and in a graph."""
     side, words = (256, 2**16) if bench.dry else (8192, 2**30)
     a, b = bench.randn(side, side), bench.randn(side, side)
     found["matmul_tflops"] = round(2 * side**3 / bench.ms(lambda: a @ b) / 1e9, 1)
     source = torch.empty(words, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
     found["copy_gb_s"] = round(2 * words / bench.ms(lambda: target.copy_(source)) / 1e6, 1)
+    nothing = torch.zeros(1, device=bench.device)
+
+    def nodes():
+        for _ in range(NODES):
+            nothing.add_(1)
+
+    found["launch_us"] = round(bench.ms(nodes) * 1e3 / NODES, 2)
+    found["graph_node_us"] = round(bench.ms(bench.captured(nodes)) * 1e3 / NODES, 2)
 
 
-def unet(bench, found):
-    """Measure one UNet call by number of rows: diffusers', ours, ours captured. Guidance takes two rows."""
-    for rows in bench.batches:
-        row = found[f"rows {rows}"] = {}
-        inputs, network = bench.unet_inputs(rows), bench.ours.functions.unet
-        row["ours_ms"] = bench.ms(functools.partial(network, *inputs))
-        replay, destroy = bench.captured(network, inputs)
-        row["captured_ms"] = bench.ms(replay)
-        destroy()
-        theirs = functools.partial(bench.model.unet, inputs[0], bench.timestep(rows), return_dict=False)
-        row["diffusers_ms"] = bench.ms(functools.partial(theirs, encoder_hidden_states=bench.text(rows)))
-    guided = found["rows 2"]
-    found["guided_it_s"] = {name.removesuffix("_ms"): round(1e3 / took, 1) for name, took in guided.items()}
+def distinct(ops, name, key):
+    """Return the operations of a name that differ in `key`, each with how often it comes."""
+    found = {}
+    for op in ops:
+        if op.name == name:
+            _, count = found.get(key(op), (op, 0))
+            found[key(op)] = (op, count + 1)
+    return list(found.values())
 
 
-def stages(bench, found):
-    """Measure both autoencoders, text encoder and safety checker, for one row and for many."""
-    small = random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype)
-    autoencoders = {"vae": (bench.model.vae, vae.make_vae(bench.model.vae)), "taesd": (small, vae.make_vae(small))}
-    for rows in (bench.batches[0], bench.batches[-2]):
-        images = bench.randn(rows, 3, bench.side, bench.side).clamp(-1, 1)
-        latents = bench.randn(rows, 4, bench.side // 8, bench.side // 8)
-        for name, (theirs, ours) in autoencoders.items():
-            for way, run, given in (("encode", ours.encode, images), ("decode", ours.decode, latents)):
-                row = found[f"{name} {way}, {rows}"] = {"ours_ms": bench.ms(functools.partial(run, given))}
-                replay, destroy = bench.captured(run, (given,))
-                row["captured_ms"] = bench.ms(replay)
-                destroy()
-                row["diffusers_ms"] = bench.ms(functools.partial(getattr(theirs, way), given))
-        pixels = torch.zeros(rows, bench.side, bench.side, 3, dtype=torch.uint8, device=bench.device)
-        found[f"safety, {rows}"] = {"ours_ms": bench.ms(functools.partial(bench.ours.functions.flags, pixels))}
-    ids = torch.zeros(1, 77, dtype=torch.long, device=bench.device)
-    found["text"] = {"ours_ms": bench.ms(functools.partial(bench.model.text_encoder, ids))}
+def as_laid_out(bench, layout):
+    """Return random values with a tensor's shape and strides."""
+    size = 1 + sum((side - 1) * stride for side, stride in zip(layout.shape, layout.strides, strict=True))
+    return bench.randn(size).as_strided(layout.shape, layout.strides)
 
 
 def norms(bench, found):
-    """Measure group norm and SiLU on channels-last pictures: torch's kernel, via the other layout, and plain sums."""
-    for width, side in ((32, 8),) if bench.dry else ((320, 64), (1280, 16), (512, 128), (256, 512), (128, 512)):
-        norm = GroupNorm(nn.GroupNorm(32, width).to(bench.device, bench.dtype))
-        x = bench.randn(1, width, side, side).contiguous(memory_format=torch.channels_last)
-        found[f"{width} at {side}"] = {
-            "torch_ms": bench.ms(lambda norm=norm, x=x: laid_out(F.silu(norm(x)))),
-            "sums_ms": bench.ms(lambda norm=norm, x=x: laid_out(F.silu(norm_by_sums(norm, x)))),
-        }
+    """Measure group norm, shift and SiLU on channels-last pictures by kernel, and how far each is from float64."""
+    shapes = distinct(bench.ops, "group_norm", lambda op: op.inputs[0].shape)
+    limit = copied_bytes_us(bench)
+    for op, count in sorted(shapes, key=lambda each: -each[0].inputs[0].nbytes * each[1])[: 4 if bench.dry else None]:
+        _, width, height, across = op.inputs[0].shape
+        row = found[f"{width} at {height}×{across}"] = {"times": count}
+        # A mean that is not zero: sums of squares would lose digits.
+        x = (3 + bench.randn(1, width, height, across)).contiguous(memory_format=torch.channels_last)
+        module = nn.GroupNorm(bench.configs["unet"]["norm_num_groups"], width).to(bench.device, bench.dtype)
+        for parameter in module.parameters():
+            parameter.normal_()
+        exact = reference(module, x)
+        for name, make in NORMS.items():
+            run = functools.partial(make(module), x)
+            row[f"{name}_us"] = bench.us(run)
+            row[f"{name}_of_copy"] = round(2 * x.nbytes * limit / row[f"{name}_us"], 2)
+            row[f"{name}_error"] = f"{(run().double() - exact).abs().max().item():.1e}"
 
 
-def norm_by_sums(norm, x):
-    """Return the group norm of channels-last [N, C, H, W], computed without a change of layout."""
-    rows, width, height, side = x.shape
-    groups = x.permute(0, 2, 3, 1).reshape(rows, height * side, norm.groups, -1)
-    variance, mean = torch.var_mean(groups.float(), dim=(1, 3), correction=0)
-    scale = (variance + norm.eps).rsqrt().repeat_interleave(width // norm.groups, 1) * norm.weight
-    shift = norm.bias - mean.repeat_interleave(width // norm.groups, 1) * scale
-    return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
-
-
-def laid_out(x):
-    return x.contiguous(memory_format=torch.channels_last)
+def copied_bytes_us(bench):
+    """Return the microseconds that a byte takes in a large copy."""
+    source = torch.empty(2**16 if bench.dry else 2**29, dtype=torch.uint8, device=bench.device)
+    target = torch.empty_like(source)
+    return bench.ms(lambda: target.copy_(source)) * 1e3 / (2 * source.nbytes)
 
 
 def attention(bench, found):
-    """Measure self-attention at the highest resolution (heads of 40) by kernel, plain and padded to 64."""
-    tokens = (bench.side // 8) ** 2
-    query, key, value = (bench.randn(2, 8, tokens, 40) for _ in range(3))
-    wide = [F.pad(each, (0, 24)) for each in (query, key, value)]
-    found["default_ms"] = bench.ms(lambda: F.scaled_dot_product_attention(query, key, value))
-    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
-        with contextlib.suppress(RuntimeError), sdpa_kernel(getattr(SDPBackend, name)):
-            found[f"{name.lower()}_ms"] = bench.ms(lambda: F.scaled_dot_product_attention(query, key, value))
-            found[f"{name.lower()}, padded_ms"] = bench.ms(
-                lambda: F.scaled_dot_product_attention(*wide, scale=40**-0.5)
-            )
+    """Measure all attention of the networks by kernel, at the strides that query, key and value have there."""
+    for op, count in distinct(bench.ops, "attention", lambda op: op.inputs):
+        given = [as_laid_out(bench, layout) for layout in op.inputs]
+        (_, heads, tokens, width), keys = op.inputs[0].shape, op.inputs[1].shape[2]
+        row = found[f"{heads} heads of {width}, {tokens} to {keys}"] = {"times": count}
+        run = functools.partial(F.scaled_dot_product_attention, *given)
+        row["default_us"] = bench.us(run)
+        row["tflops"] = round(4 * heads * tokens * keys * width / row["default_us"] / 1e6, 1)
+        for name in KERNELS:
+            with contextlib.suppress(RuntimeError), sdpa_kernel(getattr(SDPBackend, name)):
+                row[f"{name.removesuffix('_ATTENTION').lower()}_us"] = bench.us(run)
+        row["products_us"] = bench.us(functools.partial(in_products, *given))
+
+
+def in_products(query, key, value):
+    """Return attention by a product, a softmax and a product."""
+    scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
+    return scores.softmax(dim=3) @ value
+
+
+def convolutions(bench, found):
+    """Measure all convolutions of the networks, with cuDNN's kernel by its rules and by timing; shares of the peak."""
+    side = 256 if bench.dry else 8192
+    a, b = bench.randn(side, side), bench.randn(side, side)
+    peak = 2 * side**3 / bench.ms(lambda: a @ b) / 1e9
+    shapes = distinct(bench.ops, "convolution", lambda op: (op.inputs[0].shape, op.inputs[1].shape, op.options))
+    for op, count in shapes[: 6 if bench.dry else None]:
+        given, weight, *_ = op.inputs
+        biased, strides, paddings, transposed = op.options
+        kind = "transposed" if transposed else f"stride {strides[0]}" if max(strides) > 1 else ""
+        name = " ".join(f"{'×'.join(map(str, given.shape[1:]))} to {op.outputs[0].shape[1]} {kind}".split())
+        row = found[f"{name}, {weight.shape[2]}×{weight.shape[3]}"] = {"times": count}
+        x, kernel = (
+            bench.randn(*layout.shape).contiguous(memory_format=torch.channels_last) for layout in (given, weight)
+        )
+        bias = bench.randn(op.outputs[0].shape[1]) if biased else None
+        form = F.conv_transpose2d if transposed else F.conv2d
+        run = functools.partial(form, x, kernel, bias, stride=strides, padding=paddings)
+        for way, timed in (("rules", False), ("timed", True)):
+            row[f"{way}_us"] = in_new_thread(functools.partial(with_choice, bench, run, timed=timed))
+        taps = weight.shape[2] * weight.shape[3] // (4 if transposed else 1)
+        tflop = 2 * op.outputs[0].nbytes / op.outputs[0].width * given.shape[1] * taps / 1e12
+        row["of_peak"] = round(tflop / (row["timed_us"] / 1e6) / peak, 3)
+
+
+def in_new_thread(run):
+    """Run in a thread of its own: torch keeps cuDNN's kernels by thread, however they were chosen."""
+    made, errors, stream = [], [], torch.cuda.current_stream() if torch.cuda.is_available() else None
+
+    def work():
+        try:
+            with torch.inference_mode(), torch.cuda.stream(stream):
+                made.append(run())
+        except Exception as error:  # noqa: BLE001 – it is the caller's
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return made[0]
+
+
+def with_choice(bench, run, *, timed):
+    """Time a convolution with cuDNN's kernel chosen by timing or by rules."""
+    kept, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, timed
+    try:
+        return bench.us(run)
+    finally:
+        torch.backends.cudnn.benchmark = kept
 
 
 def upsampling(bench, found):
@@ -107,12 +160,6 @@ def upsampling(bench, found):
         one, x = doubling.upsampling_conv(conv), bench.randn(1, width, side, side)
         x = x.contiguous(memory_format=torch.channels_last)
         found[f"{width} at {side}"] = {
-            "two_ms": bench.ms(lambda conv=conv, x=x: conv(F.interpolate(x, scale_factor=2.0))),
-            "one_ms": bench.ms(functools.partial(one, x)),
+            "two_us": bench.us(lambda conv=conv, x=x: conv(F.interpolate(x, scale_factor=2.0))),
+            "one_us": bench.us(functools.partial(one, x)),
         }
-
-
-def memory(bench, found):
-    """Record the peak memory of the device so far."""
-    bench.note_peaks()
-    found["peak_allocated_gb"], found["peak_reserved_gb"] = (round(peak / 1e9, 2) for peak in bench.peaks)

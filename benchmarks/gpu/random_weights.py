@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.harness.trace import TINY_VAE
 from pipelines.weights import architectures
 from pipelines.weights.checkpoint import LoadedCheckpoint
 from tests.support import checkpoint_layouts
 from tests.support.published_configs import SCHEDULER
 
-TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
+# The same layers at toy width, for a dry run.
+_NARROW = {f"{way}_block_out_channels": [8] * 4 for way in ("encoder", "decoder")}
 
 
 def random_part(make, config, device, dtype):
@@ -29,17 +31,21 @@ def random_part(make, config, device, dtype):
     return module.eval().requires_grad_(requires_grad=False)
 
 
-def random_model(configs, device, dtype):
+def random_model(configs, device, dtype, *, tiny_vae=False, dry=False):
+    """Return a checkpoint; `tiny_vae`: with TAESD."""
     with tempfile.TemporaryDirectory() as folder:
         checkpoint_layouts.write_tokenizer(Path(folder))
         tokenizer = architectures.load_tokenizer(Path(folder))
+    unet = random_part(architectures.make_unet, configs["unet"], device, dtype)
     checker = random_part(architectures.make_safety_checker, configs["safety_checker"], device, dtype)
     for thresholds in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
         thresholds.fill_(2)  # unreachable: random weights must not blacken pictures
+    text = random_part(architectures.make_text_encoder, configs["text_encoder"], device, dtype)
+    vae = make_tiny_vae(device, dtype, dry=dry) if tiny_vae else None
     return LoadedCheckpoint(
-        unet=random_part(architectures.make_unet, configs["unet"], device, dtype),
-        vae=random_part(architectures.make_vae, configs["vae"], device, dtype),
-        text_encoder=random_part(architectures.make_text_encoder, configs["text_encoder"], device, dtype),
+        unet=unet,
+        vae=vae or random_part(architectures.make_vae, configs["vae"], device, dtype),
+        text_encoder=text,
         tokenizer=tokenizer,
         safety_checker=checker,
         scheduler_config=SCHEDULER,
@@ -50,8 +56,8 @@ def random_model(configs, device, dtype):
     )
 
 
-def with_tiny_vae(bench):
-    return replace(bench.model, vae=random_part(architectures.make_vae, TINY_VAE, bench.device, bench.dtype))
+def make_tiny_vae(device, dtype, *, dry):
+    return random_part(architectures.make_vae, TINY_VAE | (_NARROW if dry else {}), device, dtype)
 
 
 def in_float32(model):

@@ -1,6 +1,8 @@
 """Sections that fail on purpose: their earlier findings must be kept, and other sections must not be affected."""
 
 import contextlib
+import os
+import signal
 import time
 
 
@@ -16,3 +18,17 @@ def hangs(bench, found):
     with contextlib.suppress(Exception):
         time.sleep(60)
     found["after"] = 2
+
+
+def loses_the_device(bench, found):
+    """Raise what torch raises for a device that computes nothing any more."""
+    found["before"] = 3
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def never_ends(bench, found):
+    """Wait in a call that no signal interrupts, as the driver's may be."""
+    found["before"] = 4
+    bench.save()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+    os.read(os.pipe()[0], 1)
