@@ -76,6 +76,9 @@ class Resnet(nn.Module):
     `keep`: as in `convolution.conv`.
     """
 
+    bias: Tensor | None
+    conv_in: Any
+
     def __init__(self, source: Any, *, keep: bool = True) -> None:
         super().__init__()
         require(source.time_embedding_norm in {"default", "group"}, f"{source.time_embedding_norm} time embeddings")
@@ -84,15 +87,27 @@ class Resnet(nn.Module):
         require(source.upsample is None and source.downsample is None, "resnets that change the size")
         self.norm_in, self.conv_in = GroupNorm(source.norm1, silu=True), convolution.conv(source.conv1, keep=keep)
         self.norm_out, self.conv_out = GroupNorm(source.norm2, silu=True), convolution.conv(source.conv2, keep=keep)
+        # The kernels add it before the norm, where it costs nothing. The UNet has it in the shifts.
+        self.register_buffer("bias", None)
+        if adds_bias_with_shift(source):
+            self.conv_in.bias = None
+            self.bias = None if source.time_emb_proj is not None else source.conv1.bias[None]
         self.shortcut = None if source.conv_shortcut is None else convolution.conv(source.conv_shortcut)
 
     def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """`x` [N, in, H, W], `shift` [N, out] → [N, out, H, W]."""
         inner = self.conv_in(self.norm_in(x))
+        if self.bias is not None:
+            shift = self.bias.expand(len(x), -1)
         kept = x if self.shortcut is None else self.shortcut(x)
         inner = self.norm_out(inner, shift)
         out: Tensor = self.conv_out(inner, kept)
         return out
+
+
+def adds_bias_with_shift(source: Any) -> bool:
+    """Return whether the bias of a `ResnetBlock2D`'s first convolution is added with the timestep's shift."""
+    return source.conv1.bias is not None and group_norm.is_used(source.norm2.weight, source.norm2.num_groups)
 
 
 def adds_nothing(attention: Any) -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipelines.model.blocks import GroupNorm, Resnet, Transformer, require
+from pipelines.model.blocks import GroupNorm, Resnet, Transformer, adds_bias_with_shift, require
 from pipelines.model.kernels import convolution, doubling, products
 from pipelines.weights import mapped
 
@@ -48,7 +48,7 @@ class Unet(nn.Module):
         self.shift_widths = [resnet.time_emb_proj.out_features for resnet in resnets]
         self._to_shifts = products.linear(
             torch.cat([resnet.time_emb_proj.weight for resnet in resnets]),
-            torch.cat([resnet.time_emb_proj.bias for resnet in resnets]),
+            torch.cat([_shift_bias(resnet) for resnet in resnets]),
         )
         self.context_widths = [2 * attention.to_k.out_features for attention in attentions]
         keys_values = [weight for attention in attentions for weight in (attention.to_k.weight, attention.to_v.weight)]
@@ -203,6 +203,12 @@ def downsamples(block: Any) -> nn.Module | None:
 def upsamples(block: Any, *, keep: bool = True) -> nn.Module | None:
     """Return an up block's change of size, if any. `keep`: as in `convolution.conv`."""
     return Upsample(block.upsamplers[0], keep=keep) if block.upsamplers else None
+
+
+def _shift_bias(resnet: Any) -> Tensor:
+    """Return what a resnet adds at every timestep."""
+    bias: Tensor = resnet.time_emb_proj.bias
+    return bias + resnet.conv1.bias if adds_bias_with_shift(resnet) else bias
 
 
 def _in_order(source: Any) -> tuple[list[Any], list[Any]]:

@@ -47,16 +47,22 @@ class KernelsOnCpu:
             whole, inner = guarded[id(tensor)]
             if not (whole[:_GUARD].eq(0xFF).all() and whole[-_GUARD:].eq(0xFF).all()):
                 raise AssertionError(f"{name} writes beside its tensors")
-            tensor.copy_(inner)
+            _memory(tensor).copy_(inner)
 
 
 def _guarded(tensor):
-    """Return a copy of a tensor between bytes that read as NaN in every dtype, those too, and the copy alone."""
-    nbytes = tensor.numel() * tensor.element_size()
-    whole = torch.full((_GUARD + nbytes + _GUARD,), 0xFF, dtype=torch.uint8)
-    inner = whole[_GUARD : _GUARD + nbytes].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-    inner.copy_(tensor)
+    """Return a copy of a tensor's memory between bytes that read as NaN in every dtype, with those and without."""
+    memory = _memory(tensor)
+    whole = torch.full((_GUARD + memory.nbytes + _GUARD,), 0xFF, dtype=torch.uint8)
+    inner = whole[_GUARD : _GUARD + memory.nbytes].view(tensor.dtype)
+    inner.copy_(memory)
     return whole, inner
+
+
+def _memory(tensor):
+    """Return all numbers from a tensor's first to its last as they lie in memory."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.as_strided((span,), (1,))
 
 
 def _word(argument):

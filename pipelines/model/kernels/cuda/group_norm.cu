@@ -98,10 +98,11 @@ __device__ float2 joined(int many, float numbers, int lane, Sample sample) {
     return {middle, sum_of_lanes(sum)};
 }
 
-// V: channels that a thread reads at once; they are of one group. `found` [N, groups, parts].
+// V: channels that a thread reads at once; they are of one group. `found` [N, groups, parts]. `shift` begins anew after
+// `of_shift` numbers for each picture: 0 is the same for all.
 template <int V>
 __device__ void statistics(const Number *__restrict__ x, const Number *__restrict__ shift, float2 *__restrict__ found,
-                           int pixels, int channels, int groups, int pixels_of_part) {
+                           int of_shift, int pixels, int channels, int groups, int pixels_of_part) {
     __shared__ float2 own[MOST_THREADS];
     const int part = blockIdx.x, parts = gridDim.x, picture = blockIdx.y, thread = threadIdx.x;
     const int columns = channels / V, rows = blockDim.x / columns;
@@ -111,7 +112,7 @@ __device__ void statistics(const Number *__restrict__ x, const Number *__restric
 
     if (row < rows && first + row < last) {
         float plus[V];
-        for (int i = 0; i < V; i++) plus[i] = shift ? load(shift[(long long)picture * channels + channel + i]) : 0.0f;
+        for (int i = 0; i < V; i++) plus[i] = shift ? load(shift[(long long)picture * of_shift + channel + i]) : 0.0f;
         const Number *next = x + ((long long)picture * pixels + first + row) * channels + channel;
         const long long stride = (long long)rows * channels;
         const float base = load(next[0]) + plus[0];
@@ -153,8 +154,8 @@ __device__ void statistics(const Number *__restrict__ x, const Number *__restric
 template <bool SILU>
 __device__ void normalise(const Number *__restrict__ x, const Number *__restrict__ shift,
                           const Number *__restrict__ weight, const Number *__restrict__ bias,
-                          const float2 *__restrict__ found, Number *__restrict__ out, int pixels, int channels,
-                          int groups, int parts, int pixels_of_part, int pixels_of_block, float eps) {
+                          const float2 *__restrict__ found, Number *__restrict__ out, int of_shift, int pixels,
+                          int channels, int groups, int parts, int pixels_of_part, int pixels_of_block, float eps) {
     __shared__ float2 norms[MOST_GROUPS];  // mean and inverse deviation
     const int picture = blockIdx.y, thread = threadIdx.x;
     const int of_group = channels / groups;
@@ -179,7 +180,7 @@ __device__ void normalise(const Number *__restrict__ x, const Number *__restrict
     float middle[WIDE], scale[WIDE], plus[WIDE];
     for (int i = 0; i < WIDE; i++) {
         const float2 norm = norms[(channel + i) / of_group];
-        middle[i] = norm.x - (shift ? load(shift[(long long)picture * channels + channel + i]) : 0.0f);
+        middle[i] = norm.x - (shift ? load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);
         scale[i] = norm.y * load(weight[channel + i]);
         plus[i] = load(bias[channel + i]);
     }
@@ -202,21 +203,24 @@ __device__ void normalise(const Number *__restrict__ x, const Number *__restrict
     }
 }
 
-#define STATISTICS(V)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS) statistics_##V(                                   \
-        const Number *x, const Number *shift, float2 *found, int pixels, int channels, int groups, int of_part) { \
-        statistics<V>(x, shift, found, pixels, channels, groups, of_part);                                       \
+#define STATISTICS(V)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                               \
+        statistics_##V(const Number *x, const Number *shift, float2 *found, int of_shift, int pixels,        \
+                       int channels, int groups, int of_part) {                                              \
+        statistics<V>(x, shift, found, of_shift, pixels, channels, groups, of_part);                         \
     }
 STATISTICS(1)
 STATISTICS(2)
 STATISTICS(4)
 STATISTICS(8)
 
-#define NORMALISE(NAME, SILU)                                                                                     \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                                    \
-        NAME(const Number *x, const Number *shift, const Number *weight, const Number *bias, const float2 *found, \
-             Number *out, int pixels, int channels, int groups, int parts, int of_part, int of_block, float eps) { \
-        normalise<SILU>(x, shift, weight, bias, found, out, pixels, channels, groups, parts, of_part, of_block, eps); \
+#define NORMALISE(NAME, SILU)                                                                                \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                               \
+        NAME(const Number *x, const Number *shift, const Number *weight, const Number *bias,                 \
+             const float2 *found, Number *out, int of_shift, int pixels, int channels, int groups,           \
+             int parts, int of_part, int of_block, float eps) {                                              \
+        normalise<SILU>(x, shift, weight, bias, found, out, of_shift, pixels, channels, groups, parts,       \
+                        of_part, of_block, eps);                                                             \
     }
 NORMALISE(normalise_plain, false)
 NORMALISE(normalise_silu, true)

@@ -123,10 +123,11 @@ def error(kernels: Kernels, device: torch.device, dtype: torch.dtype) -> float:
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for channels, side, offset in _SAMPLES:
-        sizes = ((2, channels, side, side), (2, channels), (channels,), (channels,))
+        sizes = ((2, channels, side, side), (2, 3 * channels), (channels,), (channels,))
         x, shift, weight, bias = (torch.randn(size, generator=generator).to(dtype) for size in sizes)
         x = (x + offset).contiguous(memory_format=torch.channels_last)
-        for plus, silu in ((shift, True), (None, False)):
+        # As the UNet has it: a part of what it adds in all layers.
+        for plus, silu in ((shift[:, channels : 2 * channels], True), (None, False)):
             its: dict[str, Any] = {"groups": _SAMPLE_GROUPS, "eps": _SAMPLE_EPS, "silu": silu}
             there = None if plus is None else plus.to(device)
             found = compute(kernels, x.to(device), there, weight=weight.to(device), bias=bias.to(device), **its)
@@ -151,7 +152,9 @@ def compute(
 ) -> Tensor:
     """Return `group_norm` by these kernels."""
     x = _aligned(x.contiguous(memory_format=torch.channels_last))
-    shift = None if shift is None else shift.contiguous()
+    if shift is not None and shift.stride(1) != 1:
+        shift = shift.contiguous()
+    of_shift = 0 if shift is None else shift.stride(0)
     count, channels, height, width = x.shape
     pixels, at_once = height * width, _width(channels, groups)
     out = torch.empty_like(x)
@@ -166,7 +169,7 @@ def compute(
         f"statistics_{at_once}",
         (parts, count),
         _block(columns, "statistics"),
-        *(x, shift, found, pixels, channels, groups, of_part),
+        *(x, shift, found, of_shift, pixels, channels, groups, of_part),
     )
 
     columns = channels // _WIDE
@@ -175,7 +178,8 @@ def compute(
         "normalise_silu" if silu else "normalise_plain",
         (-(-pixels // of_block), count),
         _block(columns, "normalise"),
-        *(x, shift, weight, bias, found, out, pixels, channels, groups, parts, of_part, of_block, eps),
+        *(x, shift, weight, bias, found, out, of_shift),
+        *(pixels, channels, groups, parts, of_part, of_block, eps),
     )
     return out
 
