@@ -90,7 +90,7 @@ class Resnet(nn.Module):
         # The kernels add it before the norm, where it costs nothing. The UNet has it in the shifts.
         self.register_buffer("bias", None)
         if adds_bias_with_shift(source):
-            self.conv_in.bias = None
+            self.conv_in.register_buffer("bias", None)
             self.bias = None if source.time_emb_proj is not None else source.conv1.bias[None]
         self.shortcut = None if source.conv_shortcut is None else convolution.conv(source.conv_shortcut)
 
