@@ -3,13 +3,13 @@
 Graphs save launches, and hold their memory for good. So they get what is left beside the largest picture alone, and a
 part of the memory in any case. What gains most for its memory comes first:
 
-    steps      the UNet: 840 launches, four times a picture, 260 bytes a pixel; a pool of its own
-    pictures   safety checker (some 600 launches, 22 bytes), then the autoencoder (some 230, 1 800 bytes)
+    steps      the UNet: some 600 launches, four times a picture, 260 bytes a pixel; a pool of its own
+    pictures   safety checker (some 600 launches, 33 bytes), then the autoencoder (some 230, 1 500 bytes)
 
-Per function there is a ceiling, found before anything is captured: the most pixels (times rows) of a shape.
-They are captured largest first and use the same memory, so that a ceiling costs what its largest shape costs. Pictures
-are captured for one and two rows, and more of them are several replays; a step of three or five takes the next larger
-graph, as if it had four or six.
+Per function there is a ceiling of pixels times rows, found before anything is captured. All shapes below it are
+captured, largest first, and use the same memory, so that a ceiling costs what its largest shape costs. Pictures are
+captured for one and two rows, and more of them are several replays; a step of five or seven takes the next larger
+graph, as if it had six or eight.
 
 When one picture has no room beside the graphs, the larger pool is given up. What most requests ask for, one picture of
 the first size, is captured again once there has been nothing to do for a while, but not all the time: whoever sent

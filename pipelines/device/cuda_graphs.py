@@ -191,7 +191,7 @@ class Graphs:
         return any(dropped)
 
     def _parts(self, name: str, rows: int, size: Size, *, split: bool) -> Sequence[tuple[Graph, int]]:
-        """Return the graphs whose replays make a call of these rows, with the rows of each; none: it has no graph."""
+        """Return the graphs whose replays make up a call, with the rows of each; none: it has no graph."""
         held, parts = self._held.get((name, size), {}), []
         most = max(held, default=0)
         while split and most and rows > most:

@@ -150,7 +150,7 @@ class Backend(Protocol):
     def room(self, stage: Stage, size: tuple[int, int], most: int) -> int:
         """Return how many rows of this height and width a call of this stage should have, from 1 to `most`.
 
-        There is memory for that many.
+        There is memory for them.
         """
 
     def diagnose(self, error: Exception) -> FaultKind:

@@ -76,7 +76,7 @@ class Card:
         return sum(pool["reserved"] + len(pool["graphs"]) * OF_DRIVER for pool in self.pools)
 
     def use(self, stage, pixels):
-        """A call of so many pixels, times rows: captured, replayed or neither."""
+        """A call of this number of pixels, times rows: captured, replayed or neither."""
         assert not self.broken
         in_use, held = (cost * pixels for cost in self.costs[stage])
         self._fresh = held
