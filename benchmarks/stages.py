@@ -18,6 +18,7 @@ from benchmarks.harness import device
 # ASCII only, for Pillow's own font. Stages in a request's order, with descriptions; `wait` passes beside them.
 STAGES = {
     "decode_image": ("JPEG to pixels", "#8d99ae"),
+    "noise": ("noise", "#c9ada7"),
     "queue": ("waiting", "#dddddd"),
     "text": ("prompt to context", "#ffb703"),
     "encode": ("VAE encoder", "#219ebc"),

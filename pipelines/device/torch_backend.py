@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.messages import GenerationParams
     from pipelines.model.functions import ModelFunctions
     from pipelines.model.lcm import Conditioning
-    from pipelines.model.trajectory import Trajectory
+    from pipelines.model.trajectory import Start, Trajectory
     from pipelines.weights.checkpoint import LoadedCheckpoint
 
     Pictures: TypeAlias = tuple[Pixels, list[bool], list[bool]]
@@ -103,7 +103,7 @@ class TorchBackend(Lcm, Backend):
             return super().prepare(params)
 
     @override
-    def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
+    def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, Start | int]]) -> list[Trajectory]:
         with self._pictures.use():
             trajectories = super().encode(items)
         begun = self._pictures.record_event()

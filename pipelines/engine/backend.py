@@ -108,7 +108,8 @@ class Trajectory(Protocol):
 
 
 class Backend(Protocol):
-    """A model's stages, as `pipelines.model.lcm.Lcm` has them. Images of a call have one size. Called from one thread.
+    """A model's stages, as `pipelines.model.lcm.Lcm` has them. Images of a call have one size. Called from one
+    thread, but for `draw`.
 
     A stage may return before the device has done it; only the function that `fetch` returns waits for that. `step`
     returns once the step before the one that it submits is done, so that the loop does not choose batches too early.
@@ -116,7 +117,11 @@ class Backend(Protocol):
     """
 
     def prepare(self, params: GenerationParams) -> Any: ...
-    def encode(self, items: Sequence[tuple[GenerationParams, Any, Pixels, int]]) -> Sequence[Any]: ...
+
+    def draw(self, params: GenerationParams, pixels: Pixels, seed: int) -> Any:
+        """Return what `encode` takes in the place of an image's seed: its noise. From any thread."""
+
+    def encode(self, items: Sequence[tuple[GenerationParams, Any, Pixels, Any]]) -> Sequence[Any]: ...
     def step(self, trajectories: Sequence[Any]) -> None: ...
     def decode(self, trajectories: Sequence[Any]) -> Any: ...
 

@@ -1,7 +1,7 @@
 """Threads that decode input pictures and encode output pictures, so that the device thread never waits for a JPEG.
 
     encode    pixels → JPEG and the answer; never behind a decode
-    decode    encoded picture → pixels; a request whose picture is large is given back (`Large`)
+    decode    encoded picture → pixels, seed → noise; a request whose picture is large is given back (`Large`)
     large     one thread for each decoder process; waits for it
 
 The server sends a request whose picture is known to be large only when a decoder process is free, so that those that
@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from pipelines.engine.backend import Codec, Pixels
     from pipelines.engine.request import Rendered, Request
     from pipelines.images.decoder_process import Decoders
-    from pipelines.messages import LastMessage
+    from pipelines.messages import GenerationParams, LastMessage
 
 
 class CodecPool:
-    """Decodes and encodes the pictures of requests.
+    """Decodes and encodes the pictures of requests, and draws their noise (`Backend.draw`).
 
     `send(request, preview)` and `end(request, message)` do nothing for a request that has had its last message.
     """
@@ -43,11 +43,13 @@ class CodecPool:
         self,
         codec: Codec,
         decoders: Decoders,
+        draw: Callable[[GenerationParams, Pixels, int], Any],
         send: Callable[[Request, Decoded | Preview], None],
         end: Callable[[Request, LastMessage], None],
     ) -> None:
         self._codec = codec
         self._decoders = decoders
+        self._draw = draw
         self._send = send
         self._end = end
         self._encoding = ThreadPoolExecutor(processors(), thread_name_prefix="encode")
@@ -109,8 +111,11 @@ class CodecPool:
     def _pass_on(self, request: Request, pixels: Pixels, began: float, then: Callable[[Request], None]) -> None:
         request.pixels = pixels
         request.work = msgspec.structs.replace(request.work, image=b"")  # no longer needed, and it may be large
+        decoded = time.monotonic()
+        params = request.work.params
+        request.starts = [self._draw(params, pixels, params.seed + number) for number in range(params.num_images)]
         request.decoded = time.monotonic()
-        request.timings["decode_image"] = request.decoded - began
+        request.timings["decode_image"], request.timings["noise"] = decoded - began, request.decoded - decoded
         then(request)
 
     def _preview(self, request: Request, step: int, rendered: Rendered) -> None:

@@ -110,6 +110,10 @@ class InstantBackend(OnHost):
         return NoConditioning()
 
     @override
+    def draw(self, params: GenerationParams, pixels: Pixels, seed: int) -> int:
+        return seed
+
+    @override
     def encode(self, items: Sequence[tuple[GenerationParams, NoConditioning, Pixels, int]]) -> list[Countdown]:
         return [
             Countdown(pixels, 2 if params.guidance_scale > 1 else 1, params.num_inference_steps)

@@ -92,7 +92,7 @@ class Engine:
         self.capacity = (3 if overlaps else 2) * config.max_batch
         decoders = decoders or Decoders(config)
         self.decoders = decoders.limits.count
-        self._codecs = CodecPool(codec, decoders, self._send, self._send_last)
+        self._codecs = CodecPool(codec, decoders, backend.draw, self._send, self._send_last)
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         readback = Readback(self._codecs, self._send_last, self._release, self._decode_again, self._inbox.put)
         self._readback = readback
@@ -215,8 +215,7 @@ class Engine:
         self._active.append(request)
         request.timings["queue"] = time.monotonic() - request.decoded
         self._emit(Started(request.id))
-        params = request.work.params
-        request.images = [Image(request, params.seed + number) for number in range(params.num_images)]
+        request.images = [Image(request, start) for start in request.starts]
         self._stages.prepare(request)
         if not request.ended and request.conditioning.summary:
             self._emit(Log(request.id, request.conditioning.summary))

@@ -59,6 +59,7 @@ class Request:
     cancelled: bool = False
     ended: bool = False
     pixels: Any = None  # uint8 [H, W, 3], once decoded
+    starts: list[Any] = field(default_factory=list)  # what `Backend.draw` has made for each image
     conditioning: Any = None
     images: list[Image] = field(default_factory=list)
     previewing: bool = False  # a preview is being made or encoded, or one has failed: then there are no more
@@ -105,12 +106,13 @@ class Request:
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `submitted`: the device has been told to make its picture; `again`: once more, since it came out as no numbers.
-    `resolved`: the picture has been waited for; `rendered` is still None then if it was not finite either time.
+    `start`: what `Backend.encode` takes for it, its seed or what was drawn. `submitted`: the device has been told to
+    make its picture; `again`: once more, since it came out as no numbers. `resolved`: the picture has been waited for;
+    `rendered` is still None then if it was not finite either time.
     """
 
     request: Request
-    seed: int
+    start: Any
     trajectory: Any = None
     submitted: bool = False
     again: bool = False

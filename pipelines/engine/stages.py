@@ -58,7 +58,7 @@ class Stages:
         """Run every stage on a black picture of side × side. Raises what the backend raises."""
         work = Work(id="", params=GenerationParams(prompt="", seed=0, num_inference_steps=1), image=b"")
         request = Request(work, time.monotonic(), pixels=np.zeros((side, side, 3), np.uint8))
-        images = request.images = [Image(request, seed=0)]
+        images = request.images = [Image(request, start=0)]
         self._prepare(images)
         for stage, run in (
             (Stage.ENCODE, self._encode),
@@ -109,7 +109,7 @@ class Stages:
             request.conditioning = self._backend.prepare(request.work.params)
 
     def _encode(self, images: Sequence[Image]) -> None:
-        items = [(i.request.work.params, i.request.conditioning, i.request.pixels, i.seed) for i in images]
+        items = [(i.request.work.params, i.request.conditioning, i.request.pixels, i.start) for i in images]
         with self._runner.timed(Stage.ENCODE, images):
             trajectories = self._backend.encode(items)
         for image, trajectory in zip(images, trajectories, strict=True):

@@ -1,7 +1,8 @@
 """Latent consistency image-to-image: the algorithm from top to bottom.
 
     prepare   prompts → keys and values of cross attention     text encoder, cached
-    encode    pixels → latents at their first timestep         VAE encoder; draws all of an image's noise
+    draw      seed → all of an image's noise                   on any thread of the host
+    encode    pixels → latents at their first timestep         VAE encoder
     step      latents → latents, one timestep further          UNet, one call for the whole batch
     decode    denoised estimate → pixels                       VAE decoder
     check     pixels → unsafe or not                           safety checker
@@ -12,9 +13,9 @@ timesteps, have different numbers of them, and run with or without guidance. No 
 not depend on its batch (except for the last bits of float arithmetic).
 
 Latents stay in float32 between steps, whatever the model's dtype: at four steps that costs nothing and the result is
-nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise are
-uploaded in `encode`, and its shapes depend on (rows, height, width) only. So the functions that do the work
-(`pipelines.model.functions`) may be captured ones (`pipelines.device.cuda_graphs`).
+nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise, an
+image's `Start`, are uploaded in `encode`, and its shapes depend on (rows, height, width) only. So the functions that
+do the work (`pipelines.model.functions`) may be captured ones (`pipelines.device.cuda_graphs`).
 
 The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
 """
@@ -30,7 +31,8 @@ import torch
 from pipelines.model.functions import make_functions
 from pipelines.model.noise_schedule import Schedule
 from pipelines.model.prompts import Prompt, PromptEncoder
-from pipelines.model.trajectory import Coefficients, Posterior, Trajectory, coefficient_table, draw_noise
+from pipelines.model.trajectory import Coefficients, Posterior, Start, Trajectory, draw_start, parts
+from pipelines.model.vae import samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +96,7 @@ class Lcm:
         self._shifts: dict[int, torch.Tensor] = {}  # by timestep: there are 50
         self._scale = float(model.vae.config.scaling_factor)
         self._shift = float(model.vae.config.shift_factor or 0.0)
+        self._sampled = samples(model.vae)
 
     # --- prepare ---------------------------------------------------------------------------------------------------
 
@@ -107,18 +110,33 @@ class Lcm:
 
     # --- encode ----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, int]]) -> list[Trajectory]:
-        """Return a new trajectory for each (params, conditioning, pixels, seed) of one size.
+    def draw(self, params: GenerationParams, pixels: Pixels, seed: int) -> Start:
+        """Return what `encode` takes for an image of this seed. From any thread: it touches no device.
 
-        `pixels`: uint8 [H, W, 3], sides multiples of 8. The seed is the image's own (the request's plus its number);
-        any integer, taken modulo 2⁶⁴.
+        The seed is the image's own (the request's plus its number); any integer, taken modulo 2⁶⁴.
+        """
+        steps = self.schedule.steps(params.num_inference_steps, params.strength)
+        levels = self.schedule.levels(steps[0].timestep) if steps else (1.0, 0.0)
+        height, width, _ = pixels.shape
+        shape = (int(self.model.vae.config.latent_channels), height // 8, width // 8)
+        pinned = self.model.device.type == "cuda"
+        return draw_start(seed, steps, levels, params.guidance_scale, shape, sampled=self._sampled, pinned=pinned)
+
+    @torch.inference_mode()
+    def encode(self, items: Sequence[tuple[GenerationParams, Conditioning, Pixels, Start | int]]) -> list[Trajectory]:
+        """Return a new trajectory for each (params, conditioning, pixels, start) of one size.
+
+        `pixels`: uint8 [H, W, 3], sides multiples of 8. The start is what `draw` returns, or the seed to draw it now.
         """
         pictures = {id(pixels): pixels for _, _, pixels, _ in items}  # images of one request share theirs
         posteriors = dict(zip(pictures, self._posteriors(np.stack(list(pictures.values()))), strict=True))
         return [
-            self._start(params, conditioning, posteriors[id(pixels)], seed)
-            for params, conditioning, pixels, seed in items
+            self._start(
+                conditioning,
+                posteriors[id(pixels)],
+                start if isinstance(start, Start) else self.draw(params, pixels, start),
+            )
+            for params, conditioning, pixels, start in items
         ]
 
     def _posteriors(self, pixels: Pixels) -> list[Posterior]:
@@ -129,25 +147,18 @@ class Lcm:
             return [Posterior(mean, None) for mean in means.float()]
         return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
 
-    def _start(
-        self, params: GenerationParams, conditioning: Conditioning, posterior: Posterior, seed: int
-    ) -> Trajectory:
+    def _start(self, conditioning: Conditioning, posterior: Posterior, start: Start) -> Trajectory:
         """Return a trajectory: sample the posterior, then add the noise of the first timestep."""
-        steps = self.schedule.steps(params.num_inference_steps, params.strength)
         mean, deviation = posterior
-        sampled = 0 if deviation is None else 1
-        noise = self._upload(draw_noise(seed, sampled + len(steps), mean.shape))
+        plan = self._upload(start.plan)
+        noise, levels = parts(plan[:2], mean.shape)
         raw = mean if deviation is None else mean + deviation * noise[0]
-        clean = latents = (raw - self._shift) * self._scale
-        if steps:
-            signal_level, noise_level = self.schedule.levels(steps[0].timestep)
-            latents = signal_level * clean + noise_level * noise[sampled]
+        clean = (raw - self._shift) * self._scale
         return Trajectory(
             contexts=conditioning.contexts,
-            shifts=tuple(self._shifts_at(step.timestep) for step in steps),
-            table=self._upload(coefficient_table(steps, params.guidance_scale)),
-            noise=noise[sampled + 1 :],
-            latents=latents,
+            shifts=tuple(map(self._shifts_at, start.timesteps)),
+            plan=plan,
+            latents=levels.signal[1] * clean + levels.noise[1] * noise[1],
             denoised=clean,
             finite=torch.ones((), dtype=torch.bool, device=clean.device),
         )
@@ -168,9 +179,7 @@ class Lcm:
         members = sorted(trajectories, key=lambda member: -member.rows)  # guided first: slices find them
         guided = sum(member.rows > 1 for member in members)
         latents = torch.stack([member.latents for member in members])
-        noise = torch.stack([member.noise[member.step] for member in members])
-        table = torch.stack([member.table[member.step] for member in members])
-        now = Coefficients(*table[:, :, None, None, None].unbind(1))
+        noise, now = parts(torch.stack([member.now for member in members]), latents.shape[1:])
 
         rows = [(member, 0) for member in members] + [(member, 1) for member in members[:guided]]
         inputs = UnetInputs(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 # torch takes seeds of 64 bits; others are reduced modulo 2⁶⁴, so -1 is 2⁶⁴ − 1, as in torch.
 SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
+
+# Numbers that torch sets without threads of its own, of which each thread that draws noise would get its own team.
+_SERIAL = 16_384
 
 
 class Posterior(NamedTuple):
@@ -33,8 +37,7 @@ class Trajectory:
 
     contexts: tuple[torch.Tensor, ...]  # of each row; shared with the prompts' cache
     shifts: tuple[torch.Tensor, ...]  # of each step; shared with the timesteps' cache
-    table: torch.Tensor  # float32 [steps, 7]: a `Coefficients` for each step
-    noise: torch.Tensor  # float32 [steps, channels, h, w]: what each step adds; zero for the last
+    plan: torch.Tensor  # a `Start`'s
     latents: torch.Tensor  # at the timestep of the step to come
     denoised: torch.Tensor  # the clean estimate so far: what `decode` shows
     finite: torch.Tensor  # bool []: whether the last decode came out as numbers; true before the first
@@ -45,7 +48,12 @@ class Trajectory:
     @property
     def steps(self) -> int:
         """Total UNet calls of this image."""
-        return len(self.table)
+        return len(self.shifts)
+
+    @property
+    def now(self) -> torch.Tensor:
+        """What the step to come adds and goes by: the row of `plan`."""
+        return self.plan[2 + self.step]
 
     @property
     def rows(self) -> int:
@@ -65,33 +73,66 @@ class Trajectory:
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All tensors that a step reads."""
-        return (*self.contexts, *self.shifts, self.table, self.noise, self.latents)
+        return (*self.contexts, *self.shifts, self.plan, self.latents)
 
 
 class Coefficients(NamedTuple):
-    """A `Step` and the guidance scale for each image of a batch: float32 [images, 1, 1, 1], on the device."""
+    """A `Step` and the guidance scale: numbers, or for a batch float32 [images, 1, 1, 1] each, on the device."""
 
-    clean_sample: torch.Tensor
-    clean_output: torch.Tensor
-    out: torch.Tensor
-    skip: torch.Tensor
-    signal: torch.Tensor
-    noise: torch.Tensor
-    guidance: torch.Tensor
+    clean_sample: Any
+    clean_output: Any
+    out: Any
+    skip: Any
+    signal: Any
+    noise: Any
+    guidance: Any
 
 
-def draw_noise(seed: int, count: int, shape: torch.Size) -> torch.Tensor:
-    """Return `count` draws of an image's own CPU generator in order, and a last one of zeros: float32 [count + 1, …].
+class Start(NamedTuple):
+    """What an image begins with beside its picture and text; made by any thread, on the host.
 
-    On the CPU whatever the device is, so that a seed gives the same picture everywhere.
+    `plan`: float32 [2 + steps, channels · h · w + 7]: rows of noise, then a `Coefficients`. The first row samples the
+    posterior, the second is the noise of the first timestep at its `signal` and `noise` levels, then there is a row for
+    each step. `timesteps`: of the steps.
     """
+
+    plan: torch.Tensor
+    timesteps: tuple[int, ...]
+
+
+def draw_start(
+    seed: int,
+    steps: Sequence[Step],
+    levels: tuple[float, float],
+    guidance: float,
+    shape: tuple[int, int, int],
+    *,
+    sampled: bool,
+    pinned: bool = False,
+) -> Start:
+    """Return the start of an image with latents of this shape; zeros where it draws nothing.
+
+    Drawn by the image's own CPU generator, whatever the device is, so that a seed gives the same picture everywhere.
+    `levels`: of signal and noise at the first timestep. `sampled`: the posterior is. `pinned`: in memory that a device
+    can copy from by itself.
+    """
+    size = math.prod(shape)
+    nothing = (0.0,) * len(Coefficients._fields)
+    begin = Coefficients(*nothing)._replace(signal=levels[0], noise=levels[1])
+    numbers = [nothing, begin, *((*step[1:], guidance) for step in steps)]
+    plan = torch.empty(len(numbers), size + len(nothing), pin_memory=pinned)
+    plan[:, size:] = torch.tensor(numbers, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed & SEED_MASK)
-    noise = torch.zeros(count + 1, *shape)
-    for draw in noise[:count]:
-        draw.normal_(generator=generator)
-    return noise
+    for row, drawn in enumerate([sampled, *[True] * len(steps), False] if steps else [sampled, False]):
+        if drawn:
+            plan[row, :size].normal_(generator=generator)
+        else:
+            for part in torch.split(plan[row, :size], _SERIAL):
+                part.zero_()
+    return Start(plan, tuple(step.timestep for step in steps))
 
 
-def coefficient_table(steps: Sequence[Step], guidance: float) -> torch.Tensor:
-    """Return the coefficients of an image's steps: float32 [steps, 7], a row of `Coefficients` each."""
-    return torch.tensor([(*step[1:], guidance) for step in steps], dtype=torch.float32)
+def parts(plan: torch.Tensor, shape: Sequence[int]) -> tuple[torch.Tensor, Coefficients]:
+    """Return the noise [rows, *shape] and the coefficients of plans' rows [rows, …]."""
+    noise, coefficients = torch.split(plan, [math.prod(shape), len(Coefficients._fields)], dim=1)
+    return noise.view(len(noise), *shape), Coefficients(*coefficients[:, :, None, None, None].unbind(1))

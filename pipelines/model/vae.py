@@ -32,7 +32,12 @@ LOG_VARIANCE = (-30.0, 20.0)
 
 def make_vae(source: Any) -> KlVae | TinyVae:
     """Return the autoencoder of diffusers' module."""
-    return KlVae(source) if hasattr(source, "quant_conv") else TinyVae(source)
+    return KlVae(source) if samples(source) else TinyVae(source)
+
+
+def samples(source: Any) -> bool:
+    """Return whether the latents of diffusers' module are sampled: Stable Diffusion's own are, the tiny one's not."""
+    return hasattr(source, "quant_conv")
 
 
 class KlVae(nn.Module):

@@ -274,7 +274,7 @@ def timings_of(its_streams):
     backend = TorchBackend(model.model, made, its_streams)
     stages = Stages(EngineConfig(model="", data_dir=""), backend, readback, lambda *_: None, lambda *_: None)
     request = Request(Work(id="a", params=REQUESTS["a"], image=b""), 0.0, pixels=PIXELS)
-    request.images = [Image(request, seed=1)]
+    request.images = [Image(request, start=1)]
     stages.prepare(request)
     stages.encode(request.images)
     for _ in range(3):

@@ -215,9 +215,36 @@ def test_an_answer_says_where_the_time_went(talk):
 
     timings = talk.until("a").timings
     assert timings.keys() == {
-        *("inference", "queue", "decode_image", "text", "encode", "steps", "decode", "safety", "preview", "encode_jpeg")
+        *("inference", "queue", "decode_image", "noise", "text", "encode"),
+        *("steps", "decode", "safety", "preview", "encode_jpeg"),
     }
     assert 0 < timings["steps"] <= timings["inference"]
+
+
+class Drawing(FaultyModel):
+    """A model that notes which thread draws, and what `encode` is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.threads, self.given = set(), []
+
+    def draw(self, params, pixels, seed):
+        self.threads.add(threading.current_thread().name.partition("_")[0])
+        return f"noise of {seed}"
+
+    def encode(self, items):
+        self.given += [start for *_, start in items]
+        return super().encode(items)
+
+
+def test_noise_is_drawn_where_pictures_are_decoded():
+    model = Drawing()
+    with talk_with(model) as talk:
+        talk.ask("a", seed=7, num_images=2)
+        talk.until("a")
+
+    assert model.threads == {"decode"}
+    assert model.given == ["noise of 7", "noise of 8"]
 
 
 def test_a_request_is_announced_before_its_answer(talk):

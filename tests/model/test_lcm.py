@@ -4,6 +4,7 @@ Two references: one put together here from diffusers' own parts, for every stren
 `StableDiffusionImg2ImgPipeline` itself, which is given the timesteps (left alone it would run fewer).
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -392,6 +393,31 @@ def test_images_of_one_request_share_one_vae_encode(model):
     start(lcm, params(num_images=4), picture())
 
     assert rows == [1]
+
+
+@pytest.mark.parametrize("fields", [{}, {"strength": 0.0}, {"num_inference_steps": 1, "seed": -3}])
+@pytest.mark.parametrize("make_vae", [tiny_models.vae, tiny_models.tiny_vae])
+def test_noise_that_another_thread_has_drawn_is_the_seed_s_own(make_vae, fields):
+    lcm, request, pixels = Lcm(tiny_models.make(vae=make_vae())), params(**fields), picture()
+    with ThreadPoolExecutor(1) as thread:
+        drawn = thread.submit(lcm.draw, request, pixels, request.seed).result()
+
+    [ours] = lcm.encode([(request, lcm.prepare(request), pixels, drawn)])
+
+    [expected] = lcm.encode([(request, lcm.prepare(request), pixels, request.seed)])
+    assert torch.equal(ours.latents, expected.latents)
+    assert torch.equal(ours.plan, expected.plan)
+
+
+def test_noise_is_drawn_in_the_order_of_the_reference():
+    lcm, request, pixels = Lcm(tiny_models.make()), params(num_inference_steps=3), picture(64, 72)
+    generator = torch.Generator().manual_seed(request.seed)
+    expected = torch.cat([torch.randn(4, 8, 9, generator=generator)[None] for _ in range(4)])
+
+    plan = lcm.draw(request, pixels, request.seed).plan
+
+    assert torch.equal(plan[:4, : 4 * 8 * 9].view(4, 4, 8, 9), expected)
+    assert not plan[4, : 4 * 8 * 9].any()  # after the last step there is none
 
 
 def test_a_member_that_turns_to_nan_spoils_no_other(lcm):

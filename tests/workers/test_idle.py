@@ -186,6 +186,7 @@ def server(tmp_path_factory):
 def unloaded(server):
     """Wait until no engine process is left, and return what `/health` says then."""
     until(lambda: not engine_processes(server))
+    until(lambda: not any(engine["pid"] for engine in server.get("/health")["engines"]))  # the server has noticed
     return server.get("/health")
 
 
