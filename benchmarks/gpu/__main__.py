@@ -14,6 +14,7 @@ last line is JSON. The exit status is 1 unless every section is done.
 import argparse
 import importlib
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -37,7 +38,9 @@ def main():
     if options.short and not options.dry:
         parser.error("--short is for --dry")
     options.out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it misses image processors that nothing here uses
+    # It warns of image processors that nothing here uses: as it is imported, or where it is imported already.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
     if options.short:
         importlib.import_module("benchmarks.gpu.group")  # once for all groups, which are forks then
     groups = options.only or (list(BOXES) if options.dry else MAIN)
