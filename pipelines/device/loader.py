@@ -127,8 +127,10 @@ def profile_memory(model: TorchBackend, side: int) -> dict[Stage, float]:
     """
     device, pixels = model.model.device, side * side
     (item,) = black(model, side, side, 1)
-    if device.type == "cuda":
-        model.step(model.encode([item]))  # libraries that are loaded now would count
+    # Libraries that are loaded now would count, and the scratch of all kernels that cuDNN times.
+    known = model.encode([item])
+    model.step(known)
+    model.check(model.decode(known))
     trajectories: list[Trajectory] = []
     drawn: list[torch.Tensor] = []
     pools: dict[Stage, float] = {}

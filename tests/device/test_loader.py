@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from pipelines.device import advice, cuda_support, devices, loader
+from pipelines.device import advice, cuda_support, devices, loader, memory
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.loop import Engine
 from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
@@ -178,6 +178,22 @@ def test_kernels_of_shapes_that_are_captured_are_timed_at_their_first_call(max_b
     assert {("unet", max_batch, 4, 8, 8), ("flags", 1, 64, 64, 3)} <= tuned.keys()
     assert set(tuned.values()) == {max_batch > 1}
     assert not torch.backends.cudnn.benchmark
+
+
+def test_what_stages_take_is_measured_once_all_kernels_are_chosen(first_calls, monkeypatch):
+    model, tuned = first_calls
+    before = []
+
+    def noting(device, run):
+        before.append(set(tuned))
+        run()
+        return memory.Measured(0, 0)
+
+    monkeypatch.setattr(memory, "measure", noting)
+
+    loader.profile_memory(model, 64)
+
+    assert before == [set(tuned)] * 4
 
 
 def test_memory_for_pictures_of_each_batch_is_pinned_twice(monkeypatch):
