@@ -40,7 +40,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Ran:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """Return a run whose first group fails, is late and loses its device; the second one hangs."""
     out = tmp_path_factory.mktemp("gpu")
-    first = run(out, "--only", "1", "3", "--sections", "fails", "hangs", "loses_the_device", "upsampling")
+    first = run(
+        out, "--only", "1", "3", "--sections", "fails", "hangs", "is_late_in_a_thread", "loses_the_device", "upsampling"
+    )
     second = run(out, "--only", "2", "smoke", "--sections", "numbers", "never_ends", "--seconds", "12")
     return Ran(first.status + second.status, first.report | second.report, first.stderr, out)
 
@@ -69,6 +71,8 @@ def test_a_section_that_fails_or_takes_too_long_keeps_what_it_found_and_stops_no
     assert (sections["fails"]["ended"], sections["fails"]["before"]) == ("ValueError: no", 1)
     assert (sections["hangs"]["ended"], sections["hangs"]["before"]) == ("OutOfTime: stopped after 0 s", 2)
     assert "after" not in sections["hangs"]
+    assert sections["is_late_in_a_thread"]["ended"].startswith("OutOfTime")
+    assert sections["is_late_in_a_thread"]["thread"] == "ended"
     assert faulty.status == 2
 
 

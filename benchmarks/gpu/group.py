@@ -47,7 +47,13 @@ SECTIONS = {
     },
 }
 # Of a dry run, and only by name: what goes wrong on purpose, so that a test sees what is kept of it.
-SELF_TESTS = {self_test.fails: 10, self_test.hangs: 0.1, self_test.loses_the_device: 10, self_test.never_ends: 10}
+SELF_TESTS = {
+    self_test.fails: 10,
+    self_test.hangs: 0.1,
+    self_test.is_late_in_a_thread: 0.1,
+    self_test.loses_the_device: 10,
+    self_test.never_ends: 10,
+}
 
 
 def run(name, until, options):

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -125,22 +125,18 @@ def convolutions(bench, found):
 
 
 def in_new_thread(run):
-    """Run in a thread of its own: torch keeps cuDNN's kernels by thread, however they were chosen."""
-    made, errors, stream = [], [], torch.cuda.current_stream() if torch.cuda.is_available() else None
+    """Run in a thread of its own: torch keeps cuDNN's kernels by thread, however they were chosen.
+
+    Returns when the thread has ended, even if the section's time is over: what it captures would spoil the next one.
+    """
+    stream = torch.cuda.current_stream() if torch.cuda.is_available() else None
 
     def work():
-        try:
-            with torch.inference_mode(), torch.cuda.stream(stream):
-                made.append(run())
-        except Exception as error:  # noqa: BLE001 – it is the caller's
-            errors.append(error)
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            return run()
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return made[0]
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(work).result()
 
 
 def with_choice(bench, run, *, timed):

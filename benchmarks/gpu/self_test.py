@@ -5,6 +5,8 @@ import os
 import signal
 import time
 
+from benchmarks.gpu.parts import in_new_thread
+
 
 def fails(bench, found):
     """Raise an exception."""
@@ -18,6 +20,16 @@ def hangs(bench, found):
     with contextlib.suppress(Exception):
         time.sleep(60)
     found["after"] = 2
+
+
+def is_late_in_a_thread(bench, found):
+    """Exceed the time limit while a thread is at work."""
+
+    def work():
+        time.sleep(0.5)
+        found["thread"] = "ended"
+
+    in_new_thread(work)
 
 
 def loses_the_device(bench, found):
