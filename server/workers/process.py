@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import logging
 import math
+import os
+import signal
 import socket
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
@@ -133,9 +135,14 @@ class EngineProcess(asyncio.BufferedProtocol):
             self._transport.write(write_frame(message))
 
     def kill(self) -> None:
-        """Kill the process."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        """Kill the process, unless it has ended.
+
+        Not by asyncio's own `kill`: that asks first whether the process has ended, and so takes the exit status away
+        from the loop, which then reports 255. An engine says by its status what is wrong.
+        """
+        if not self._exited.done():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     async def over(self) -> None:
         """Wait until it has exited or closed its socket: from then on it reads nothing."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 
 import psutil
@@ -49,6 +50,23 @@ async def test_a_process_that_can_not_be_killed_is_reaped_at_the_end_of_its_stre
 
     with pytest.raises(ProcessLookupError):
         os.kill(engine.pid, 0)
+
+
+@pytest.mark.anyio
+async def test_killing_leaves_the_exit_status_to_the_loop(monkeypatch):
+    """Who asks for it first gets it, and a loop that comes too late says 255."""
+    monkeypatch.setattr(subprocess.Popen, "poll", lambda self: pytest.fail("asked for the status"))
+    engine = await start()
+
+    assert await engine.reap() == -9
+
+
+@pytest.mark.anyio
+async def test_a_process_that_has_ended_is_not_killed():
+    engine = await start((sys.executable, "-c", "raise SystemExit(76)"))
+    await asyncio.wait({engine._exited})
+
+    assert await engine.reap() == 76
 
 
 @pytest.mark.anyio
