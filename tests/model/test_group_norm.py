@@ -276,8 +276,9 @@ def raising(error):
         (lambda device, dtype: DoesNothing(), "wrong by"),
         (raising(ImportError("No module named 'cuda'")), "pip install 'cuda-bindings==13.*'"),
         (raising(compiler.CompilerError("NVRTC_ERROR_INVALID_OPTION")), "NVRTC_ERROR_INVALID_OPTION"),
+        (raising(TypeError("nvrtcCreateProgram() takes 6 arguments")), "takes 6 arguments"),
     ],
-    ids=["wrong", "absent", "refused"],
+    ids=["wrong", "absent", "refused", "changed"],
 )
 def test_what_does_not_work_is_said_once_and_torch_goes_on(make, words, tried, caplog):
     for _ in range(3):

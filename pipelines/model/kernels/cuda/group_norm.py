@@ -109,7 +109,7 @@ def _fault(device: torch.device, dtype: torch.dtype) -> str:
     except ImportError as failure:
         major = str(torch.version.cuda).partition(".")[0]
         return f"{failure}. Hint: pip install 'cuda-bindings=={major}.*'"
-    except RuntimeError as failure:
+    except (RuntimeError, TypeError, AttributeError) as failure:  # the last two: cuda-bindings of another release
         torch.cuda.synchronize(device)  # raises if the card is lost
         return " ".join(f"{type(failure).__name__}: {failure}".split())
     return "" if worst <= 1.0 else f"wrong by {worst:.1f} times what is allowed"  # not for what is not a number
