@@ -30,6 +30,7 @@ import torch
 from pipelines.device.torch_backend import is_out_of_memory
 from pipelines.engine.backend import Stage
 from pipelines.messages import GenerationParams
+from pipelines.model.calls import Calls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pipelines.device.torch_backend import TorchBackend
     from pipelines.engine.backend import Pixels
     from pipelines.messages import EngineConfig
-    from pipelines.model.functions import ModelFunctions
+    from pipelines.model.calls import Rows
     from pipelines.model.lcm import Conditioning
 
     Progress: TypeAlias = Callable[[float, str], None]
@@ -81,8 +82,8 @@ POLICY = CapturePolicy()
 class Captures:
     """What is captured of a model, on one device. Used from the device's thread.
 
-    `model`: its functions come from `captured_functions`, with these `graphs`. `costs`: bytes a pixel which each stage
-    takes in a pool of its own, none if not measured. `free`: returns the bytes of the device that are free.
+    `model`: of `captured_model`, with these `graphs`. `costs`: bytes a pixel which each stage takes in a pool of its
+    own, none if not measured. `free`: returns the bytes of the device that are free.
     """
 
     def __init__(
@@ -234,21 +235,20 @@ def _half(progress: Progress, part: int, fraction: float, what: str) -> None:
 
 
 def captured_model(model: TorchBackend, graphs: Graphs) -> TorchBackend:
-    """Return `model` with functions that are captured in `graphs`."""
-    return model.captured(captured_functions(model.functions, graphs), graphs)
-
-
-def captured_functions(plain: ModelFunctions, graphs: Graphs) -> ModelFunctions:
-    """Return the functions with their shapes captured in `graphs`, each under the name of its stage."""
+    """Return `model` with its work captured in `graphs`, each call under the name of its stage."""
+    functions, calls = model.functions, model.calls
     pictures = partial(graphs.wrap, stream=PICTURES, split=True)
-    return replace(
-        plain,
-        embed=graphs.wrap(Stage.TEXT, plain.embed, _text_size, stream=TEXT),  # a pool of its own, never given up
-        unet=graphs.wrap(Stage.STEP, plain.unet, _latent_size, stream=STEPS),
-        vae_encode=pictures(Stage.ENCODE, plain.vae_encode, _size),
-        vae_decode=pictures(Stage.DECODE, plain.vae_decode, _latent_size),
-        flags=plain.flags and pictures(Stage.SAFETY, plain.flags, _pixels_size),
+    functions = replace(
+        functions,
+        embed=graphs.wrap(Stage.TEXT, functions.embed, _text_size, stream=TEXT),  # a pool of its own, never given up
+        flags=functions.flags and pictures(Stage.SAFETY, functions.flags, _pixels_size),
     )
+    calls = Calls(
+        encode=pictures(Stage.ENCODE, calls.encode, _pixels_size),
+        step=graphs.wrap(Stage.STEP, calls.step, _latent_size, stream=STEPS),
+        decode=pictures(Stage.DECODE, calls.decode, _latent_size),
+    )
+    return model.captured(functions, calls, graphs)
 
 
 def step_rows(most: int) -> list[int]:
@@ -277,24 +277,18 @@ def _pixels(size: Size, rows: int) -> int:
     return size[0] * size[1] * rows
 
 
-def _latent_size(latents: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of the pictures of [N, channels, h, w]."""
-    _, _, height, width = latents.shape
+def _latent_size(latents: Rows) -> tuple[int, int]:
+    """Return height and width of the pictures of rows [channels, h, w]."""
+    _, height, width = latents[0].shape
     return 8 * height, 8 * width
 
 
-def _size(images: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of [N, channels, H, W]."""
-    _, _, height, width = images.shape
+def _pixels_size(pixels: Rows) -> tuple[int, int]:
+    """Return height and width of rows [H, W, 3]."""
+    height, width, _ = pixels[0].shape
     return height, width
 
 
-def _pixels_size(pixels: torch.Tensor) -> tuple[int, int]:
-    """Return height and width of [N, H, W, 3]."""
-    _, height, width, _ = pixels.shape
-    return height, width
-
-
-def _text_size(ids: torch.Tensor) -> tuple[int, int]:
-    """Return the size of token ids [rows, length]."""
-    return 1, ids.shape[1]
+def _text_size(ids: Rows) -> tuple[int, int]:
+    """Return the size of rows of token ids [length]."""
+    return 1, len(ids[0])

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from typing_extensions import override
 
-from pipelines.device.cuda_graphs import Capture, Graph
+from pipelines.device.cuda_graphs import Capture, Graph, fill
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipelines.device.cuda_graphs import Run, Tensors
+    from pipelines.model.calls import Rows
 
 # Most bytes which count as the driver's own for a graph; what is missing beyond is another program's.
 MOST_OF_DRIVER = 64 * 2**20
@@ -71,9 +74,9 @@ class CudaGraph(Graph):
         self.beside = min(max(taken, 0), MOST_OF_DRIVER)
 
     @override
-    def replay(self, inputs: Tensors) -> Any:
+    def replay(self, inputs: Sequence[Rows]) -> Any:
         for held, given in zip(self._inputs, inputs, strict=True):
-            held[: len(given)].copy_(given, non_blocking=True)
+            fill(held[: len(given)], given)
         self._graph.replay()
         # The next replay writes over the outputs.
         return clone(self._outputs)

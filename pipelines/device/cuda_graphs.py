@@ -1,16 +1,16 @@
 """CUDA graphs of a model's functions: a call of a captured shape is one launch.
 
 A UNet call of SD1.5 is some 600 kernels, which Python and the driver take longer to launch than an H100 takes to run
-them. A CUDA graph launches them at once, but for one shape only. So the model's functions, which take and return
-tensors [rows, …], are captured for a few numbers of rows and the most frequent sizes (`pipelines.device.captures`).
+them. A CUDA graph launches them at once, but for one shape only. So what takes and returns tensors
+[rows, …] is captured for a few numbers of rows and the most frequent sizes (`pipelines.device.captures`).
 
     learning    calls made meanwhile are captured, within a budget
     replay      copy the inputs in, run the graph, copy the outputs out
     evict       destroy graphs for their memory
 
 A call takes the smallest graph that holds it and fills only its own rows; the outputs are cut back. Rows that it does
-not fill hold old values. No row reads another, so they cost time and change no result. A call of more rows than were
-captured runs as it is or, if its function may be `split`, as several replays.
+not fill hold old values. No picture reads another's rows, so they cost time and change no result. A call of more rows
+than were captured runs as it is or, if its function may be `split`, as several replays.
 
 Graphs of one stream (`pipelines.device.streams`) never run at once. So they share the tensors which their inputs are
 copied to, and one memory pool, as large as the largest of them needs. Torch frees a pool only as a whole, when its last
@@ -29,11 +29,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import torch
 
 from pipelines.errors import CaptureFailedError
+from pipelines.model.calls import gathered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
     from torch import Tensor
+
+    from pipelines.model.calls import Rows
 
     Tensors: TypeAlias = tuple[Tensor, ...]
     Run: TypeAlias = Callable[..., Any]
@@ -53,7 +56,7 @@ class Graph(Protocol):
     reserved: int
     beside: int
 
-    def replay(self, inputs: Tensors) -> Any:
+    def replay(self, inputs: Sequence[Rows]) -> Any:
         """Return the outputs for inputs of at most the captured number of rows. The caller may keep them."""
 
     def destroy(self) -> None:
@@ -131,28 +134,28 @@ class Graphs:
         self,
         name: str,
         run: Run,
-        size: Callable[[Tensor], Size],
+        size: Callable[[Rows], Size],
         *,
         stream: str = "",
         split: bool = False,
     ) -> Run:
-        """Return `run` with graphs: a function of tensors [rows, …] which returns a tensor or a tuple of them.
+        """Return `run` with graphs: a function of tensors [rows, …] or lists of rows; it returns a tensor or several.
 
         `size`: first input → size of the pictures. `stream`: the stream in which it is called; graphs of one stream
         share memory. `split`: a call of more rows than were captured is several replays.
         """
         self._streams[name] = stream
 
-        def call(*inputs: Tensor) -> Any:
+        def call(*inputs: Rows) -> Any:
             rows, wanted = len(inputs[0]), size(inputs[0])
             if self._learning and rows not in self._held.get((name, wanted), {}):
-                self._learn(self._learning, name, wanted, run, inputs)
+                self._learn(self._learning, name, wanted, run, tuple(map(gathered, inputs)))
             parts = self._parts(name, rows, wanted, split=split)
             if not parts:
                 return run(*inputs)
             outputs, start = [], 0
             for graph, count in parts:
-                taken = tuple(tensor[start : start + count] for tensor in inputs)
+                taken = tuple(given[start : start + count] for given in inputs)
                 outputs.append(cut(graph.replay(taken), count))
                 start += count
             return join(outputs)
@@ -250,6 +253,14 @@ def cut(outputs: Any, rows: int) -> Any:
     if isinstance(outputs, tuple):
         return tuple(cut(output, rows) for output in outputs)
     return None if outputs is None else outputs[:rows]
+
+
+def fill(held: Tensor, given: Rows) -> None:
+    """Copy rows into a tensor: in one operation, also from a list of them."""
+    if isinstance(given, torch.Tensor):
+        held.copy_(given, non_blocking=True)
+    else:
+        torch.stack(list(given), out=held)
 
 
 def join(outputs: Sequence[Any]) -> Any:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pipelines.device.streams import Stream
     from pipelines.engine.backend import Event, Pixels
     from pipelines.messages import GenerationParams
+    from pipelines.model.calls import Calls
     from pipelines.model.functions import ModelFunctions
     from pipelines.model.lcm import Conditioning
     from pipelines.model.trajectory import Start, Trajectory
@@ -65,8 +66,9 @@ class TorchBackend(Lcm, Backend):
         functions: ModelFunctions | None = None,
         its_streams: tuple[Stream, Stream] | None = None,
         graphs: Graphs | None = None,
+        calls: Calls | None = None,
     ) -> None:
-        super().__init__(model, functions)
+        super().__init__(model, functions, calls)
         self.graphs = graphs
         self.captures: Captures | None = None
         self.memory_budget = MemoryBudget(math.inf)
@@ -74,9 +76,9 @@ class TorchBackend(Lcm, Backend):
         self._ahead: deque[Event] = deque()
         self._large = sum(weight.numel() for weight in model.unet.parameters()) > _LARGE
 
-    def captured(self, functions: ModelFunctions, graphs: Graphs) -> TorchBackend:
-        """Return this backend with functions captured in `graphs`. Both share streams and memory budget."""
-        backend = TorchBackend(self.model, functions, (self._steps, self._pictures), graphs)
+    def captured(self, functions: ModelFunctions, calls: Calls, graphs: Graphs) -> TorchBackend:
+        """Return this backend with functions and calls captured in `graphs`. Both share streams and memory budget."""
+        backend = TorchBackend(self.model, functions, (self._steps, self._pictures), graphs, calls)
         backend.memory_budget = self.memory_budget
         return backend
 

@@ -1,8 +1,8 @@
 """The functions of a model which a device computes: all its networks, as one value.
 
-`Lcm` calls them and knows nothing else of the networks. Each may be captured
-(`pipelines.device.cuda_graphs`): it takes and returns tensors [rows, …] in the model's dtype. `context` and `shifts`
-are called once per prompt and once per timestep, and stay as they are.
+`Lcm` calls them and knows nothing else of the networks. Each takes
+and returns tensors [rows, …] in the model's dtype; `context` and `shifts` are called once per prompt and once per
+timestep.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Encoded: TypeAlias = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFunctions:
-    """A model's functions. `unet` takes `UnetInputs`; `flags` is None without a safety checker."""
+    """A model's functions. `flags` is None without a safety checker."""
 
     embed: Callable[..., Tensor]  # token ids and mask [rows, length] → [rows, length, width]
     context: Callable[[Tensor], Tensor]  # an embedding → the keys and values of all its cross attentions
     shifts: Callable[[int], Tensor]  # a timestep → what the resnets add for it
-    unet: Callable[..., Tensor]
+    unet: Callable[..., Tensor]  # latents, shifts and context [rows, …] → its output
     vae_encode: Callable[[Tensor], Encoded]
     vae_decode: Callable[[Tensor], Tensor]
     vae_decode_exactly: Callable[[Tensor], Tensor] | None  # in float32, where `vae_decode` may overflow; never captured

@@ -14,8 +14,8 @@ not depend on its batch (except for the last bits of float arithmetic).
 
 Latents stay in float32 between steps, whatever the model's dtype: at four steps that costs nothing and the result is
 nearer to float32's. `step` copies nothing between host and device and waits for nothing: coefficients and noise, an
-image's `Start`, are uploaded in `encode`, and its shapes depend on (rows, height, width) only. So the functions that
-do the work (`pipelines.model.functions`) may be captured ones (`pipelines.device.cuda_graphs`).
+image's `Start`, are uploaded in `encode`, and its shapes depend on (rows, height, width) only. So what a stage does on
+the device is a call (`pipelines.model.calls`) that may be captured (`pipelines.device.cuda_graphs`).
 
 The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`, a CPU generator per image.
 """
@@ -23,15 +23,16 @@ The reference is diffusers: `StableDiffusionImg2ImgPipeline` with `LCMScheduler`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
 
+from pipelines.model.calls import Scaling, levels, make_calls
 from pipelines.model.functions import make_functions
 from pipelines.model.noise_schedule import Schedule
 from pipelines.model.prompts import Prompt, PromptEncoder
-from pipelines.model.trajectory import Coefficients, Posterior, Start, Trajectory, draw_start, parts
+from pipelines.model.trajectory import Start, Trajectory, draw_start, parts
 from pipelines.model.vae import samples
 
 if TYPE_CHECKING:
@@ -40,22 +41,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from pipelines.messages import GenerationParams
+    from pipelines.model.calls import Calls
     from pipelines.model.functions import ModelFunctions
     from pipelines.weights.checkpoint import LoadedCheckpoint
 
     Pixels: TypeAlias = npt.NDArray[np.uint8]
-
-
-class UnetInputs(NamedTuple):
-    """Inputs of one UNet call: first a row for each image's prompt, then one for each negative prompt.
-
-    In the model's dtype: `sample` [rows, channels, h, w]; `shifts` [rows, …] of each row's timestep and `context`
-    [rows, length, …] of its text, as `Unet.shifts` and `Unet.context` make them.
-    """
-
-    sample: torch.Tensor
-    shifts: torch.Tensor
-    context: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -83,10 +73,13 @@ class Conditioning:
 class Lcm:
     """The five stages of a model. Used from one thread, the device's.
 
-    `functions`: what the device computes; the checkpoint's own (`make_functions`) unless given.
+    `functions`: what the device computes; the checkpoint's own (`make_functions`) unless given. `calls`: the same with
+    the arithmetic around it, made of them unless given.
     """
 
-    def __init__(self, model: LoadedCheckpoint, functions: ModelFunctions | None = None) -> None:
+    def __init__(
+        self, model: LoadedCheckpoint, functions: ModelFunctions | None = None, calls: Calls | None = None
+    ) -> None:
         self.model = model
         self.schedule = Schedule.from_config(model.scheduler_config)
         self.functions = functions or make_functions(model)
@@ -94,8 +87,9 @@ class Lcm:
             model.tokenizer, model.text_encoder.config, self.functions.embed, self.functions.context, self._upload
         )
         self._shifts: dict[int, torch.Tensor] = {}  # by timestep: there are 50
-        self._scale = float(model.vae.config.scaling_factor)
-        self._shift = float(model.vae.config.shift_factor or 0.0)
+        config = model.vae.config
+        self._scaling = Scaling(scale=float(config.scaling_factor), shift=float(config.shift_factor or 0.0))
+        self.calls = calls or make_calls(self.functions, model.dtype, self._scaling, self.schedule.clip)
         self._sampled = samples(model.vae)
 
     # --- prepare ---------------------------------------------------------------------------------------------------
@@ -129,39 +123,36 @@ class Lcm:
         `pixels`: uint8 [H, W, 3], sides multiples of 8. The start is what `draw` returns, or the seed to draw it now.
         """
         pictures = {id(pixels): pixels for _, _, pixels, _ in items}  # images of one request share theirs
-        posteriors = dict(zip(pictures, self._posteriors(np.stack(list(pictures.values()))), strict=True))
+        encoded = self.calls.encode(self._upload(torch.from_numpy(np.stack(list(pictures.values())))))
+        posteriors = dict(zip(pictures, encoded, strict=True))
+        starts = [
+            given if isinstance(given, Start) else self.draw(params, pixels, given)
+            for params, _, pixels, given in items
+        ]
+        plans = [self._upload(start.plan) for start in starts]
+        clean, latents = self._begin(
+            torch.stack([posteriors[id(pixels)] for _, _, pixels, _ in items]),
+            torch.stack([plan[:2] for plan in plans]),
+        )
+        finite = torch.ones(len(items), dtype=torch.bool, device=clean.device)
         return [
-            self._start(
-                conditioning,
-                posteriors[id(pixels)],
-                start if isinstance(start, Start) else self.draw(params, pixels, start),
+            Trajectory(
+                contexts=conditioning.contexts,
+                shifts=tuple(map(self._shifts_at, starts[row].timesteps)),
+                plan=plans[row],
+                latents=latents[row],
+                denoised=clean[row],
+                finite=finite[row],
             )
-            for params, conditioning, pixels, start in items
+            for row, (_, conditioning, _, _) in enumerate(items)
         ]
 
-    def _posteriors(self, pixels: Pixels) -> list[Posterior]:
-        """Return the VAE encoder's output for each of uint8 [N, H, W, 3]."""
-        images = self._upload(torch.from_numpy(pixels)).permute(0, 3, 1, 2).float() / 255 * 2 - 1
-        means, deviations = self.functions.vae_encode(images.to(self.model.dtype))
-        if deviations is None:
-            return [Posterior(mean, None) for mean in means.float()]
-        return [Posterior(*each) for each in zip(means.float(), deviations.float(), strict=True)]
-
-    def _start(self, conditioning: Conditioning, posterior: Posterior, start: Start) -> Trajectory:
-        """Return a trajectory: sample the posterior, then add the noise of the first timestep."""
-        mean, deviation = posterior
-        plan = self._upload(start.plan)
-        noise, levels = parts(plan[:2], mean.shape)
-        raw = mean if deviation is None else mean + deviation * noise[0]
-        clean = (raw - self._shift) * self._scale
-        return Trajectory(
-            contexts=conditioning.contexts,
-            shifts=tuple(map(self._shifts_at, start.timesteps)),
-            plan=plan,
-            latents=levels.signal[1] * clean + levels.noise[1] * noise[1],
-            denoised=clean,
-            finite=torch.ones((), dtype=torch.bool, device=clean.device),
-        )
+    def _begin(self, posteriors: torch.Tensor, plans: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return clean latents and those at the first timestep: sample the posterior, then add noise."""
+        mean, *deviation = posteriors.unbind(1)
+        (sampling, _), (noise, levels) = (parts(rows, mean.shape[1:]) for rows in plans.unbind(1))
+        clean = self._scaling.into(mean + deviation[0] * sampling if deviation else mean)
+        return clean, levels.signal * clean + levels.noise * noise
 
     def _shifts_at(self, timestep: int) -> torch.Tensor:
         if timestep not in self._shifts:
@@ -176,50 +167,39 @@ class Lcm:
 
         If it raises, no trajectory has changed: the call, or a smaller one, can be repeated.
         """
-        members = sorted(trajectories, key=lambda member: -member.rows)  # guided first: slices find them
-        guided = sum(member.rows > 1 for member in members)
-        latents = torch.stack([member.latents for member in members])
-        noise, now = parts(torch.stack([member.now for member in members]), latents.shape[1:])
-
-        rows = [(member, 0) for member in members] + [(member, 1) for member in members[:guided]]
-        inputs = UnetInputs(
-            sample=torch.cat([latents, latents[:guided]]).to(self.model.dtype),
-            shifts=torch.stack([member.shifts[member.step] for member, _ in rows]),
-            context=torch.stack([member.contexts[row] for member, row in rows]),
+        rows = [(member, text) for member in trajectories for text in range(member.rows)]
+        stepped = self.calls.step(
+            [member.latents for member, _ in rows],
+            [member.now for member, _ in rows],
+            [member.shifts[member.step] for member, _ in rows],
+            [member.contexts[text] for member, text in rows],
         )
-        output = self.functions.unet(*inputs)
-        output = apply_guidance(output.float(), now.guidance, guided)
-        latents, denoised = lcm_step(latents, output, noise, now, self.schedule.clip)
-
-        for row, member in enumerate(members):
-            member.latents, member.denoised = latents[row], denoised[row]
-            member.step += 1
+        for row, (member, text) in enumerate(rows):
+            if text == 0:  # of the prompt; the negative prompt's is of no use
+                member.latents, member.denoised = stepped[row].unbind()
+                member.step += 1
 
     # --- decode ----------------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def decode(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
         """Return the current pictures: uint8 [N, H, W, 3] on the device; unfinished trajectories as estimated."""
-        return self._levels(trajectories, self.functions.vae_decode(self._clean(trajectories).to(self.model.dtype)))
+        return self._shown(trajectories, self.calls.decode([member.denoised for member in trajectories]))
 
     @torch.inference_mode()
     def decode_exactly(self, trajectories: Sequence[Trajectory]) -> torch.Tensor | None:
         """As `decode`, in float32, slower; None where the model's dtype holds numbers as large."""
         decode = self.functions.vae_decode_exactly
-        return None if decode is None else self._levels(trajectories, decode(self._clean(trajectories)))
+        if decode is None:
+            return None
+        denoised = torch.stack([member.denoised for member in trajectories])
+        return self._shown(trajectories, levels(decode(self._scaling.back(denoised))))
 
-    def _clean(self, trajectories: Sequence[Trajectory]) -> torch.Tensor:
-        """Return the current estimates as the autoencoder takes them, in float32."""
-        return torch.stack([member.denoised for member in trajectories]) / self._scale + self._shift
-
-    def _levels(self, trajectories: Sequence[Trajectory], images: torch.Tensor) -> torch.Tensor:
-        """Return decoded images as uint8 [N, H, W, 3], and note which are finite."""
-        images = images.float()
-        # A NaN or infinity anywhere makes the sum one.
-        for member, finite in zip(trajectories, images.sum(dim=(1, 2, 3)).isfinite(), strict=True):
-            member.finite = finite
-        levels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels: torch.Tensor = levels.permute(0, 2, 3, 1).contiguous()
+    def _shown(self, trajectories: Sequence[Trajectory], decoded: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Return the decoded pictures, and note which are finite."""
+        pixels, finite = decoded
+        for member, is_finite in zip(trajectories, finite, strict=True):
+            member.finite = is_finite
         return pixels
 
     @torch.inference_mode()
@@ -241,22 +221,3 @@ class Lcm:
         if self.model.device.type == "cuda":
             return tensor.pin_memory().to(self.model.device, non_blocking=True)
         return tensor.to(self.model.device)
-
-
-def apply_guidance(output: torch.Tensor, guidance: torch.Tensor, guided: int) -> torch.Tensor:
-    """Apply classifier-free guidance: move the first `guided` outputs away from their negative prompts' (last rows)."""
-    images = len(guidance)
-    prompt, negative = output[:images], output[images:]
-    moved = negative + guidance[:guided] * (prompt[:guided] - negative)
-    return torch.cat([moved, prompt[guided:]])
-
-
-def lcm_step(
-    latents: torch.Tensor, output: torch.Tensor, noise: torch.Tensor, now: Coefficients, clip: float | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the next latents and the denoised estimate: `LCMScheduler.step` with each row's own coefficients."""
-    clean = now.clean_sample * latents + now.clean_output * output
-    if clip is not None:
-        clean = clean.clamp(-clip, clip)
-    denoised = now.out * clean + now.skip * latents
-    return now.signal * denoised + now.noise * noise, denoised

@@ -21,16 +21,6 @@ SEED_MASK = 0xFFFF_FFFF_FFFF_FFFF
 _SERIAL = 16_384
 
 
-class Posterior(NamedTuple):
-    """The VAE encoder's output for one picture: float32 [channels, h, w] each, unscaled.
-
-    `deviation` is None for an `AutoencoderTiny`, whose latents are not sampled.
-    """
-
-    mean: torch.Tensor
-    deviation: torch.Tensor | None
-
-
 @dataclass(eq=False, slots=True, kw_only=True)
 class Trajectory:
     """One image being denoised. Tensors live on the device; latents are float32 [channels, height / 8, width / 8]."""

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from pipelines.device.captures import Captures, captured_model
-from pipelines.device.cuda_graphs import Graphs
+from pipelines.device.cuda_graphs import Graphs, fill
 from pipelines.device.streams import HostStream
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.backend import Stage
@@ -48,7 +48,7 @@ class CapturedCall:
 
     def replay(self, inputs):
         for held, given in zip(self._inputs, inputs, strict=True):
-            held[: len(given)].copy_(given)
+            fill(held[: len(given)], given)
         self.replays += 1
         self._card.replaying = True
         try:

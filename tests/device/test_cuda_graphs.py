@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines.device.captures import CapturePolicy, Captures, captured_model
-from pipelines.device.cuda_graphs import Graphs
+from pipelines.device.cuda_capture import CudaGraph
+from pipelines.device.cuda_graphs import Graphs, fill
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.errors import CaptureFailedError
 from pipelines.messages import EngineConfig, GenerationParams
@@ -27,7 +30,7 @@ class FakeGraph:
     def replay(self, inputs):
         assert not self.destroyed
         for held, given in zip(self.held, inputs, strict=True):
-            held[: len(given)].copy_(given)
+            fill(held[: len(given)], given)
         self.replays += 1
         return self._run(*self.held)
 
@@ -287,6 +290,18 @@ def generate(model, count):
     return model.decode(trajectories).numpy()
 
 
+def generate_all(model, scales):
+    """Pictures of these guidance scales, stepped together."""
+    pixels = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    asked = [
+        GenerationParams(prompt="a beach", negative_prompt="rain", seed=3, guidance_scale=scale) for scale in scales
+    ]
+    trajectories = model.encode([(params, model.prepare(params), pixels, params.seed) for params in asked])
+    while not trajectories[0].finished:
+        model.step(trajectories)
+    return model.decode(trajectories).numpy()
+
+
 def ignore(fraction, what):
     pass
 
@@ -318,6 +333,21 @@ def test_captured_pictures_are_those_of_uncaptured_ones(device, count):
     assert told[-1] == (pytest.approx(11 / 12), "preparing safety for 1 of 64×64")
 
 
+def test_pictures_with_and_without_guidance_share_a_captured_step(device):
+    model, plain = capture(TorchBackend(tiny_models.make()), device, 8), Lcm(tiny_models.make())
+    with torch.inference_mode():
+        for graph in device.graphs:
+            for held in graph.held:
+                if held.is_floating_point():
+                    held.fill_(math.nan)  # as rows may be that a call does not fill
+    scales = (1.0, 2.0, 3.0)  # five rows, in a graph of six
+
+    together = generate_all(model, scales)
+
+    alone = np.concatenate([generate_all(plain, [scale]) for scale in scales])
+    assert np.abs(together.astype(int) - alone.astype(int)).max() <= 1
+
+
 def test_batches_without_room_are_left_out_and_the_others_captured(device, caplog):
     checkpoint = tiny_models.make()
     functions = make_functions(checkpoint)
@@ -339,3 +369,62 @@ def test_graphs_are_given_up_for_a_picture_that_has_no_room_beside_them(device):
 
     assert [model.relieve(), model.relieve(), model.relieve()] == [True, True, False]
     assert [len(graph.held[0].shape) for graph in device.alive] == [2]  # the text encoder's
+
+
+# --- operations beside the replay ------------------------------------------------------------------------------------
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations that a device would run, views left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view or (isinstance(result, torch.Tensor) and storage(result) != storage(args[0])):
+            self.names.append(func.overloadpacket.__name__)
+        return result
+
+
+def storage(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class Replaying(FakeDevice):
+    """Graphs as on CUDA, but for the replay itself, which `operations` count as one."""
+
+    operations = None
+
+    def capture(self, run, inputs, pool):
+        graph = CudaGraph.__new__(CudaGraph)
+        graph._inputs = tuple(tensor.clone() for tensor in inputs)
+        graph._outputs = run(*graph._inputs)
+        graph._graph, graph.reserved, graph.beside = SimpleNamespace(replay=self._replay), 0, 0
+        return graph
+
+    def _replay(self):
+        if self.operations is not None:
+            self.operations.names.append("replay")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_a_captured_step_is_six_operations(guidance):
+    device = Replaying()
+    model = capture(TorchBackend(tiny_models.make()), device, 4)
+    params = GenerationParams(prompt="a beach", seed=3, num_inference_steps=2, guidance_scale=guidance)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    items = [(params, model.prepare(params), pixels, model.draw(params, pixels, seed)) for seed in range(2)]
+    trajectories = model.encode(items)
+
+    counted = []
+    for run in (lambda: model.encode(items), lambda: model.step(trajectories), lambda: model.decode(trajectories)):
+        with Operations() as device.operations:
+            run()
+        counted.append(device.operations.names)
+
+    encode, step, decode = counted
+    assert encode[:3] == ["copy_", "replay", "clone"]
+    assert step == ["stack", "stack", "stack", "stack", "replay", "clone"]
+    assert decode == ["stack", "replay", "clone", "clone"]

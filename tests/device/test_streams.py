@@ -124,7 +124,7 @@ def test_a_stage_that_looks_at_a_number_on_the_device_is_noticed():
 def test_graphs_of_both_streams_in_one_are_noticed():
     with Witness() as witness:
         model = model_under(witness, device=FakeDevice())
-        decode, latents = model.functions.vae_decode, torch.zeros(1, 4, 8, 8)
+        decode, latents = model.calls.decode, torch.zeros(1, 4, 8, 8)
         with model._pictures.use(), torch.inference_mode():
             decode(latents)
 
