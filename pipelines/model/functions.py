@@ -1,8 +1,7 @@
 """The functions of a model which a device computes: all its networks, as one value.
 
-`Lcm` calls them and knows nothing else of the networks. Each takes
-and returns tensors [rows, …] in the model's dtype; `context` and `shifts` are called once per prompt and once per
-timestep.
+`Lcm` calls them and knows nothing else of the networks. Each takes and returns tensors [rows, …] in the model's dtype;
+`context` and `shifts` are called once per prompt and once per timestep.
 """
 
 from __future__ import annotations
