@@ -50,6 +50,7 @@ form.addEventListener("submit", async (event) => {
     said.textContent = error.message;
   } finally {
     button.disabled = false;
+    showHealth(); // an unloaded engine was loaded for this
   }
 });
 

@@ -128,6 +128,18 @@ def test_generate_shows_the_picture_that_came_out(browser, instant):
         assert page.evaluate("document.querySelector('#after').decode().then(() => after.naturalWidth)") == SIDE
 
 
+def test_generate_wakes_an_unloaded_engine_and_the_page_shows_it(browser):
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serving("--model", "instant", "--idle-unload", "0.05"))
+        until(lambda: server.get("/health")["state"] == "UNLOADED")
+        page = stack.enter_context(browser.visiting(server.url))
+        until(lambda: page.text("#state").startswith("UNLOADED"))
+        page.evaluate("document.querySelector('#form button').click()")
+        until(lambda: "seed" in page.text("#said"))
+
+        until(lambda: page.text("#state").startswith("READY"))
+
+
 def test_the_page_works_under_a_path_of_a_proxy(browser):
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(under_a_path(lambda: int(server.url.rpartition(":")[2])))
