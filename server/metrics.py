@@ -96,8 +96,12 @@ class Metrics:
     def generated(self, priority: str, timings: Mapping[str, float], flags: Sequence[bool]) -> None:
         """Count a request's finished pictures and its seconds (`Generated.timings`); `flags`: which are unsafe."""
         self._inference.labels(priority).observe(timings["inference"])
-        for stage in timings.keys() - {"inference"}:
-            self._stages.labels(stage).inc(timings[stage])
+        for stage, spent in timings.items():
+            if stage == "inference":
+                continue
+            if stage not in self._children:
+                self._children[stage] = self._stages.labels(stage)
+            self._children[stage].inc(spent)
         self._images.inc(len(flags))
         self._flagged.inc(sum(flags))
 

@@ -45,18 +45,19 @@ async def test_probes_need_no_key(tmp_path, path):
 
 async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     async with serving(tmp_path) as web:
-        await web.call("POST", RUN, body={**INPUT, "num_images": 3})
+        await web.call("POST", RUN, body={**INPUT, "num_images": 2})
+        await web.call("POST", RUN, body=INPUT)
         await web.call("POST", RUN, body=b"")
         answer = await web.call("GET", "/metrics")
 
     lines = answer.body.decode().splitlines()
     assert answer.headers["content-type"].startswith("text/plain")
-    assert 'fourstep_requests_total{route="run",status="200"} 1.0' in lines
+    assert 'fourstep_requests_total{route="run",status="200"} 2.0' in lines
     assert 'fourstep_requests_total{route="run",status="422"} 1.0' in lines
     assert "fourstep_images_total 3.0" in lines
     assert 'fourstep_engine_restarts{device="cpu"} 2.0' in lines
     assert 'fourstep_engine_graphs_failed{device="cpu"} 0.0' in lines
-    assert 'fourstep_stage_seconds_total{stage="decode"} 0.05' in lines
+    assert 'fourstep_stage_seconds_total{stage="decode"} 0.1' in lines
     assert not [line for line in lines if 'stage="inference"' in line]
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
 
