@@ -41,8 +41,10 @@ class IdleUnload:
         A large picture waits for a decoder, not for a device, once an engine is up. An engine that has ended since it
         was last ready is not counted on.
         """
+        unloaded = [supervisor for supervisor in self._supervisors if supervisor.state is State.UNLOADED]
+        if not unloaded:
+            return []
         up = any(supervisor.state in _UP for supervisor in self._supervisors)
         waiting = sum(not (pending.large and up) for pending in self._dispatcher.waiting)
         coming = sum(each.capacity for each in self._supervisors if each.state is State.STARTING and not each.failing)
-        unloaded = [supervisor for supervisor in self._supervisors if supervisor.state is State.UNLOADED]
         return unloaded if waiting > coming else []
