@@ -140,7 +140,7 @@ class EngineProcess(asyncio.BufferedProtocol):
         Not by asyncio's own `kill`: that asks first whether the process has ended, and so takes the exit status away
         from the loop, which then reports 255. An engine says by its status what is wrong.
         """
-        if not self._exited.done():
+        if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 
