@@ -29,7 +29,7 @@ T = TypeVar("T")
 class Runner:
     """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
 
-    `capacity()` returns how many jobs may be with the engines at once: 0 while there is no engine. `key_share` is the
+    `capacity()` returns how many jobs may be with the engines at once: 0 while none can be had. `key_share` is the
     part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
     on top: their owners get no more of them than that part while others wait, and than twice the capacity else.
     """

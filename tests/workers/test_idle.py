@@ -56,6 +56,17 @@ async def test_an_unload_is_no_end_that_counts():
 
 
 @pytest.mark.anyio
+async def test_an_engine_that_was_woken_once_stays_unloaded_the_next_time():
+    async with idle_pool() as pool:
+        for name in ("a", "b"):
+            await pool.run(work(name))
+            await soon(lambda: pool.state is State.UNLOADED and pid_of(pool) is None)
+        await asyncio.sleep(2 * AFTER_S)
+
+        assert (pool.state, pid_of(pool)) == (State.UNLOADED, None)
+
+
+@pytest.mark.anyio
 async def test_a_request_that_comes_while_the_engine_exits_waits_for_the_next():
     async with idle_pool() as pool:
         before = pid_of(pool)
