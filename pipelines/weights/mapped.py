@@ -73,7 +73,8 @@ def release(tensor: torch.Tensor) -> None:
 def release_after_use(module: torch.nn.Module) -> None:
     """Give back the pages of each large weight of `module` whenever the layer that holds it has run.
 
-    For networks that run once a request: they are read from the system's file cache again, at memory's speed.
+    For networks that run once a request: they are read from the system's file cache again, at memory's speed. A weight
+    that is written to from now on loses that, as with `release`: merge what changes it into a new one, before.
     """
     for layer in module.modules():
         weights = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
