@@ -88,9 +88,9 @@ faults: $(VENV)/.dev ## a thousand calls of the real clients while their connect
 # Green is: every section done, every group within its time, nothing on stderr.
 gpu-dry gpu-dry-short: export OMP_NUM_THREADS := 1
 
-gpu-dry: $(VENV)/.dev ## the benchmark for GPUs on this CPU, at tiny sizes (five minutes)
+gpu-dry: $(VENV)/.dev ## the benchmark for GPUs on this CPU, at tiny sizes (minutes)
 	@out=$$(mktemp -d) && $(BIN)/python -m benchmarks.gpu --dry --out $$out $(FLAGS) 2>$$out/stderr; \
-	status=$$?; cat $$out/stderr >&2; test $$status = 0 && ! test -s $$out/stderr
+	status=$$?; cat $$out/stderr >&2; test $$status = 0 && ! test -s $$out/stderr && rm -r $$out
 
 gpu-dry-short: ## the same in a minute, with the smallest compilers
 	@$(MAKE) --silent gpu-dry FLAGS=--short

@@ -60,8 +60,10 @@ TILES = ((256, 128, 1.0), (128, 128, 0.95), (128, 64, 0.8), (64, 64, 0.65))
 WIDE_HEADS = 0.1
 # The host's part of a request, in ms: two JPEGs, the loop, waiting for a copy; and of it what may go.
 HOST_MS, NOISE_MS = 5.0, 0.6
-# Operations beside the captured calls, at a step and at both ends, each of this many microseconds of the host.
-GLUE, GLUE_AFTER, GLUE_US, ENDS = 21, 6, 5.0, 2
+# Operations beside the captured networks, and once their glue is captured too: counted, of an encode for two pictures.
+# Each takes this many microseconds of the host.
+GLUE = {"step": (23, 6), "encode": (24, 13), "decode": (14, 4)}
+GLUE_US = 5.0
 
 
 TODAY = Form()
@@ -70,9 +72,7 @@ PLAN = {
     "torch 2.15's group norm": replace(TODAY, norm="kept"),
     "own norm kernels instead": replace(TODAY, norm="own"),
     "and VAE attention in products": replace(TODAY, norm="own", attention_in_products=True),
-    "and biases folded, TAESD's ReLUs fused": (
-        third := replace(TODAY, norm="own", attention_in_products=True, folded_biases=True, fused_relu=True)
-    ),
+    "and TAESD's ReLUs fused": (third := replace(TODAY, norm="own", attention_in_products=True, fused_relu=True)),
     "and glue captured, noise ahead": replace(third, captured_glue=True, noise_ahead=True),
 }
 
@@ -120,36 +120,37 @@ class Timed:
 
 
 class Model:
-    """Predictions for one form: `launched` has each stage's kernels by rows."""
+    """Predictions for one form: `launched` has each stage's kernels by rows and bytes of a number against float16's."""
 
     def __init__(self, traces, form):
         self.form = form
-        kept = form.norm != "torch"
+        forms = {1: form, 2: replace(form, attention_in_products=False)}  # float32 has none of it
         self.launched = {
-            rows: {stage: kernels(ops, form) for stage, ops in traces[rows, kept].items()} for rows in (1, ROWS)
+            (rows, width): {stage: kernels(ops, forms[width]) for stage, ops in traces[rows, form.norm].items()}
+            for rows in (1, ROWS)
+            for width in forms
         }
 
     def request(self, chip, outlook, tiny=""):
         """Return the milliseconds of a request alone; `tiny`: "tiny " for TAESD."""
-        glue = (GLUE_AFTER if self.form.captured_glue else GLUE) * (STEPS + ENDS) * GLUE_US / 1e3
+        glue = {stage: counts[self.form.captured_glue] * GLUE_US / 1e3 for stage, counts in GLUE.items()}
         host = HOST_MS - (NOISE_MS if self.form.noise_ahead else 0.0)
-        return 1e3 * self._device(chip, outlook, tiny, 1) + glue + host
+        host += STEPS * glue["step"] + glue["encode"] + glue["decode"]
+        return 1e3 * self._device(chip, outlook, tiny, 1) + host
 
     def images_s(self, chip, outlook, tiny=""):
         """Return images a second of a device that is never without work."""
         return ROWS / self._device(chip, outlook, tiny, ROWS)
 
     def _device(self, chip, outlook, tiny, rows):
-        seconds = Timed(chip, outlook).stages(self.launched[rows])
+        seconds = Timed(chip, outlook).stages(self.launched[rows, chip.width])
         return STEPS * seconds["unet"] + sum(seconds[stage] for stage in (f"{tiny}encode", f"{tiny}decode", "safety"))
 
 
 def predicted():
     """Return the model of each step of the plan."""
-    networks = Networks(FULL)
-    traces = {
-        (rows, kept): networks.traced(rows, SIDE, SIDE, kept=kept) for rows in (1, ROWS) for kept in (False, True)
-    }
+    networks = {norm: Networks(FULL, norm=norm) for norm in ("torch", "kept", "own")}
+    traces = {(rows, norm): made.traced(rows, SIDE, SIDE) for rows in (1, ROWS) for norm, made in networks.items()}
     return {name: Model(traces, form) for name, form in PLAN.items()}
 
 
@@ -160,8 +161,8 @@ def networks_table(models):
         "| network, one row | TFLOP | GB moved | at last | launches | at last |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for stage, before in first.launched[1].items():
-        after = last.launched[1][stage]
+    for stage, before in first.launched[1, 1].items():
+        after = last.launched[1, 1][stage]
         lines.append(
             f"| {stage} | {sum(kernel.flops for kernel in before) / 1e12:.2f} | {gigabytes(before):.1f}"
             f" | {gigabytes(after):.1f} | {len(before)} | {len(after)} |"
@@ -213,7 +214,7 @@ def figures(models):
                 "images_s": [round(model.images_s(chip, outlook), 1) for outlook in (0, 1)],
                 "stages_ms": {
                     stage: round(1e3 * seconds, 2)
-                    for stage, seconds in Timed(chip, 0).stages(model.launched[1]).items()
+                    for stage, seconds in Timed(chip, 0).stages(model.launched[1, chip.width]).items()
                 },
             }
             for name, model in models.items()

@@ -1,4 +1,7 @@
-"""The cost model of a GPU: its table in the documents is the program's own, and its trace has known figures."""
+"""The cost model of a GPU: its table in the documents is the program's own, and its trace has known figures.
+
+The trace is of the product's own networks: a launch more in one of them is found here.
+"""
 
 import json
 from pathlib import Path
@@ -37,18 +40,17 @@ def row(told: Told, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_trace_finds_what_a_gpu_launches_for_a_unet_call(told: Told) -> None:
-    tflop, moved, _, before, after = row(told, "unet")[1:]
-
-    assert (tflop, moved, before) == ("0.76", "4.6", "843")
-    assert int(after) < 600
-
-
-def test_norms_that_keep_the_layout_move_a_third_less_in_a_decoder(told: Told) -> None:
-    tflop, before, after, *_ = row(told, "decode")[1:]
-
-    assert tflop == "2.13"
-    assert float(after) < 0.65 * float(before)
+@pytest.mark.parametrize(
+    ("network", "figures"),
+    [
+        ("unet", ["0.76", "4.6", "4.0", "843", "571"]),
+        ("encode", ["1.12", "8.2", "4.9", "211", "118"]),
+        ("decode", ["2.13", "13.9", "7.8", "270", "141"]),
+        ("tiny decode", ["0.13", "1.5", "0.7", "114", "52"]),
+    ],
+)
+def test_the_trace_finds_what_a_gpu_computes_moves_and_launches(told: Told, network: str, figures: list[str]) -> None:
+    assert row(told, network)[1:] == figures
 
 
 @pytest.mark.parametrize("chip", ["H100", "RTX 4090", "RTX 3060 12 GB", "T4"])

@@ -11,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.norms import NORMS, reference
 from pipelines.model.kernels import doubling
+from pipelines.model.kernels.attention import attention_in_products
+from pipelines.model.kernels.cuda import group_norm
 
 # Nodes of the graph that does nothing: what a graph costs for each of its kernels.
 NODES = 1000
@@ -52,7 +54,11 @@ def as_laid_out(bench, layout):
 
 
 def norms(bench, found):
-    """Measure group norm, shift and SiLU on channels-last pictures by kernel, and how far each is from float64."""
+    """Measure group norm and SiLU on channels-last pictures by kernel, and how far each is from float64.
+
+    `own_kernels`: whether the product's are ours; else both figures are of torch's.
+    """
+    found["own_kernels"] = bench.device.type == "cuda" and group_norm.works(bench.device, bench.dtype)
     shapes = distinct(bench.ops, "group_norm", lambda op: op.inputs[0].shape)
     limit = copied_bytes_us(bench)
     for op, count in sorted(shapes, key=lambda each: -each[0].inputs[0].nbytes * each[1])[: 4 if bench.dry else None]:
@@ -90,13 +96,7 @@ def attention(bench, found):
         for name in KERNELS:
             with contextlib.suppress(RuntimeError), sdpa_kernel(getattr(SDPBackend, name)):
                 row[f"{name.removesuffix('_ATTENTION').lower()}_us"] = bench.us(run)
-        row["products_us"] = bench.us(functools.partial(in_products, *given))
-
-
-def in_products(query, key, value):
-    """Return attention by a product, a softmax and a product."""
-    scores = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3)
-    return scores.softmax(dim=3) @ value
+        row["products_us"] = bench.us(functools.partial(attention_in_products, *given, at_once=tokens))
 
 
 def convolutions(bench, found):

@@ -17,12 +17,10 @@ WIDEST = 256  # of the heads that fused attention keeps in registers
 class Form:
     """How networks are computed: a step of the plan each.
 
-    `norm`: torch's for CUDA, which changes the layout ("torch"); one that keeps it ("kept"); that and shift and SiLU in
-    two passes ("own").
+    `norm`: as in `trace.Networks`. `attention_in_products`: that of an autoencoder, where numbers have 16 bits.
     """
 
     norm: str = "torch"
-    folded_biases: bool = False
     attention_in_products: bool = False
     fused_relu: bool = False
     captured_glue: bool = False
@@ -52,12 +50,14 @@ def kernels(ops, form):
     made = []
     for number, op in enumerate(ops):
         out = op.outputs[0].nbytes
-        if is_fused(op, ops, number, form):
-            continue
+        if form.fused_relu and op.name == "relu" and ops[op.follows[0]].name in {"convolution", "add"}:
+            continue  # part of TAESD's convolution
         if op.name == "convolution":
             made += convolution(op, ops, number, form)
         elif op.name == "group_norm":
             made += group_norm(op, form)
+        elif op.name == "fourstep::group_norm":
+            made += [Kernel(read=(out,)), Kernel(read=(out,), written=out)]  # statistics; norm, shift and SiLU
         elif op.name == "attention":
             made += attention(op, form)
         elif op.name in PRODUCTS:
@@ -73,22 +73,6 @@ def passes(op):
     return Kernel(read=tuple(given.nbytes for given in op.inputs), written=op.outputs[0].nbytes)
 
 
-def is_fused(op, ops, number, form):
-    """Return whether an operation is part of another's kernel: of our norm's, of TAESD's convolutions."""
-    if op.name == "relu":
-        return form.fused_relu and ops[op.follows[0]].name in {"convolution", "add"}
-    if form.norm != "own":
-        return False
-    if op.name == "silu":
-        return ops[op.follows[0]].name == "group_norm"
-    return shifts(op) and any(user.name == "group_norm" and number in user.follows for user in ops)
-
-
-def shifts(op):
-    """Return whether an operation adds what a resnet has for its timestep: [N, C, 1, 1]."""
-    return op.name == "add" and len(op.inputs) == 2 and op.inputs[1].shape[2:] == (1, 1)
-
-
 def convolution(op, ops, number, form):
     """Return the change of layout, if the input needs one, the convolution, and torch's addition of its bias."""
     given, weight, *_ = op.inputs
@@ -100,32 +84,29 @@ def convolution(op, ops, number, form):
     pixels = out.shape[0] * math.prod(out.shape[2:])
     flops = 2 * pixels * outputs * inputs * taps
     made.append(Kernel(flops, weight.nbytes, (given.nbytes,), out.nbytes, (pixels, outputs)))
-    if biased and not removed_bias(ops, number, form):
+    if biased and not (form.fused_relu and before_relu(ops, number)):
         made.append(Kernel(read=(out.nbytes,), written=out.nbytes))
     return made
 
 
-def removed_bias(ops, number, form):
-    """Return whether a bias is part of what comes next: the time shift, or a fused ReLU."""
+def before_relu(ops, number):
+    """Return whether a ReLU follows an operation, with at most an addition between."""
     place, user = next(((place, user) for place, user in enumerate(ops) if number in user.follows), (0, None))
     if user is None:
         return False
-    relu = any(each.name == "relu" and place in each.follows for each in ops)
-    return (form.folded_biases and shifts(user)) or (form.fused_relu and (user.name == "relu" or relu))
+    return user.name == "relu" or any(each.name == "relu" and place in each.follows for each in ops)
 
 
 def group_norm(op, form):
-    """Return the launches of a norm: change of layout (if any), statistics, their constants, the pass."""
+    """Return the launches of torch's norm: change of layout (if any), statistics, their constants, the pass."""
     size, rows = op.outputs[0].nbytes, op.inputs[0].shape[0]
     moments, apply = Kernel(read=(size,), blocks=rows * GROUPS), Kernel(read=(size,), written=size)
-    if form.norm == "own":
-        return [moments._replace(blocks=0), apply]
     changes = [apply] if form.norm == "torch" and op.inputs[0].channels_last else []
     return [*changes, moments, Kernel(), apply]
 
 
 def attention(op, form):
-    """Return fused attention, or a product, a softmax and a product where heads are wide."""
+    """Return fused attention, or what `attention_in_products` launches where heads are wide."""
     query, key, _ = op.inputs
     rows, heads, tokens, width = query.shape
     keys, sizes = key.shape[2], tuple(given.nbytes for given in op.inputs)
@@ -136,10 +117,13 @@ def attention(op, form):
     if not form.attention_in_products:
         return [Kernel(flops, 0, sizes, op.outputs[0].nbytes, wide=True)]
     tiles = rows * heads * tokens
+    out = op.outputs[0].nbytes
     return [
+        Kernel(read=sizes[1:2], written=sizes[1]),
         Kernel(flops / 2, 0, sizes[:2], scores, (tiles, keys)),
         Kernel(read=(scores,), written=scores),
-        Kernel(flops / 2, 0, (scores, sizes[2]), op.outputs[0].nbytes, (tiles, width)),
+        Kernel(flops / 2, 0, (scores, sizes[2]), out, (tiles, width)),
+        Kernel(read=(out,), written=out),
     ]
 
 

@@ -1,12 +1,13 @@
 """Trace of a model's networks without a device: which operations run, on which shapes, in which layout.
 
 The networks are ours, at any size, on torch's meta device: weights and pictures have shapes and no values. An operation
-is one call that a GPU answers with kernels; views and empty tensors are none. Group norms give the layout that torch's
-kernel for CUDA gives (with `kept`, one that keeps channels-last), so that the changes of layout around them are there.
+is one call that a GPU answers with kernels; views and empty tensors are none. A group norm of torch's gives the layout
+that its kernel for CUDA gives, so that the changes of layout around it are there.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipelines.model import vae
+from pipelines.model.kernels.cuda import group_norm
 from pipelines.model.safety import SafetyChecker
 from pipelines.model.unet import Unet
 from pipelines.weights import architectures
@@ -24,7 +26,7 @@ from pipelines.weights import architectures
 META = torch.device("meta")
 TINY_VAE = {"_class_name": "AutoencoderTiny", "latent_channels": 4}
 # Operations that start no kernel, beside views.
-SILENT = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach", "device"}
+SILENT = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "detach"}
 
 
 class Layout(NamedTuple):
@@ -68,11 +70,11 @@ class Trace(TorchDispatchMode):
         self.ops, self._makers, self._alive = [], {}, []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+        name = func.name().removeprefix("aten::").partition(".")[0].removesuffix("_")  # in place or not
         result = func(*args, **kwargs or {})
         if name == "convolution":  # cuDNN's, whose weights are channels-last
             result = torch.empty_like(result, memory_format=torch.channels_last)
-        if func.is_view or name in SILENT:
+        if func.is_view or name in SILENT or func.namespace == "prim":
             self._same(args, result)
         else:
             self.record(name, (args, kwargs), result, options_of(name, args))
@@ -148,11 +150,14 @@ def trace(run, *, kept=False):
 
 
 class Networks:
-    """All networks of a model on the meta device, from configs as published."""
+    """All networks of a model on the meta device, from configs as published.
+
+    `norm`: torch's for CUDA before 2.15, which changes the layout ("torch"); one that keeps it ("kept"); ours ("own").
+    """
 
     @torch.inference_mode(mode=False)
-    def __init__(self, configs, dtype=torch.float16):
-        self._dtype = dtype
+    def __init__(self, configs, dtype=torch.float16, norm="torch"):
+        self._dtype, self._norm = dtype, norm
         made = {
             "unet": self._made(architectures.make_unet, configs["unet"]),
             "vae": self._made(architectures.make_vae, configs["vae"]),
@@ -160,15 +165,18 @@ class Networks:
         }
         with torch.no_grad():
             self._flags = SafetyChecker(self._made(architectures.make_safety_checker, configs["safety_checker"]))
-            with FakeTensorMode(allow_non_fake_inputs=True):  # weights are folded on the host, where meta has none
+            with (
+                FakeTensorMode(allow_non_fake_inputs=True),  # weights are folded on the host, where meta has none
+                mock.patch.object(group_norm, "is_used", return_value=norm == "own"),
+            ):
                 self._unet, self._vae, self._tiny = (
                     make(made[name]) for name, make in (("unet", Unet), ("vae", vae.make_vae), ("tiny", vae.make_vae))
                 )
             for network in (self._unet, self._vae, self._tiny):
                 as_plain_meta(network)
 
-    def traced(self, rows, height, width, *, kept=False):
-        """Return each stage's operations for pictures of this size: name → list of `Op`. `kept`: as in `trace`."""
+    def traced(self, rows, height, width):
+        """Return each stage's operations for pictures of this size: name → list of `Op`."""
         with torch.inference_mode(mode=False), torch.no_grad():
             images, latents = self._empty(rows, 3, height, width), self._empty(rows, 4, height // 8, width // 8)
             shifts = self._empty(rows, sum(self._unet.shift_widths))
@@ -182,7 +190,7 @@ class Networks:
                 "tiny decode": lambda: self._tiny.decode(latents),
                 "safety": lambda: self._flags(pixels),
             }
-            return {name: trace(call, kept=kept) for name, call in calls.items()}
+            return {name: trace(call, kept=self._norm == "kept") for name, call in calls.items()}
 
     def _made(self, make, config):
         made = make(config).requires_grad_(requires_grad=False).eval()

@@ -11,7 +11,7 @@ from pipelines.weights.checkpoint import LoadedCheckpoint
 _HEAVY_VAE = 50_000_000
 
 TINY_VAE = (
-    "on a processor the full autoencoder takes a third to two fifths of a request; --vae tiny (TAESD) saves most of"
+    "on a processor the full autoencoder takes a third to a half of a request; --vae tiny (TAESD) saves most of"
     " that, and its pictures are softer"
 )
 

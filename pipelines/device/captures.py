@@ -4,7 +4,7 @@ Graphs save launches, and hold their memory for good. So they get what is left b
 part of the memory in any case. What gains most for its memory comes first:
 
     steps      the UNet: some 600 launches, four times a picture, 260 bytes a pixel; a pool of its own
-    pictures   safety checker (some 600 launches, 33 bytes), then the autoencoder (some 230, 1 500 bytes)
+    pictures   safety checker (some 400 launches, 33 bytes), then the autoencoder (some 130, 1 500 bytes)
 
 Per function there is a ceiling of pixels times rows, found before anything is captured. All shapes below it are
 captured, largest first, and use the same memory, so that a ceiling costs what its largest shape costs. Pictures are

@@ -9,6 +9,7 @@ on tensor cores take its place, in 16 bits with float32 sums.
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ def attention_in_products(query: Tensor, key: Tensor, value: Tensor, at_once: in
     """Return the same by a product, a softmax and a product, for some rows of queries of one head at a time."""
     out = torch.empty_like(query)
     scaled = (key * query.shape[3] ** -0.5).transpose(2, 3)
-    for picture, head in torch.cartesian_prod(torch.arange(len(query)), torch.arange(query.shape[1])).tolist():
+    for picture, head in itertools.product(range(len(query)), range(query.shape[1])):
         for first in range(0, query.shape[2], at_once):
             rows = slice(first, first + at_once)
             scores = torch.mm(query[picture, head, rows], scaled[picture, head])
