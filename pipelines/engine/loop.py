@@ -215,7 +215,8 @@ class Engine:
         self._active.append(request)
         request.timings["queue"] = time.monotonic() - request.decoded
         self._emit(Started(request.id))
-        request.images = [Image(request, start) for start in request.starts]
+        starts, request.starts = request.starts, []
+        request.images = [Image(request, start) for start in starts]
         self._stages.prepare(request)
         if not request.ended and request.conditioning.summary:
             self._emit(Log(request.id, request.conditioning.summary))

@@ -106,9 +106,9 @@ class Request:
 class Image:
     """One image of a request: a trajectory while it is on the device, then `rendered`.
 
-    `start`: what `Backend.encode` takes for it, its seed or what was drawn. `submitted`: the device has been told to
-    make its picture; `again`: once more, since it came out as no numbers. `resolved`: the picture has been waited for;
-    `rendered` is still None then if it was not finite either time.
+    `start`: what `Backend.encode` takes for it, its seed or what was drawn; None from then on. `submitted`: the device
+    has been told to make its picture; `again`: once more, since it came out as no numbers. `resolved`: the picture has
+    been waited for; `rendered` is still None then if it was not finite either time.
     """
 
     request: Request

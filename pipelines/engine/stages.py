@@ -113,7 +113,7 @@ class Stages:
         with self._runner.timed(Stage.ENCODE, images):
             trajectories = self._backend.encode(items)
         for image, trajectory in zip(images, trajectories, strict=True):
-            image.trajectory = trajectory
+            image.trajectory, image.start = trajectory, None  # page-locked noise may be megabytes
 
     def _step(self, images: Sequence[Image]) -> None:
         with self._runner.timed(Stage.STEP, images, follows=True):

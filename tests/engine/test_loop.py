@@ -1,10 +1,12 @@
 """The loop: requests join and leave between steps, and what goes wrong with one stays with that one."""
 
 import contextlib
+import gc
 import itertools
 import queue
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -226,15 +228,22 @@ class Drawing(FaultyModel):
 
     def __init__(self):
         super().__init__()
-        self.threads, self.given = set(), []
+        self.threads, self.given, self.drawn, self.held = set(), [], [], []
 
     def draw(self, params, pixels, seed):
         self.threads.add(threading.current_thread().name.partition("_")[0])
-        return f"noise of {seed}"
+        noise = frozenset({f"noise of {seed}"})
+        self.drawn.append(weakref.ref(noise))
+        return noise
 
     def encode(self, items):
-        self.given += [start for *_, start in items]
+        self.given += [text for *_, start in items for text in start]
         return super().encode(items)
+
+    def decode(self, trajectories):
+        gc.collect()
+        self.held += [noise for noise in self.drawn if noise() is not None]
+        return super().decode(trajectories)
 
 
 def test_noise_is_drawn_where_pictures_are_decoded():
@@ -245,6 +254,7 @@ def test_noise_is_drawn_where_pictures_are_decoded():
 
     assert model.threads == {"decode"}
     assert model.given == ["noise of 7", "noise of 8"]
+    assert not model.held  # once its picture is encoded
 
 
 def test_a_request_is_announced_before_its_answer(talk):

@@ -594,6 +594,19 @@ def test_the_model_that_it_is_made_from_can_be_let_go_meanwhile():
     assert generate(lcm, params(num_inference_steps=7), picture()).shape == expected.shape  # timesteps not seen before
 
 
+def test_what_runs_once_a_request_gives_its_files_pages_back(monkeypatch):
+    model, seldom = tiny_models.make(safety_checker=tiny_models.safety_checker()), []
+    monkeypatch.setattr(mapped, "release_after_use", seldom.append)
+
+    make_functions(model)
+
+    assert [type(network).__name__ for network in seldom] == [
+        "CLIPTextModel",
+        "KlVae",
+        "StableDiffusionSafetyChecker",
+    ]
+
+
 def test_pages_of_a_mapped_file_are_given_back_once_the_unet_has_their_weights(monkeypatch):
     model, released = tiny_models.make(), []
     weights = {weight.data_ptr() for weight in model.unet.parameters()}
