@@ -205,10 +205,16 @@ def test_other_shapes_are_left_to_torch(channels, groups):
 
 @pytest.mark.parametrize("shift", [None, torch.ones(2, 16)], ids=["plain", "shifted"])
 def test_the_operator_is_what_torch_expects_of_one(shift):
-    given = (picture((2, 16, 3, 5)), *affine(16), 4, 1e-5, shift, True)
+    weight, bias = affine(16)
+    its = {"weight": weight, "bias": bias, "groups": 4, "eps": 1e-5, "silu": True}
 
     with torch.inference_mode(mode=False):
-        torch.library.opcheck(torch.ops.fourstep.group_norm, given, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(
+            torch.ops.fourstep.group_norm,
+            (picture((2, 16, 3, 5)), shift),
+            its,
+            test_utils=("test_schema", "test_faketensor"),
+        )
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------
