@@ -161,6 +161,14 @@ def test_any_layout_is_taken(form, make):
     torch.testing.assert_close(found, F.group_norm(x, 32, weight, bias), rtol=2e-3, atol=2e-3)
 
 
+def test_a_shift_may_have_any_layout(make):
+    x, (weight, bias), shift = picture((2, 64, 5, 6)), affine(64), picture((64, 2, 1, 1)).flatten(1).T
+
+    found = norm(make(torch.float32), x, shift, (weight, bias), 32, silu=False)
+
+    torch.testing.assert_close(found, F.group_norm(x + shift[:, :, None, None], 32, weight, bias), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_not_finite_spoils_its_picture_only(make):
     x, (weight, bias) = picture((2, 64, 5, 6), torch.float16), affine(64, torch.float16)
     x[0, 0, 2, 2] = torch.inf
