@@ -4,6 +4,7 @@ No card is needed: each kernel runs thread by thread (`cuda_on_cpu`), on tensors
 """
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -311,13 +312,13 @@ def test_kernels_that_lose_the_card_are_tried_twice(tried, caplog):
     assert trials.FILE in caplog.messages[-1]
 
 
-NEVER_ENDED = []
-
-
 def begun(path):
-    """Whether another process would try: this one begins, and never comes back."""
-    NEVER_ENDED.append(Trials(path).trial("a kernel"))
-    return NEVER_ENDED[-1].__enter__()
+    """Whether another process would try: this one begins, and what it has noted stays, as if it never came back."""
+    with Trials(path).trial("a kernel") as may_try:
+        noted = path.read_bytes() if path.exists() else b""
+    if noted:
+        path.write_bytes(noted)
+    return may_try
 
 
 def test_a_trial_that_never_came_back_is_made_twice(tmp_path):
@@ -335,6 +336,20 @@ def test_a_trial_that_came_back_is_made_at_every_start(tmp_path):
     assert path.read_text() == "{}"
 
 
+def test_engines_of_several_cards_note_their_trials_at_once(tmp_path, caplog):
+    path = tmp_path / "kernel-trials.json"
+
+    def start(card):
+        for _ in range(20):
+            with Trials(path).trial(f"a kernel, card {card}"):
+                pass
+
+    with ThreadPoolExecutor(4) as engines:
+        list(engines.map(start, range(4)))
+
+    assert (path.read_text(), caplog.messages) == ("{}", [])
+
+
 @pytest.mark.parametrize("kept", ["no JSON", "[]", '{"a kernel": "often"}'])
 def test_a_damaged_file_is_said_and_begun_anew(kept, tmp_path, caplog):
     path = tmp_path / "kernel-trials.json"
@@ -344,8 +359,11 @@ def test_a_damaged_file_is_said_and_begun_anew(kept, tmp_path, caplog):
     assert "can't be read" in caplog.text
 
 
-def test_a_folder_that_takes_no_file_is_said_and_kernels_are_tried(tmp_path, caplog):
-    assert begun(tmp_path / "gone" / "kernel-trials.json")
+def test_a_full_disk_is_said_and_kernels_are_tried(tmp_path, caplog):
+    path = tmp_path / "kernel-trials.json"
+    path.with_suffix(".partial").symlink_to("/dev/full")
+
+    assert begun(path)
     assert "can't be written" in caplog.text
 
 
