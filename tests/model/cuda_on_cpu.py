@@ -19,7 +19,7 @@ class KernelsOnCpu:
     """Kernels as `compiler.Kernels` has them, of tensors on the processor.
 
     `backwards`: threads run in turn from the last to the first. Tensors lie between guards: what reads beside one gets
-    not-a-numbers, and what writes there is found.
+    not-a-numbers, and what writes there is found. The first must begin where CUDA can read 16 bytes at once.
     """
 
     def __init__(self, source: str, definitions: list[str], folder: Path, *, backwards: bool = False) -> None:
@@ -38,6 +38,8 @@ class KernelsOnCpu:
         run = getattr(self.library, f"run_{name}")
         run.restype = ctypes.c_bool
         tensors = [each for each in arguments if isinstance(each, torch.Tensor)]
+        if tensors[0].data_ptr() % 16:
+            raise AssertionError(f"{name} reads 16 bytes at an address that is no multiple of 16")
         guarded = {id(tensor): _guarded(tensor) for tensor in tensors}
         words = [_word(guarded[id(each)][1] if isinstance(each, torch.Tensor) else each) for each in arguments]
         given = (ctypes.c_int64 * len(words))(*words)

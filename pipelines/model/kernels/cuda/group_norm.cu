@@ -13,12 +13,6 @@
 #define BFLOAT 1
 #define FLOAT 2
 
-#if FORMAT == FLOAT
-typedef float Number;
-#else
-typedef unsigned short Number;  // the bits of a 16-bit number
-#endif
-
 constexpr int WARP = 32;
 constexpr int MOST_THREADS = 1024;
 constexpr int MOST_GROUPS = 128;
@@ -26,11 +20,6 @@ constexpr int MOST_GROUPS = 128;
 constexpr int WIDE = 8;
 // Lanes that join the statistics of a group: a warp joins those of four at once.
 constexpr int LANES = 8;
-
-template <int V>
-struct alignas(V * sizeof(Number) < 16 ? V * sizeof(Number) : 16) Numbers {
-    Number at[V];
-};
 
 #ifdef __CUDACC__
 __device__ float from_half(unsigned short bits) {
@@ -46,27 +35,29 @@ __device__ unsigned short to_half(float value) {
 }
 #endif
 
-__device__ float load(Number number) {
+// A Number is what lies in memory: of 16-bit formats the bits.
 #if FORMAT == HALF
-    return from_half(number);
+typedef unsigned short Number;
+__device__ float load(Number number) { return from_half(number); }
+__device__ Number store(float value) { return to_half(value); }
 #elif FORMAT == BFLOAT
-    return __uint_as_float((unsigned int)number << 16);
-#else
-    return number;
-#endif
-}
-
+typedef unsigned short Number;
+__device__ float load(Number number) { return __uint_as_float((unsigned int)number << 16); }
 __device__ Number store(float value) {
-#if FORMAT == HALF
-    return to_half(value);
-#elif FORMAT == BFLOAT
     unsigned int bits = __float_as_uint(value);
     if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fc0;  // not a number: rounding could make it infinite
     return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;    // to nearest, ties to even
-#else
-    return value;
-#endif
 }
+#else
+typedef float Number;
+__device__ float load(Number number) { return number; }
+__device__ Number store(float value) { return value; }
+#endif
+
+template <int V>
+struct alignas(V * sizeof(Number) < 16 ? V * sizeof(Number) : 16) Numbers {
+    Number at[V];
+};
 
 // Return the sum of a value over LANES neighbouring lanes, to each of them.
 __device__ float sum_of_lanes(float value) {

@@ -46,7 +46,7 @@ _SAMPLE_GROUPS, _SAMPLE_EPS = 32, 0.1
 
 _LIBRARY = torch.library.Library("fourstep", "DEF")  # type: ignore[no-untyped-call]  # torch's own
 _LIBRARY.define(  # type: ignore[no-untyped-call]
-    "group_norm(Tensor x, Tensor weight, Tensor bias, int groups, float eps, Tensor? shift, bool silu) -> Tensor"
+    "group_norm(Tensor x, Tensor? shift, *, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor"
 )
 
 
@@ -57,7 +57,7 @@ def group_norm(
 
     `x` [N, C, H, W], `weight` and `bias` [C], `shift` [N, C] or None, all of one dtype.
     """
-    out: Tensor = torch.ops.fourstep.group_norm(x, weight, bias, groups, eps, shift, silu)
+    out: Tensor = torch.ops.fourstep.group_norm(x, shift, weight=weight, bias=bias, groups=groups, eps=eps, silu=silu)
     return out
 
 
@@ -215,27 +215,13 @@ def _on(device: torch.device, dtype: torch.dtype) -> Kernels:
 
 
 @torch.library.impl(_LIBRARY, "group_norm", "CUDA")
-def _by_kernels(  # noqa: PLR0917 – an operator's arguments have an order
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    shift: Tensor | None,
-    silu: bool,  # noqa: FBT001
-) -> Tensor:
-    return compute(_on(x.device, x.dtype), x, shift, weight=weight, bias=bias, groups=groups, eps=eps, silu=silu)
+def _by_kernels(x: Tensor, shift: Tensor | None, **its: Any) -> Tensor:
+    return compute(_on(x.device, x.dtype), x, shift, **its)
 
 
 @torch.library.impl(_LIBRARY, "group_norm", "CPU")
-def _by_torch(  # noqa: PLR0917 – an operator's arguments have an order
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    shift: Tensor | None,
-    silu: bool,  # noqa: FBT001
+def _by_torch(
+    x: Tensor, shift: Tensor | None, *, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> Tensor:
     if shift is not None:
         x = x + shift[:, :, None, None]
@@ -244,14 +230,6 @@ def _by_torch(  # noqa: PLR0917 – an operator's arguments have an order
 
 
 @torch.library.register_fake("fourstep::group_norm", lib=_LIBRARY)  # type: ignore[untyped-decorator]
-def _shaped(  # noqa: PLR0917 – an operator's arguments have an order
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    shift: Tensor | None,
-    silu: bool,  # noqa: FBT001
-) -> Tensor:
-    del weight, bias, groups, eps, shift, silu
+def _shaped(x: Tensor, shift: Tensor | None, **its: Any) -> Tensor:
+    del shift, its
     return torch.empty_like(x, memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import torch
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,9 @@ FILE = "kernel-trials.json"
 
 # Trials that may end their process: the first may have been stopped by who stopped the server.
 _MOST = 2
+
+# Seconds to wait for another engine that writes.
+_WAIT_S = 5.0
 
 
 class Trials:
@@ -62,11 +66,13 @@ class Trials:
     def _note(self, name: str, count: int) -> None:
         if self._path is None:
             return
-        kept = self._begun() | {name: count}
         partial = self._path.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps({name: count for name, count in kept.items() if count}, indent=1))
-            partial.replace(self._path)
+            # The engines of all cards start together, and note in one file.
+            with FileLock(self._path.with_suffix(".lock"), mode=0o600, timeout=_WAIT_S, fallback_to_soft=False):
+                kept = self._begun() | {name: count}
+                partial.write_text(json.dumps({name: count for name, count in kept.items() if count}, indent=1))
+                partial.replace(self._path)
         except OSError as error:
             logger.warning("%s can't be written (%s): a kernel that ends the engine is tried again", self._path, error)
 
