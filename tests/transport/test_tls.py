@@ -41,19 +41,32 @@ def client_context(files: tls.TlsFiles) -> ssl.SSLContext:
 
 
 def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> set[str]:
-    """A TLS handshake in memory; the kinds of names of the certificate. Raises what the client raises.
+    """A TLS handshake in memory; the kinds of names of the certificate. Raises what the client raises."""
+    certificate, _ = shake_hands(client, server, name)
+    return {kind for kind, _ in certificate["subjectAltName"]}
+
+
+def shake_hands(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> tuple[dict, int]:
+    """The server's certificate, and how many bytes it has sent behind the handshake. Raises what the client raises.
 
     Python's clients ask for a name (SNI) unless it is an address.
     """
     to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
     ours = client.wrap_bio(to_client, to_server, server_hostname=name)
     theirs = server.wrap_bio(to_server, to_client, server_side=True)
-    for side in (ours, theirs, ours):
+    for side in (ours, theirs, ours, theirs):
         try:
             side.do_handshake()
         except ssl.SSLWantReadError:
             continue
-    return {kind for kind, _ in (ours.getpeercert() or {})["subjectAltName"]}
+    return ours.getpeercert() or {}, to_client.pending
+
+
+@pytest.mark.parametrize("name", ["fal.run", "127.0.0.1"])
+def test_the_server_sends_nothing_behind_the_handshake_while_the_client_may_write(name, files):
+    _, behind = shake_hands(client_context(files), tls.server_context(files), name)
+
+    assert behind == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
