@@ -56,14 +56,15 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     limit_bytes: Callable[[], int | None] = memory.limit_bytes,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Return settings from flags (those not None), else the environment, else defaults.
+    """Return settings from flags (those not None), else the environment, else `defaults`, else those of `Settings`.
 
     The default of `body_budget_bytes` is less where `limit_bytes()`, the memory of this process, is small.
     Raises `SettingsError` for a value that can't be, and for a `FOURSTEP_…` variable that names no setting.
     """
     source = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     for variable, text in source.items():
         if not variable.startswith(PREFIX):
             continue

@@ -34,6 +34,18 @@ def test_a_flag_that_was_not_given_leaves_the_variable():
     assert settings.port == 8001
 
 
+@pytest.mark.parametrize(
+    ("flags", "environ", "model"),
+    [
+        ({"model": None}, {}, "auto"),
+        ({"model": None}, {"FOURSTEP_MODEL": Settings.model}, Settings.model),
+        ({"model": Settings.model}, {"FOURSTEP_MODEL": "demo"}, Settings.model),
+    ],
+)
+def test_a_commands_own_default_gives_way_to_whatever_was_asked_for(flags, environ, model):
+    assert load(flags, environ, defaults={"model": "auto"}).model == model
+
+
 def test_a_data_folder_in_the_home_of_no_user_is_an_error():
     with pytest.raises(SettingsError, match="data-dir: ~nosuch/data is in no user's home; give the whole path"):
         load({"data_dir": Path("~nosuch/data")}, {})

@@ -17,9 +17,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit 0, or non-zero with one line on stderr that says what to do."""
     arguments = vars(command_line().parse_args(argv))
     run: Callable[..., int] = arguments.pop("run")
+    defaults = arguments.pop("defaults")
     own = {name: arguments.pop(name) for name in list(arguments) if name not in FIELDS}
     try:
-        settings = load(arguments)
+        settings = load(arguments, defaults=defaults)
         if settings.compile:
             sys.stderr.write(f"{COMPILE}\n")
         sys.exit(run(settings, **own))

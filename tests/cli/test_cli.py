@@ -67,6 +67,13 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
 
 
 @pytest.mark.parametrize(
+    ("command", "model"), [("serve", "sd15"), ("pull", "sd15"), ("bench", "sd15"), ("demo", "auto"), ("doctor", "auto")]
+)
+def test_help_names_the_model_that_the_command_takes(command, model):
+    assert f"(default: {model}; $FOURSTEP_MODEL)" in " ".join(fourstep(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["serve", "--port", "http"], "argument --port: 'http' is no whole number. `fourstep serve --help` says"),
