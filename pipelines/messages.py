@@ -155,12 +155,13 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
     `decoders`: the number of large pictures that it may decode at once; their requests come on top of `capacity`.
     `processors`: those that it may use, half of which all engines of this machine may keep busy with large pictures.
-    `notice`: what the operator must know of this model, "" for nothing.
+    `torch`: its version, "" without. `notice`: what the operator must know of this model, "" for nothing.
     """
 
     model: str
     device: str
     dtype: str
+    torch: str = ""
     capacity: int
     decoders: int
     processors: int

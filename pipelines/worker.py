@@ -147,6 +147,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
             model=loaded.name,
             device=loaded.device,
             dtype=loaded.dtype,
+            torch=loaded.torch,
             capacity=engine.capacity,
             decoders=engine.decoders,
             processors=processors(),

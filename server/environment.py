@@ -1,9 +1,10 @@
-"""Settings by name: the list of them, and their values from flags and `FOURSTEP_…` variables.
+"""Settings by name: the list of them, and their values from flags and `FOURSTEP_…` variables. And the version.
 
 A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for a setting.
 """
 
 import dataclasses
+import functools
 import os
 import typing
 from collections.abc import Callable, Mapping
@@ -115,6 +116,14 @@ def parse(name: str, text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise SettingsError(f"{flag}: {text!r} is no {'whole ' if kind is int else ''}number") from error
+
+
+@functools.cache
+def version() -> str:
+    """Return the version of fourstep that is installed."""
+    import importlib.metadata  # noqa: PLC0415 (a tenth of what `--help` takes)
+
+    return importlib.metadata.version("fourstep")
 
 
 def child_environment(**changes: str) -> dict[str, str]:

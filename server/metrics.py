@@ -24,7 +24,8 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 class Metrics:
     """The server's metrics. Each app has its own, so that tests do not share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self._version = version
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "fourstep_requests_total", "Answers by route and status", ["route", "status"], registry=self._registry
@@ -62,6 +63,12 @@ class Metrics:
             "fourstep_stored_bytes", "Disk taken by stored files, of files-quota-bytes", registry=self._registry
         )
         self._files = Gauge("fourstep_stored_files", "Files on disk, of max-stored-files", registry=self._registry)
+        self._build = Gauge(
+            "fourstep_build_info",
+            "1; the labels say what runs, those of the engines once they are ready",
+            ["version", "torch", "model", "dtype"],
+            registry=self._registry,
+        )
         self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
         self._unloaded = Gauge(
             "fourstep_engine_unloaded",
@@ -130,6 +137,10 @@ class Metrics:
         """Return all metrics in Prometheus' text format, with the present state of engines, queue and memory."""
         self._queue.set(queue_length)
         self._memory.set(body_bytes)
+        self._build.clear()
+        ready = {(engine["torch"], engine["model"], engine["dtype"]) for engine in engines if engine["model"]}
+        for labels in ready or {("", "", "")}:
+            self._build.labels(self._version, *labels).set(1)
         for engine in engines:
             self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
             self._unloaded.labels(engine["device"]).set(engine["state"] == "UNLOADED")

@@ -95,6 +95,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        torch=str(torch.__version__),
         notice=" ".join(filter(None, notices)),
         warm_up_side=WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE,
         overlaps=backend.overlaps,

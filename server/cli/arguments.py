@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from server.environment import FIELDS, PREFIX, SECTIONS, parse
+from server.cli.output import show
+from server.environment import FIELDS, PREFIX, SECTIONS, parse, version
 from server.settings import Settings, SettingsError
 
 _EPILOG = """\
@@ -42,6 +43,15 @@ class _Parser(argparse.ArgumentParser):
         super().error(f"{message}. `{self.prog} --help` says what there is")
 
 
+class _Version(argparse.Action):
+    """Print the version and exit. As argparse's own, but the version is looked up only now."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        show(f"fourstep {version()}")
+        parser.exit()
+
+
 def command_line() -> argparse.ArgumentParser:
     """Return the parser of every command with its settings."""
     parser = _Parser(
@@ -49,6 +59,9 @@ def command_line() -> argparse.ArgumentParser:
         description="Self-hosted, drop-in replacement for fal.ai's fal-ai/lcm-sd15-i2i.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="say which version it is"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
-from server.environment import affordable_budget
+from server.environment import affordable_budget, version
 from server.fal.hosts import parse_host
 from server.settings import Settings, SettingsError
 from server.transport import listen, open_files, sockets
@@ -39,6 +40,14 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         contextlib.closing(sockets.bind(settings)) as listeners,
     ):
         logs.configure()
+        LOG.info(
+            "fourstep %s on Python %s: --model %s --device %s --dtype %s",
+            version(),
+            platform.python_version(),
+            settings.model,
+            settings.device,
+            settings.dtype,
+        )
         threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         _say_proxy(settings)

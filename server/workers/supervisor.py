@@ -110,6 +110,8 @@ class Supervisor:
         self.state = State.STARTING
         self.detail = "Starting the engine."
         self.model = ""
+        self.dtype = ""
+        self.torch = ""
         self.notice = ""
         self.capacity = 0
         self.decoders = 0
@@ -223,9 +225,11 @@ class Supervisor:
             case Ready(model=model, device=device, notice=notice):
                 notice = " ".join(filter(None, (notice, _WITHOUT_GRAPHS if self.graphs_failed else "")))
                 self.model, self.device, self.notice = model, device, notice
+                self.dtype, self.torch = message.dtype, message.torch
                 self.capacity, self.decoders, self.processors = message.capacity, message.decoders, message.processors
                 self._ready_at = asyncio.get_running_loop().time()
-                logger.info("%s is ready on %s", model, device)
+                with_torch = f", torch {self.torch}" if self.torch else ""
+                logger.info("%s is ready on %s: %s%s", model, device, self.dtype, with_torch)
                 if notice:
                     logger.warning("%s", notice)
                 self._set_state(State.READY, "")

@@ -1,5 +1,6 @@
 """The command line as a person meets it."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def test_help_lists_the_commands():
         command in done.stdout
         for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
     )
+
+
+def test_the_version_is_that_of_the_installation():
+    assert fourstep("--version").stdout == f"fourstep {importlib.metadata.version('fourstep')}\n"
 
 
 @pytest.mark.parametrize(

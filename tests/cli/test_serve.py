@@ -1,5 +1,6 @@
 """Starting and stopping a server."""
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -142,6 +143,13 @@ def test_sigterm_ends_server_and_engines(tmp_path):
     assert status == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engines[0], 0)
+
+
+def test_the_first_line_of_the_log_says_which_version_runs_what(instant):
+    first = (instant.data_dir / "log").read_text().partition("\n")[0]
+
+    assert f"fourstep {importlib.metadata.version('fourstep')} on Python 3." in first
+    assert first.endswith(": --model instant:5 --device auto --dtype auto")
 
 
 def test_a_tls_client_whose_host_name_is_not_ascii_is_in_no_log(instant):
