@@ -40,14 +40,6 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         contextlib.closing(sockets.bind(settings)) as listeners,
     ):
         logs.configure()
-        LOG.info(
-            "fourstep %s on Python %s: --model %s --device %s --dtype %s",
-            version(),
-            platform.python_version(),
-            settings.model,
-            settings.device,
-            settings.dtype,
-        )
         threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         _say_proxy(settings)
@@ -57,6 +49,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             # What was loaded stays. Full collections, which a thousand connections bring about, would stop all calls
             # for a tenth of a second to look through it.
             gc.freeze()
+            _say_version(settings)
             urls = _urls(settings, listeners)
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
             sys.stderr.write(f"{banner(settings, urls, warning)}\n")
@@ -83,6 +76,18 @@ def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
     """
     if raised.exc_value is not None and not isinstance(raised.exc_value, UnicodeDecodeError):
         logs.fault(raised.err_msg or "a callback", raised.exc_value)
+
+
+def _say_version(settings: Settings) -> None:
+    """Say what runs. Not sooner: a server that can't start says why, and nothing else."""
+    LOG.info(
+        "fourstep %s on Python %s: --model %s --device %s --dtype %s",
+        version(),
+        platform.python_version(),
+        settings.model,
+        settings.device,
+        settings.dtype,
+    )
 
 
 def _say_budget(settings: Settings) -> None:
