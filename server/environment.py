@@ -4,10 +4,11 @@ A `FOURSTEP_…` variable that names no setting is an error, so that a typing mi
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ def load(
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in FIELDS:
-            raise SettingsError(f"{variable} names no setting; `fourstep serve --help` lists them")
+            near = did_you_mean(variable, map(str.upper, FIELDS), PREFIX) or "."
+            raise SettingsError(f"{variable} names no setting{near} `fourstep serve --help` lists them")
         values[name] = parse(name, text)
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     if "body_budget_bytes" not in values and (limit := limit_bytes()) is not None:
@@ -82,6 +84,15 @@ def load(
     except RuntimeError as error:
         raise SettingsError(f"data-dir: {settings.data_dir} is in no user's home; give the whole path") from error
     return dataclasses.replace(settings, data_dir=data_dir)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question for the end of a complaint of `word`: the known one that is nearest; "" if none is near.
+
+    `prefix`: what all of them begin with, which makes none more alike.
+    """
+    near = difflib.get_close_matches(word.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f". Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def affordable_budget(limit: int, max_body_bytes: int) -> int:

@@ -56,6 +56,11 @@ def test_a_variable_that_names_no_setting_is_an_error():
         load({}, {"FOURSTEP_PROT": "8001"})
 
 
+def test_the_prefix_of_all_variables_makes_none_alike():
+    with pytest.raises(SettingsError, match=r"FOURSTEP_XYZ names no setting\. `fourstep serve --help` lists them"):
+        load({}, {"FOURSTEP_XYZ": "1"})
+
+
 def test_the_singular_of_keys_is_no_way_to_start_without_any():
     with pytest.raises(SettingsError, match="FOURSTEP_KEY names no setting"):
         load({}, {"FOURSTEP_KEY": "id:secret"})

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from typing_extensions import override
 
 from server.cli.output import show
-from server.environment import FIELDS, PREFIX, SECTIONS, parse, version
+from server.environment import FIELDS, PREFIX, SECTIONS, did_you_mean, parse, version
 from server.settings import Settings, SettingsError
 
 _EPILOG = """\
@@ -29,18 +29,30 @@ KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "
 
 
 class _Parser(argparse.ArgumentParser):
-    """Points at `--help` in its errors, and reports each in the command where it was made."""
+    """Says first what is wrong and what is near it, then the usage, in the command where the mistake was made."""
 
     @override
     def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
         found, rest = super().parse_known_args(*arguments, **options)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            words = [word.partition("=")[0] for word in rest if word.startswith("--")]
+            near = next(filter(None, (did_you_mean(word, flags, "--") for word in words)), "")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return found, rest
 
     @override
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = ", ".join(action.choices)
+            near = did_you_mean(value, action.choices) or f"; there are {known}, and flags come after them"
+            self.error(f"{value!r} is no {str(action.metavar).lower()}{near}")
+
+    @override
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message}. `{self.prog} --help` says what there is")
+        usage = " ".join(self.format_usage().split())
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} `{self.prog} --help` says what there is\n{usage}\n")
 
 
 class _Version(argparse.Action):
@@ -63,7 +75,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="say which version it is"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(
         name: str, run: str, about: str, settings: Sequence[str], defaults: Mapping[str, Any] = {}
@@ -71,9 +84,10 @@ def command_line() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
         sub.set_defaults(run=functools.partial(_run, run), defaults=defaults)
         _add_settings(sub, settings, defaults)
+        sub.usage = f"fourstep {name} [SETTING …]"
         return sub
 
-    command("serve", "serve:run", "serve the model over HTTP", list(FIELDS)).usage = "fourstep serve [SETTING …]"
+    command("serve", "serve:run", "serve the model over HTTP", list(FIELDS))
     command("pull", "tools:pull", "fetch the weights; afterwards no network is needed", MODEL_SETTINGS)
     demo = command(
         "demo",
@@ -101,7 +115,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
     keys = command("keys", "keys:api_keys", "add, list, limit and revoke API keys", ())
-    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION", prog="fourstep keys")
+    keys.usage = "fourstep keys ACTION …"
     add = actions.add_parser("add", help="make a key and print it, this once")
     add.add_argument("name", help="whose it is")
     listing = actions.add_parser("list", help="every key, without its secret")
@@ -115,7 +130,8 @@ def command_line() -> argparse.ArgumentParser:
     for action in (add, listing, revoke, limit):  # --data-dir may stand behind the action too
         _add_data_dir(action)
     signing = command("webhook-keys", "keys:webhook_keys", "list and rotate the keys that sign webhooks", ())
-    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION", prog="fourstep webhook-keys")
+    signing.usage = "fourstep webhook-keys ACTION …"
     for name, about in (
         ("list", "every key that is published, and from when it signs"),
         ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
