@@ -91,6 +91,29 @@ async def test_the_build_is_told_as_the_engines_are_now_and_not_as_they_were(tmp
     ]
 
 
+async def test_a_device_that_got_its_name_since_the_last_scrape_is_one_series(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.engines[0]["device"] = "auto"
+        await web.call("GET", "/metrics")
+        web.engines.engines[0]["device"] = "cuda:0"
+        body = (await web.call("GET", "/metrics")).body.decode()
+
+    assert set(re.findall(r'device="([^"]*)"', body)) == {"cuda:0"}
+
+
+async def test_engines_on_one_device_are_one_series(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.engines += [{**web.engines.engines[0], "state": State.STARTING, "restarts": 3}]
+        lines = (await web.call("GET", "/metrics")).body.decode().splitlines()
+
+    assert [line for line in lines if 'device="' in line] == [
+        'fourstep_engine_ready{device="cpu"} 1.0',
+        'fourstep_engine_unloaded{device="cpu"} 0.0',
+        'fourstep_engine_restarts{device="cpu"} 5.0',
+        'fourstep_engine_graphs_failed{device="cpu"} 0.0',
+    ]
+
+
 async def test_bytes_that_are_held_are_counted(tmp_path):
     async with serving(tmp_path) as web:
         web.engines.gate.clear()
