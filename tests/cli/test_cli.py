@@ -99,6 +99,7 @@ def test_help_names_the_model_that_the_command_takes(command, model):
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
         (["keys", "limit", "stranger", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'stranger'"),
+        (["keys", "add", ""], "'' is no name for a key. Hint: say whose it is in 1 to 64 printable characters"),
         (["keys", "add", "me", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
         (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
         (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
