@@ -25,13 +25,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.tool == "pull":
             return run_pull(config)
         if options.tool == "bench":
-            return run_bench(config, options.requests, options.clients)
+            return run_bench(config, options.requests, options.clients, options.seconds)
         return run_doctor(config, options.host, options.port, [name for name in options.names.split(",") if name])
     except SetupError as error:
         print(f"{error.reason}\n{error.hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
+        if options.tool == "pull":
+            print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
         return 130
 
 
@@ -50,16 +51,16 @@ def run_pull(config: EngineConfig) -> int:
     return 0
 
 
-def run_bench(config: EngineConfig, requests: int, clients: int) -> int:
-    """Measure this box. Raises `SetupError` if the model can't be had or has no room."""
+def run_bench(config: EngineConfig, requests: int | None, clients: int, seconds: float) -> int:
+    """Measure this box; 130 if Ctrl-C has ended it. Raises `SetupError` if the model can't be had or has no room."""
     from pipelines import worker  # noqa: PLC0415 (torch: seconds)
     from pipelines.tools import bench  # noqa: PLC0415 (torch: seconds)
 
     def tell(fraction: float, what: str) -> None:
         print(f"{fraction:4.0%} {what}", file=sys.stderr)
 
-    bench.run(config, lambda: worker.load_backend(config, tell), requests, clients)
-    return 0
+    found = bench.run(config, lambda: worker.load_backend(config, tell), requests, clients, seconds=seconds)
+    return 0 if found["complete"] else 130
 
 
 def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int, names: list[str]) -> int:
@@ -78,7 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", nargs="+", default=["127.0.0.1"], help="addresses to listen on (doctor)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")
     parser.add_argument("--names", default="", help="host names that a takeover sends to the server (doctor)")
-    parser.add_argument("--requests", type=int, default=20, help="to send, alone and then together (bench)")
+    parser.add_argument("--requests", type=int, help="to send, alone and then together (bench)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="to measure for, without --requests (bench)")
     parser.add_argument("--clients", type=int, default=8, help="at once (bench)")
     return parser
 

@@ -5,6 +5,8 @@ One request after the other tells the latency, many at once the throughput. A ta
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import queue
 import threading
@@ -18,13 +20,25 @@ from pipelines.engine.backend import LoadedBackend, Stage
 from pipelines.engine.loop import Engine
 from pipelines.images import codec
 from pipelines.messages import Failed, Generated, GenerationParams, Work
+from pipelines.tools.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from pipelines.messages import EngineConfig, FromEngine
 
 SIDE = 512
+
+_TICK_S = 0.5  # between two words of progress while a picture is made
+
+
+class StoppedError(KeyboardInterrupt):
+    """Ctrl-C during a run: the seconds until its last answer, and the latencies of those that came."""
+
+    def __init__(self, seconds: float, latencies: list[float]) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.latencies = latencies
 
 
 class LocalEngine:
@@ -48,35 +62,54 @@ class LocalEngine:
         self.engine.submit(Work(id=str(self._count), params=params, image=data))
         return str(self._count)
 
-    def answer(self) -> tuple[float, Generated]:
-        """When the next answer came (`time.perf_counter`), and the answer.
+    def answer(self, tick: Callable[[], None] = lambda: None) -> tuple[float, Generated]:
+        """When the next answer came (`time.perf_counter`), and the answer. `tick` is called now and then.
 
         Raises `RuntimeError` if it is a failure, and what the engine ended with if it has.
         """
-        match self._answers.get():
-            case moment, Generated() as answer:
-                return moment, answer
-            case _, Failed(message=words):
-                raise RuntimeError(words)
-            case error:
-                raise error
+        while True:
+            try:
+                match self._answers.get(timeout=_TICK_S):
+                    case moment, Generated() as answer:
+                        return moment, answer
+                    case _, Failed(message=words):
+                        raise RuntimeError(words)
+                    case error:
+                        raise error
+            except queue.Empty:
+                tick()
 
     def one(self, params: GenerationParams, data: bytes) -> Generated:
         """One request alone."""
         self.submit(params, data)
         return self.answer()[1]
 
-    def many(self, requests: Sequence[tuple[GenerationParams, bytes]], clients: int) -> tuple[float, list[float]]:
-        """All requests, `clients` in flight at a time: seconds in all, and each one's latency."""
-        todo, started, latencies = list(reversed(requests)), dict[str, float](), list[float]()
-        begun = time.perf_counter()
-        while todo or started:
-            while todo and len(started) < clients:
-                moment = time.perf_counter()
-                started[self.submit(*todo.pop())] = moment
-            moment, message = self.answer()
-            latencies.append(moment - started.pop(message.id))
-        return time.perf_counter() - begun, latencies
+    def many(
+        self,
+        requests: Iterable[tuple[GenerationParams, bytes]],
+        clients: int,
+        tick: Callable[[list[float]], None] = lambda latencies: None,
+    ) -> tuple[float, list[float]]:
+        """All requests, `clients` in flight at a time: seconds in all, and each one's latency.
+
+        `tick` gets the latencies so far, now and then. Raises `StoppedError` on Ctrl-C; what is in flight is cancelled.
+        """
+        todo, started, latencies = iter(requests), dict[str, float](), list[float]()
+        begun = last = time.perf_counter()
+        try:
+            while True:
+                while len(started) < clients and (request := next(todo, None)):
+                    moment = time.perf_counter()
+                    started[self.submit(*request)] = moment
+                if not started:
+                    return time.perf_counter() - begun, latencies
+                last, message = self.answer(lambda: tick(latencies))
+                latencies.append(last - started.pop(message.id))
+                tick(latencies)
+        except KeyboardInterrupt as stop:
+            for request_id in started:
+                self.engine.cancel(request_id)
+            raise StoppedError(last - begun, latencies) from stop
 
     def close(self) -> None:
         """Return when nothing is in flight."""
@@ -103,29 +136,64 @@ class LocalEngine:
             self._answers.put((time.perf_counter(), message))
 
 
-def run(config: EngineConfig, load: Callable[[], LoadedBackend], requests: int, clients: int) -> dict[str, Any]:
-    """Measure and print; what was found. `requests` are sent alone and then once more by `clients` at a time."""
+def run(
+    config: EngineConfig,
+    load: Callable[[], LoadedBackend],
+    requests: int | None,
+    clients: int,
+    *,
+    seconds: float = 20.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measure and print; what was found, `complete` unless Ctrl-C has ended it.
+
+    `requests` are sent alone and then once more by `clients` at a time; without a number, as many as are begun in half
+    of `seconds` each.
+    """
     ramp = np.arange(SIDE, dtype=np.uint16) * 255 // SIDE
     pixels = np.stack([np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE))] * 2, axis=2)
     picture = codec.encode(np.ascontiguousarray(pixels[:, :, :3], dtype=np.uint8), 95, "4:4:4")
-    todo = [(GenerationParams(prompt="a photo of a beach", seed=seed), picture) for seed in range(requests)]
     engine = LocalEngine(config, load)
-    loaded = engine.loaded
+    loaded, progress = engine.loaded, progress or Progress()
+    runs: dict[int, tuple[float, list[float]]] = {}
+    timings: dict[str, float] = {}
+    complete = False
     try:
-        engine.many(todo[:clients], clients)  # warm
-        timings = engine.one(*todo[0]).timings
-        walls = {number: engine.many(todo, number) for number in (1, clients)}
+        progress.show("warming up")
+        timings = engine.one(*_request(0, picture)).timings
+        # Eight at once can take minutes on a processor.
+        if requests or timings["inference"] * clients < seconds / 4:
+            engine.many([_request(seed, picture) for seed in range(clients)], clients)
+            timings = engine.one(*_request(0, picture)).timings
+        phases = list(dict.fromkeys((1, clients)))
+        for later, phase in zip(reversed(range(len(phases))), phases, strict=True):
+            plan = Plan(requests, seconds / len(phases), phase, later=later)
+            todo = (_request(seed, picture) for seed in plan)
+            try:
+                runs[phase] = engine.many(todo, phase, functools.partial(_say, progress, plan))
+            except StoppedError as stop:
+                runs[phase] = stop.seconds, stop.latencies
+                break
+        else:
+            complete = True
     finally:
+        progress.clear()
         engine.close()
     found = {
         "model": loaded.name,
         "device": loaded.device,
         "instructions": loaded.instructions,
         "dtype": loaded.dtype,
-        "requests": requests,
+        "requests": len(runs[1][1]),
+        "complete": complete,
         "clients": {
-            str(number): {"images_s": round(requests / wall, 3), **percentiles(latencies)}
-            for number, (wall, latencies) in walls.items()
+            str(number): {
+                "requests": len(latencies),
+                "images_s": round(len(latencies) / wall, 3),
+                **percentiles(latencies),
+            }
+            for number, (wall, latencies) in runs.items()
+            if latencies
         },
         "stages_ms": {stage: round(seconds * 1e3, 2) for stage, seconds in timings.items()},
     }
@@ -134,6 +202,47 @@ def run(config: EngineConfig, load: Callable[[], LoadedBackend], requests: int, 
         print(tiny_vae(timings))
     print(json.dumps(found))
     return found
+
+
+def _say(progress: Progress, plan: Plan, latencies: Sequence[float]) -> None:
+    progress.show(plan.said(latencies))
+
+
+def _request(seed: int, picture: bytes) -> tuple[GenerationParams, bytes]:
+    return GenerationParams(prompt="a photo of a beach", seed=seed), picture
+
+
+class Plan:
+    """The seeds of one run: `requests` of them, else as many as are begun in `seconds`, and at least one.
+
+    `later`: the number of runs of the same length which come after it.
+    """
+
+    def __init__(self, requests: int | None, seconds: float, clients: int, *, later: int) -> None:
+        self._requests, self._seconds, self._clients, self._later = requests, seconds, clients, later
+        self._begun = time.perf_counter()
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield a seed whenever another request is to be begun."""
+        for seed in itertools.count():
+            if seed >= self._requests if self._requests else seed and self._left() <= 0:
+                return
+            yield seed
+
+    def said(self, latencies: Sequence[float]) -> str:
+        """Return a human-readable line: which run it is, how far, and about how long all of it still takes."""
+        done, spent = len(latencies), time.perf_counter() - self._begun
+        if not self._requests:
+            left = f"{max(0, self._left()) + self._later * self._seconds:.0f} s left"
+        elif done:
+            left = f"{spent / done * (self._requests * (1 + self._later) - done):.0f} s left"
+        else:
+            left = "the first is on its way"
+        of = f" of {self._requests}" if self._requests else ""
+        return f"{self._clients} at a time: {done}{of} done, {left}"
+
+    def _left(self) -> float:
+        return self._seconds - (time.perf_counter() - self._begun)
 
 
 def percentiles(latencies: Sequence[float]) -> dict[str, float]:

@@ -111,7 +111,10 @@ def command_line() -> argparse.ArgumentParser:
         (*MODEL_SETTINGS, "max_batch", "graphs", "compile"),
     )
     bench.add_argument(
-        "--requests", type=_count, default=20, help="to send, alone and then together (default: %(default)s)"
+        "--seconds", type=_count, default=20, help="to measure for; what is begun is finished (default: %(default)s)"
+    )
+    bench.add_argument(
+        "--requests", type=_count, help="to send instead, alone and then together, however long that takes"
     )
     bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
     keys = command("keys", "keys:api_keys", "add, list, limit and revoke API keys", ())

@@ -1,5 +1,6 @@
 """`fourstep pull`, `doctor` and `bench`: programs of `pipelines.tools`, so that this process never imports torch."""
 
+import signal
 import subprocess
 import sys
 
@@ -22,13 +23,15 @@ def doctor(settings: Settings) -> int:
     return _run("doctor", settings, "--port", str(settings.port), "--names", names, "--host", *settings.addresses)
 
 
-def bench(settings: Settings, requests: int, clients: int) -> int:
-    """Measure this machine."""
-    return _run("bench", settings, f"--requests={requests}", f"--clients={clients}")
+def bench(settings: Settings, requests: int | None, clients: int, seconds: int) -> int:
+    """Measure this machine: by a number of requests, or else for some seconds."""
+    length = f"--requests={requests}" if requests else f"--seconds={seconds}"
+    return _run("bench", settings, length, f"--clients={clients}")
 
 
 def _run(tool: str, settings: Settings, *arguments: str) -> int:
     """Run the tool on this terminal, in an engine's environment, and return its exit status."""
     config = msgspec.json.encode(settings.engine).decode()
     command = [sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config, *arguments]
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the tool too, which says what there is and ends
     return subprocess.call(command, env=child_environment(**ENVIRONMENT))

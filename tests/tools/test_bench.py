@@ -1,7 +1,9 @@
 """Measuring this box."""
 
 import dataclasses
+import io
 import json
+import time
 
 import pytest
 
@@ -24,6 +26,55 @@ def test_the_last_line_says_it_all_as_json(config, capsys):
     assert json.loads(last) == found
     assert found["clients"].keys() == {"1", "3"}
     assert found["clients"]["3"]["images_s"] > 0
+
+
+def test_without_a_number_of_requests_as_many_are_sent_as_the_seconds_allow(config):
+    begun = time.monotonic()
+
+    found = bench.run(config, lambda: instant.load(config), None, clients=2, seconds=0.4)
+
+    assert found["complete"]
+    assert all(row["requests"] > 1 for row in found["clients"].values())
+    assert time.monotonic() - begun < 20
+
+
+def test_ctrl_c_prints_what_there_is(config, capsys):
+    class Interrupted(bench.Progress):
+        def show(self, text):
+            if text.startswith("3 at a time: 2 "):
+                raise KeyboardInterrupt
+
+    found = bench.run(config, lambda: instant.load(config), 6, clients=3, progress=Interrupted())
+
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == found
+    assert not found["complete"]
+    assert {name: row["requests"] for name, row in found["clients"].items()} == {"1": 6, "3": 2}
+
+
+@pytest.mark.parametrize(
+    ("plan", "done", "said"),
+    [
+        (bench.Plan(None, 10.0, 1, later=1), [], "1 at a time: 0 done, 20 s left"),
+        (bench.Plan(None, 10.0, 8, later=0), [0.1] * 3, "8 at a time: 3 done, 10 s left"),
+        (bench.Plan(20, 10.0, 1, later=1), [], "1 at a time: 0 of 20 done, the first is on its way"),
+    ],
+)
+def test_progress_has_the_time_left(plan, done, said, monkeypatch):
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: plan._begun)
+
+    assert plan.said(done) == said
+
+
+def test_progress_moves_at_a_terminal_and_is_a_line_now_and_then_elsewhere():
+    terminal, file = io.StringIO(), io.StringIO()
+    terminal.isatty = lambda: True
+
+    for progress in (bench.Progress(terminal), bench.Progress(file, every_s=0), bench.Progress(file, every_s=60)):
+        progress.show("a")
+        progress.show("b")
+        progress.clear()
+
+    assert (terminal.getvalue(), file.getvalue()) == ("\ra\x1b[K\rb\x1b[K\r\x1b[K", "a\nb\n")
 
 
 @pytest.mark.parametrize(
