@@ -145,6 +145,11 @@ class Limits:
         return Reservation(self._memory, owner, allowance.memory)
 
     @property
+    def calls_running(self) -> int:
+        """Number of runs and streams in flight."""
+        return self._calls.used
+
+    @property
     def memory_used(self) -> int:
         """Bytes that are reserved."""
         return self._memory.used

@@ -1,5 +1,6 @@
 """`fourstep serve`: check that it may be reached, bind, print the addresses, serve until told to stop."""
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from server import logs, memory
 from server.access.auth import has_keys
 from server.app import Parts, create_app
+from server.cli import progress
 from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.environment import affordable_budget, version
@@ -26,6 +28,9 @@ from server.web.origins import origin_of
 LOG = logging.getLogger(__name__)
 
 _SHIPPED = Parts()
+
+# Exit status after a second Ctrl-C, as a shell has it for one that the first one ended.
+STOPPED_AT_ONCE = 130
 
 
 def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
@@ -57,10 +62,26 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             else:
                 sys.stderr.write(f"{banner(settings, urls, warning)}\n")
 
+            watching.append(asyncio.create_task(progress.watch(app.state.ctx.pool, settings.log_format)))
+
+        def on_drain() -> None:
+            for task in watching:
+                task.cancel()
+            progress.say_stopping(app.state.ctx.queue, app.state.ctx.limits, settings.drain_timeout)
+            app.drain()
+
+        def on_second_signal() -> None:
+            LOG.info("stopped at once: jobs go on at the next start")
+            run_file.unlink(missing_ok=True)
+            os._exit(STOPPED_AT_ONCE)  # as a kill would, which loses nothing; engines end with this process
+
+        watching: list[asyncio.Task[None]] = []
         app = create_app(settings, parts)
         try:
             room = parts.room(settings.max_connections)
-            listen.run(app.asgi, listeners, settings, room, on_ready=on_ready, on_drain=app.drain)
+            callbacks = {"on_ready": on_ready, "on_drain": on_drain, "on_second_signal": on_second_signal}
+            listen.run(app.asgi, listeners, settings, room, **callbacks)
+            LOG.info("stopped")
         finally:
             run_file.unlink(missing_ok=True)
     return 0

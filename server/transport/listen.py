@@ -1,7 +1,7 @@
 """Run uvicorn on the bound sockets: one app, one lifespan, one event loop.
 
 SIGTERM and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the
-app's lifespan ends. A second SIGINT stops at once.
+app's lifespan ends. A second SIGINT is the caller's to handle.
 """
 
 import asyncio
@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -53,12 +54,13 @@ async def serve(
     room: Room,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
+    on_second_signal: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` on all sockets until SIGTERM or SIGINT, then drain.
 
     `room` is where connections take their places. `on_ready` is called once they are accepted (the app's lifespan has
-    started), `on_drain` when draining begins: after it the app should begin nothing new. Raises what the app's lifespan
-    raises.
+    started), `on_drain` when draining begins: after it the app should begin nothing new. `on_second_signal` is called
+    for a SIGINT while it drains. Raises what the app's lifespan raises.
     """
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     contexts = {listener.context for listener in listeners if listener.context is not None}
@@ -73,6 +75,7 @@ async def serve(
             room=room,
             on_ready=on_ready,
             on_drain=on_drain,
+            on_second_signal=on_second_signal,
         )
         await server.serve()
         lifespan.check()
@@ -143,6 +146,7 @@ class _Server(uvicorn.Server):
         room: Room,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
+        on_second_signal: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._app = app
@@ -151,6 +155,7 @@ class _Server(uvicorn.Server):
         self._room = room
         self._on_ready = on_ready
         self._on_drain = on_drain
+        self._on_second_signal = on_second_signal
 
     @override
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -186,6 +191,12 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._on_drain()
         await super().shutdown(sockets)
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            self._on_second_signal()
+        super().handle_exit(sig, frame)
 
     @override
     @contextlib.contextmanager
