@@ -12,7 +12,7 @@ PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-sho
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,6 +57,9 @@ lock: $(VENV)/.dev ## write requirements.lock anew: hashes of what constraints.t
 locked: $(VENV)/.dev ## install from requirements.lock into a fresh venv, as the image does; a changed hash must fail
 	$(BIN)/python .ci/lock.py --check
 	.ci/locked
+
+documents: $(VENV)/.dev ## write what docs/ say of settings, commands, routes and metrics anew, from the program itself
+	PYTHONPATH=. $(BIN)/python .ci/documents.py
 
 audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where the advisories can be reached
 	$(BIN)/python .ci/audit.py

@@ -55,7 +55,7 @@ PATIENCE_S = 2.0
 
 
 async def realtime(socket: WebSocket) -> None:
-    """Serve one socket to its end."""
+    """Serve a realtime socket: frames in, pictures out, until the client leaves."""
     ctx = context(socket)
     target = find_endpoint(socket, REALTIME_PATHS | {ctx.settings.realtime_path.strip("/")})
     try:

@@ -36,7 +36,7 @@ _IDLE: End = 0  # not a close code of websockets
 
 
 async def websocket_run(socket: WebSocket) -> None:
-    """Serve one socket to its end."""
+    """Serve a socket of fal's SDK: each frame is a run, answered in order."""
     ctx = context(socket)
     _, caller = authorize(socket, {""})
     ctx.limits.session(socket, caller)

@@ -23,7 +23,7 @@ BACKLOG = 2048
 _Create: TypeAlias = Callable[..., socket.socket]
 _HINTS = {
     errno.EADDRINUSE: "is in use: stop what holds it, or choose another",
-    errno.EACCES: "needs a privilege: see README, “Port 443 without root”",
+    errno.EACCES: "needs a privilege: see docs/clients.md, “Port 443 without root”",
 }
 # What a machine without IPv6 says of ::1.
 _NO_SUCH_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT})
