@@ -24,12 +24,12 @@ export function Ask() {
       <p class="wrong" id="prompt-wrong">${fault}</p>
       <div class="bar">
         <button type="button" class="live" aria-pressed=${on} disabled=${busy !== "" && busy !== "live"} onClick=${toggleLive}>
-          <${Icon} name="live" /> Live</button>
+          <${Icon} name="live" /><span class="word">Live</span></button>
         ${busy === "generate"
-          ? html`<button type="button" class="main" onClick=${cancel}><${Icon} name="stop" /> Cancel</button>`
-          : html`<button type="button" class="main" disabled=${on} onClick=${generate}><${Icon} name="play" /> Generate</button>`}
+          ? html`<button type="button" class="main" onClick=${cancel}><${Icon} name="stop" /><span class="word">Cancel</span></button>`
+          : html`<button type="button" class="main" disabled=${on} onClick=${generate}><${Icon} name="play" /><span class="word">Generate</span></button>`}
         <button type="button" disabled=${on} onClick=${submit} title="A durable job: it survives this page, and the server's end">
-          <${Icon} name="queue" /> Queue</button>
+          <${Icon} name="queue" /><span class="word">Queue</span></button>
       </div>
       <${Said} />
       <${Jobs} />

@@ -15,10 +15,24 @@ export function Notices() {
         The page asks again every two seconds; what is here stays.</p>`}
       ${!now.since && now.state === "SETUP_FAILED" && html`<${SetupFailed} detail=${now.detail} />`}
       ${!now.since && now.state === "DEFUNCT" && html`<p class="notice bad" role="alert">
-        The engine has stopped for good: ${now.detail}</p>`}
+        The engine has stopped for good: ${withCode(now.detail)}</p>`}
       ${wanted && html`<${KeyForm} />`}
-      ${!now.since && now.notice && html`<p class="notice">${now.notice}</p>`}
+      ${!now.since && now.notice && html`<${Notice} words=${now.notice} />`}
     </div>
+  `;
+}
+
+/** Words of the server with `commands` in them, as it writes them. @param {string} words */
+const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+
+/** The first sentence, and the rest behind it. @param {{words: string}} props */
+function Notice({ words }) {
+  const [first, ...rest] = words.split(/(?<=[.;]) /);
+  return html`
+    <details class="notice">
+      <summary>${withCode(first)}</summary>
+      <p>${withCode(rest.join(" "))}</p>
+    </details>
   `;
 }
 
@@ -35,7 +49,7 @@ function SetupFailed({ detail }) {
   };
   return html`
     <div class="notice bad" role="alert">
-      <p>${detail}</p>
+      <p>${withCode(detail)}</p>
       ${command && html`<p><code>${command}</code>
         ${navigator.clipboard && html`<button type="button" onClick=${copy}>${copied ? "Copied" : "Copy"}</button>`}</p>`}
       <p>The page goes on by itself once this is done.</p>
