@@ -46,9 +46,9 @@ onKey("Escape", "Close and cancel", () => {
   stopLive();
 });
 
-readFragment();
 render(html`<${Page} />`, document.body);
 void watchHealth();
-void readLimits();
 resume();
 void usePicture(await (await fetch(at("static/beach.jpg"))).blob());
+await readLimits();
+readFragment();

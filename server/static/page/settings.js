@@ -1,7 +1,9 @@
 /** What is asked for beside the picture: the values, their limits from the server's own document, what is wrong. */
 
-import { call } from "./server.js";
+import { Refusal, call } from "./server.js";
 import { Store } from "./store.js";
+
+const AGAIN_MS = 2000;
 
 /**
  * @typedef {{prompt: string, negative_prompt: string, strength: number, num_inference_steps: number,
@@ -53,8 +55,21 @@ export function values() {
   return rest;
 }
 
-/** Take the limits from the server's document. */
+/** Take the limits from the server's document; asked again until the server can be reached. */
 export async function readLimits() {
-  const document = await (await call("api/openapi/queue/openapi.json")).json();
-  limits.set(document.components.schemas.LcmSd15I2iInput.properties);
+  for (;;) {
+    try {
+      const document = await (await call("api/openapi/queue/openapi.json")).json();
+      return limits.set(document.components.schemas.LcmSd15I2iInput.properties);
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+}
+
+/** Whether a number is one that the server takes for this field. @param {string} name @param {number} value */
+export function isWithin(name, value) {
+  const { minimum = -Infinity, maximum = Infinity } = limits.state[name] ?? {};
+  return value >= minimum && value <= maximum;
 }

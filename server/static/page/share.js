@@ -1,6 +1,6 @@
 /** Settings in the page's fragment, never the picture: a link shows a colleague the same controls. */
 
-import { SIDES, settings } from "./settings.js";
+import { SIDES, isWithin, settings } from "./settings.js";
 
 /** @typedef {import("./settings.js").Settings} Settings */
 
@@ -32,7 +32,8 @@ export function readFragment() {
     const text = given.get(key);
     if (text === null) continue;
     const value = parsed(text, typeof settings.state[key]);
-    if (value !== undefined && (key !== "side" || SIDES.includes(Number(value)))) taken[key] = value;
+    const isGood = key === "side" ? SIDES.includes(Number(value)) : typeof value !== "number" || isWithin(key, value);
+    if (value !== undefined && isGood) taken[key] = value;
   }
   if ("seed" in taken) taken.seedLocked = true;
   settings.set(taken);
