@@ -35,9 +35,7 @@ _INLINE_SCRIPT = re.compile(rb"<script type=\"importmap\">(.*?)</script>", re.DO
 
 def _files() -> dict[str, Path]:
     """Return every file that may be asked for, by its name below `/static/`."""
-    return {
-        path.relative_to(_FOLDER).as_posix(): path for path in sorted(_FOLDER.rglob("*")) if path.suffix in _TYPES
-    }
+    return {path.relative_to(_FOLDER).as_posix(): path for path in sorted(_FOLDER.rglob("*")) if path.suffix in _TYPES}
 
 
 def _policy(files: dict[str, Path]) -> str:
