@@ -12,7 +12,8 @@ export function Foot() {
   const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
   const open = () => dialog.current?.showModal();
   useEffect(() => onKey("?", "This list", open), []);
-  const parts = [`fourstep ${now.version ?? ""}`, now.torch && `torch ${now.torch}`, now.model, now.dtype].filter(Boolean);
+  const { model, torch, dtype } = now.engines[0] ?? {};
+  const parts = [`fourstep ${now.version ?? ""}`, torch && `torch ${torch}`, model, dtype].filter(Boolean);
   return html`
     <footer>
       <span>${parts.join(" · ")}</span>

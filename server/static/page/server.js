@@ -13,8 +13,8 @@ export const at = (path) => new URL(path, BASE);
 /**
  * How the server is; `since`: when it was first not reachable, in milliseconds since 1970, 0 while it is.
  * @typedef {{state: string, detail: string, notice: string, since: number, now: number,
- *   engines: {device: string, state: string, detail?: string}[], queue: {waiting: number, running: number},
- *   version?: string, model?: string, torch?: string, dtype?: string}} Health
+ *   engines: {device: string, state: string, model: string, torch: string, dtype: string}[],
+ *   queue: {waiting: number, running: number}, version?: string}} Health
  */
 
 /** @type {Store<Health>} */

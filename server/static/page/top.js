@@ -22,8 +22,8 @@ export function Top() {
 function StateChip() {
   const now = useStore(health, (state) => state);
   const state = now.since ? "GONE" : now.state;
-  const device = now.engines[0]?.device ?? "";
-  const words = now.since ? "not reachable" : [now.model, now.detail || device].filter(Boolean).join(" · ");
+  const { model, device } = now.engines[0] ?? {};
+  const words = now.since ? "not reachable" : now.detail || [model, device].filter(Boolean).join(" · ");
   return html`
     <p class="chip state" data-state=${state} role="status" title=${words}>
       <i class="dot"></i><b>${state}</b>${words && html`<span>${words}</span>`}
