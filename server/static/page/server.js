@@ -31,7 +31,10 @@ export const health = new Store({
 // The key stays in this tab: sessionStorage ends with it.
 const KEPT = "fourstep.key";
 
-/** The API key; `wanted`: the server has refused a call without a good one. */
+/**
+ * The API key; `wanted`: the server has refused a call without a good one.
+ * @type {Store<{key: string, wanted: boolean}>}
+ */
 export const access = new Store({ key: sessionStorage.getItem(KEPT) ?? "", wanted: false });
 
 /** @param {string} key `id:secret` */

@@ -4,7 +4,7 @@ import { useEffect, useState } from "preact/hooks";
 
 /** @template {object} T */
 export class Store {
-  /** @param {T} state the first state */
+  /** @param {NoInfer<T>} state the first state; its type is that of the store, which is declared */
   constructor(state) {
     /** @type {T} */
     this.state = state;
