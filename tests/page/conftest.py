@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browsers.chromium import FAKE_CAMERA, Watch, chromium, program
+from tests.support.browsers.chromium import FAKE_CAMERA, NO_HOST_IS_ELSEWHERE, Watch, chromium, program
 from tests.support.server_process import Server, serving
 
 # Of a small camera's kind: what there is to ask for permission, and what a page may put on the clipboard.
@@ -29,7 +29,7 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.skip("needs Chromium")
     expect.set_options(timeout=10_000)
-    with chromium(path, *FAKE_CAMERA) as browser:
+    with chromium(path, NO_HOST_IS_ELSEWHERE, *FAKE_CAMERA) as browser:
         yield browser
 
 

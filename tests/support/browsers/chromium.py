@@ -12,12 +12,14 @@ from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
 
-# Its own sandbox needs a user that is not root; names lead nowhere, so that nothing can be asked of another machine.
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-dev-shm-usage",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE *.localhost",
+from tests.support.server_process import clean_env
+
+# Its own sandbox needs a user that is not root.
+ARGUMENTS = ("--no-sandbox", "--disable-dev-shm-usage")
+NO_HOST_IS_ELSEWHERE = (
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost, EXCLUDE *.localhost"
 )
+ANY_HOST_IS_HERE = "--host-resolver-rules=MAP * 127.0.0.1"
 # A green picture with a moving dial instead of a camera's, and no question before it or before a screen is shown.
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
@@ -39,11 +41,11 @@ def chromium(path: str, *arguments: str) -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def with_profile(path: str, profile: Path, home: Path, *arguments: str) -> Iterator[BrowserContext]:
-    """A browser with a folder of its own, whose trust store is that of `home`."""
+def with_profile(path: str, home: Path, *arguments: str) -> Iterator[BrowserContext]:
+    """The same with the profile and the trust store that are in `home`."""
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=path, args=["--no-sandbox", *arguments], env={"HOME": str(home)}
+            home / "profile", executable_path=path, args=[*ARGUMENTS, *arguments], env=clean_env({"HOME": str(home)})
         )
         try:
             yield context
