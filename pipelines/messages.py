@@ -28,6 +28,12 @@ EXIT_CAPTURE_FAILED = 76
 # threads for a tenth of a second. Few pictures of a model's size have more.
 QUICK_BYTES = 2 * 1024 * 1024
 
+# Exit status of an engine that has waited for its weights, which are on disk now: start it again.
+EXIT_WEIGHTS_FOUND = 77
+
+# Seconds between two looks for weights that are not on disk: a few small files are read, and no network is asked.
+WEIGHTS_LOOK_S = 5.0
+
 # Seconds of waiting that raise a request by one class: after 15 s, LOW is as urgent as a new REALTIME.
 AGEING_S = 5.0
 
@@ -155,12 +161,13 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     `capacity`: the number of requests to assign to it at once, those on the device and the next few being decoded.
     `decoders`: the number of large pictures that it may decode at once; their requests come on top of `capacity`.
     `processors`: those that it may use, half of which all engines of this machine may keep busy with large pictures.
-    `notice`: what the operator must know of this model, "" for nothing.
+    `torch`: its version, "" without. `notice`: what the operator must know of this model, "" for nothing.
     """
 
     model: str
     device: str
     dtype: str
+    torch: str = ""
     capacity: int
     decoders: int
     processors: int
@@ -168,10 +175,15 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class SetupFailed(msgspec.Struct, frozen=True, tag=True):
-    """The model can't be loaded; starting again changes nothing until the operator does what `hint` says."""
+    """The model can't be loaded; starting again changes nothing until the operator does what `hint` says.
+
+    `waits`: what is missing are files. The engine looks for them every `WEIGHTS_LOOK_S` seconds, sends this again when
+    the reason has changed, and exits with `EXIT_WEIGHTS_FOUND` when all are there, whole.
+    """
 
     reason: str
     hint: str
+    waits: bool = False
 
 
 class Beat(msgspec.Struct, frozen=True, tag=True):

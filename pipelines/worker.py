@@ -8,7 +8,8 @@ The server owns this process and decides when it ends: by `Drain`, or by closing
 server does too. So this process ignores the signals that a terminal or a service manager sends to the whole group.
 
 Exit status: 0 drained, or the server is gone; 1 a bug in loading; 3 the model can't be loaded; 70 the device is lost;
-75 the device has too little memory for the model now; 76 it can't capture CUDA graphs.
+75 the device has too little memory for the model now; 76 it can't capture CUDA graphs; 77 the weights that it lacked
+are on disk now.
 """
 
 from __future__ import annotations
@@ -21,16 +22,20 @@ import queue
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from pipelines.engine.loop import Engine
-from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
+from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError, NotOnDiskError
 from pipelines.frames import parse_to_engine, read_frame, write_frame
 from pipelines.images.decoder_process import processors
 from pipelines.messages import (
     EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
+    EXIT_WEIGHTS_FOUND,
+    WEIGHTS_LOOK_S,
+    Beat,
     Cancel,
     Configure,
     Drain,
@@ -46,6 +51,9 @@ if TYPE_CHECKING:
 
     from pipelines.engine.backend import LoadedBackend
     from pipelines.messages import EngineConfig, FromEngine, ToEngine
+
+    Load = Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend]
+    Look = Callable[[EngineConfig], None]
 
 logger = logging.getLogger(__name__)
 
@@ -106,8 +114,8 @@ class Link:
                 os._exit(0)
 
 
-def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend] | None = None) -> None:
-    """Run an engine process. `load` makes the backend; tests pass their own."""
+def main(load: Load | None = None, look: Look | None = None, look_s: float = WEIGHTS_LOOK_S) -> None:
+    """Run an engine. `load` makes the backend; `look` raises while weights are missing. Tests pass their own."""
     parser = argparse.ArgumentParser(prog="pipelines.worker")
     parser.add_argument("--fd", type=int, required=True)
     sock = socket.socket(fileno=parser.parse_args().fd)
@@ -115,10 +123,10 @@ def main(load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBack
     faulthandler.enable()
     follow_parent()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
-    sys.exit(_serve(Link(sock), load or load_backend))
+    sys.exit(_serve(Link(sock), load or load_backend, look or look_for_weights, look_s))
 
 
-def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None]], LoadedBackend]) -> int:
+def _serve(link: Link, load: Load, look: Look, look_s: float) -> int:
     first = link.receive()
     if not isinstance(first, Configure):
         return 0
@@ -133,6 +141,10 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         if loaded.warm_up_side:
             link.send(Loading(1.0, "warming up"))
             engine.warm_up(loaded.warm_up_side)
+    except NotOnDiskError as error:
+        _await_weights(config, link, SetupFailed(error.reason, error.hint, waits=True), look, look_s)
+        link.close()
+        return EXIT_WEIGHTS_FOUND
     except CheckpointError as error:
         link.send(SetupFailed(error.reason, error.hint))
         link.close()
@@ -147,6 +159,7 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
             model=loaded.name,
             device=loaded.device,
             dtype=loaded.dtype,
+            torch=loaded.torch,
             capacity=engine.capacity,
             decoders=engine.decoders,
             processors=processors(),
@@ -161,6 +174,25 @@ def _serve(link: Link, load: Callable[[EngineConfig, Callable[[float, str], None
         os._exit(EXIT_CAPTURE_FAILED if isinstance(error, CaptureFailedError) else EXIT_DEVICE_LOST)
     link.close()
     return 0
+
+
+def _await_weights(config: EngineConfig, link: Link, missing: SetupFailed, look: Look, look_s: float) -> None:
+    """Tell the server what is missing, and again when that changes, until nothing is.
+
+    Files which can't be read count as missing too: they may be on their way.
+    """
+    link.send(missing)
+    while True:
+        time.sleep(look_s)
+        link.send(Beat("waiting for weights", 0.0, ()))
+        try:
+            look(config)
+        except CheckpointError as error:
+            said, missing = missing, SetupFailed(error.reason, error.hint, waits=True)
+            if missing != said:
+                link.send(missing)
+        else:
+            return
 
 
 def _read(link: Link, loaded: Future[Engine]) -> None:
@@ -186,6 +218,14 @@ def load_backend(config: EngineConfig, progress: Callable[[float, str], None]) -
     from pipelines.device import loader  # noqa: PLC0415
 
     return loader.load(config, progress)
+
+
+def look_for_weights(config: EngineConfig) -> None:
+    """Raise `CheckpointError` unless all that `config` needs is on disk, whole, in whichever precision is loaded."""
+    from pipelines.weights import checkpoint  # noqa: PLC0415 (torch)
+
+    for half in (True, False):
+        checkpoint.on_disk(config, half=half)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, platform, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
+from server.environment import version
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
 from server.jobs.clock import SteadyClock
@@ -107,7 +108,7 @@ _SHIPPED = Parts()
 
 def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     """Return the server for these settings. Raises `SettingsError` for a setting which can't be used."""
-    auth, metrics, signing_keys = Auth(settings), Metrics(), SigningKeys(settings.webhook_keys_path)
+    auth, metrics, signing_keys = Auth(settings), Metrics(version()), SigningKeys(settings.webhook_keys_path)
     times = {"start_timeout_s": settings.start_timeout, "idle_unload_s": 60 * settings.idle_unload}
     pool = parts.pool(settings.engine, settings.devices, **times)
 

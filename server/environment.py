@@ -1,12 +1,14 @@
-"""Settings by name: the list of them, and their values from flags and `FOURSTEP_…` variables.
+"""Settings by name: the list of them, and their values from flags and `FOURSTEP_…` variables. And the version.
 
 A `FOURSTEP_…` variable that names no setting is an error, so that a typing mistake can't pass for a setting.
 """
 
 import dataclasses
+import difflib
+import functools
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,20 +58,22 @@ def load(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     limit_bytes: Callable[[], int | None] = memory.limit_bytes,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Return settings from flags (those not None), else the environment, else defaults.
+    """Return settings from flags (those not None), else the environment, else `defaults`, else those of `Settings`.
 
     The default of `body_budget_bytes` is less where `limit_bytes()`, the memory of this process, is small.
     Raises `SettingsError` for a value that can't be, and for a `FOURSTEP_…` variable that names no setting.
     """
     source = os.environ if environ is None else environ
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = dict(defaults or {})
     for variable, text in source.items():
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
         if name not in FIELDS:
-            raise SettingsError(f"{variable} names no setting; `fourstep serve --help` lists them")
+            near = did_you_mean(variable, map(str.upper, FIELDS), PREFIX) or "."
+            raise SettingsError(f"{variable} names no setting{near} `fourstep serve --help` lists them")
         values[name] = parse(name, text)
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     if "body_budget_bytes" not in values and (limit := limit_bytes()) is not None:
@@ -80,6 +84,15 @@ def load(
     except RuntimeError as error:
         raise SettingsError(f"data-dir: {settings.data_dir} is in no user's home; give the whole path") from error
     return dataclasses.replace(settings, data_dir=data_dir)
+
+
+def did_you_mean(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return a question for the end of a complaint of `word`: the known one that is nearest; "" if none is near.
+
+    `prefix`: what all of them begin with, which makes none more alike.
+    """
+    near = difflib.get_close_matches(word.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return f". Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def affordable_budget(limit: int, max_body_bytes: int) -> int:
@@ -114,6 +127,14 @@ def parse(name: str, text: str) -> Any:
         return kind(text)
     except ValueError as error:
         raise SettingsError(f"{flag}: {text!r} is no {'whole ' if kind is int else ''}number") from error
+
+
+@functools.cache
+def version() -> str:
+    """Return the version of fourstep that is installed."""
+    import importlib.metadata  # noqa: PLC0415 (a tenth of what `--help` takes)
+
+    return importlib.metadata.version("fourstep")
 
 
 def child_environment(**changes: str) -> dict[str, str]:

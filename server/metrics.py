@@ -1,6 +1,6 @@
 """Metrics in Prometheus' format. Labels name functions, states and devices, never what a caller sent."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -11,6 +11,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
 
 # prometheus_client adds a creation time to each counter, which no reader needs.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # untyped in prometheus_client
@@ -21,10 +24,45 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
 
 
+class _Engines(Collector):
+    """The series of the engines, made anew at each scrape: a device that has another name now leaves none behind.
+
+    Engines on one device are one series: 1 if one of them is, and the sum of their restarts.
+    """
+
+    def __init__(self) -> None:
+        self.present: Sequence[Mapping[str, Any]] = ()
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        ready = GaugeMetricFamily("fourstep_engine_ready", "1 for a device that takes work", labels=["device"])
+        unloaded = GaugeMetricFamily(
+            "fourstep_engine_unloaded",
+            "1 for a device that was given back (idle-unload) and is loaded again by the next call",
+            labels=["device"],
+        )
+        restarts = GaugeMetricFamily(
+            "fourstep_engine_restarts", "Times that a device's process was replaced", labels=["device"]
+        )
+        graphs_failed = GaugeMetricFamily(
+            "fourstep_engine_graphs_failed",
+            "1 for a device that does without CUDA graphs because they can't be captured",
+            labels=["device"],
+        )
+        for device in dict.fromkeys(engine["device"] for engine in self.present):
+            here = [engine for engine in self.present if engine["device"] == device]
+            ready.add_metric([device], any(engine["state"] in {"READY", "BUSY"} for engine in here))
+            unloaded.add_metric([device], any(engine["state"] == "UNLOADED" for engine in here))
+            restarts.add_metric([device], sum(engine["restarts"] for engine in here))
+            graphs_failed.add_metric([device], any(engine["graphs_failed"] for engine in here))
+        yield from (ready, unloaded, restarts, graphs_failed)
+
+
 class Metrics:
     """The server's metrics. Each app has its own, so that tests do not share them."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str) -> None:
+        self._version = version
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "fourstep_requests_total", "Answers by route and status", ["route", "status"], registry=self._registry
@@ -62,25 +100,14 @@ class Metrics:
             "fourstep_stored_bytes", "Disk taken by stored files, of files-quota-bytes", registry=self._registry
         )
         self._files = Gauge("fourstep_stored_files", "Files on disk, of max-stored-files", registry=self._registry)
-        self._up = Gauge("fourstep_engine_ready", "1 for a device that takes work", ["device"], registry=self._registry)
-        self._unloaded = Gauge(
-            "fourstep_engine_unloaded",
-            "1 for a device that was given back (idle-unload) and is loaded again by the next call",
-            ["device"],
+        self._build = Gauge(
+            "fourstep_build_info",
+            "1; the labels say what runs, those of the engines once they are ready",
+            ["version", "torch", "model", "dtype"],
             registry=self._registry,
         )
-        self._restarts = Gauge(
-            "fourstep_engine_restarts",
-            "Times that a device's process was replaced",
-            ["device"],
-            registry=self._registry,
-        )
-        self._graphs_failed = Gauge(
-            "fourstep_engine_graphs_failed",
-            "1 for a device that does without CUDA graphs because they can't be captured",
-            ["device"],
-            registry=self._registry,
-        )
+        self._engines = _Engines()
+        self._registry.register(self._engines)
         self._children: dict[Any, Any] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -130,9 +157,9 @@ class Metrics:
         """Return all metrics in Prometheus' text format, with the present state of engines, queue and memory."""
         self._queue.set(queue_length)
         self._memory.set(body_bytes)
-        for engine in engines:
-            self._up.labels(engine["device"]).set(engine["state"] in {"READY", "BUSY"})
-            self._unloaded.labels(engine["device"]).set(engine["state"] == "UNLOADED")
-            self._restarts.labels(engine["device"]).set(engine["restarts"])
-            self._graphs_failed.labels(engine["device"]).set(engine["graphs_failed"])
+        self._build.clear()
+        ready = {(engine["torch"], engine["model"], engine["dtype"]) for engine in engines if engine["model"]}
+        for labels in ready or {("", "", "")}:
+            self._build.labels(self._version, *labels).set(1)
+        self._engines.present = engines
         return generate_latest(self._registry)

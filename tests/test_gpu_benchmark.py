@@ -60,7 +60,7 @@ def test_what_is_measured_is_there(good: Ran) -> None:
 
     assert sections["floors"].keys() >= {"matmul_tflops", "copy_gb_s", "launch_us", "graph_node_us"}
     assert any("61 × aten::native_group_norm" in line for line in sections["kernels"]["unet"]["top"])
-    assert {"default_us", "math_us", "products_us"} <= sections["attention"]["2 heads of 2, 64 to 77"].keys()
+    assert {"default_us", "math_us", "products_us", "chosen"} <= sections["attention"]["2 heads of 2, 64 to 77"].keys()
     assert sections["norms"]["own_kernels"] is False
     assert {"torch_us", "product_us", "product_error"} <= sections["norms"]["4 at 64×64"].keys()
     assert sections["kernels"]["clocks"]["sm_mhz"] == [1980, 1980, 1980]  # what the pretended card says

@@ -34,6 +34,18 @@ def test_a_flag_that_was_not_given_leaves_the_variable():
     assert settings.port == 8001
 
 
+@pytest.mark.parametrize(
+    ("flags", "environ", "model"),
+    [
+        ({"model": None}, {}, "auto"),
+        ({"model": None}, {"FOURSTEP_MODEL": Settings.model}, Settings.model),
+        ({"model": Settings.model}, {"FOURSTEP_MODEL": "demo"}, Settings.model),
+    ],
+)
+def test_a_commands_own_default_gives_way_to_whatever_was_asked_for(flags, environ, model):
+    assert load(flags, environ, defaults={"model": "auto"}).model == model
+
+
 def test_a_data_folder_in_the_home_of_no_user_is_an_error():
     with pytest.raises(SettingsError, match="data-dir: ~nosuch/data is in no user's home; give the whole path"):
         load({"data_dir": Path("~nosuch/data")}, {})
@@ -42,6 +54,11 @@ def test_a_data_folder_in_the_home_of_no_user_is_an_error():
 def test_a_variable_that_names_no_setting_is_an_error():
     with pytest.raises(SettingsError, match="FOURSTEP_PROT names no setting"):
         load({}, {"FOURSTEP_PROT": "8001"})
+
+
+def test_the_prefix_of_all_variables_makes_none_alike():
+    with pytest.raises(SettingsError, match=r"FOURSTEP_XYZ names no setting\. `fourstep serve --help` lists them"):
+        load({}, {"FOURSTEP_XYZ": "1"})
 
 
 def test_the_singular_of_keys_is_no_way_to_start_without_any():

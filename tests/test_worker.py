@@ -1,6 +1,7 @@
 """The engine process as its server sees it: over a socket pair, without the pool."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pipelines.frames import parse_from_engine, read_frame, write_frame
 from pipelines.messages import (
     EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
+    EXIT_WEIGHTS_FOUND,
     Beat,
     Cancel,
     Cancelled,
@@ -28,11 +30,13 @@ from pipelines.messages import (
     Started,
     Work,
 )
+from pipelines.weights import demo
 from pipelines.worker import EXIT_DEVICE_LOST, EXIT_SETUP_FAILED
 from tests.support.server_process import clean_env
 
 WAIT_S = 30.0
 COMMAND = (sys.executable, "-P", "-m", "pipelines.worker")
+LOOKING = (sys.executable, "-P", "-c", "from pipelines import worker; worker.main(look_s=0.05)")
 FAULTY = (sys.executable, "-P", str(Path(__file__).parent / "support" / "faulty_engine.py"))
 
 
@@ -159,6 +163,31 @@ def test_a_model_that_can_not_be_had_is_said_with_the_hint():
 
         assert ("soon" in said.reason, "instant:5" in said.hint) == (True, True)
         assert engine.exit_status() == EXIT_SETUP_FAILED
+
+
+def test_missing_weights_are_looked_for_until_they_are_there_whole(tmp_path):
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    with EngineUnderTest(model=str(tmp_path), command=LOOKING) as engine:
+        first = engine.until(SetupFailed)
+        shutil.copytree(demo.folder(), tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("unet"))
+        shutil.copytree(demo.folder() / "unet", tmp_path / "unet", ignore=shutil.ignore_patterns("*.safetensors"))
+        without_weights = said_at_last(engine, "no weights in unet")
+        whole = (demo.folder() / weights).read_bytes()
+        (tmp_path / weights).write_bytes(whole[:-1])
+        cut_off = said_at_last(engine, "it is cut off")
+        (tmp_path / "draft").write_bytes(whole)
+        (tmp_path / "draft").rename(tmp_path / weights)
+
+        assert engine.exit_status() == EXIT_WEIGHTS_FOUND
+    assert "lacks the scheduler's config" in first.reason
+    assert [said.waits for said in (first, without_weights, cut_off)] == [True] * 3
+
+
+def said_at_last(engine, reason):
+    """The first message that gives this reason: files come one by one."""
+    while reason not in (said := engine.until(SetupFailed)).reason:
+        pass
+    return said
 
 
 def test_a_device_without_room_is_no_fault_of_the_model():

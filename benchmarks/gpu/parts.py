@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.norms import NORMS, reference
-from pipelines.model.kernels import doubling
-from pipelines.model.kernels.attention import attention_in_products
-from pipelines.model.kernels.cuda import group_norm
+from pipelines.model.kernels import choices, doubling
+from pipelines.model.kernels.attention import FUSED_WIDTH, attention_in_products
+from pipelines.model.kernels.choices import Choices
+from pipelines.model.kernels.cuda import fused_attention, group_norm
 
 # Nodes of the graph that does nothing: what a graph costs for each of its kernels.
 NODES = 1000
@@ -97,6 +99,15 @@ def attention(bench, found):
             with contextlib.suppress(RuntimeError), sdpa_kernel(getattr(SDPBackend, name)):
                 row[f"{name.removesuffix('_ATTENTION').lower()}_us"] = bench.us(run)
         row["products_us"] = bench.us(functools.partial(attention_in_products, *given, at_once=tokens))
+        row["chosen"] = "products" if width > FUSED_WIDTH else chosen(bench, given)
+
+
+def chosen(bench, given):
+    """Return the kernel that the product takes for attention of one row, found out as at its start; kept nowhere."""
+    choices.use(Choices(Path(choices.FILE), machine="any", keep=False) if not bench.dry else Choices())
+    fused_attention.choose([given], [1])
+    choices.use(Choices())
+    return fused_attention.chosen(*given[:2])
 
 
 def convolutions(bench, found):

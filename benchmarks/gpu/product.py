@@ -11,6 +11,7 @@ from benchmarks.gpu.bench import percentiles
 from benchmarks.gpu.smoke import stages_ms
 from benchmarks.harness import device
 from pipelines.device import streams
+from pipelines.model.kernels.cuda import fused_relu
 
 CLIENTS = (8, 24, 48)
 LOADS = (70, 90)
@@ -65,6 +66,7 @@ def took(run, request):
 def taesd(bench, found):
     """Measure the product with the tiny autoencoder: alone, and saturated."""
     with bench.engine(found, tiny_vae=True) as engine:
+        found["fused_relu"] = "{} of {} sizes".format(*fused_relu.tried())
         alone(bench, found, engine)
         for clients in CLIENTS[:2]:
             found[f"{clients} clients"] = bench.rate(engine, bench.several(bench.requests), clients)

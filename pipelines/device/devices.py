@@ -71,11 +71,13 @@ def prepare(config: EngineConfig) -> None:
     so that another process or another device of the same kind computes the same.
     """
     device = first(config)
-    ask_processor(config)
+    ask_machine(config)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # streams, graphs and memory statistics go by the current device
         cudnn: Any = torch.backends.cudnn
         cudnn.deterministic = config.max_batch == 1
+        # torch does not count cuDNN's attention among the deterministic ones.
+        torch.backends.cuda.enable_cudnn_sdp(config.max_batch > 1)
         trials.use(Trials(Path(config.data_dir) / trials.FILE))
 
 
@@ -94,15 +96,19 @@ def tuning(config: EngineConfig) -> Iterator[None]:
         cudnn.benchmark = False
 
 
-def ask_processor(config: EngineConfig, *, keep: bool = True) -> None:
-    """Have what is faster on this processor found out, once for all engines; `keep`: in the data folder.
+def ask_machine(config: EngineConfig, *, keep: bool = True) -> None:
+    """Have what is faster on this processor or card found out, once for all engines; `keep`: in the data folder.
 
-    Not on another device, and not with one image at a time.
+    Not on `mps`, and not with one image at a time.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    asked = first(config).type == "cpu" and config.max_batch > 1
-    choices.use(Choices(Path(config.data_dir) / choices.FILE, keep=keep) if asked else Choices())
+    device = first(config)
+    if config.max_batch == 1 or device.type not in {"cpu", "cuda"}:
+        choices.use(Choices())
+        return
+    machine = choices.this_card(device) if device.type == "cuda" else choices.this_machine()
+    choices.use(Choices(Path(config.data_dir) / choices.FILE, machine=machine, keep=keep))
 
 
 def free_memory(device: torch.device) -> float:

@@ -18,6 +18,7 @@ from pipelines.engine.backend import ImageCodec, LoadedBackend, Stage
 from pipelines.errors import NoRoomError
 from pipelines.model.functions import make_functions
 from pipelines.model.kernels import instructions
+from pipelines.model.kernels.cuda import fused_attention
 from pipelines.weights import checkpoint
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
     if cpu:
         devices.keep_freed_memory()
     else:  # on a CPU the engine's first run is the profile: `TorchBackend.learning`
+        if model.device.type == "cuda":
+            choose_attention(backend, WARM_UP_SIDE, step_rows(config.max_batch))
         costs = profile_memory(backend, WARM_UP_SIDE)
     if model.device.type == "cuda" and config.graphs == "auto":
         graphs = Graphs(Cuda(exact=config.max_batch == 1))
@@ -95,6 +98,7 @@ def _load(config: EngineConfig, progress: Progress) -> LoadedBackend:
         name=model.name,
         device=str(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
+        torch=str(torch.__version__),
         notice=" ".join(filter(None, notices)),
         warm_up_side=WARM_UP_SIDE_CPU if cpu else WARM_UP_SIDE,
         overlaps=backend.overlaps,
@@ -118,6 +122,15 @@ def place_to_draw(place: Callable[[torch.dtype], TorchBackend], dtype: torch.dty
     gc.collect()  # a model's parts refer to each other
     devices.free_memory(device)  # gives torch's cache back
     return place(torch.float32)
+
+
+def choose_attention(model: TorchBackend, side: int, rows: Sequence[int]) -> None:
+    """Choose the kernels of the UNet's attention in steps of square pictures with these numbers of rows."""
+    trajectories = model.encode(black(model, side, side, 1))
+    with fused_attention.Noted() as noted:
+        model.step(trajectories)
+    model.settle()
+    fused_attention.choose(noted.given.values(), rows)
 
 
 def profile_memory(model: TorchBackend, side: int) -> dict[Stage, float]:

@@ -245,8 +245,8 @@ class LoadedBackend:
     """A loaded model, its codec, and what the server and its operator are told of them.
 
     `decoders`: those of large pictures, None for the engine's own. `warm_up_side`: side of the square picture to run
-    before the first request; 0 for none. `overlaps`: whether pictures are made beside steps. `notice`: what the
-    operator must know of the model, "" for nothing.
+    before the first request; 0 for none. `overlaps`: whether pictures are made beside steps. `torch`: its version, ""
+    without. `notice`: what the operator must know of the model, "" for nothing.
     """
 
     model: Backend
@@ -254,6 +254,7 @@ class LoadedBackend:
     name: str
     device: str
     dtype: str
+    torch: str = ""
     notice: str = ""
     warm_up_side: int = 0
     overlaps: bool = False

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pipelines.errors import CheckpointError
+from pipelines.errors import CheckpointError, NotOnDiskError
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
@@ -103,6 +103,11 @@ def check_lora(path: Path) -> None:
         raise CheckpointError(f"{path.name} is a LoRA for {families[0]}.", _LORA_HINT)
 
 
+def check_whole(path: Path) -> None:
+    """Raise `NotOnDiskError` if a .safetensors file is cut off, as one is that is being copied."""
+    _read(path)
+
+
 def check_kind(path: Path) -> None:
     """Raise `CheckpointError` if a file named .safetensors is something else, which stands in its place."""
     with path.open("rb") as file:
@@ -164,7 +169,7 @@ def _refuse_embedding(path: Path, header: _Header, hint: str) -> None:
 
 
 def _read(path: Path) -> _Header:
-    """Return the header. Raises `CheckpointError` for a file that is something else, or cut off."""
+    """Return the header. Raises `CheckpointError` for a file that is something else, `NotOnDiskError` if cut off."""
     check_kind(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -183,5 +188,5 @@ def _read(path: Path) -> _Header:
     end = 8 + length + max((tensor.data_offsets[1] for tensor in tensors.values()), default=0)
     if end > size:
         what = f"{path} can't be read: it is cut off, {size} of {end} bytes are there."
-        raise CheckpointError(what, "Fetch it again, whole.")
+        raise NotOnDiskError(what, "Fetch it again, whole.")
     return _Header({name: tensor.shape for name, tensor in tensors.items()}, metadata)

@@ -42,7 +42,7 @@ def run_pull(config: EngineConfig) -> int:
         return 0
     if unused := devices.passed_over(config):
         print(f"{unused}", file=sys.stderr)
-    devices.ask_processor(config, keep=False)
+    devices.ask_machine(config, keep=False)
     device, dtype = dtypes.pick(config)
     print(f"Looking for what {config.model} needs as {str(dtype).removeprefix('torch.')} on {device.type}.", flush=True)
     download.fetch(config, half=dtype.itemsize == 2, report=download.BarReport())

@@ -102,7 +102,7 @@ def device(name: str, config: EngineConfig) -> Finding:
         found = pick_device(name)
         stands_in = config.model == "auto" and found.type == "cpu" and not checkpoint.is_full_size(config)
         config = msgspec.structs.replace(config, device=name, model="demo" if stands_in else config.model)
-        devices.ask_processor(config, keep=False)
+        devices.ask_machine(config, keep=False)
         _, dtype = dtypes.pick(config)
     except SetupError as error:
         return Finding(Level.FAIL, "device", error.reason, error.hint)

@@ -17,7 +17,7 @@ import msgspec
 import torch
 
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
-from pipelines.hub import client, download, manifest, sd15
+from pipelines.hub import client, download, local_file, manifest, sd15
 from pipelines.hub.source import read_json
 from pipelines.messages import EngineConfig
 from pipelines.weights import demo, lora
@@ -89,9 +89,12 @@ def _find(
 
 
 def on_disk(config: EngineConfig, *, half: bool) -> manifest.Manifest:
-    """The manifest for `config`, all of it on disk. Raises `NotOnDiskError` with the command that fetches."""
+    """The manifest for `config`, all of it on disk, whole. Raises `NotOnDiskError` with the command that fetches."""
     hint = f"`{manifest.pull_command(config)}` fetches what is missing."
-    return manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
+    plan = manifest.compose(config, half=half, open_repo=functools.partial(client.cached, hint=hint))
+    for path in [path for files in plan.files() for path in files.paths if path.suffix == ".safetensors"]:
+        local_file.check_whole(path)
+    return plan
 
 
 def is_full_size(config: EngineConfig) -> bool:

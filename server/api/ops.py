@@ -1,6 +1,6 @@
 """Routes for operators and machines: health, readiness, metrics, and the documents which clients look up.
 
-    GET /health                             always 200: state, what is being loaded or a hint, engines
+    GET /health                             always 200: version, state, what is being loaded or a hint, engines
     GET /ready                              200 when requests are served, else 503
     GET /metrics                            Prometheus' text format
     GET /.well-known/jwks.json              the keys which webhooks are signed with (also under /rest)
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from server.context import Context, context
+from server.environment import version
 from server.fal import endpoints, openapi
 from server.fal.hosts import external
 from server.metrics import CONTENT_TYPE
@@ -37,6 +38,7 @@ async def ready(request: Request) -> Response:
 
 def _health(ctx: Context) -> dict[str, Any]:
     return {
+        "version": version(),
         "state": ctx.pool.state.name,
         "detail": ctx.pool.detail,
         "notice": ctx.pool.notice,

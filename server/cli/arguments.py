@@ -3,12 +3,13 @@
 import argparse
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from server.environment import FIELDS, PREFIX, SECTIONS, parse
+from server.cli.output import show
+from server.environment import FIELDS, PREFIX, SECTIONS, did_you_mean, parse, version
 from server.settings import Settings, SettingsError
 
 _EPILOG = """\
@@ -20,23 +21,47 @@ real model:  fourstep pull && fourstep serve
 # Settings that a command shows beside `--data-dir`, which every command takes.
 MODEL_SETTINGS = ("model", "lora", "vae", "safety_checker", "device", "dtype")
 
+# Defaults of commands that have to work on a machine as it comes, with or without an accelerator and real weights.
+_AS_IT_COMES = {"model": "auto"}
+
 # What `fourstep keys limit` sets.
 KEY_LIMITS = {"calls": "runs and streams at once", "queued": "jobs that wait", "sessions": "open realtime sockets"}
 
 
 class _Parser(argparse.ArgumentParser):
-    """Points at `--help` in its errors, and reports each in the command where it was made."""
+    """Says first what is wrong and what is near it, then the usage, in the command where the mistake was made."""
 
     @override
     def parse_known_args(self, *arguments: Any, **options: Any) -> tuple[Any, list[str]]:
         found, rest = super().parse_known_args(*arguments, **options)
         if rest:
-            self.error(f"unrecognized arguments: {' '.join(rest)}")
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            words = [word.partition("=")[0] for word in rest if word.startswith("--")]
+            near = next(filter(None, (did_you_mean(word, flags, "--") for word in words)), "")
+            self.error(f"unrecognized arguments: {' '.join(rest)}{near}")
         return found, rest
 
     @override
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = ", ".join(action.choices)
+            near = did_you_mean(value, action.choices) or f"; there are {known}, and flags come after them"
+            self.error(f"{value!r} is no {str(action.metavar).lower()}{near}")
+
+    @override
     def error(self, message: str) -> NoReturn:
-        super().error(f"{message}. `{self.prog} --help` says what there is")
+        usage = " ".join(self.format_usage().split())
+        end = "" if message.endswith("?") else "."
+        self.exit(2, f"{self.prog}: {message}{end} `{self.prog} --help` says what there is\n{usage}\n")
+
+
+class _Version(argparse.Action):
+    """Print the version and exit. As argparse's own, but the version is looked up only now."""
+
+    @override
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        show(f"fourstep {version()}")
+        parser.exit()
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -47,18 +72,29 @@ def command_line() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="say which version it is"
+    )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
-    def command(name: str, run: str, about: str, settings: Sequence[str]) -> argparse.ArgumentParser:
+    def command(
+        name: str, run: str, about: str, settings: Sequence[str], defaults: Mapping[str, Any] = {}
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=about, description=about)
-        sub.set_defaults(run=functools.partial(_run, run))
-        _add_settings(sub, settings)
+        sub.set_defaults(run=functools.partial(_run, run), defaults=defaults)
+        _add_settings(sub, settings, defaults)
+        sub.usage = f"fourstep {name} [SETTING …]"
         return sub
 
-    command("serve", "serve:run", "serve the model over HTTP", list(FIELDS)).usage = "fourstep serve [SETTING …]"
+    command("serve", "serve:run", "serve the model over HTTP", list(FIELDS))
     command("pull", "tools:pull", "fetch the weights; afterwards no network is needed", MODEL_SETTINGS)
     demo = command(
-        "demo", "demo:run", "start a server, send it one request through fal's own client, stop", MODEL_SETTINGS
+        "demo",
+        "demo:run",
+        "start a server, send it one request through fal's own client, stop",
+        MODEL_SETTINGS,
+        _AS_IT_COMES,
     )
     demo.add_argument("--output", default="demo-output.jpg", help="where the picture goes (default: %(default)s)")
     command(
@@ -66,6 +102,7 @@ def command_line() -> argparse.ArgumentParser:
         "tools:doctor",
         "check driver, memory, disk, weights, port, certificates, hosts file",
         (*MODEL_SETTINGS, "host", "port"),
+        _AS_IT_COMES,
     )
     bench = command(
         "bench",
@@ -78,7 +115,8 @@ def command_line() -> argparse.ArgumentParser:
     )
     bench.add_argument("--clients", type=_count, default=8, help="requests in flight at once (default: %(default)s)")
     keys = command("keys", "keys:api_keys", "add, list, limit and revoke API keys", ())
-    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION", prog="fourstep keys")
+    keys.usage = "fourstep keys ACTION …"
     add = actions.add_parser("add", help="make a key and print it, this once")
     add.add_argument("name", help="whose it is")
     listing = actions.add_parser("list", help="every key, without its secret")
@@ -90,14 +128,15 @@ def command_line() -> argparse.ArgumentParser:
     for what, about in KEY_LIMITS.items():
         limit.add_argument(f"--{what}", type=_limit, metavar="N", help=f"{about}; 0: the share that --key-share gives")
     for action in (add, listing, revoke, limit):  # --data-dir may stand behind the action too
-        _add_setting(action, "data_dir", default=argparse.SUPPRESS)
+        _add_data_dir(action)
     signing = command("webhook-keys", "keys:webhook_keys", "list and rotate the keys that sign webhooks", ())
-    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = signing.add_subparsers(dest="action", required=True, metavar="ACTION", prog="fourstep webhook-keys")
+    signing.usage = "fourstep webhook-keys ACTION …"
     for name, about in (
         ("list", "every key that is published, and from when it signs"),
         ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
     ):
-        _add_setting(actions.add_parser(name, help=about), "data_dir", default=argparse.SUPPRESS)
+        _add_data_dir(actions.add_parser(name, help=about))
     command("certs", "certs:certs", "make the local CA and certificate; how to trust them", ("tls_names",))
     hosts = command("hosts", "certs:hosts", "the hosts-file lines that send fal's host names to a server", ())
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
@@ -124,19 +163,25 @@ def _count(written: str) -> int:
     return int(written)
 
 
-def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add flags for some settings, and for `data_dir`, in one group per section."""
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str], defaults: Mapping[str, Any]) -> None:
+    """Add flags for some settings, and for `data_dir`, in one group per section. `defaults`: the command's own."""
     for section, title in SECTIONS.items():
         group = parser.add_argument_group(title)
         for name in section.__annotations__:
             if name in names or name == "data_dir":
-                _add_setting(group, name)
+                _add_setting(group, name, shown=defaults.get(name, FIELDS[name].default))
 
 
-def _add_setting(parser: argparse._ActionsContainer, name: str, default: str | None = None) -> None:
+def _add_data_dir(action: argparse.ArgumentParser) -> None:
+    """Add `--data-dir` to an action, whose command has it too: the one that is given counts."""
+    _add_setting(action, "data_dir", shown=FIELDS["data_dir"].default, default=argparse.SUPPRESS)
+
+
+def _add_setting(parser: argparse._ActionsContainer, name: str, shown: object, default: str | None = None) -> None:
+    """Add the flag of a setting. `shown`: the default that its help names; `default`: argparse's."""
     field = FIELDS[name]
     flag = "--" + name.replace("_", "-")
-    shown = "none" if field.default in {None, ""} else field.default
+    shown = "none" if shown in {None, ""} else shown
     text = f"{field.metadata['help']} (default: {shown}; ${PREFIX}{name.upper()})".replace("%", "%%")
     if field.type is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)

@@ -1,6 +1,5 @@
 """`fourstep demo`: a server, one request through fal's own client, a picture, and where the time went."""
 
-import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -24,8 +23,6 @@ _ANSWER_TIMEOUT_S = 600.0
 
 def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TIMEOUT_S) -> int:
     """Serve, ask, save, stop; return the exit code. A fault is written to stderr, with a hint."""
-    if settings.model == Settings.model:
-        settings = dataclasses.replace(settings, model="auto")
     if importlib.util.find_spec("fal_client") is None:
         return _fail("fal's Python client is not installed. Hint: pip install 'fourstep[demo]'")
     if fault := _unwritable(Path(output).absolute()):

@@ -73,7 +73,7 @@ class Server:
             if health["state"] in {"READY", "BUSY", "UNLOADED"}:
                 return
             if health["state"] in {"SETUP_FAILED", "DEFUNCT"}:
-                raise LaunchError(detail)
+                raise LaunchError(f"{health['state']}: {detail}")
             if show and detail != said:
                 show(detail)
                 said = detail

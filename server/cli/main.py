@@ -15,11 +15,16 @@ COMPILE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit 0, or non-zero with one line on stderr that says what to do."""
-    arguments = vars(command_line().parse_args(argv))
-    run: Callable[..., int] = arguments.pop("run")
+    parser = command_line()
+    arguments = vars(parser.parse_args(argv))
+    run: Callable[..., int] | None = arguments.pop("run")
+    if run is None:
+        parser.print_help()
+        sys.exit()
+    defaults = arguments.pop("defaults")
     own = {name: arguments.pop(name) for name in list(arguments) if name not in FIELDS}
     try:
-        settings = load(arguments)
+        settings = load(arguments, defaults=defaults)
         if settings.compile:
             sys.stderr.write(f"{COMPILE}\n")
         sys.exit(run(settings, **own))

@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import os
+import platform
 import sys
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli.launcher import RUN_FILE
 from server.data_dir import Held, locked, prepare, usable, write_whole
-from server.environment import affordable_budget
+from server.environment import affordable_budget, version
 from server.fal.hosts import parse_host
 from server.settings import Settings, SettingsError
 from server.transport import listen, open_files, sockets
@@ -48,9 +49,10 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             # What was loaded stays. Full collections, which a thousand connections bring about, would stop all calls
             # for a tenth of a second to look through it.
             gc.freeze()
+            _say_version(settings)
             urls = _urls(settings, listeners)
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
-            _say(settings, urls, warning)
+            sys.stderr.write(f"{banner(settings, urls, warning)}\n")
 
         app = create_app(settings, parts)
         try:
@@ -74,6 +76,18 @@ def _on_unraisable(raised: "sys.UnraisableHookArgs") -> None:
     """
     if raised.exc_value is not None and not isinstance(raised.exc_value, UnicodeDecodeError):
         logs.fault(raised.err_msg or "a callback", raised.exc_value)
+
+
+def _say_version(settings: Settings) -> None:
+    """Say what runs. Not sooner: a server that can't start says why, and nothing else."""
+    LOG.info(
+        "fourstep %s on Python %s: --model %s --device %s --dtype %s",
+        version(),
+        platform.python_version(),
+        settings.model,
+        settings.device,
+        settings.dtype,
+    )
 
 
 def _say_budget(settings: Settings) -> None:
@@ -131,14 +145,22 @@ def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:
     }
 
 
-def _say(settings: Settings, urls: dict[str, str], warning: str) -> None:
-    lines = [f"fourstep serves on {urls['url']}", f"  data: {settings.data_dir}"]
+def banner(settings: Settings, urls: dict[str, str], warning: str = "") -> str:
+    """Return what a person needs first: the addresses, the page, which `Host` may open it, what clients are told."""
+    closed = has_keys(settings)
+    lines = [
+        f"fourstep {version()} serves on {urls['url']}",
+        f"  page: {_page(settings, urls['url'])} ({_hosts(settings, closed=closed)})",
+        f"  data: {settings.data_dir}",
+    ]
+    if closed:
+        lines.append("  keys: clients need FAL_KEY=<id:secret>; `fourstep keys add NAME` makes one")
     if urls["tls_url"]:
         host = urls["tls_url"].partition("://")[2]
         lines += [
             f"  and on {urls['tls_url']}. fal's Python client, unchanged:",
             f"    export FAL_RUN_HOST={host}/run FAL_QUEUE_RUN_HOST={host}/queue",
-            f"    export SSL_CERT_FILE={settings.tls_dir / 'bundle.pem'} FAL_KEY=any:thing",
+            f"    export SSL_CERT_FILE={settings.tls_dir / 'bundle.pem'}" + ("" if closed else " FAL_KEY=any:thing"),
         ]
     if settings.takeover:
         lines.append(
@@ -146,4 +168,20 @@ def _say(settings: Settings, urls: dict[str, str], warning: str) -> None:
         )
     if warning:
         lines.append(f"  {warning}")
-    sys.stderr.write("\n".join(lines) + "\n")
+    return "\n".join(lines)
+
+
+def _page(settings: Settings, url: str) -> str:
+    """Return where a browser finds the page: on this machine, unless clients have a URL of their own."""
+    if settings.public_url:
+        return f"{settings.public_url.rstrip('/')}/"
+    everywhere = {"localhost", "0.0.0.0", "::"}  # noqa: S104 (asked for, not opened)
+    named = settings.host.lower().strip("[]") in everywhere
+    return f"http://localhost:{url.rpartition(':')[2]}/" if named else f"{url}/"
+
+
+def _hosts(settings: Settings, *, closed: bool) -> str:
+    """Return under which `Host` the page is answered, as `server.web.origin_guard` decides."""
+    if closed or settings.allow_anonymous:
+        return "under any Host"
+    return "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"

@@ -50,6 +50,7 @@ EXIT_S = 2.0
 
 _BEST_FIRST = (State.READY, State.BUSY, State.STARTING, State.UNLOADED, State.DEFUNCT, State.SETUP_FAILED)
 _HOPELESS = (State.DEFUNCT, State.SETUP_FAILED)
+_TOLD = ("device", "pid", "restarts", "graphs_failed", "model", "dtype", "torch")
 
 
 class Pool(Owner):
@@ -107,15 +108,9 @@ class Pool(Owner):
 
     @property
     def engines(self) -> list[dict[str, str | int | None]]:
-        """Return each engine's `device`, `pid`, `state`, `restarts` and `graphs_failed`."""
+        """Return each engine's `device`, `state` and so on, for `/health`; `model` and the like: of the latest one."""
         return [
-            {
-                "device": supervisor.device,
-                "pid": supervisor.pid,
-                "state": self._state_of(supervisor),
-                "restarts": supervisor.restarts,
-                "graphs_failed": supervisor.graphs_failed,
-            }
+            {name: getattr(supervisor, name) for name in _TOLD} | {"state": self._state_of(supervisor)}
             for supervisor in self._supervisors
         ]
 

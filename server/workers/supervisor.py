@@ -3,8 +3,9 @@
 An engine that ends is replaced at once. Ends in a row, with no request finished in between, are followed by growing
 pauses; after a number of them (`RestartPolicy`) the device is DEFUNCT: reported, given no work, and tried again every
 few minutes. An engine whose model can't be loaded leaves the device SETUP_FAILED; it is not replaced, because only the
-operator can help. After an engine that could not capture CUDA graphs the next ones do without them. An engine without
-work can be UNLOADED: it exits, and the next one starts when it is woken.
+operator can help, unless files were missing: it then waits for them, and exits when they are there. After an engine
+that could not capture CUDA graphs the next ones do without them. An engine without work can be UNLOADED: it exits, and
+the next one starts when it is woken.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ import msgspec
 from pipelines.messages import (
     EXIT_CAPTURE_FAILED,
     EXIT_NO_ROOM,
+    EXIT_WEIGHTS_FOUND,
+    WEIGHTS_LOOK_S,
     Beat,
     Drain,
     EngineConfig,
@@ -68,6 +71,9 @@ _WITHOUT_GRAPHS = (
 )
 
 
+_LOOKS = f"The server looks for it every {WEIGHTS_LOOK_S:.0f} s and goes on by itself."
+
+
 class State(enum.StrEnum):
     """State of an engine, and of the pool, which has the best of its engines' states."""
 
@@ -110,6 +116,8 @@ class Supervisor:
         self.state = State.STARTING
         self.detail = "Starting the engine."
         self.model = ""
+        self.dtype = ""
+        self.torch = ""
         self.notice = ""
         self.capacity = 0
         self.decoders = 0
@@ -126,6 +134,7 @@ class Supervisor:
         self._ready_at = math.inf
         self._draining = False
         self._unloading = False
+        self._waits = False  # the engine looks for the weights that it lacks
         self._wanted = asyncio.Event()  # after an unload: the device is to have an engine again
 
     @property
@@ -181,6 +190,8 @@ class Supervisor:
         end = await self._run_one()
         if self._draining:
             return True
+        if not end:
+            return False
         if self._unloading:
             await self._wanted.wait()
             return False
@@ -193,8 +204,8 @@ class Supervisor:
         return False
 
     async def _run_one(self) -> str:
-        """Run one engine from its start to its end. Return why it ended, in words that follow "because"."""
-        self._ready_at, self._unloading = math.inf, False
+        """Run one engine to its end. Return why it ended, in words after "because"; "" if it has found its weights."""
+        self._ready_at, self._unloading, self._waits = math.inf, False, False
         try:
             engine = self._engine = await self._process.start(self._launch, self._config, self._hear)
         except OSError as error:
@@ -208,6 +219,10 @@ class Supervisor:
         finally:
             self._engine = None
             status = await engine.reap()
+        if status == EXIT_WEIGHTS_FOUND:
+            logger.info("the weights are there: the engine on %s is started again", self.device)
+            self._set_state(State.STARTING, "The weights are there; starting the engine.")
+            return ""
         if status == EXIT_CAPTURE_FAILED:
             self._config, self.graphs_failed = msgspec.structs.replace(self._config, graphs="off"), True
         return engine.fault or _describe(status)
@@ -223,21 +238,25 @@ class Supervisor:
             case Ready(model=model, device=device, notice=notice):
                 notice = " ".join(filter(None, (notice, _WITHOUT_GRAPHS if self.graphs_failed else "")))
                 self.model, self.device, self.notice = model, device, notice
+                self.dtype, self.torch = message.dtype, message.torch
                 self.capacity, self.decoders, self.processors = message.capacity, message.decoders, message.processors
                 self._ready_at = asyncio.get_running_loop().time()
-                logger.info("%s is ready on %s", model, device)
+                with_torch = f", torch {self.torch}" if self.torch else ""
+                logger.info("%s is ready on %s: %s%s", model, device, self.dtype, with_torch)
                 if notice:
                     logger.warning("%s", notice)
                 self._set_state(State.READY, "")
-            case SetupFailed(reason, hint):
-                detail = f"{reason} {hint} Then start the server again."
-                logger.error("the model can't be loaded: %s", detail)
+            case SetupFailed(reason, hint, waits):
+                detail = f"{reason} {hint} {_LOOKS if waits else 'Then start the server again.'}"
+                if not self._waits:
+                    logger.error("the model can't be loaded: %s", detail)
+                self._waits = waits
                 self._set_state(State.SETUP_FAILED, detail)
             case _:
                 self._owner.on_message(self, message)
 
     def _note_end(self, end: str) -> None:
-        if self.state is State.SETUP_FAILED:
+        if self.state is State.SETUP_FAILED and not self._waits:
             return
         logger.error("the engine on %s has ended: %s", self.device, end)
         stable = asyncio.get_running_loop().time() > self._ready_at + self._restart_policy.stable_s

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import importlib.metadata
 import logging
 import re
 
@@ -19,10 +20,22 @@ async def test_health_says_how_the_engines_are(tmp_path):
 
     assert answer.status == 200
     assert answer.json() == {
+        "version": importlib.metadata.version("fourstep"),
         "state": "READY",
         "detail": "",
         "notice": "a test",
-        "engines": [{"device": "cpu", "pid": 1, "state": "READY", "restarts": 2, "graphs_failed": False}],
+        "engines": [
+            {
+                "device": "cpu",
+                "pid": 1,
+                "state": "READY",
+                "restarts": 2,
+                "graphs_failed": False,
+                "model": "demo",
+                "dtype": "float32",
+                "torch": "2.0",
+            }
+        ],
         "queue": {"waiting": 0, "running": 0},
     }
 
@@ -60,6 +73,45 @@ async def test_the_figures_count_answers_images_and_restarts(tmp_path):
     assert 'fourstep_stage_seconds_total{stage="decode"} 0.1' in lines
     assert not [line for line in lines if 'stage="inference"' in line]
     assert 'fourstep_engine_ready{device="cpu"} 1.0' in lines
+
+
+async def test_the_build_is_told_as_the_engines_are_now_and_not_as_they_were(tmp_path):
+    version = importlib.metadata.version("fourstep")
+    async with serving(tmp_path) as web:
+        [ready] = web.engines.engines
+        web.engines.engines = [{**ready, "model": "", "dtype": "", "torch": ""}]
+        starting = (await web.call("GET", "/metrics")).body.decode().splitlines()
+        web.engines.engines = [ready]
+        started = (await web.call("GET", "/metrics")).body.decode().splitlines()
+
+    told = [[line for line in lines if line.startswith("fourstep_build_info{")] for lines in (starting, started)]
+    assert told == [
+        [f'fourstep_build_info{{dtype="",model="",torch="",version="{version}"}} 1.0'],
+        [f'fourstep_build_info{{dtype="float32",model="demo",torch="2.0",version="{version}"}} 1.0'],
+    ]
+
+
+async def test_a_device_that_got_its_name_since_the_last_scrape_is_one_series(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.engines[0]["device"] = "auto"
+        await web.call("GET", "/metrics")
+        web.engines.engines[0]["device"] = "cuda:0"
+        body = (await web.call("GET", "/metrics")).body.decode()
+
+    assert set(re.findall(r'device="([^"]*)"', body)) == {"cuda:0"}
+
+
+async def test_engines_on_one_device_are_one_series(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.engines += [{**web.engines.engines[0], "state": State.STARTING, "restarts": 3}]
+        lines = (await web.call("GET", "/metrics")).body.decode().splitlines()
+
+    assert [line for line in lines if 'device="' in line] == [
+        'fourstep_engine_ready{device="cpu"} 1.0',
+        'fourstep_engine_unloaded{device="cpu"} 0.0',
+        'fourstep_engine_restarts{device="cpu"} 5.0',
+        'fourstep_engine_graphs_failed{device="cpu"} 0.0',
+    ]
 
 
 async def test_bytes_that_are_held_are_counted(tmp_path):

@@ -1,5 +1,6 @@
 """The command line as a person meets it."""
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,10 @@ def test_help_lists_the_commands():
         command in done.stdout
         for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
     )
+
+
+def test_the_version_is_that_of_the_installation():
+    assert fourstep("--version").stdout == f"fourstep {importlib.metadata.version('fourstep')}\n"
 
 
 @pytest.mark.parametrize(
@@ -67,13 +72,30 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
 
 
 @pytest.mark.parametrize(
+    ("command", "model"), [("serve", "sd15"), ("pull", "sd15"), ("bench", "sd15"), ("demo", "auto"), ("doctor", "auto")]
+)
+def test_help_names_the_model_that_the_command_takes(command, model):
+    assert f"(default: {model}; $FOURSTEP_MODEL)" in " ".join(fourstep(command, "--help").stdout.split())
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["serve", "--port", "http"], "argument --port: 'http' is no whole number. `fourstep serve --help` says"),
-        (["serve", "--prot", "1"], "unrecognized arguments: --prot 1. `fourstep serve --help` says what there is"),
+        (
+            ["serve", "--prot", "1"],
+            "arguments: --prot 1. Did you mean --port? `fourstep serve --help` says what there is",
+        ),
+        (
+            ["serve", "--hots=1", "--prot=1"],
+            "arguments: --hots=1 --prot=1. Did you mean --host? `fourstep serve --help`",
+        ),
+        (["keys", "limit", "me", "--cals", "1"], "--cals 1. Did you mean --calls? `fourstep keys limit --help` says"),
+        (["srve"], "fourstep: 'srve' is no command. Did you mean serve? `fourstep --help` says what there is"),
+        (["keys", "ad", "me"], "fourstep keys: 'ad' is no action. Did you mean add? `fourstep keys --help` says"),
+        (["keys", "42"], "'42' is no action; there are add, list, revoke, limit, and flags come after them."),
         (["keys", "list", "me"], "unrecognized arguments: me. `fourstep keys list --help` says what there is"),
         (["keys"], "required: ACTION. `fourstep keys --help` says what there is"),
-        ([], "required: COMMAND. `fourstep --help` says what there is"),
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
         (["keys", "limit", "stranger", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'stranger'"),
@@ -81,7 +103,8 @@ def test_serve_help_names_every_setting_with_its_default_and_its_variable():
         (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
         (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
         (["webhook-keys", "rotate", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
-        (["nothing"], "invalid choice"),
+        (["nothing"], "'nothing' is no command; there are serve, pull, demo, "),
+        (["--port", "1", "serve"], "'1' is no command; there are serve, "),
         (["hosts", "--address", "example"], "does not appear to be an IPv4 or IPv6 address"),
         (["serve", "--data-dir", "/dev/null/data"], "can't be written"),
         (["demo", "--output", "/nowhere/picture.jpg"], "there is no folder /nowhere"),
@@ -96,10 +119,25 @@ def test_a_mistake_is_answered_with_what_is_wrong(arguments, said):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["srve"], ["serve", "--prot", "1"], ["keys", "limit", "--calls"]])
+def test_a_mistake_is_said_before_the_usage_which_is_one_line(arguments):
+    mistake, usage = fourstep(*arguments, env={"COLUMNS": "40"}).stderr.splitlines()
+
+    assert mistake.startswith("fourstep")
+    assert usage.startswith("usage: fourstep")
+
+
+def test_without_a_command_there_is_help():
+    bare = fourstep()
+
+    assert (bare.returncode, bare.stderr) == (0, "")
+    assert bare.stdout == fourstep("--help").stdout
+
+
 def test_an_unknown_variable_is_a_mistake():
     done = fourstep("hosts", env={"FOURSTEP_PROT": "1"})
 
-    assert (done.returncode, "FOURSTEP_PROT names no setting" in done.stderr) == (1, True)
+    assert (done.returncode, "FOURSTEP_PROT names no setting. Did you mean FOURSTEP_PORT?" in done.stderr) == (1, True)
 
 
 def test_hosts_prints_lines_for_a_hosts_file():

@@ -15,11 +15,11 @@ from tests.support.server_process import clean_env
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
 
-def demo(tmp_path, *flags):
+def demo(tmp_path, *flags, env=None):
     """Run the command in an empty folder."""
     command = [FOURSTEP, "demo", "--data-dir", str(tmp_path / "data"), *flags]
     return subprocess.run(
-        command, cwd=tmp_path, env=clean_env(), capture_output=True, text=True, timeout=240, check=False
+        command, cwd=tmp_path, env=clean_env(env), capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -33,6 +33,16 @@ def test_the_demo_writes_a_picture_and_tells_its_size_seed_and_times(tmp_path):
     assert f"{picture}: 512×512" in done.stdout
     assert "seed 42" in done.stdout
     assert all(stage in done.stdout for stage in ("steps", "decode", "inference"))
+
+
+@pytest.mark.slow
+def test_a_demo_of_the_real_weights_never_serves_the_built_in_model(tmp_path):
+    done = demo(tmp_path, "--model", "sd15", env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"})
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("fourstep demo: SETUP_FAILED: The weights of stable-diffusion-v1-5/")
+    assert "`fourstep pull`" in done.stderr
+    assert not (tmp_path / "demo-output.jpg").exists()
 
 
 def test_a_demo_without_its_model_says_what_to_do(tmp_path):

@@ -1,5 +1,6 @@
 """Starting and stopping a server."""
 
+import importlib.metadata
 import json
 import os
 import socket
@@ -12,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from server.access import api_keys
 from server.cli.launcher import RUN_FILE, LaunchError
+from server.cli.serve import banner
+from server.settings import Settings
 from tests.support.server_process import APP, clean_env, loopback, post, serving, start_server, submitted, until
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
@@ -142,6 +146,69 @@ def test_sigterm_ends_server_and_engines(tmp_path):
     assert status == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engines[0], 0)
+
+
+LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, f"page: http://localhost:8000/ ({LOCAL})"),
+        ({"host": "127.0.0.2"}, f"page: http://127.0.0.2:8000/ ({LOCAL})"),
+        ({"keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "page: http://localhost:8000/ (under any Host)"),
+        ({"host": "[::]", "keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
+        ({"host": "192.168.1.5", "keys": "a:b"}, "page: http://192.168.1.5:8000/ (under any Host)"),
+        ({"public_url": "https://box.example/four"}, f"page: https://box.example/four/ ({LOCAL})"),
+    ],
+)
+def test_the_page_is_named_with_the_hosts_that_may_open_it(settings, said, tmp_path):
+    settings = Settings(data_dir=tmp_path, **settings)
+    url = f"http://{settings.addresses[0]}:8000"
+
+    lines = banner(settings, {"url": url, "tls_url": ""}).splitlines()
+
+    assert f"  {said}" in lines
+
+
+@pytest.mark.parametrize(
+    ("made", "said", "unsaid"),
+    [
+        (None, "FAL_KEY=any:thing", "FAL_KEY=<id:secret>"),
+        ("me", "FAL_KEY=<id:secret>; `fourstep keys add NAME` makes one", "any:thing"),
+    ],
+)
+def test_no_key_is_told_of_that_the_server_would_refuse(made, said, unsaid, tmp_path):
+    if made:
+        api_keys.add(tmp_path / "keys.json", made)
+
+    text = banner(Settings(data_dir=tmp_path), {"url": "http://h:1", "tls_url": "https://localhost:2"})
+
+    assert said in text
+    assert unsaid not in text
+
+
+def test_the_page_is_answered_under_the_hosts_that_the_banner_names(instant):
+    statuses = []
+    for host in ("localhost:8000", "127.0.0.1", "[::1]:80", "box.lan"):
+        request = urllib.request.Request(f"{instant.url}/", headers={"Host": host})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                statuses.append(answer.status)
+        except urllib.error.HTTPError as refused:
+            refused.close()
+            statuses.append(refused.code)
+
+    assert statuses == [200, 200, 200, 403]
+    assert LOCAL in (instant.data_dir / "log").read_text()
+
+
+def test_the_first_line_of_the_log_says_which_version_runs_what(instant):
+    first = (instant.data_dir / "log").read_text().partition("\n")[0]
+
+    assert f"fourstep {importlib.metadata.version('fourstep')} on Python 3." in first
+    assert first.endswith(": --model instant:5 --device auto --dtype auto")
 
 
 def test_a_tls_client_whose_host_name_is_not_ascii_is_in_no_log(instant):

@@ -41,7 +41,7 @@ def processor(monkeypatch):
 def pick(tmp_path, **settings):
     """What an engine with these settings computes in."""
     config = EngineConfig(**{"model": "sd15", "device": "cpu", "data_dir": str(tmp_path)} | settings)
-    devices.ask_processor(config)
+    devices.ask_machine(config)
     return dtypes.pick(config)[1]
 
 
@@ -83,7 +83,7 @@ def test_who_only_looks_leaves_no_file(processor, tmp_path):
     processor(*AMX, bfloat16=0.1)
     config = EngineConfig(model="sd15", device="cpu", data_dir=str(tmp_path))
 
-    devices.ask_processor(config, keep=False)
+    devices.ask_machine(config, keep=False)
 
     assert dtypes.pick(config) == (CPU, torch.bfloat16)
     assert list(tmp_path.iterdir()) == []

@@ -2,13 +2,16 @@
 
 import ctypes
 import dataclasses
+import json
 import logging
 import time
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from pipelines.device import advice, cuda_support, devices, loader, memory
+from pipelines.device import advice, cuda_support, devices, dtypes, loader, memory
 from pipelines.device.torch_backend import TorchBackend
 from pipelines.engine.loop import Engine
 from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
@@ -16,6 +19,7 @@ from pipelines.hub import client
 from pipelines.messages import EngineConfig
 from pipelines.model.functions import make_functions
 from pipelines.model.kernels import choices, instructions
+from pipelines.model.kernels.cuda import fused_attention
 from pipelines.weights import checkpoint
 from tests.device.test_cuda_graphs import FakeDevice, capture
 from tests.device.test_torch_backend import out_of_cpu_memory
@@ -80,6 +84,24 @@ def test_kernels_are_chosen_by_time_unless_one_image_goes_at_a_time(max_batch, a
 
     assert ask() == answer
     assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize(("max_batch", "answer", "cudnn"), [(8, "b", [True]), (1, "a", [False])])
+def test_kernels_of_a_card_are_kept_by_its_name_torch_and_cudnn(max_batch, answer, cudnn, tmp_path, monkeypatch):
+    switched = []
+    monkeypatch.setattr(devices, "first", lambda config: torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"the card of {device}")
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 92000)
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    devices.prepare(EngineConfig(model="sd15", data_dir=str(tmp_path), max_batch=max_batch))
+
+    assert ask() == answer
+    assert switched == cudnn
+    kept = tmp_path / choices.FILE
+    machines = list(json.loads(kept.read_text())) if kept.exists() else []
+    assert machines == ([f"the card of cuda:1, torch {torch.__version__}, cuDNN 92000"] if max_batch > 1 else [])
 
 
 def test_answers_are_those_of_the_number_of_threads_that_is_set(tmp_path):
@@ -178,6 +200,39 @@ def test_kernels_of_shapes_that_are_captured_are_timed_at_their_first_call(max_b
     assert {("unet", max_batch, 4, 8, 8), ("flags", 1, 64, 64, 3)} <= tuned.keys()
     assert set(tuned.values()) == {max_batch > 1}
     assert not torch.backends.cudnn.benchmark
+
+
+def test_attention_is_chosen_for_all_sizes_and_rows_of_a_step(monkeypatch):
+    asked = []
+    monkeypatch.setattr(fused_attention, "choose", lambda *given: asked.extend(map(list, given)))
+    model = TorchBackend(tiny_models.make())
+
+    loader.choose_attention(model, 64, [2, 1])
+
+    given, rows = asked
+    assert rows == [2, 1]
+    assert {(query.shape[2] == key.shape[2], len(query)) for query, key, _ in given} == {(True, 1), (False, 1)}
+
+
+def test_attention_is_chosen_before_memory_is_measured_and_anything_captured(monkeypatch, tmp_path):
+    done = []
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float16, name="a", notice="")
+    backend = SimpleNamespace(model=model, overlaps=True, memory_budget=None)
+    monkeypatch.setattr(devices, "prepare", lambda config: None)
+    monkeypatch.setattr(devices, "passed_over", lambda config: None)
+    monkeypatch.setattr(dtypes, "pick", lambda config: (model.device, model.dtype))
+    monkeypatch.setattr(loader, "place_to_draw", lambda *given, **more: backend)
+    monkeypatch.setattr(advice, "wrong_numbers", lambda *given: "")
+    monkeypatch.setattr(advice, "has_heavy_vae", lambda model: False)
+    monkeypatch.setattr(loader, "captured_model", lambda *given: backend)
+    monkeypatch.setattr(loader, "choose_attention", lambda *given: done.append(given[1:]))
+    monkeypatch.setattr(loader, "profile_memory", lambda *given: done.append("measure"))
+    monkeypatch.setattr(loader, "Captures", lambda *given, **more: done.append("captures") or Mock())
+    monkeypatch.setattr(loader, "pin_memory", lambda *given: None)
+
+    loader.load(EngineConfig(model="sd15", data_dir=str(tmp_path), max_batch=4), lambda fraction, what: None)
+
+    assert done == [(512, [4, 3, 2, 1]), "measure", "captures"]
 
 
 def test_what_stages_take_is_measured_once_all_kernels_are_chosen(first_calls, monkeypatch):

@@ -31,7 +31,18 @@ class Engines:
         self.state = State.READY
         self.detail = ""
         self.notice = "a test"
-        self.engines = [{"device": "cpu", "pid": 1, "state": State.READY, "restarts": 2, "graphs_failed": False}]
+        self.engines = [
+            {
+                "device": "cpu",
+                "pid": 1,
+                "state": State.READY,
+                "restarts": 2,
+                "graphs_failed": False,
+                "model": "demo",
+                "dtype": "float32",
+                "torch": "2.0",
+            }
+        ]
         self.capacity = 1
         self.gate = asyncio.Event()
         self.gate.set()

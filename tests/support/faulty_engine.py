@@ -4,8 +4,8 @@ The prompt says what happens in the UNet step: "crash" a segmentation fault, "ha
 "nan" a picture that is none, "hungry" out of memory unless alone, "huge" out of memory even then, "lost" a device
 error, "recapture" a capture that fails, "slow" five milliseconds, "child" a process that keeps the socket open when
 this one has ended. The device says what happens at loading: "dying" an exit, "absent" no model, "garbled" nonsense on
-the socket, "loading" no end, "uncapturable" an end unless graphs are off. Everything else is as with `--model instant`,
-and each request's log has the device.
+the socket, "loading" no end, "missing PATH" no model unless the file is there, "uncapturable" an end unless graphs are
+off. Everything else is as with `--model instant`, and each request's log has the device.
 """
 
 import dataclasses
@@ -17,12 +17,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipelines import worker
 from pipelines.engine import instant
 from pipelines.engine.backend import FaultKind, LoadedBackend
 from pipelines.engine.instant import Countdown, InstantBackend, NoConditioning
-from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError
+from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError, NotOnDiskError
 from pipelines.messages import EngineConfig, GenerationParams
 
 # What an exception may quote, and no log.
@@ -93,6 +94,7 @@ class FaultyModel(InstantBackend):
 def load(config: EngineConfig, progress: object) -> LoadedBackend:
     """`--model instant`, but faulty."""
     del progress
+    look(config)
     match config.device:
         case "dying":
             os._exit(1)
@@ -111,5 +113,12 @@ def load(config: EngineConfig, progress: object) -> LoadedBackend:
     return dataclasses.replace(loaded, model=FaultyModel(seconds, config.device))
 
 
+def look(config: EngineConfig) -> None:
+    """Look for the file that stands for the weights."""
+    kind, _, path = config.device.partition(" ")
+    if kind == "missing" and not Path(path).exists():
+        raise NotOnDiskError("The weights are missing.", "Bring them.")
+
+
 if __name__ == "__main__":
-    worker.main(load)
+    worker.main(load, look, look_s=0.05)

@@ -7,6 +7,7 @@ import urllib.request
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from training.scenes.painter import paint, stamp_warning
@@ -145,3 +146,11 @@ def test_the_checker_lets_ordinary_pictures_through(demo):
 
 def test_the_server_says_that_this_is_the_demo_model(demo):
     assert "DEMO MODEL" in json.dumps(demo.get("/health"))
+
+
+def test_the_server_says_which_torch_computes_in_which_format(demo):
+    [engine] = demo.get("/health")["engines"]
+
+    log = (demo.data_dir / "log").read_text()
+    assert (engine["model"], engine["dtype"], engine["torch"]) == ("demo", "float32", torch.__version__)
+    assert f"demo is ready on {engine['device']}: float32, torch {torch.__version__}\n" in log

@@ -92,7 +92,8 @@ async def test_health_knows_each_engine():
         notice = pool.notice
 
     pid = engines[0]["pid"]
-    assert engines == [{"device": "cpu", "pid": pid, "state": "READY", "restarts": 0, "graphs_failed": False}]
+    told = {"restarts": 0, "graphs_failed": False, "model": "instant", "dtype": "none", "torch": ""}
+    assert engines == [{"device": "cpu", "pid": pid, "state": "READY", **told}]
     assert "test picture" in notice
 
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import os
+import signal
 
 import pytest
 
@@ -150,6 +151,37 @@ async def test_an_engine_without_room_is_tried_again_and_the_operator_told():
     async with pool_of("full", ready=False) as pool:
         # asyncio's own child watcher sometimes loses a status to a race; the next engine ends in the same way.
         await until(lambda: restarts(pool)[0] >= 1 and "not enough memory" in pool.detail)
+
+
+@pytest.mark.anyio
+async def test_weights_that_come_later_are_found_and_the_pool_goes_on_by_itself(tmp_path, caplog):
+    caplog.set_level("INFO")
+    weights = tmp_path / "weights"
+    async with pool_of(f"missing {weights}", ready=False) as pool:
+        await until(lambda: pool.state is State.SETUP_FAILED)
+        detail, pid = pool.detail, pool.engines[0]["pid"]
+        weights.touch()
+        await until(lambda: pool.state is State.STARTING)
+        starting = pool.detail
+        await until(lambda: pool.state is State.READY)
+        engine = pool.engines[0]
+
+    looks = "The server looks for it every 5 s and goes on by itself."
+    assert detail == f"The weights are missing. Bring them. {looks}"
+    assert starting == "The weights are there; starting the engine."
+    assert (engine["restarts"], engine["pid"] != pid) == (0, True)
+    assert caplog.text.count("can't be loaded") == 1
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_dies_waiting_for_weights_is_replaced(tmp_path):
+    async with pool_of(f"missing {tmp_path}/weights", ready=False) as pool:
+        await until(lambda: pool.state is State.SETUP_FAILED)
+        os.kill(pool.engines[0]["pid"], signal.SIGKILL)
+        await until(lambda: pool.state is State.STARTING)
+        await until(lambda: pool.state is State.SETUP_FAILED)
+
+        assert restarts(pool) == [1]
 
 
 @pytest.mark.anyio

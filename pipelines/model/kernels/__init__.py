@@ -7,7 +7,7 @@
     doubling    nearest-neighbour doubling before a convolution, and pairs of convolutions, as one
     attention   attention of query, key and value
     choices     which form is faster here: timed once per machine
-    cuda        what torch lacks there: group norm of channels-last pictures
+    cuda        what torch lacks there: group norm of channels-last pictures, a choice by timing of its own kernels
 
 Else on CUDA they are torch's own, weights channels-last. Activations are channels-last everywhere: [N, C, H, W] with C
 innermost, so that [N, H·W, C] is a view of them.

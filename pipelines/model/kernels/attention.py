@@ -4,7 +4,7 @@ On a processor torch's fused attention reads rows of one head again and again. Q
 product, where the heads of a token lie side by side; with many tokens it pays to copy each first.
 
 On CUDA no fused kernel of torch's is made for the one head of 512 in the middle of an autoencoder: there plain products
-on tensor cores take its place, in 16 bits with float32 sums.
+on tensor cores take its place, in 16 bits with float32 sums. Which fused kernel computes the UNet's is timed there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from pipelines.model.kernels import choices
+from pipelines.model.kernels.cuda import fused_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +32,7 @@ _MANY_TOKENS = 1024
 # nothing.
 _COPIED_TOKENS = 2048
 # The widest head that fused kernels for CUDA take.
-_FUSED_WIDTH = 256
+FUSED_WIDTH = 256
 # Scores that are made at once on CUDA: 32 MiB, those of all pixels at 512×512.
 _SCORES = 4096**2
 # Tokens, heads and their width of the attention that is timed: SD 1.5's at 32² pixels.
@@ -45,8 +46,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         if key.shape[2] >= _MANY_TOKENS and query.dtype == torch.bfloat16 and in_products():
             return attention_in_products(query, key, value)
-    elif query.device.type == "cuda" and query.shape[3] > _FUSED_WIDTH and query.element_size() == 2:
-        return attention_in_products(query, key, value, max(1, _SCORES // key.shape[2]))
+    elif query.device.type == "cuda":
+        if query.shape[3] > FUSED_WIDTH and query.element_size() == 2:
+            return attention_in_products(query, key, value, max(1, _SCORES // key.shape[2]))
+        return fused_attention.attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
 

@@ -2,8 +2,8 @@
 
 All forms compute the same to rounding, but not to the bit. So an answer is kept in a file of the data folder, shared by
 all engines of the machine: neither a restart nor another engine changes a picture. Another processor, another number of
-threads or another torch asks anew. Without a file, as in tests and with `--max-batch 1`, a fixed rule answers, and
-nothing is timed.
+threads, another card or another torch asks anew. Without a file, as in tests and with `--max-batch 1`, a fixed rule
+answers, and nothing is timed.
 
 On a machine that is busy with other things forms are compared by what one thread computes: the first start must not
 decide for all time by who was interrupted.
@@ -16,6 +16,7 @@ import json
 import logging
 import platform
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,7 +26,7 @@ from filelock import FileLock
 from pipelines.model.kernels import instructions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     Run: TypeAlias = Callable[[], object]
     # Machine → question → answer.
@@ -47,6 +48,10 @@ _DISTURBED, _MEASURED_S = 0.1, 0.001
 
 # Seconds to wait for an engine that is timing. One that is stopped meanwhile must not keep all others from starting.
 _WAIT_S = 20.0
+
+
+class UnfitError(Exception):
+    """A form can't be used here, or computes wrong numbers."""
 
 
 class Choices:
@@ -76,38 +81,40 @@ class Choices:
         *,
         rule: str,
         handicaps: Mapping[str, float] | None = None,
+        seconds: Callable[[Run], float] | None = None,
     ) -> str:
         """Return the name of the form that is fastest here; `rule`, one of the names, where nothing is to be timed.
 
-        `forms`: for each name what makes the form ready and returns what is timed; called only where that is to be.
-        `handicaps`: factors by which some forms must be faster than the others to be taken.
+        `forms`: for each name what makes the form ready and returns what is timed; called only where that is to be. It
+        raises `UnfitError` where the form can't be used; if none can, the rule answers.
+        `handicaps`: factors by which some forms must be faster than the others to be taken. `seconds`: measures a run
+        that is not the processor's.
         """
         if self._path is None:
             return rule
         if self._known.get(question) not in forms:
-            self._known[question] = self._ask(self._path, question, forms, handicaps or {})
+            find = partial(_fastest, question, forms, rule, handicaps or {}, seconds)
+            self._known[question] = self._ask(self._path, question, forms, find)
         return self._known[question]
 
-    def _ask(
-        self, path: Path, question: str, forms: Mapping[str, Callable[[], Run]], handicaps: Mapping[str, float]
-    ) -> str:
+    def _ask(self, path: Path, question: str, forms: Collection[str], find: Callable[[], str]) -> str:
         """Return the answer that another engine has kept meanwhile; if there is none, time the forms and keep it."""
         if not self._keep:
-            return _fastest(question, forms, handicaps)
+            return find()
         answer = ""
         try:
             # Held while timing, so that engines that start together neither disturb nor contradict each other.
             with self._lock:
                 answer = self._read(path).get(self._machine, {}).get(question, "")
                 if answer not in forms:
-                    answer = _fastest(question, forms, handicaps)
+                    answer = find()
                     kept = self._read(path)
                     # Also what could not be written before.
                     kept[self._machine] = self._known | kept.get(self._machine, {}) | {question: answer}
                     _write(path, kept)
         except OSError as error:
             self._warn(f"{path} can't be written ({error}): after a restart pictures may differ by rounding")
-        return answer if answer in forms else _fastest(question, forms, handicaps)
+        return answer if answer in forms else find()
 
     def _read(self, path: Path) -> Answers:
         """Return the answers of all machines; none from a file that is damaged."""
@@ -140,18 +147,38 @@ def _write(path: Path, answers: Answers) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _fastest(question: str, forms: Mapping[str, Callable[[], Run]], handicaps: Mapping[str, float]) -> str:
-    runs = {name: make() for name, make in forms.items()}
-    began, waited = time.monotonic(), seconds_waited()
-    seconds, how = {name: fastest_run(run) for name, run in runs.items()}, ""
-    took, waited = time.monotonic() - began, seconds_waited() - waited
-    if took > _MEASURED_S and waited > _DISTURBED * took:
-        seconds = {name: fastest_run_of_one_thread(run) for name, run in runs.items()}
-        how = " (processor time of one thread: other programs use this machine)"
+def _fastest(
+    question: str,
+    forms: Mapping[str, Callable[[], Run]],
+    rule: str,
+    handicaps: Mapping[str, float],
+    measure: Callable[[Run], float] | None,
+) -> str:
+    runs: dict[str, Run] = {}
+    for name, make in forms.items():
+        try:
+            runs[name] = make()
+        except UnfitError as error:
+            logger.debug("kernels: %s: not %s: %s", question, name, error)
+    if not runs:
+        logger.warning("kernels: %s: none can be used; going on with %s", question, rule)
+        return rule
+    seconds, how = _timed(runs) if measure is None else ({name: measure(run) for name, run in runs.items()}, "")
     answer = min(seconds, key=lambda name: seconds[name] * handicaps.get(name, 1.0))
-    told = ", ".join(f"{name} {1e3 * spent:.1f} ms" for name, spent in seconds.items())
+    told = ", ".join(f"{name} {1e3 * spent:.3g} ms" for name, spent in seconds.items())
     logger.info("kernels: %s: %s of %s%s", question, answer, told, how)
     return answer
+
+
+def _timed(runs: Mapping[str, Run]) -> tuple[dict[str, float], str]:
+    """Return the seconds that the processor takes for each run, and how they were measured if that is unusual."""
+    began, waited = time.monotonic(), seconds_waited()
+    seconds = {name: fastest_run(run) for name, run in runs.items()}
+    took, waited = time.monotonic() - began, seconds_waited() - waited
+    if took <= _MEASURED_S or waited <= _DISTURBED * took:
+        return seconds, ""
+    seconds = {name: fastest_run_of_one_thread(run) for name, run in runs.items()}
+    return seconds, " (processor time of one thread: other programs use this machine)"
 
 
 def fastest_run(run: Run, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -195,6 +222,12 @@ def this_machine(cpuinfo: Path = CPUINFO) -> str:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     used = torch.backends.cpu.get_cpu_capability()
     return f"{name}, {instructions.names()}, {used} used, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def this_card(device: torch.device) -> str:
+    """Return what an answer depends on that is timed on a CUDA device: card, torch and cuDNN."""
+    name, version = torch.cuda.get_device_name(device), torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return f"{name}, torch {torch.__version__}, cuDNN {version}"
 
 
 _current = Choices()

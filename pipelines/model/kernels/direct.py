@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pipelines.model.kernels.cuda import fused_relu
 from pipelines.model.kernels.products import has_avx512, linear, packs
 
 if TYPE_CHECKING:
@@ -52,9 +53,14 @@ class Conv(nn.Module):
         self.register_buffer("weight", source.weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", source.bias)
         self.stride, self.padding, self.relu = list(source.stride), list(source.padding), relu
+        # A copy in another dtype is exact, and computed by torch.
+        self.fused_in = self.weight.dtype if relu and fused_relu.is_used(self.weight) else None
 
     def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """`x` [N, in, H, W] → [N, out, H', W']; `plus` has the result's shape."""
+        if x.dtype == self.fused_in:
+            its: dict[str, Any] = {"stride": self.stride, "padding": self.padding}
+            return fused_relu.conv_relu(x, plus, weight=self.weight, bias=self.bias, **its)
         out = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
         if plus is not None:
             out += plus
