@@ -28,6 +28,7 @@ const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? h
 /** The first sentence, and the rest behind it. @param {{words: string}} props */
 function Notice({ words }) {
   const [first, ...rest] = words.split(/(?<=[.;]) /);
+  if (rest.length === 0) return html`<p class="notice">${withCode(first)}</p>`;
   return html`
     <details class="notice">
       <summary>${withCode(first)}</summary>
