@@ -8,6 +8,7 @@ import { Foot } from "./foot.js";
 import { html } from "./html.js";
 import { Notices } from "./notices.js";
 import { Actions } from "./results/actions.js";
+import { readKept } from "./results/kept.js";
 import { OutSquare } from "./results/square.js";
 import { Strip } from "./results/strip.js";
 import { watchHealth } from "./server.js";
@@ -48,6 +49,7 @@ onKey("Escape", "Close and cancel", () => {
 
 render(html`<${Page} />`, document.body);
 void watchHealth();
+void readKept();
 resume();
 void useExample();
 await readLimits();

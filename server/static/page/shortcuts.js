@@ -1,4 +1,4 @@
-/** Keys: one table of what each does; none acts while somebody types. */
+/** Keys: one table of what each does; none acts while somebody types, or under an open dialog. */
 
 /** @typedef {{key: string, words: string, act: () => void, shift?: boolean, control?: boolean}} Shortcut */
 
@@ -21,7 +21,7 @@ const isTyping = (target) =>
   (target.isContentEditable || target.matches("textarea, select, input:not([type=range], [type=checkbox], [type=radio], [type=color])"));
 
 addEventListener("keydown", (event) => {
-  if (event.altKey || event.defaultPrevented) return;
+  if (event.altKey || event.defaultPrevented || document.querySelector("dialog:modal")) return;
   const control = event.ctrlKey || event.metaKey;
   const found = shortcuts.find(
     (each) =>

@@ -4,7 +4,7 @@ import { Store } from "./store.js";
 
 /**
  * `busy`: what runs; `said`: the last words of it; `wrong`: whether they tell of a failure.
- * @type {Store<{busy: "" | "generate" | "queue" | "live", said: string, wrong: boolean}>}
+ * @type {Store<{busy: "" | "generate" | "queue" | "live" | "grid", said: string, wrong: boolean}>}
  */
 export const work = new Store({ busy: "", said: "", wrong: false });
 

@@ -31,11 +31,13 @@ export async function generate() {
   }
 }
 
-/** What is on screen, as an input of the endpoint and what the result has to remember of it. */
-export async function asked() {
-  const { side } = settings.state;
+/**
+ * What is on screen, as an input of the endpoint and what the result has to remember of it.
+ * @param {Partial<import("../settings.js").Settings>} [changes] of the settings, for this one time
+ */
+export async function asked(changes) {
+  const { side, ...given } = { ...values(), side: settings.state.side, ...changes };
   const { blob, dataUri } = await encoded({ side, quality: QUALITY });
-  const given = values();
   return { input: { ...given, image_url: dataUri, sync_mode: true }, values: given, side, blob };
 }
 
