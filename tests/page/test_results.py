@@ -256,7 +256,8 @@ def test_a_result_of_the_strip_brings_everything_back_after_a_reload(compared: P
 def test_the_strip_has_the_newest_first_and_fifty_of_them(page: Page):
     answered(page, RED)
     for results in range(1, 51):
-        generate(page, results)
+        page.keyboard.press("Enter")
+        expect(thumbnails(page)).to_have_count(results)
     answered(page, GREEN)
 
     page.get_by_role("button", name="Generate").click()
@@ -351,14 +352,11 @@ def test_a_grid_is_saved_as_one_picture_with_its_labels(page: Page):
 
     assert saved.value.suggested_filename.endswith("-grid.png")
     sheet = np.asarray(Image.open(saved.value.path()).convert("RGB")).astype(int)
-    height, width = sheet.shape[:2]
     red = np.abs(sheet - RED).max(axis=2) < 12
     assert 0.75 < red.mean() < 0.95
-    assert red[-512 * 3 :, width // 2 + 40 :].any()
     top, left = np.flatnonzero(red.any(axis=1))[0], np.flatnonzero(red.any(axis=0))[0]
     assert (sheet[:top] < 128).any()  # ink: names and values
     assert (sheet[:, :left] < 128).any()
-    assert (height > width) == (3 > 2)
 
 
 def test_a_grid_may_have_one_axis_of_sizes(page: Page):
