@@ -254,6 +254,17 @@ def test_a_result_of_the_strip_brings_everything_back_after_a_reload(compared: P
     expect(compared.locator("#said")).to_have_text(f"Restored, seed {seed}")
 
 
+def test_on_a_phone_a_result_of_the_strip_comes_into_sight(visit):
+    page = visit(phone=True)
+    answered(page, RED)
+    generate(page)
+
+    thumbnails(page).click()
+
+    expect(page.locator("#said")).to_contain_text("Restored")
+    expect(out(page)).to_be_in_viewport(ratio=0.9)
+
+
 # What a visit has kept, fifty times: each under a number of its own.
 FIFTYFOLD = """new Promise((resolve, reject) => {
   const asked = indexedDB.open("fourstep /");

@@ -23,7 +23,7 @@ export function Strip() {
       <ul>
         ${items.map(({ id, result, url }) => html`
           <li key=${id}>
-            <button type="button" aria-current=${result === shown} title=${described(result)} onClick=${() => restore(result)}>
+            <button type="button" aria-current=${result === shown} title=${described(result)} onClick=${() => again(result)}>
               <img src=${url} alt=${`Result with seed ${result.seed}`} />
               ${result.pictures.length > 1 && html`<span aria-hidden="true">${result.pictures.length}</span>`}
             </button>
@@ -32,6 +32,12 @@ export function Strip() {
       </ul>
     </section>
   `;
+}
+
+/** Restore a result, and bring its picture into sight. @param {import("../output.js").Result} result */
+async function again(result) {
+  await restore(result);
+  document.querySelector(".out")?.scrollIntoView({ block: "nearest" });
 }
 
 /** A first press asks, a second within some seconds does it. @param {{count: number}} props */
