@@ -1,6 +1,7 @@
 """`fourstep serve`: check that it may be reached, bind, print the addresses, serve until told to stop."""
 
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -54,6 +55,8 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
             sys.stderr.write(f"{banner(settings, urls, warning)}\n")
 
+        if listeners.https:  # port 0 has become a port
+            settings = dataclasses.replace(settings, tls_port=listeners.https.port)
         app = create_app(settings, parts)
         try:
             room = parts.room(settings.max_connections)

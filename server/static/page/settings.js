@@ -59,7 +59,7 @@ export function values() {
 export async function readLimits() {
   for (;;) {
     try {
-      const document = await (await call("api/openapi/queue/openapi.json")).json();
+      const document = await (await call("openapi.json")).json();
       return limits.set(document.components.schemas.LcmSd15I2iInput.properties);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
