@@ -10,7 +10,7 @@
 const BLOCK = 8;
 const MIN_SIDE = 64;
 
-const URL_OF_WORKER = new URL("worker.js", import.meta.url).href;
+const URL_OF_WORKER = new URL("./worker.js", import.meta.url).href;
 
 /** @type {Worker | null} */
 let worker = "OffscreenCanvas" in window ? started() : null;

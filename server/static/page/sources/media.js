@@ -32,20 +32,21 @@ export function useCamera(camera) {
 /** @param {Media} kind */
 async function start(kind) {
   const isNewest = choice();
-  let given;
+  /** @type {MediaStream | null} */
+  let given = null;
   try {
-    given = await (kind === "camera" ? openCamera() : openScreen());
-    if (!isNewest()) return end(given);
-    const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, srcObject: given });
+    const opened = (given = await (kind === "camera" ? openCamera() : openScreen()));
+    if (!isNewest()) return end(opened);
+    const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, srcObject: opened });
     await video.play();
-    if (!isNewest()) return end(given);
+    if (!isNewest()) return end(opened);
     stop();
-    stream = given;
-    given.getVideoTracks()[0].onended = () => ended(given, `The ${kind} has ended. Press ${NAMES[kind]} to go on`);
+    stream = opened;
+    opened.getVideoTracks()[0].onended = () => ended(opened, `The ${kind} has ended. Press ${NAMES[kind]} to go on`);
     paint(kind, video);
     turnTo(kind);
     media.set({ running: kind });
-    follow(kind, video, given);
+    follow(kind, video, opened);
     if (kind === "camera") void listCameras();
   } catch (error) {
     end(given);
@@ -116,7 +117,7 @@ export function stop() {
   media.set({ running: null });
 }
 
-/** @param {MediaStream | null | undefined} of */
+/** @param {MediaStream | null} of */
 const end = (of) => of?.getTracks().forEach((track) => track.stop());
 
 /** @param {MediaStream | null} of @param {string} said */
@@ -149,7 +150,10 @@ function reason(kind, { name, message }) {
         ? `No screen was chosen: ${again}, and choose one`
         : `${a} is not allowed: allow it beside the page's address or in the system's settings, then ${again}`,
     NotFoundError: `There is no ${kind}: connect one, then ${again}`,
-    NotReadableError: `${a} is in use by another program: close that, then ${again}`,
+    NotReadableError:
+      kind === "screen"
+        ? `${a} can't be read: allow it in the system's settings, then ${again}`
+        : `${a} is in use by another program: close that, then ${again}`,
   };
   return { said: words[name] ?? `${a} gives no picture (${message || name}): ${again}`, trust: false };
 }

@@ -27,6 +27,7 @@ export class Sheet {
     this.current = null;
     /** @type {HTMLCanvasElement | null} acts that are too old to be undone */
     this.settled = null;
+    /** @type {HTMLCanvasElement} */
     this.layer = canvasOf(1, 1);
   }
 
