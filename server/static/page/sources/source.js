@@ -103,8 +103,8 @@ function take(bitmap) {
 /** Begin with the server's example picture; or with white, where it can't be had. */
 export async function useExample() {
   const isNewest = choice();
-  const answer = await fetch(at("static/beach.jpg")).catch(() => null);
+  const file = await fetch(at("static/beach.jpg")).then((answer) => answer.blob(), () => null);
   if (!isNewest()) return;
-  if (answer?.ok) await usePicture(await answer.blob());
+  if (file) await usePicture(file);
   else turnTo("draw");
 }
