@@ -110,6 +110,7 @@ clean: ## remove everything that make installed or made, but for a training's st
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fourstep needs Python 3.11 or newer; $(PYTHON) is %d.%d. Hint: name a newer one, as in make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: constraints.txt | $(BIN)/python

@@ -107,6 +107,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     color_management: Literal["on", "off"] = "on"
     jpeg_quality: int = 95
     jpeg_subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "human", "json"] = "auto"
 
 
 # --- server → engine ---------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from pipelines import log_lines
 from pipelines.engine.loop import Engine
 from pipelines.errors import CaptureFailedError, CheckpointError, NoRoomError, NotOnDiskError
 from pipelines.frames import parse_to_engine, read_frame, write_frame
@@ -122,7 +123,7 @@ def main(load: Load | None = None, look: Look | None = None, look_s: float = WEI
     sock.set_inheritable(False)  # no process that this one starts may keep the socket open
     faulthandler.enable()
     follow_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_lines.configure(process="engine")
     sys.exit(_serve(Link(sock), load or load_backend, look or look_for_weights, look_s))
 
 
@@ -131,6 +132,7 @@ def _serve(link: Link, load: Load, look: Look, look_s: float) -> int:
     if not isinstance(first, Configure):
         return 0
     config = first.config
+    log_lines.configure(config.log_level, config.log_format, process="engine", device=config.device)
     running = Future[Engine]()
     threading.Thread(target=_read, args=(link, running), name="reader", daemon=True).start()
     try:

@@ -1,27 +1,36 @@
-"""Logging: its format, and error messages without what callers sent.
+"""Logging: what is said of each call, and error messages without what callers sent.
 
-No logger of the server writes a query string (tokens), a body (prompts, pictures), a header (keys) or a stored file's
-name (anyone who knows it can read the file).
+The form of the lines is that of all processes (`pipelines.log_lines`). No logger of the server writes a query string
+(tokens), a body (prompts, pictures), a header (keys) or a stored file's name (anyone who knows it can read the file).
 """
 
 import logging
 import traceback
 
+from pipelines import log_lines
 from server.memory import end_if_exhausted
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-
-# These libraries log URLs with their query strings at INFO.
-_TOO_TALKATIVE = ("uvicorn.access", "uvicorn.error", "httpx", "httpcore", "websockets")
+moves = log_lines.moves
+WIPE = log_lines.WIPE
 
 _FAULTS = logging.getLogger("fourstep.faults")
+_CALLS = logging.getLogger("fourstep.access")
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Configure logging to stderr."""
-    logging.basicConfig(level=level, format=_FORMAT)
-    for name in _TOO_TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+def configure(level: str, form: str) -> None:
+    """Log to stderr from this level on, in this form: the settings `log_level` and `log_format`."""
+    log_lines.configure(level, form, process="server", quote=False)
+
+
+def call(level: int, what: str, **fields: str | float) -> None:
+    """Log the end of a call; each field stands in the line, and is a field of a JSON line. Those that are "" are not.
+
+    `request_id`, `route` (run, queue, realtime …), `key` (its id), `outcome`, `seconds`: of each kind of call.
+    """
+    if _CALLS.isEnabledFor(level):
+        known = {name: value for name, value in fields.items() if value != ""}
+        words = " ".join(f"{name}={value}" for name, value in known.items())
+        _CALLS.log(level, "%s %s", what, words, extra=known)
 
 
 def fault(where: str, error: BaseException) -> None:

@@ -33,9 +33,7 @@ class RequestSettings(Section):
         "longest side that is computed, a multiple of 8; larger pictures are brought down to it. The model was taught"
         " at 512: at twice that it begins to repeat itself, and a step takes more than four times as long",
     )
-    min_side: Side = setting(
-        64, "shortest side that is computed: with less the model has nothing to look at; smaller is 422"
-    )
+    min_side: Side = setting(64, "shortest side that is computed: with less there is nothing to see; smaller is 422")
     color_management: Literal["on", "off"] = setting(
         "on",
         "on: colours by the picture's own profile (Display P3, Adobe RGB, CMYK), as its owner saw them; off: profiles"
@@ -63,17 +61,14 @@ class LimitSettings(RequestSettings):
 
     max_calls: Positive = setting(256, "run and stream calls in flight at once; one more gets 429")
     max_sessions: Positive = setting(256, "open realtime sockets; one more is refused with 429")
-    max_connections: Positive = setting(
-        1024, "open connections; for one more an idle one is closed, else its request gets 429"
-    )
+    max_connections: Positive = setting(1024, "open connections; for one more an idle one is closed, else it gets 429")
     body_budget_bytes: Positive = setting(
         512 * 1024**2,
         "request bodies and fetched pictures in memory, all together; beyond it 429. Seven of the largest "
         "bodies, or a hundred photos; the process takes up to three times as much for them",
     )
     max_downloads: Positive = setting(
-        256,
-        "stored files being sent at once, to one key or address no more than its key-share of them; one more gets 429",
+        256, "stored files being sent at once, to one key or address its key-share of them; one more gets 429"
     )
     session_idle_timeout: Wait = setting(30.0, "seconds without an input after which a realtime socket is closed")
     max_waiting_bytes: Positive = setting(
@@ -203,9 +198,7 @@ class ConnectionSettings(LimitSettings):
     body_timeout: Wait = setting(20.0, "seconds that a body may fall behind min-body-rate: a stall of a mobile link")
     min_body_rate: Positive = setting(16 * 1024, "bytes a second that a body must keep up: a slow uplink's 128 kbit/s")
     send_timeout: Wait = setting(60.0, "seconds that a client may fall behind min-send-rate; then its answer is cut")
-    min_send_rate: Positive = setting(
-        16 * 1024, "bytes a second that a client must take of what waits for it: a slow link's 128 kbit/s"
-    )
+    min_send_rate: Positive = setting(16 * 1024, "bytes a second that a client must take: a slow link's 128 kbit/s")
     send_buffer_bytes: Count = setting(
         128 * 1024,
         "what the kernel keeps for each client that has not taken it, which bounds the speed to this much in a round"
@@ -226,16 +219,10 @@ class ListenSettings(DataSettings, ConnectionSettings):
     host: str = setting("localhost", "address to listen on; localhost is 127.0.0.1 and ::1; all others need keys")
     port: Port = setting(8000, "plain HTTP port; 0 picks a free one")
     tls_port: Port | None = setting(None, "also serve https on this port, with the local CA; 0 picks a free one")
-    tls_names: str = setting(
-        "", "further DNS names and IP addresses that the local CA may sign for: box.lan,192.168.1.5"
-    )
+    tls_names: str = setting("", "further names and addresses that the local CA may sign for: box.lan,192.168.1.5")
     takeover: bool = setting(False, "also serve https on port 443, for fal's own host names")  # noqa: FBT003
-    public_url: str = setting(
-        "", "base URL that clients use, when a proxy stands in front; without it the request's own"
-    )
-    trusted_proxies: str = setting(
-        "127.0.0.1,::1", "addresses whose X-Forwarded-For and X-Forwarded-Proto are believed"
-    )
+    public_url: str = setting("", "base URL that clients use, when a proxy stands in front; else the request's own")
+    trusted_proxies: str = setting("127.0.0.1,::1", "addresses whose X-Forwarded-For and -Proto are believed")
 
     @override
     def __post_init__(self) -> None:
@@ -251,7 +238,19 @@ class ListenSettings(DataSettings, ConnectionSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSettings(DataSettings, RequestSettings):
+class LogSettings(Section):
+    """What is logged to stderr, by the server and its engines."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "info", "debug (also probes, what was read, realtime's frames), info, warning or error; libraries: warning"
+    )
+    log_format: Literal["auto", "human", "json"] = setting(
+        "auto", "auto (to be read; at a terminal with a progress line), human (without), json (one object a line)"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSettings(DataSettings, RequestSettings, LogSettings):
     """The model, and the devices which it runs on."""
 
     model: str = setting(

@@ -27,8 +27,10 @@ from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, h
 
 from pipelines.errors import CheckpointError, NotOnDiskError, UnreachableError
 from pipelines.hub.source import Folder
+from pipelines.log_lines import adopt
 
 constants.HF_HUB_DISABLE_TELEMETRY = True
+adopt("huggingface_hub")
 
 OnBytes = Callable[[int], None]
 

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from pipelines import log_lines
 from pipelines.images import codec
 from pipelines.messages import EngineConfig, FailureKind
 from pipelines.parent import follow_parent
@@ -69,7 +70,6 @@ def main() -> None:
     """Decode until the other end closes."""
     parser = argparse.ArgumentParser(prog="pipelines.images.decoder")
     parser.add_argument("--fd", type=int, required=True)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     connection = Connection(parser.parse_args().fd)
     follow_parent()
     os.nice(NICENESS)
@@ -77,6 +77,7 @@ def main() -> None:
     _lower(resource.RLIMIT_CORE, 0)  # a dump of memory would have a picture in it
     try:
         task = msgspec.msgpack.decode(connection.recv_bytes(), type=Task)
+        log_lines.configure(task.limits.log_level, task.limits.log_format, process="decoder", device=task.limits.device)
         _bound_memory(task.limits)
         while True:
             memory, data = int(connection.recv_bytes()), connection.recv_bytes()

@@ -1,6 +1,6 @@
 """What a server on this machine depends on, judged: one line each, and a hint where something is wrong.
 
-Every check is a function from what it looks at to a `Finding`. None changes anything or reaches beyond this machine.
+Every check is a function from what it looks at to a `Finding`. None leaves anything or reaches beyond this machine.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from cryptography import x509
 
 from pipelines.device import advice, cuda_support, devices, dtypes
 from pipelines.device.devices import main_memory, pick_device
-from pipelines.errors import SetupError
+from pipelines.errors import NotOnDiskError, SetupError
 from pipelines.hub import client, manifest
 from pipelines.hub.download import gigabytes
 from pipelines.messages import EngineConfig
@@ -66,7 +66,8 @@ def examine(config: EngineConfig, addresses: Sequence[str], port: int, names: Co
     yield torch_build(build, fault, level)
     for name in config.device.split(","):
         yield device(name.strip(), config)
-    yield memory(main_memory(), needs_gigabytes=2 if config.model == "demo" else 6)
+    small = config.model == "demo" or takes_the_demo(config)
+    yield memory(main_memory(), needs_gigabytes=2 if small else 6)
     yield disk("data folder", Path(config.data_dir), needs_gigabytes=1)
     yield weights(config)
     yield listening(addresses, port)
@@ -96,12 +97,23 @@ def torch_build(build: cuda_support.Build, fault: cuda_support.CardError | None,
     return Finding(Level.OK, "torch", line)
 
 
+def takes_the_demo(config: EngineConfig) -> bool:
+    """Return whether `auto` takes the built-in model here: without an accelerator it fetches nothing."""
+    if config.model != "auto" or checkpoint.is_full_size(config):
+        return False
+    try:
+        return devices.first(config).type == "cpu"
+    except SetupError:  # judged as a device
+        return False
+
+
 def device(name: str, config: EngineConfig) -> Finding:
     """Judge one device that engines are to use, its number format, and its free memory or instruction sets."""
     try:
         found = pick_device(name)
-        stands_in = config.model == "auto" and found.type == "cpu" and not checkpoint.is_full_size(config)
-        config = msgspec.structs.replace(config, device=name, model="demo" if stands_in else config.model)
+        config = msgspec.structs.replace(config, device=name)
+        if takes_the_demo(config):
+            config = msgspec.structs.replace(config, model="demo")
         devices.ask_machine(config, keep=False)
         _, dtype = dtypes.pick(config)
     except SetupError as error:
@@ -139,7 +151,10 @@ def memory(available: float, *, needs_gigabytes: float) -> Finding:
 
 
 def disk(subject: str, folder: Path, *, needs_gigabytes: float) -> Finding:
-    """Judge the free space where `folder` is or will be."""
+    """Judge where `folder` is or will be: whether this user may write there, and the free space."""
+    if fault := probes.write_fault(folder):
+        hint = "let this user write there, or choose another place with --data-dir"
+        return Finding(Level.FAIL, subject, f"{folder} can't be written ({fault})", hint)
     free = probes.free_bytes(folder)
     line = f"{gigabytes(free)} free for {folder}"
     if free < needs_gigabytes * 1e9:
@@ -151,13 +166,18 @@ def weights(config: EngineConfig) -> Finding:
     """Judge whether what the configuration needs is on disk."""
     if config.model == "demo" or config.model.startswith("instant"):
         return Finding(Level.OK, "weights", f"{config.model}: built in")
+    if takes_the_demo(config):
+        hint = "`fourstep pull` fetches the real ones"
+        return Finding(Level.OK, "weights", "none: without an accelerator auto takes the built-in demo model", hint)
     try:
         found, dtype = dtypes.pick(config)
         plan = checkpoint.on_disk(config, half=dtype.itemsize == 2)
     except SetupError as error:
         free = gigabytes(probes.free_bytes(client.cache_folder()))
-        level = Level.WARN if config.model == "auto" else Level.FAIL
-        return Finding(level, "weights", error.reason, f"{error.hint} ({free} free in {client.cache_folder()})")
+        hint = f"{error.hint} ({free} free in {client.cache_folder()})"
+        if config.model == "auto" and isinstance(error, NotOnDiskError):
+            return Finding(Level.WARN, "weights", f"{error.reason} The first start fetches them.", hint)
+        return Finding(Level.FAIL, "weights", error.reason, hint)
     size = sum(files.size for files in plan.files()) + (plan.single_file.stat().st_size if plan.single_file else 0)
     heavy_vae = plan.vae is None or plan.vae.size > _HEAVY_VAE_BYTES
     hint = advice.TINY_VAE if found.type == "cpu" and heavy_vae else ""
@@ -215,7 +235,12 @@ def clock() -> Finding:
 
 def certificates(folder: Path, now: datetime.datetime) -> Finding:
     """Judge the local CA and its certificates, if there are any: in date, keys readable by their owner alone."""
-    if not (folder / "ca.pem").exists():
+    try:
+        made = (folder / "ca.pem").exists()
+    except OSError as error:
+        line = f"{folder} can't be read ({error.strerror})"
+        return Finding(Level.FAIL, "certificates", line, "let this user read it, or choose another --data-dir")
+    if not made:
         return Finding(Level.OK, "certificates", "none yet: `fourstep certs` or --tls-port makes them")
     open_keys = [key.name for key in folder.glob("*key.pem") if key.stat().st_mode & 0o077]
     if open_keys:

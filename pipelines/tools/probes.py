@@ -1,4 +1,4 @@
-"""Facts about this machine that `doctor` judges. Nothing is changed, and nothing beyond this machine is asked."""
+"""Facts about this machine that `doctor` judges. Nothing is left behind, and nothing beyond this machine is asked."""
 
 import ctypes
 import http.client
@@ -6,15 +6,42 @@ import ipaddress
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import TypeAlias
+
+_BLOCK = 4096  # bytes: what a file system gives out, so that a full disk shows
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def free_bytes(folder: Path) -> int:
     """Return the free space where `folder` is or will be."""
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def write_fault(folder: Path) -> str:
+    """Return why this user can't write where `folder` is or will be, in the system's words; "" if that works."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(folder)) as file:
+            file.write(bytes(_BLOCK))
+            file.flush()
+    except OSError as error:
+        return error.strerror or type(error).__name__
+    return ""
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that there is."""
+    return next(path for path in (folder, *folder.parents) if _is_there(path))
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError:  # also what this user may not look at
+        return False
+    return True
 
 
 def clock_is_adrift() -> bool:

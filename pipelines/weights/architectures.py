@@ -21,6 +21,10 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from pipelines.errors import CheckpointError
+from pipelines.log_lines import adopt
+
+for _library in ("diffusers", "transformers", "accelerate"):
+    adopt(_library)
 
 __all__ = [
     "AutoencoderKL",

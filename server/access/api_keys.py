@@ -21,6 +21,8 @@ import msgspec
 from server.data_dir import locked, write_whole
 from server.settings import AccessSettings, DataSettings, SettingsError
 
+_LONGEST_NAME = 64  # characters: one line of a list
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -116,7 +118,14 @@ def _read(file: Path) -> list[Key]:
 
 
 def add(file: Path, name: str) -> str:
-    """Make a key called `name` and return it, `id:secret`, this once. Raises `KeysError` for a name that is in use."""
+    """Make a key called `name` and return it, `id:secret`, this once.
+
+    Raises `KeysError` for a name that is in use, and for one that would not show in a list.
+    """
+    if not (name.strip() and name.isprintable() and len(name) <= _LONGEST_NAME):
+        raise KeysError(
+            f"{name!r} is no name for a key. Hint: say whose it is in 1 to {_LONGEST_NAME} printable characters"
+        )
     credential = f"{uuid.uuid4()}:{secrets.token_hex(32)}"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     with _locked(file):

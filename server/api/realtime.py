@@ -19,6 +19,7 @@ the page as two errors. An open socket stays open when its token expires. Unknow
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import time
 import uuid
 from collections import deque
@@ -36,7 +37,7 @@ from server.context import Context, context
 from server.fal import decoding, schemas
 from server.fal.endpoints import MAX_BUFFERING, REALTIME_PATHS
 from server.fal.errors import FalError, PlainError, RequestError
-from server.logs import fault
+from server.logs import call, fault
 from server.web.clock import late
 from server.web.connection import stop
 from server.web.request import find_caller, find_endpoint, memory, new_call
@@ -176,8 +177,18 @@ class Session:
         with contextlib.suppress(WebSocketDisconnect):  # the reader notices it as well
             while (frame := await self._next()) is not None:
                 started = time.perf_counter()
-                await self._answer(frame)
-                self._inbox.set_limit(time.perf_counter() - started)
+                outcome = await self._answer(frame)
+                seconds = time.perf_counter() - started
+                self._inbox.set_limit(seconds)
+                call(
+                    logging.DEBUG,
+                    "frame",
+                    route="realtime",
+                    key=self._call.tenant,
+                    outcome=outcome,
+                    seconds=round(seconds, 4),
+                    request_id=self._call.id,
+                )
             await self._socket.close(1000)
 
     async def _next(self) -> Frame | None:
@@ -191,24 +202,26 @@ class Session:
                 if not late(due):
                     return None
 
-    async def _answer(self, frame: Frame) -> None:
+    async def _answer(self, frame: Frame) -> str:
+        """Answer one input; return how that ended, as the log has it."""
         given: dict[str, Any] = {}
         try:
             given = decode(frame)
             output = await self._generate(given)
         except FalError as error:
             await self._refuse(error, given.get("request_id"))
-            return
+            return "refused"
         except Exception as error:  # noqa: BLE001 — one input's fault must not end the session
             fault("realtime", error)
             await self._refuse(RequestError("internal_error", "Internal server error"), given.get("request_id"))
-            return
+            return "failed"
         finally:
             self._memory.give_back(len(frame))
         if isinstance(frame, str):
             await self._socket.send_text(msgspec.json.encode(output).decode())
         else:
             await self._socket.send_bytes(msgspec.msgpack.encode(output))
+        return "ok"
 
     async def _refuse(self, error: FalError, request_id: object = None) -> None:
         await self._socket.send_text(error_text(error, request_id))

@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from server.cli.arguments import command_line
-from server.environment import FIELDS, load
-from server.settings import SettingsError
+_SYSTEMS = ("linux", "darwin")
 
 COMPILE = (
     "fourstep: --compile (FOURSTEP_COMPILE) does nothing any more, and the version after this refuses it."
@@ -15,6 +13,13 @@ COMPILE = (
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the console script: exit 0, or non-zero with one line on stderr that says what to do."""
+    if sys.platform not in _SYSTEMS:
+        sys.exit(f"fourstep runs on Linux, macOS and WSL 2, the Linux in Windows; this is {sys.platform}")
+    # Imported here because some of it is not there on other systems (`fcntl`, `resource`).
+    from server.cli.arguments import command_line  # noqa: PLC0415
+    from server.environment import FIELDS, load  # noqa: PLC0415
+    from server.settings import SettingsError  # noqa: PLC0415
+
     parser = command_line()
     arguments = vars(parser.parse_args(argv))
     run: Callable[..., int] | None = arguments.pop("run")

@@ -40,7 +40,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         _sole_server(settings),
         contextlib.closing(sockets.bind(settings)) as listeners,
     ):
-        logs.configure()
+        logs.configure(settings.log_level, settings.log_format)
         threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         _say_proxy(settings)
@@ -53,7 +53,10 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             _say_version(settings)
             urls = _urls(settings, listeners)
             write_whole(run_file, json.dumps({"pid": os.getpid(), **urls}).encode())
-            sys.stderr.write(f"{banner(settings, urls, warning)}\n")
+            if settings.log_format == "json":
+                LOG.info("serving", extra=urls)
+            else:
+                sys.stderr.write(f"{banner(settings, urls, warning)}\n")
 
         if listeners.https:  # port 0 has become a port
             settings = dataclasses.replace(settings, tls_port=listeners.https.port)

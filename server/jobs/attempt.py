@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 from pipelines.messages import Decoded, Large, Log, Preview, Started
 from server.fal.errors import FalError, PassingFailure, RequestError, start_timed_out
 from server.jobs.job import MAX_TRIES, Job, Result
-from server.logs import fault
+from server.logs import call, fault
 
 LOG = logging.getLogger(__name__)
 
@@ -93,7 +93,24 @@ class Attempt:
             self.task.cancel()
 
     async def make(self) -> Result | Retry:
-        """Run the job once."""
+        """Run the job once, and log how it ended."""
+        outcome = "cancelled"
+        try:
+            made = await self._make()
+            outcome = "retried" if isinstance(made, Retry) else "ok" if made.error is None else "failed"
+        finally:
+            call(
+                logging.INFO,
+                f"job {self.job.id}",
+                route="queue",
+                key=self.job.owner,
+                outcome=outcome,
+                seconds=round(self.took, 4),
+                request_id=self.job.id,
+            )
+        return made
+
+    async def _make(self) -> Result | Retry:
         if self.job.damaged:
             LOG.error("job %s can't be read from the database, and is ended", self.job.id)
             return Result.failure(RequestError("internal_error", "The request can no longer be read; send it again"))

@@ -7,6 +7,7 @@ app's lifespan ends. A second SIGINT stops at once.
 import asyncio
 import contextlib
 import functools
+import logging
 import signal
 import socket
 import ssl
@@ -21,13 +22,15 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from server.access.limits import Quota
-from server.memory import end_if_exhausted
+from server.logs import fault
 from server.settings import ListenSettings
 from server.transport import tls
 from server.transport.http_protocol import HttpProtocol
 from server.transport.room import Room
 from server.transport.sockets import BACKLOG, Listener, Listeners
 from server.transport.websocket_protocol import WebSocketProtocol
+
+LOG = logging.getLogger(__name__)
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Seconds that a peer has to answer the TLS close alert.
@@ -203,5 +206,8 @@ class _Server(uvicorn.Server):
 
 def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what a callback, a protocol or a forgotten task has raised; end the process after a `MemoryError`."""
-    end_if_exhausted(context.get("exception"))
-    loop.default_exception_handler(context)
+    del loop
+    if (error := context.get("exception")) is not None:
+        fault(context["message"], error)  # without the error's own words, nor the task's, which repeat them
+    else:
+        LOG.error("%s", context["message"])

@@ -15,7 +15,7 @@ from server.context import context
 from server.fal import endpoints, schemas
 from server.fal.hosts import base_url
 from server.generate import Call
-from server.web.access_log import request_id
+from server.web.access_log import note_key, request_id
 from server.web.connection import AT_ONCE_BYTES, read_body
 
 Model = TypeVar("Model", bound=pydantic.BaseModel)
@@ -50,6 +50,7 @@ def find_caller(connection: HTTPConnection, app: endpoints.Endpoint | None = Non
 def counted(connection: HTTPConnection, caller: Caller) -> Caller:
     """Return the caller, for whom this connection is counted from now on. Raises `RequestError` 429."""
     note_known(connection)
+    note_key(connection.scope, caller.id)
     context(connection).limits.connection(connection, caller)
     return caller
 

@@ -21,7 +21,16 @@ import msgspec
 from typing_extensions import override
 
 from pipelines.frames import OverlongFrame, frame_body, frame_end, parse_from_engine, write_frame
-from pipelines.messages import Beat, Configure, EngineConfig, FromEngine, Ready, ToEngine
+from pipelines.messages import (
+    EXIT_CAPTURE_FAILED,
+    EXIT_NO_ROOM,
+    Beat,
+    Configure,
+    EngineConfig,
+    FromEngine,
+    Ready,
+    ToEngine,
+)
 from server.logs import fault
 
 logger = logging.getLogger(__name__)
@@ -250,3 +259,16 @@ class EngineProcess(asyncio.BufferedProtocol):
         self.fault = why
         self._transport.abort()
         self.kill()
+
+
+def describe_exit(status: int | None) -> str:
+    """Return how a process of this exit status ended, in words that follow "because"."""
+    if status is None:
+        return "it was killed, though it is still there"
+    if status < 0:
+        return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
+    if status == EXIT_NO_ROOM:
+        return "its device has not enough memory left (the log says what helps)"
+    if status == EXIT_CAPTURE_FAILED:
+        return "its CUDA graphs could not be captured (the log says why)"
+    return f"it exited with status {status}"

@@ -13,14 +13,12 @@ import dataclasses
 import enum
 import logging
 import math
-import signal
 from typing import Protocol
 
 import msgspec
 
 from pipelines.messages import (
     EXIT_CAPTURE_FAILED,
-    EXIT_NO_ROOM,
     EXIT_WEIGHTS_FOUND,
     WEIGHTS_LOOK_S,
     Beat,
@@ -33,7 +31,7 @@ from pipelines.messages import (
     ToEngine,
 )
 from server.logs import fault
-from server.workers.process import EngineProcess, Launch
+from server.workers.process import EngineProcess, Launch, describe_exit
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +223,7 @@ class Supervisor:
             return ""
         if status == EXIT_CAPTURE_FAILED:
             self._config, self.graphs_failed = msgspec.structs.replace(self._config, graphs="off"), True
-        return engine.fault or _describe(status)
+        return engine.fault or describe_exit(status)
 
     def _hear(self, message: FromEngine) -> None:
         match message:
@@ -289,16 +287,3 @@ def _unforeseen(what: str, error: Exception) -> str:
     """Log an unforeseen exception. Return `what` with the exception's type, in words that follow "because"."""
     fault(what, error)
     return f"{what} ({type(error).__name__}, see the log)"
-
-
-def _describe(status: int | None) -> str:
-    """Return how a process of this exit status ended, in words that follow "because"."""
-    if status is None:
-        return "it was killed, though it is still there"
-    if status < 0:
-        return f"it was ended by signal {-status} ({signal.strsignal(-status)})"
-    if status == EXIT_NO_ROOM:
-        return "its device has not enough memory left (the log says what helps)"
-    if status == EXIT_CAPTURE_FAILED:
-        return "its CUDA graphs could not be captured (the log says why)"
-    return f"it exited with status {status}"

@@ -80,6 +80,21 @@ def test_errors_do_not_repeat_the_key(auth):
     assert "canary" not in json.dumps(error.body)
 
 
+@pytest.mark.parametrize("name", ["", "  ", "a\tb", "a\nb", "\u202ea", "n" * 65])
+def test_a_name_that_a_list_would_not_show_is_refused(name, tmp_path):
+    with pytest.raises(KeysError, match="in 1 to 64 printable characters"):
+        api_keys.add(tmp_path / "keys.json", name)
+
+    assert api_keys.read(tmp_path / "keys.json") == []
+
+
+@pytest.mark.parametrize("name", ["n" * 64, "Zoë’s phone", "x"])
+def test_a_name_in_any_script_is_taken(name, tmp_path):
+    api_keys.add(tmp_path / "keys.json", name)
+
+    assert [key.name for key in api_keys.read(tmp_path / "keys.json")] == [name]
+
+
 def test_a_key_in_the_query_opens_a_socket(auth):
     assert auth.caller(connection(query="fal_key_id=alice&fal_key_secret=s3cret"), LCM_SD15_I2I).id == "alice"
 

@@ -8,6 +8,8 @@ import re
 
 import pytest
 
+from server.app import ROUTES
+from server.web.access_log import WORDS
 from server.workers.pool import State
 from tests.support.app_client import INPUT, QUEUE, RUN, serving
 
@@ -217,5 +219,78 @@ async def test_a_path_can_not_forge_a_log_line(tmp_path, caplog):
     async with serving(tmp_path) as web:
         await web.call("POST", "/run/x%0Aall is well")
 
-    assert "x\\nall is well" in caplog.text
-    assert "x\nall is well" not in caplog.text
+    assert "POST /run/… 404" in caplog.text
+    assert "all is well" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics"])
+async def test_probes_and_scrapes_are_logged_at_debug_whatever_their_answer(tmp_path, caplog, path):
+    caplog.set_level(logging.DEBUG)
+    async with serving(tmp_path) as web:
+        web.engines.state = State.STARTING
+        await web.call("GET", path)
+
+    [line] = [record for record in caplog.records if record.name == "fourstep.access"]
+    assert (line.levelname, line.getMessage().split()[1]) == ("DEBUG", path)
+
+
+async def test_a_call_is_logged_with_its_fields(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    async with serving(tmp_path, keys="alice:a") as web:
+        good = {"authorization": "Key alice:a"}
+        ids = [
+            (await web.call("POST", RUN, body=INPUT, headers=good)).headers["x-fal-request-id"],
+            (await web.call("POST", RUN, body={**INPUT, "strength": 7}, headers=good)).headers["x-fal-request-id"],
+            (await web.call("POST", RUN, body=INPUT)).headers["x-fal-request-id"],
+        ]
+        job = (await web.call("POST", QUEUE, body=INPUT, headers=good)).json()["request_id"]
+        await web.engines.running.get()
+        await web.engines.running.get()
+        async with web.connect(f"{RUN}/realtime", headers=good) as socket:
+            socket.send("{}")
+            await socket.recv()
+
+    lines = [record for record in caplog.records if record.name == "fourstep.access"]
+    told = {
+        (line.request_id, line.getMessage().split(" route=")[0], line.route, getattr(line, "key", ""), line.outcome)
+        for line in lines
+    }
+    assert {
+        (ids[0], f"POST {RUN} 200", "run", "alice", "ok"),
+        (ids[1], f"POST {RUN} 422", "run", "alice", "refused"),
+        (ids[2], f"POST {RUN} 401", "run", "", "refused"),
+        (job, f"POST {QUEUE} 200", "queue", "alice", "ok"),
+        (job, f"job {job}", "queue", "alice", "ok"),
+    } <= told
+    assert ("WS", "realtime", "alice", "ok") in {
+        (shown.partition(" ")[0], route, key, outcome) for _, shown, route, key, outcome in told
+    }
+    assert all(line.seconds >= 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("/nothing/of/canary-5e1f", "/…"),
+        ("/fourstep/cdn/files/canary-5e1f.jpg", "/…/cdn/files/…"),
+        ("https://v3.fal.media/files/canary-5e1f.jpg", "/cdn/files/…"),
+        ("/cdn/files/0ac0ba98-14f5-4ac6-a1f1-8ebd18a2ae36", "/cdn/files/…"),
+        (f"{QUEUE}/requests/0ac0ba98-14f5-4ac6-a1f1-8ebd18a2ae36/status", "/requests/0ac0ba98-14f5"),
+        ("/a" * 999, "/…/…/"),
+    ],
+)
+async def test_of_a_path_only_our_own_words_are_logged(tmp_path, caplog, url, shown):
+    caplog.set_level(logging.DEBUG)
+    async with serving(tmp_path) as web:
+        await web.call("GET", url)
+
+    [line] = [record.getMessage() for record in caplog.records if record.name == "fourstep.access"]
+    assert shown in line
+    assert "canary" not in line
+    assert len(line) < 400
+
+
+def test_every_word_of_the_routes_may_be_logged():
+    segments = {each for route in ROUTES for each in route.path.split("/") if each and not each.startswith("{")}
+
+    assert segments - WORDS == set()

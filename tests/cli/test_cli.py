@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from server.transport.takeover import HOSTS_FILE_NAMES
 from server.workers.launch import ENVIRONMENT
 from tests.support.server_process import clean_env
 
+ROOT = Path(__file__).parents[2]
 FOURSTEP = Path(sys.executable).with_name("fourstep")
 
 
@@ -33,6 +35,44 @@ def test_help_lists_the_commands():
         command in done.stdout
         for command in ("serve", "pull", "demo", "doctor", "bench", "keys", "webhook-keys", "certs", "hosts")
     )
+
+
+ELSEWHERE = """
+import sys
+sys.platform = "win32"
+sys.modules["fcntl"] = sys.modules["resource"] = None
+from server.cli.main import main
+main(["serve"])
+"""
+
+
+def test_other_systems_are_told_so_before_anything_is_imported_that_they_lack():
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ELSEWHERE], env=clean_env(), capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        "fourstep runs on Linux, macOS and WSL 2, the Linux in Windows; this is win32\n",
+    )
+
+
+@pytest.mark.parametrize(("version", "status"), [((3, 10), 1), ((3, 11), 0), ((3, 14), 0)])
+def test_make_asks_for_the_version_of_python_before_it_fetches_anything(version, status, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.version_info = {(*version, 0)}\n"
+        "if sys.argv[1] == '-c': exec(sys.argv[2])\nelse: print('made', *sys.argv[1:])\n"
+    )
+    python.chmod(0o755)
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    done = subprocess.run(
+        ["make", f"PYTHON={python}", ".venv/bin/python"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+    assert ("needs Python 3.11 or newer; " in done.stderr) == bool(status)
+    assert ("made -m venv" in done.stdout) == (not status)
 
 
 def test_the_version_is_that_of_the_installation():
@@ -100,6 +140,7 @@ def test_help_names_the_model_that_the_command_takes(command, model):
         (["bench", "--requests", "0"], "no whole number above 0"),
         (["keys", "limit", "me", "--calls", "-1"], "no whole number"),
         (["keys", "limit", "stranger", "--calls", "1", "--data-dir", "/nowhere"], "no key in use is called 'stranger'"),
+        (["keys", "add", ""], "'' is no name for a key. Hint: say whose it is in 1 to 64 printable characters"),
         (["keys", "add", "me", "--data-dir", "/dev/null/data"], "choose another --data-dir"),
         (["keys", "list", "--data-dir", "/dev/null/data"], "/dev/null/data/keys.json can't be read"),
         (["certs", "--data-dir", "/dev/null/data"], "choose another --data-dir"),

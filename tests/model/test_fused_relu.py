@@ -34,7 +34,7 @@ class Cudnn:
         self.calls += 1
         out = F.conv2d(x.float(), weight.float(), None if bias is None else bias.float(), stride, padding)
         if z is not None and self.fault is not without_the_sum:
-            out += z.float()
+            out += z.float().nan_to_num() if self.fault is clips_the_sum else z.float()
         out = F.relu_(out).to(x.dtype).contiguous(memory_format=torch.channels_last)
         return out if self.fault is None else self.fault(out)
 
@@ -49,6 +49,10 @@ def wrong_in_a_corner(out):
 
 
 def without_the_sum(out):
+    return out
+
+
+def clips_the_sum(out):
     return out
 
 
@@ -122,6 +126,7 @@ def test_a_size_that_computes_right_is_one_launch(dtype, more, adds, cudnn):
     ("fault", "reason"),
     [
         (clips, "what is not a number becomes zero"),
+        (clips_the_sum, "what is not a number becomes zero"),
         (wrong_in_a_corner, "wrong by"),
         (without_the_sum, "wrong by"),
         (reads_what_lay_there, "wrong by nan"),

@@ -66,6 +66,7 @@ def test_the_kernels_compute_the_norm_to_one_rounding(dtype, make):
     [
         ("pixel < last; pixel += rows", "pixel < last - 1; pixel += rows"),
         ("load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);", "0.0f : 0.0f);"),
+        ("load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);", "0.0f / 0.0f : 0.0f);"),  # not the last
         ("all.y / numbers + eps", "all.y / numbers"),
         ("count * (mean - middle) * (mean - middle)", "0.0f"),
         ("-value)", "value)"),

@@ -151,12 +151,48 @@ def test_full_disk_fails_also_where_the_folder_is_yet_to_be_made(needs: float, l
     assert doctor.disk("data folder", tmp_path / "not" / "yet", needs_gigabytes=needs).level is level
 
 
-@pytest.mark.parametrize(("model", "level"), [("demo", Level.OK), ("sd15", Level.FAIL), ("auto", Level.WARN)])
-def test_missing_weights_name_the_command(model: str, level: Level) -> None:
+@pytest.mark.parametrize("place", ["file/data", "file", "/proc/data"])
+def test_data_folder_that_this_user_can_not_write_fails(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    finding = doctor.disk("data folder", tmp_path / place, needs_gigabytes=0)
+
+    assert finding.level is Level.FAIL
+    assert f"{tmp_path / place} can't be written (" in finding.line
+    assert "--data-dir" in finding.hint
+
+
+def test_trying_to_write_leaves_nothing(tmp_path: Path) -> None:
+    finding = doctor.disk("data folder", tmp_path / "not" / "yet", needs_gigabytes=0)
+
+    assert finding.level is Level.OK
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "level", "said"),
+    [
+        ("demo", Level.OK, "demo: built in"),
+        ("sd15", Level.FAIL, "are not on this machine."),
+        ("auto", Level.OK, "none: without an accelerator auto takes the built-in demo model"),
+    ],
+)
+def test_missing_weights_name_the_command(model: str, level: Level, said: str) -> None:
     finding = doctor.weights(EngineConfig(model=model, data_dir="", device="cpu"))
 
     assert finding.level is level
-    assert ("fourstep pull" in finding.hint) == (level is not Level.OK)
+    assert finding.line.endswith(said)
+    assert ("fourstep pull" in finding.hint) == (model != "demo")
+
+
+def test_weights_that_auto_fetches_for_an_accelerator_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("meta"))
+
+    finding = doctor.weights(EngineConfig(model="auto", data_dir="", dtype="float16"))
+
+    assert finding.level is Level.WARN
+    assert finding.line.endswith("are not on this machine. The first start fetches them.")
+    assert "fourstep pull" in finding.hint
 
 
 @pytest.mark.parametrize(("bytes_of_vae", "device", "said"), [(2e8, "cpu", True), (1e7, "cpu", False)])
@@ -259,6 +295,10 @@ def test_no_certificates_yet_is_well(tmp_path: Path) -> None:
     assert doctor.certificates(tmp_path, NOW).level is Level.OK
 
 
+def test_certificates_that_can_not_be_looked_at_fail(tmp_path: Path) -> None:
+    assert doctor.certificates(tmp_path / ("n" * 300), NOW).level is Level.FAIL
+
+
 @pytest.mark.parametrize(("days", "level"), [(30, Level.OK), (-1, Level.FAIL)])
 def test_certificates_must_be_in_date(days: int, level: Level, tmp_path: Path) -> None:
     write_certificates(tmp_path, until=NOW + datetime.timedelta(days=days))
@@ -318,7 +358,7 @@ def test_names_that_a_takeover_still_lacks_are_said(lines: str | None, level: Le
     assert ("fourstep hosts" in finding.hint) == (level is Level.WARN)
 
 
-@pytest.mark.parametrize(("model", "status"), [("demo", 0), ("sd15", 1)])
+@pytest.mark.parametrize(("model", "status"), [("demo", 0), ("auto", 0), ("sd15", 1)])
 def test_command_fails_when_a_server_would(
     model: str, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
