@@ -75,7 +75,7 @@ fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5x
 	$(BIN)/python -m tests.fuzz $(FLAGS)
 
 fuzz-short: $(VENV)/.dev ## the same in a few seconds
-	$(BIN)/python -m tests.fuzz --cases 800
+	$(BIN)/python -m tests.fuzz --cases 1600
 
 slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 websocket flooders (two minutes)
 	$(BIN)/python -m tests.chaos.slow_clients $(FLAGS)
