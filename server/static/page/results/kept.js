@@ -5,6 +5,7 @@ import { clear, createStore, delMany, entries, set } from "idb-keyval";
 import { output, show } from "../output.js";
 import { at } from "../server.js";
 import { SIDES, settings } from "../settings.js";
+import { jpegOf } from "../sources/encoder.js";
 import { usePicture } from "../sources/source.js";
 import { Store } from "../store.js";
 import { live, stopLive } from "../ways/live.js";
@@ -90,10 +91,10 @@ async function thumbnail({ pictures, width, height }) {
   const share = THUMB_PX / Math.max(width, height);
   const [resizeWidth, resizeHeight] = [width, height].map((each) => Math.max(1, Math.round(each * share)));
   const bitmap = await createImageBitmap(pictures[0], { resizeWidth, resizeHeight, resizeQuality: "high" });
-  const small = new OffscreenCanvas(resizeWidth, resizeHeight);
+  const small = Object.assign(document.createElement("canvas"), { width: resizeWidth, height: resizeHeight });
   small.getContext("2d")?.drawImage(bitmap, 0, 0);
   bitmap.close();
-  return small.convertToBlob({ type: "image/jpeg", quality: 0.85 });
+  return jpegOf(small, 0.85);
 }
 
 /**

@@ -85,10 +85,15 @@ async function onPage(canvas, { crop, width, height, quality }) {
   const to = /** @type {CanvasRenderingContext2D} */ (small.getContext("2d"));
   to.imageSmoothingQuality = "high";
   to.drawImage(canvas, crop[0], crop[1], crop[2], crop[3], 0, 0, width, height);
-  const blob = await new Promise((resolve, reject) => {
-    small.toBlob((made) => (made ? resolve(made) : reject(new Error("No memory for a JPEG"))), "image/jpeg", quality);
-  });
+  const blob = await jpegOf(small, quality);
   return { blob, dataUri: await uriOf(blob) };
+}
+
+/** The whole canvas as JPEG, made on the page's own thread. @param {HTMLCanvasElement} canvas @param {number} quality @returns {Promise<Blob>} */
+export function jpegOf(canvas, quality) {
+  return new Promise((resolve, reject) => {
+    canvas.toBlob((made) => (made ? resolve(made) : reject(new Error("No memory for a JPEG"))), "image/jpeg", quality);
+  });
 }
 
 /** @param {Blob} blob @returns {Promise<string>} */
