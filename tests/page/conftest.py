@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
     path = program()
     if path is None:
         pytest.skip("needs Chromium")
-    expect.set_options(timeout=10_000)
+    expect.set_options(timeout=20_000)
     with chromium(path, NO_HOST_IS_ELSEWHERE, *FAKE_CAMERA) as browser:
         yield browser
 

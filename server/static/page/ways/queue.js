@@ -59,13 +59,18 @@ export async function submit() {
   }
 }
 
-/** @param {string} id */
+/** Forget a job, and have the server end it; a job that can't be ended is followed again. @param {string} id */
 export async function cancelJob(id) {
+  const job = queue.state.jobs.find((each) => each.id === id);
+  forgetJob(id);
   try {
     await call(`queue/${APP}/requests/${id}/cancel`, { method: "PUT" });
+    say("Cancelled");
   } catch (error) {
-    // It has ended meanwhile: what follows it says so.
-    if (!(error instanceof Refusal && error.status === 400)) report(error);
+    if (error instanceof Refusal && error.status === 400) return; // it has ended meanwhile
+    if (job) queue.set({ jobs: [job, ...queue.state.jobs] });
+    void follow(id);
+    report(error);
   }
 }
 
@@ -90,8 +95,7 @@ async function follow(id) {
       if (told.status === "COMPLETED") return await finish(id);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      // Not reachable, or too much at once: the job is safe, so ask again.
-      if (error.status !== 0 && error.status !== 429 && error.status < 500) {
+      if (!isPassing(error) && error.status < 500) {
         change(id, { status: "GONE", lines: [error.message] });
         return;
       }
@@ -100,19 +104,23 @@ async function follow(id) {
   }
 }
 
+/** Not reachable, or too much at once: the job is safe, so ask again. @param {Refusal} refusal */
+const isPassing = ({ status }) => status === 0 || status === 429;
+
 /** @param {string} id */
 async function finish(id) {
   const begun = queue.state.jobs.find((job) => job.id === id);
+  if (!begun) return;
   try {
     const told = await (await call(`queue/${APP}/requests/${id}`)).json();
     const pictures = await Promise.all(told.images.map(fetched));
-    if (!begun) return;
     const { values, side } = begun;
     const input = inputs.get(id) ?? null;
     await show(resultOf(told, { values, side, input, roundTrip: 0, live: false }, pictures));
     say(words(told, (told.timings.inference ?? 0) * 1000));
     forgetJob(id);
   } catch (error) {
+    if (error instanceof Refusal && isPassing(error)) throw error;
     change(id, { status: "FAILED", lines: [/** @type {Error} */ (error).message] });
   }
 }
