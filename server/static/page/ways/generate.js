@@ -1,7 +1,7 @@
 /** Generate: one picture by `/stream`, with a preview after each step; ends early when it is cancelled. */
 
 import { encoded } from "../sources/source.js";
-import { blobOf, preview, resultOf, show } from "../output.js";
+import { blobOf, output, preview, resultOf, show } from "../output.js";
 import { APP, Refusal, call, fieldsOf, wordsOf } from "../server.js";
 import { dice, settings, values, wrong } from "../settings.js";
 import { say, sayWrong, work } from "../work.js";
@@ -27,6 +27,7 @@ export async function generate() {
     report(error, running.signal);
   } finally {
     running = null;
+    output.set({ progress: null });
     work.set({ busy: "" });
   }
 }
