@@ -10,7 +10,7 @@ export function Notices() {
   const now = useStore(health, (state) => state);
   const wanted = useStore(access, (state) => state.wanted);
   return html`
-    <div class="notices">
+    <section class="notices" aria-label="Notices">
       ${now.since > 0 && html`<p class="notice bad" role="alert">Not reachable since ${seconds(now.now - now.since)}.
         The page asks again every two seconds; what is here stays.</p>`}
       ${!now.since && now.state === "SETUP_FAILED" && html`<${SetupFailed} detail=${now.detail} />`}
@@ -18,7 +18,7 @@ export function Notices() {
         The engine has stopped for good: ${withCode(now.detail)}</p>`}
       ${wanted && html`<${KeyForm} />`}
       ${!now.since && now.notice && html`<${Notice} words=${now.notice} />`}
-    </div>
+    </section>
   `;
 }
 
