@@ -12,7 +12,7 @@ PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-sho
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -44,8 +44,9 @@ lint: $(VENV)/.dev ## ruff and hadolint
 	$(BIN)/ruff format --check .
 	$(BIN)/hadolint Dockerfile.cuda
 
-types: $(VENV)/.dev ## mypy, strict
+types: $(VENV)/.dev ## mypy, strict, and TypeScript over what the page's modules declare
 	$(BIN)/mypy
+	$(BIN)/python -m tests.page.packages types
 
 imports: $(VENV)/.dev ## which package may import which
 	$(BIN)/lint-imports
@@ -61,6 +62,9 @@ locked: $(VENV)/.dev ## install from requirements.lock into a fresh venv, as the
 documents: $(VENV)/.dev ## write what docs/ say of settings, commands, routes and metrics anew, from the program itself
 	PYTHONPATH=. $(BIN)/python .ci/documents.py
 
+vendor: $(VENV)/.dev ## copy the page's libraries anew, at the versions of tests/page/js/package.json (asks npm's registry)
+	$(BIN)/python -m tests.page.packages vendor
+
 audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where the advisories can be reached
 	$(BIN)/python .ci/audit.py
 
@@ -74,7 +78,7 @@ fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5x
 	$(BIN)/python -m tests.fuzz $(FLAGS)
 
 fuzz-short: $(VENV)/.dev ## the same in a few seconds
-	$(BIN)/python -m tests.fuzz --cases 800
+	$(BIN)/python -m tests.fuzz --cases 1600
 
 slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 websocket flooders (two minutes)
 	$(BIN)/python -m tests.chaos.slow_clients $(FLAGS)
@@ -105,7 +109,7 @@ demo-model: $(VENV)/.dev ## train the built-in model from nothing, or go on wher
 	nice -n 19 $(BIN)/python -m training
 
 clean: ## remove everything that make installed or made, but for a training's state (.cache/demo_model)
-	rm -rf $(VENV) .cache/clients tests/clients/js/node_modules demo-output.jpg
+	rm -rf $(VENV) .cache/clients tests/clients/js/node_modules tests/page/js/node_modules demo-output.jpg
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis
 
 $(BIN)/python:

@@ -155,6 +155,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             stack.push_async_callback(deliverer.close)
             app.state.ctx = Context(
                 **vars(resources),
+                listening=settings,
                 generate=use_case,
                 queue=queue,
                 auth=auth,

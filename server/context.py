@@ -9,7 +9,7 @@ from server.access.auth import Auth
 from server.generate import Resources, UseCase
 from server.jobs.queue import Queue
 from server.outbound.addresses import Network
-from server.settings import AccessSettings
+from server.settings import AccessSettings, ListenSettings
 from server.webhooks.signing_keys import SigningKeys
 
 
@@ -17,10 +17,11 @@ from server.webhooks.signing_keys import SigningKeys
 class Context(Resources):
     """The parts of the server that routes use. `generate` is the use case with its resources bound.
 
-    `allowed`: networks inside that webhooks may lead to.
+    `allowed`: networks inside that webhooks may lead to. `listening`: how the server is reached.
     """
 
     settings: AccessSettings
+    listening: ListenSettings
     allowed: Sequence[Network]
     generate: UseCase
     queue: Queue

@@ -35,7 +35,7 @@ from server.access.auth import Caller
 from server.access.limits import Reservation
 from server.context import Context, context
 from server.fal import decoding, schemas
-from server.fal.endpoints import REALTIME_PATHS
+from server.fal.endpoints import MAX_BUFFERING, REALTIME_PATHS
 from server.fal.errors import FalError, PlainError, RequestError
 from server.logs import call, fault
 from server.web.clock import late
@@ -46,9 +46,6 @@ from server.web.websocket import DRAINING, REFUSAL_PAUSE_S
 Frame: TypeAlias = str | bytes
 
 _UNAUTHORIZED = '{"status":"error","error":"Unauthorized"}'
-
-# fal's bounds on `max_buffering`.
-MAX_BUFFERING = 60
 
 # Without `max_buffering` as many inputs may wait as can be answered within this time: draw-fast waits 5 s for each.
 PATIENCE_S = 2.0

@@ -10,7 +10,8 @@ def certs(settings: Settings) -> int:
     with in_data_dir(settings, made=True):
         files = tls.ensure(settings)
     certificates = f"Certificates: {files.cert}, {files.dns_cert} (without addresses, for clients on BoringSSL)"
-    show(f"CA: {files.ca}\n{certificates}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
+    ca = f"CA: {files.ca}\nSHA-256: {tls.fingerprint(files.ca)}"
+    show(f"{ca}\n{certificates}\n\n{takeover.trust_instructions(files.ca, files.bundle)}")
     return 0
 
 

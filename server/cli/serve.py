@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -76,6 +77,8 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             os._exit(STOPPED_AT_ONCE)  # as a kill would, which loses nothing; engines end with this process
 
         watching: list[asyncio.Task[None]] = []
+        if listeners.https:  # port 0 has become a port
+            settings = dataclasses.replace(settings, tls_port=listeners.https.port)
         app = create_app(settings, parts)
         try:
             room = parts.room(settings.max_connections)

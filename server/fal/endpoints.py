@@ -18,6 +18,8 @@ LEGACY_ID = re.compile(r"([0-9]+)-([a-zA-Z0-9-]+)")
 
 # Where a realtime socket may be opened: current clients, those of 2023 and early 2024, and `ws_connect` of Python.
 REALTIME_PATHS = frozenset({"realtime", "ws", ""})
+# The most inputs that may wait on such a socket, as fal bounds `max_buffering`.
+MAX_BUFFERING = 60
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

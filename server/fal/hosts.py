@@ -55,8 +55,10 @@ _FAL_LINKS = {
 # First labels that mean a space on any name.
 _LABELS = {"queue": "queue", "rest": "rest", "ws": "ws"}
 
-# First path segments that are ours and no app's, on any host.
+# First path segments that are ours and no app's, on any host; and those of documents, which are read only.
 _ROOT = frozenset({"health", "ready", "metrics", "static", "api", "models", ".well-known", "favicon.ico", "robots.txt"})
+_DOCUMENTS = frozenset({"docs", "openapi.json", "trust"})
+_READS = frozenset({"GET", "HEAD"})
 
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(?P<port>:[0-9]{1,5})?", re.IGNORECASE)
 
@@ -94,7 +96,7 @@ def canonical(host: str, method: str, path: str) -> str:
     space = FAL_HOSTS.get(host) or _LABELS.get(host.partition(".")[0] if "." in host else "")
     if space == "ws" and first == "run":  # the SDK puts `ws.` in front of a run host that has a path
         return f"/ws/{rest}"
-    if first in _ROOT or (first in SPACES and rest) or path == "/":
+    if _is_ours(method, first) or (first in SPACES and rest) or path == "/":
         return path
     if space is None:
         space = "queue" if "/requests/" in path else "run"
@@ -112,11 +114,15 @@ def _on_gateway(app: str, method: str, first: str, path: str) -> str:
         return f"/queue/{app}{path.removeprefix('/fal/queue/submit')}"
     if path.startswith("/fal/queue/"):
         return f"/queue/{app}{path.removeprefix('/fal/queue')}"
-    if first in _ROOT or (first in SPACES and path != f"/{first}"):
+    if _is_ours(method, first) or (first in SPACES and path != f"/{first}"):
         return path
     if path == "/":
-        return "/" if method in {"GET", "HEAD"} else f"/run/{app}"
+        return "/" if method in _READS else f"/run/{app}"
     return f"/run/{app}{path}"
+
+
+def _is_ours(method: str, first: str) -> bool:
+    return first in _ROOT or (first in _DOCUMENTS and method in _READS)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import certifi
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from server.data_dir import locked, write_whole
@@ -85,7 +85,7 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
     Several processes may do so at once. Raises `SettingsError` for a malformed name in `tls_names`, and for a key which
     can't be read.
     """
-    extra = [part.strip().lower() for part in settings.tls_names.split(",") if part.strip()]
+    extra = _extra_names(settings)
     permitted = certificates.constraints([*DOMAINS, "localhost", *extra])
     names = certificates.subject_names([*_LOOPBACK_NAMES, *CERTIFICATE_NAMES, *extra])
     now = clock()
@@ -112,6 +112,20 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
         if not files.bundle.is_file() or files.bundle.read_bytes() != bundle:
             _publish(files.bundle, bundle)
     return files
+
+
+def own_names(settings: ListenSettings) -> list[str]:
+    """Return the names and addresses in the server's certificate that are no names of fal's."""
+    return [*_LOOPBACK_NAMES, *_extra_names(settings)]
+
+
+def fingerprint(ca: Path) -> str:
+    """Return the SHA-256 of a certificate as browsers and systems show it: `AB:CD:…`."""
+    return x509.load_pem_x509_certificate(ca.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def _extra_names(settings: ListenSettings) -> list[str]:
+    return [part.strip().lower() for part in settings.tls_names.split(",") if part.strip()]
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:

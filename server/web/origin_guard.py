@@ -29,9 +29,12 @@ from server.web.responses import error_response
 
 _READS = frozenset({"GET", "HEAD"})
 # What any page may load: canonical paths, and prefixes of them.
-_OPEN_PATHS = frozenset({"/", "/health", "/ready", "/metrics", "/favicon.ico", "/robots.txt"})
+_OPEN_PATHS = frozenset(
+    {"/", "/docs", "/openapi.json", "/trust", "/health", "/ready", "/metrics", "/favicon.ico", "/robots.txt"}
+)
 _OPEN_PREFIXES = (
     "/static/",
+    "/trust/",
     "/cdn/files/",
     "/api/openapi/",
     "/api/v1/",

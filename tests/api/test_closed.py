@@ -13,7 +13,12 @@ pytestmark = pytest.mark.anyio
 # Open by design, and why.
 OPEN = {
     "/": "the playground's page; what it calls is closed",
-    "/static/{name}": "the playground's files",
+    "/docs": "the page of a public document",
+    "/openapi.json": "a public document",
+    "/trust": "a page on the local CA",
+    "/trust/ca.pem": "a certificate is public; its key is elsewhere",
+    "/trust/bundle.pem": "public certificates",
+    "/static/{name:path}": "the playground's files",
     "/favicon.ico": "the playground's files",
     "/health": "probes have no key; it tells nothing of callers",
     "/ready": "probes have no key",

@@ -1,6 +1,7 @@
 """The command line as a person meets it."""
 
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,7 @@ def test_certs_makes_the_ca_and_says_where_it_is(tmp_path):
     done = fourstep("certs", "--data-dir", str(tmp_path))
 
     assert str(tmp_path / "tls" / "ca.pem") in done.stdout
+    assert re.search(r"^SHA-256: [0-9A-F]{2}(:[0-9A-F]{2}){31}$", done.stdout, re.MULTILINE)
     assert (tmp_path / "tls" / "bundle.pem").exists()
 
 

@@ -103,12 +103,26 @@ def _node_wheel() -> Path:
 @cache
 def install_javascript() -> None:
     """`npm ci` and Deno's own installation, unless the lock file is the one that is installed."""
-    npm = _node_wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    flags = ["--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"]
-    with _once(JS / "node_modules", JS / "package-lock.json") as missing:
+
+    def choose_denos_binary() -> None:
+        _install([str(_node_wheel() / "bin" / "node"), "install.cjs"], cwd=_DENO)
+
+    npm_ci(JS, choose_denos_binary)
+
+
+def npm_ci(folder: Path, then: Callable[[], None] = lambda: None) -> None:
+    """`npm ci` in a folder, and `then`, unless its lock file is the one that is installed."""
+    with _once(folder / "node_modules", folder / "package-lock.json") as missing:
         if missing:
-            _install([str(_node_wheel() / "bin" / "node"), str(npm), "ci", *flags], cwd=JS)
-            _install([str(_node_wheel() / "bin" / "node"), "install.cjs"], cwd=_DENO)  # chooses this machine's binary
+            npm(folder, "ci")
+            then()
+
+
+def npm(folder: Path, command: str) -> None:
+    """Run a command of npm in a folder; no package's own scripts."""
+    program = _node_wheel() / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    flags = ["--ignore-scripts", "--legacy-peer-deps", "--no-audit", "--no-fund"]
+    _install([str(_node_wheel() / "bin" / "node"), str(program), command, *flags], cwd=folder)
 
 
 def bun() -> str:

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 import pytest
 
-from tests.clients.test_chromium import ANY_HOST_IS_HERE, Browser
 from tests.fuzz.values import data_uri_of, pictures
+from tests.support.browsers.chromium import ANY_HOST_IS_HERE, chromium, program
 from tests.support.server_process import APP, Server, clean_env, post, serving, until
 
 ELSEWHERE = "elsewhere.test"
@@ -27,17 +27,17 @@ JPEG = data_uri_of(pictures()["jpeg"])
 class Chromium:
     """Opens a page of any host name, all of them here."""
 
-    def __init__(self, home: Path):
-        program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-        if program is None or shutil.which("certutil") is None:
-            pytest.skip("needs Chromium and certutil (libnss3-tools)")
-        self._browser = Browser(program, home)
+    def __init__(self, _: Path):
+        path = program()
+        if path is None:
+            pytest.skip("needs Chromium")
+        self._path = path
 
     @contextlib.contextmanager
     def showing(self, url: str) -> Iterator[None]:
         """Show the page for the length of the block."""
-        self._browser.command.append(ANY_HOST_IS_HERE)
-        with self._browser.visiting(url):
+        with chromium(self._path, ANY_HOST_IS_HERE) as browser:
+            browser.new_page().goto(url)
             yield
 
 

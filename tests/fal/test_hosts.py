@@ -34,6 +34,10 @@ JOB = f"{APP}/requests/0a1b"
         ("api.fal.ai", "GET", "/api/v1/models", "/api/v1/models"),
         ("api.fal.ai", "GET", "/static/beach.jpg", "/static/beach.jpg"),
         ("api.fal.ai", "DELETE", "/v1/models/requests/1/payloads", "/api/v1/models/requests/1/payloads"),
+        ("fal.run", "GET", "/docs", "/docs"),
+        ("queue.fal.run", "HEAD", "/trust/ca.pem", "/trust/ca.pem"),
+        ("fal.run", "POST", "/docs", "/run/docs"),
+        ("queue.fal.run", "POST", "/trust/ca.pem", "/queue/trust/ca.pem"),
         ("fal.ai", "GET", "/api/openapi/queue/openapi.json", "/api/openapi/queue/openapi.json"),
     ],
 )
@@ -87,6 +91,8 @@ def test_a_path_on_an_unknown_host_is_a_run_or_the_queues(path, expected):
         ("GET", "/fal/queue/requests/1/response", f"/queue/{DASHED}/requests/1/response"),
         ("GET", "/cdn/files/a.jpg", "/cdn/files/a.jpg"),
         ("GET", "/health", "/health"),
+        ("GET", "/openapi.json", "/openapi.json"),
+        ("POST", "/openapi.json", f"/run/{DASHED}/openapi.json"),
         ("GET", "/", "/"),
     ],
 )

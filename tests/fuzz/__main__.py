@@ -122,6 +122,7 @@ def live_values(server):
         "{app:path}": APP,
         "{request_id}": job["request_id"],
         "{name}": path.rpartition("/")[2],
+        "{name:path}": "page/app.js",
         "{ticket}": token,
         "{number}": "1",
         "{rest:path}": "meta",

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 from kit import OPTIONS, say
+from playwright.sync_api import sync_playwright
 
 PAGE = Path(__file__).parents[1] / "page.html"
 reports = []
@@ -39,7 +39,11 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 options = json.dumps({"key": os.environ["FAL_KEY"], "picture": os.environ["PICTURE"]})
 url = f"http://127.0.0.1:{server.server_port}/#{options.encode().hex()}"
 environment = {**os.environ, "HOME": OPTIONS["home"]}
-with subprocess.Popen([*OPTIONS["browser"], url], env=environment, stderr=subprocess.DEVNULL) as browser:
+with sync_playwright() as playwright:
+    browser = playwright.chromium.launch_persistent_context(
+        OPTIONS["home"] + "/profile", executable_path=OPTIONS["browser"], args=["--no-sandbox"], env=environment
+    )
+    browser.new_page().goto(url)
     reported.wait(40)
-    browser.terminate()
+    browser.close()
 say(reports[0])

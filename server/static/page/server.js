@@ -1,0 +1,154 @@
+/** The server that this page comes from: calls, their errors in words, its health, the key. */
+
+import { Store } from "./store.js";
+
+export const APP = "fal-ai/lcm-sd15-i2i";
+
+// Under a path of a proxy too: every URL is relative to the page's own.
+const BASE = new URL("./", document.baseURI);
+
+/** @param {string} path relative to the page */
+export const at = (path) => new URL(path, BASE);
+
+/**
+ * How the server is; `since`: when it was first not reachable, in milliseconds since 1970, 0 while it is.
+ * @typedef {{state: string, detail: string, notice: string, since: number, now: number,
+ *   engines: {device: string, state: string, model: string, torch: string, dtype: string}[],
+ *   queue: {waiting: number, running: number}, version?: string}} Health
+ */
+
+/** @type {Store<Health>} */
+export const health = new Store({
+  state: "CONNECTING",
+  detail: "",
+  notice: "",
+  since: 0,
+  now: Date.now(),
+  engines: [],
+  queue: { waiting: 0, running: 0 },
+});
+
+// The key stays in this tab: sessionStorage ends with it.
+const KEPT = "fourstep.key";
+
+/**
+ * The API key; `wanted`: the server has refused a call without a good one.
+ * @type {Store<{key: string, wanted: boolean}>}
+ */
+export const access = new Store({ key: sessionStorage.getItem(KEPT) ?? "", wanted: false });
+
+/** @param {string} key `id:secret` */
+export function useKey(key) {
+  sessionStorage.setItem(KEPT, key);
+  access.set({ key, wanted: false });
+}
+
+/** What the server has refused, or that it could not be asked, in words for the page. */
+export class Refusal extends Error {
+  /**
+   * @param {string} words
+   * @param {{status?: number, fields?: Record<string, string>, retryAfter?: number}} [more]
+   *   `status` 0: not reachable; `retryAfter`: seconds until another try makes sense, 0 if none does
+   */
+  constructor(words, { status = 0, fields = {}, retryAfter = 0 } = {}) {
+    super(words);
+    this.status = status;
+    this.fields = fields;
+    this.retryAfter = retryAfter;
+  }
+}
+
+/**
+ * Ask the server. Raises `Refusal` unless the answer is a success, and `AbortError` when `signal` says so.
+ * @param {string} path
+ * @param {{body?: unknown, method?: string, signal?: AbortSignal}} [options] `body`: an object for JSON
+ */
+export async function call(path, { body, method = body === undefined ? "GET" : "POST", signal } = {}) {
+  /** @type {Record<string, string>} */
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (access.state.key) headers.Authorization = `Key ${access.state.key}`;
+  let answer;
+  try {
+    answer = await fetch(at(path), {
+      method,
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+    });
+  } catch (error) {
+    throw signal?.aborted ? error : unreachable();
+  }
+  if (!answer.ok) throw await refused(answer);
+  return answer;
+}
+
+/** @param {Response} answer */
+async function refused(answer) {
+  const told = await answer.json().catch(() => ({}));
+  const { status } = answer;
+  if (status === 401) access.set({ wanted: true });
+  const more = { status, fields: fieldsOf(told.detail), retryAfter: Number(answer.headers.get("Retry-After")) || 0 };
+  if (status === 429) more.retryAfter ||= 1;
+  return new Refusal(wordsOf(told, status), more);
+}
+
+/**
+ * An error's words: fal's `detail` or `message`, else what its status means.
+ * @param {{detail?: any, message?: string}} told
+ * @param {number} status
+ */
+export function wordsOf(told, status) {
+  if (status === 401) return "This server wants an API key";
+  if (status === 413) return "The picture is larger than this server takes";
+  if (Array.isArray(told.detail)) return told.detail.map((/** @type {any} */ each) => said(each)).join("; ");
+  return String(told.detail || told.message || `The server answered with status ${status}`);
+}
+
+/** @param {{loc?: unknown[], msg?: string}} item */
+const said = ({ loc = [], msg = "" }) => [loc.at(-1) === "body" ? "" : loc.at(-1), msg].filter(Boolean).join(": ");
+
+/**
+ * The fields that an error names, each with the server's own words.
+ * @param {any} detail
+ * @returns {Record<string, string>}
+ */
+export function fieldsOf(detail) {
+  if (!Array.isArray(detail)) return {};
+  return Object.fromEntries(detail.filter((each) => each.loc?.length > 1).map(({ loc, msg }) => [loc.at(-1), msg]));
+}
+
+function unreachable() {
+  if (!health.state.since) health.set({ since: Date.now(), now: Date.now() });
+  return new Refusal("The server is not reachable");
+}
+
+/**
+ * A token for one socket; "" where there are no keys.
+ * @param {string} app the alias
+ */
+export async function token(app) {
+  if (!access.state.key) return "";
+  const answer = await call("rest/tokens/", { body: { allowed_apps: [app], token_expiration: 60 } });
+  return String(await answer.json());
+}
+
+/** Ask for the server's health now and from then on: often while it changes, never in a hidden tab. */
+export async function watchHealth() {
+  for (;;) {
+    if (!document.hidden) await askHealth();
+    const { state, since } = health.state;
+    const seconds = since || state === "READY" || state === "BUSY" ? 2 : 0.5;
+    await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+  }
+}
+
+export async function askHealth() {
+  try {
+    const told = await (await call("health")).json();
+    health.set({ ...told, since: 0, now: Date.now() });
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    health.set({ since: health.state.since || Date.now(), now: Date.now() });
+  }
+}

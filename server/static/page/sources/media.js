@@ -1,0 +1,159 @@
+/** Camera and screen: each frame is painted on the input, until another source is chosen or the page is hidden. */
+
+import { settings } from "../settings.js";
+import { Store } from "../store.js";
+import { choice, repaint, sheets, source, turnTo } from "./source.js";
+import { context } from "./sheet.js";
+
+/** @typedef {"camera" | "screen"} Media */
+
+/**
+ * `running`: whose light is on; `cameras`: those to choose from, `camera`: the id of the chosen one.
+ * @type {Store<{running: Media | null, mirror: boolean, cameras: MediaDeviceInfo[], camera: string}>}
+ */
+export const media = new Store({ running: null, mirror: true, cameras: [], camera: "" });
+
+/** @type {MediaStream | null} */
+let stream = null;
+
+/** Start the camera or the screen, or stop it where it runs: its last frame stays, to draw on. @param {Media} kind */
+export function toggle(kind) {
+  if (media.state.running === kind) stop();
+  else void start(kind);
+}
+
+/** @param {string} camera the id of a device */
+export function useCamera(camera) {
+  stop(); // some systems open one camera at a time
+  media.set({ camera });
+  void start("camera");
+}
+
+/** @param {Media} kind */
+async function start(kind) {
+  const isNewest = choice();
+  /** @type {MediaStream | null} */
+  let given = null;
+  try {
+    const opened = (given = await (kind === "camera" ? openCamera() : openScreen()));
+    if (!isNewest()) return end(opened);
+    const video = Object.assign(document.createElement("video"), { muted: true, playsInline: true, srcObject: opened });
+    await video.play();
+    if (!isNewest()) return end(opened);
+    stop();
+    stream = opened;
+    opened.getVideoTracks()[0].onended = () => ended(opened, `The ${kind} has ended. Press ${NAMES[kind]} to go on`);
+    paint(kind, video);
+    turnTo(kind);
+    media.set({ running: kind });
+    follow(kind, video, opened);
+    if (kind === "camera") void listCameras();
+  } catch (error) {
+    end(given);
+    if (isNewest()) source.set(reason(kind, /** @type {Error} */ (error)));
+  }
+}
+
+const NAMES = { camera: "Camera", screen: "Screen" };
+
+async function openCamera() {
+  const { camera } = media.state;
+  const video = { deviceId: camera || undefined, width: { ideal: 1280 }, height: { ideal: 720 } };
+  const given = await navigator.mediaDevices.getUserMedia({ video });
+  const { facingMode, deviceId = "" } = given.getVideoTracks()[0].getSettings();
+  // Who sees themselves expects a mirror; who sees the room does not.
+  media.set({ mirror: facingMode !== "environment", camera: deviceId });
+  return given;
+}
+
+function openScreen() {
+  const { CaptureController: Controller } = /** @type {any} */ (window);
+  const controller = Controller && new Controller();
+  // A browser brings a shared tab to the front: the page would be hidden, and stop at once.
+  controller?.setFocusBehavior?.("no-focus-change");
+  return navigator.mediaDevices.getDisplayMedia(/** @type {any} */ ({ video: { frameRate: 30 }, controller }));
+}
+
+async function listCameras() {
+  const devices = await navigator.mediaDevices.enumerateDevices();
+  media.set({ cameras: devices.filter(({ kind, deviceId }) => kind === "videoinput" && deviceId) });
+}
+navigator.mediaDevices?.addEventListener("devicechange", () => void listCameras());
+
+/** Paint each frame until the stream is another one. @param {Media} kind @param {HTMLVideoElement} video @param {MediaStream} of */
+function follow(kind, video, of) {
+  const next = () => {
+    if (stream !== of) return;
+    paint(kind, video);
+    repaint();
+    wait();
+  };
+  const wait = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(next) : requestAnimationFrame(next));
+  wait();
+}
+
+/**
+ * Put a frame on its sheet, no larger than what is sent: the camera's middle square, the screen at its own shape.
+ * @param {Media} kind
+ * @param {HTMLVideoElement} video
+ */
+function paint(kind, video) {
+  const { videoWidth: width, videoHeight: height } = video;
+  const short = Math.min(width, height);
+  const [wide, high] = kind === "camera" ? [short, short] : [width, height];
+  const share = Math.min(1, settings.state.side / Math.max(wide, high));
+  const [across, down] = [wide, high].map((each) => Math.round(each * share));
+  const { base } = sheets[kind];
+  if (base.width !== across || base.height !== down) Object.assign(base, { width: across, height: down });
+  const to = context(base);
+  if (kind === "camera" && media.state.mirror) to.setTransform(-1, 0, 0, 1, across, 0);
+  to.drawImage(video, (width - wide) / 2, (height - high) / 2, wide, high, 0, 0, across, down);
+  to.resetTransform();
+}
+
+export function stop() {
+  end(stream);
+  stream = null;
+  media.set({ running: null });
+}
+
+/** @param {MediaStream | null} of */
+const end = (of) => of?.getTracks().forEach((track) => track.stop());
+
+/** @param {MediaStream | null} of @param {string} said */
+function ended(of, said) {
+  if (!of || of !== stream) return;
+  stop();
+  source.set({ said, trust: false });
+}
+
+source.subscribe(({ kind }) => {
+  if (media.state.running && kind !== media.state.running) stop();
+});
+
+document.addEventListener("visibilitychange", () => {
+  const { running } = media.state;
+  if (document.hidden && running) ended(stream, `The ${running} has stopped while the page was hidden. Press ${NAMES[running]} to go on`);
+});
+
+/** Why there is no picture, and what would do. @param {Media} kind @param {Error} error */
+function reason(kind, { name, message }) {
+  const [a, again] = kind === "camera" ? ["The camera", "press Camera again"] : ["The screen", "press Screen again"];
+  if (!isSecureContext) {
+    return { said: `${a} needs https, or localhost: a browser gives it to no other page.`, trust: true };
+  }
+  /** @type {Record<string, string>} */
+  const words = {
+    TypeError: kind === "screen" ? "This browser can't share a screen: use one on a desktop" : "This browser has no camera for pages",
+    NotAllowedError:
+      kind === "screen" && !/system/i.test(message)
+        ? `No screen was chosen: ${again}, and choose one`
+        : `${a} is not allowed: allow it beside the page's address or in the system's settings, then ${again}`,
+    NotFoundError: `There is no ${kind}: connect one, then ${again}`,
+    NotReadableError:
+      kind === "screen"
+        ? `${a} can't be read: allow it in the system's settings, then ${again}`
+        : `${a} is in use by another program: close that, then ${again}`,
+  };
+  return { said: words[name] ?? `${a} gives no picture (${message || name}): ${again}`, trust: false };
+}

@@ -1,0 +1,155 @@
+"""How the page looks: pictures of it at four widths in three dresses, nothing cut off, and nothing that axe objects to.
+
+The pictures are kept in the folder that PAGE_LOOKS names, else in `.cache/looks`: look at them after a change.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.clients.kit import npm_ci
+from tests.page.packages import JS, MODULES
+from tests.support.browsers.chromium import said_by
+
+LOOKS = Path(os.environ.get("PAGE_LOOKS", Path(__file__).parents[2] / ".cache" / "looks"))
+SIZES = {1440: (1440, 900), 1280: (1280, 800), 390: (390, 844), 320: (320, 640)}
+DRESSES = {
+    "light": {"scheme": "light"},
+    "dark": {"scheme": "dark"},
+    "forced": {"scheme": "dark", "forced_colors": "active"},
+}
+
+
+def generated(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#said")).to_contain_text("seed")
+
+
+def opened(page: Page) -> None:
+    expect(page.locator("[data-state=READY]")).to_be_attached()
+
+
+def keys(page: Page) -> None:
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+
+
+def refused(page: Page) -> None:
+    page.locator("#strength").fill("7")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator("#strength")).to_have_attribute("aria-invalid", "true")
+
+
+def more(page: Page) -> None:
+    page.get_by_text("More", exact=True).click()
+
+
+def live(page: Page) -> None:
+    page.get_by_role("button", name="Live", exact=True).click()
+    expect(page.locator("#said")).to_have_text("Live")
+
+
+def failed(page: Page) -> None:
+    _told(page, {"state": "SETUP_FAILED", "detail": "No weights. Hint: `fourstep pull sd15`"})
+    expect(page.get_by_role("button", name="Copy", exact=True)).to_be_visible()
+
+
+def gone(page: Page) -> None:
+    page.route("**/health", lambda route: route.abort())
+    expect(page.locator(".notice", has_text="Not reachable")).to_be_visible()
+
+
+def locked(page: Page) -> None:
+    page.route("**/stream", lambda route: route.fulfill(status=401, json={"detail": "no"}))
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_label("API key")).to_be_visible()
+
+
+def _told(page: Page, patch: dict[str, str]) -> None:
+    page.route("**/health", lambda route: route.fulfill(json=route.fetch().json() | patch))
+
+
+STATES: dict[str, Callable[[Page], None]] = {
+    each.__name__: each for each in (opened, generated, more, refused, keys, live, failed, gone, locked)
+}
+
+
+def overflow(page: Page) -> int:
+    """The CSS pixels by which the page is wider than its window."""
+    return int(said_by(page, "document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+def objections(page: Page) -> list[str]:
+    """What axe has to say of the page, at every level."""
+    npm_ci(JS)
+    said_by(page, (MODULES / "axe-core" / "axe.min.js").read_text() + ";0")
+    found = said_by(page, "axe.run({resultTypes: ['violations']}).then(({violations}) => violations)")
+    return [f"{each['id']} ({each['impact']}): {node['html'][:160]}" for each in found for node in each["nodes"]]
+
+
+@pytest.fixture
+def looked(visit) -> Callable[..., Page]:
+    """Opens the page in a size and a dress; what its states provoke is no fault."""
+
+    def opens(width: int, dress: str, **options: object) -> Page:
+        page = visit(size=SIZES[width], phone=width < 900, **DRESSES[dress], **options)
+        visit.allow("status of 4|ERR_FAILED")
+        opened(page)
+        return page
+
+    return opens
+
+
+@pytest.mark.parametrize("dress", DRESSES)
+@pytest.mark.parametrize("width", SIZES)
+def test_the_page_fits_its_window_and_is_kept_as_a_picture(width: int, dress: str, looked):
+    page = looked(width, dress)
+    generated(page)
+    LOOKS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=LOOKS / f"{width}-{dress}.png")
+    page.screenshot(path=LOOKS / f"{width}-{dress}-whole.png", full_page=True)
+
+    assert overflow(page) == 0
+
+
+@pytest.mark.parametrize("width", [1280, 320])
+def test_the_page_fits_its_window_with_text_of_twice_the_size(width: int, looked):
+    page = looked(width, "light")
+    page.add_init_script("addEventListener('DOMContentLoaded', () => document.documentElement.style.fontSize = '200%')")
+    page.reload()
+    generated(page)
+    LOOKS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=LOOKS / f"{width}-twice.png", full_page=True)
+
+    assert overflow(page) == 0
+
+
+@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize(("width", "dress"), [(1280, "light"), (390, "dark")])
+def test_axe_objects_to_nothing(state: str, width: int, dress: str, looked):
+    page = looked(width, dress)
+    STATES[state](page)
+    LOOKS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=LOOKS / f"{state}-{width}-{dress}.png")
+
+    assert objections(page) == []
+
+
+def test_what_axe_objects_to_is_found(page: Page):
+    said_by(page, "document.body.append(document.createElement('input'))")
+
+    assert any(re.match(r"label \(critical\)", each) for each in objections(page))
+
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_every_target_is_large_enough_for_a_finger(width: int, looked):
+    page = looked(width, "light")
+    boxes = [each.bounding_box() for each in page.locator("button:visible, summary:visible, select:visible").all()]
+
+    small = [box for box in boxes if box and min(box["width"], box["height"]) < 43.9]
+    assert len(boxes) > 5
+    assert small == []

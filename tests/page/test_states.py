@@ -1,0 +1,176 @@
+"""What the page shows of its server: starting, set up wrong, gone, a key wanted, too much at once, under a path."""
+
+import contextlib
+import re
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.support.path_proxy import under_a_path
+from tests.support.server_process import Server, serving, start_server, until
+
+GONE = "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|status of 50[34]"
+STATE = ".chip.state"
+KEY = "one:secret"
+
+
+def generate(page: Page) -> None:
+    page.get_by_role("button", name="Generate").click()
+
+
+def made(page: Page, seconds: float = 20) -> None:
+    expect(page.locator("#said")).to_contain_text(re.compile(r"ms, seed \d+"), timeout=seconds * 1000)
+
+
+def port_of(server: Server) -> tuple[str, str]:
+    return "--port", server.url.rpartition(":")[2]
+
+
+def test_what_is_asked_for_while_the_model_loads_is_made_once_it_is_there(visit):
+    with serving("--model", "demo", ready=False) as server:
+        page = visit(server.url)
+        generate(page)
+        expect(page.locator(STATE)).to_contain_text(re.compile("STARTING|BUSY"))
+        made(page, 120)
+
+        expect(page.locator(STATE)).to_contain_text("READY")
+
+
+def test_a_model_that_is_not_there_is_told_with_what_to_do_and_the_page_goes_on_once_it_is(visit, tmp_path):
+    with serving("--model", str(tmp_path / "nowhere"), data_dir=tmp_path, ready=False) as server:
+        page = visit(server.url)
+        visit.allow(GONE)
+        expect(page.locator(STATE)).to_contain_text("SETUP_FAILED")
+        expect(page.get_by_role("alert").filter(has_text="nowhere")).to_contain_text("goes on by itself")
+        generate(page)
+        expect(page.locator("#said")).to_contain_text("nowhere")
+    with serving("--model", "instant+jpeg", *port_of(server), data_dir=tmp_path):
+        expect(page.locator(STATE)).to_contain_text("READY")
+        expect(page.get_by_text("goes on by itself")).to_have_count(0)
+        generate(page)
+        made(page)
+
+
+def test_the_command_of_the_hint_is_copied(visit, server: Server):
+    told = server.get("/health") | {"state": "SETUP_FAILED", "detail": "No weights. Hint: `fourstep pull sd15`"}
+    page = visit()
+    page.route("**/health", lambda route: route.fulfill(json=told))
+    page.get_by_role("button", name="Copy", exact=True).click()
+
+    expect(page.get_by_role("button", name="Copied")).to_be_visible()
+    page.get_by_label("Prompt", exact=True).fill("")
+    page.keyboard.press("Control+v")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("fourstep pull sd15")
+
+
+def test_an_engine_that_is_defunct_is_told(visit, server: Server):
+    told = server.get("/health") | {"state": "DEFUNCT", "detail": "it has ended five times in a row"}
+    page = visit()
+    page.route("**/health", lambda route: route.fulfill(json=told))
+
+    expect(page.locator(STATE)).to_contain_text("DEFUNCT")
+    expect(page.get_by_role("alert").filter(has_text="five times")).to_contain_text("stopped for good")
+
+
+def test_a_server_that_is_gone_is_told_with_since_when_and_found_again(visit, tmp_path):
+    server = start_server("--model", "instant+jpeg:3000", data_dir=tmp_path)
+    try:
+        server.wait_ready()
+        page = visit(server.url)
+        visit.allow(GONE + "|ERR_INCOMPLETE_CHUNKED_ENCODING")
+        generate(page)
+        expect(page.locator("#said")).to_contain_text("Step 1")
+    finally:
+        server.kill()
+    expect(page.locator("#said")).to_contain_text(re.compile("broke off|not reachable"))
+    expect(page.get_by_role("alert").filter(has_text="Not reachable")).to_have_text(re.compile(r"since \d+ s"))
+    generate(page)
+    expect(page.locator("#said")).to_contain_text("not reachable")
+    expect(page.locator("body")).not_to_contain_text("Failed to fetch")
+    with serving("--model", "instant+jpeg", *port_of(server), data_dir=tmp_path):
+        expect(page.locator(STATE)).to_contain_text("READY")
+        expect(page.locator(".notice", has_text="Not reachable")).to_have_count(0)
+        generate(page)
+        made(page)
+
+
+def test_a_key_is_asked_for_and_kept_in_this_tab_only(visit):
+    with serving("--model", "instant+jpeg", env={"FOURSTEP_KEYS": KEY}) as server:
+        page = visit(server.url)
+        visit.allow("status of 401")
+        generate(page)
+        expect(page.locator("#said")).to_contain_text("API key")
+        page.get_by_label("API key").fill("one:wrong")
+        page.get_by_label("API key").press("Enter")
+        generate(page)
+        expect(page.get_by_label("API key")).to_be_visible()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("API key").press("Enter")
+        generate(page)
+        made(page)
+
+        page.reload()
+        generate(page)
+        made(page)
+        assert page.context.storage_state()["origins"] == []
+        other = page.context.new_page()
+        other.goto(server.url)
+        generate(other)
+        expect(other.get_by_label("API key")).to_be_visible()
+
+
+def test_a_limit_is_named_and_asked_again(visit):
+    with serving("--model", "instant+jpeg:4000", "--max-calls", "1") as server:
+        page = visit(server.url)
+        visit.allow("status of 429")
+        other = page.context.new_page()
+        other.goto(server.url)
+        generate(other)
+        expect(other.locator("#said")).to_contain_text("Step 1")
+        generate(page)
+
+        expect(page.locator("#said")).to_have_text(re.compile(r"Too many calls in flight.*Again in \d+ s"))
+        made(page)
+
+
+def test_a_picture_that_is_too_large_for_the_server_is_told_in_words(page: Page, visit):
+    def refuse(route: Route) -> None:
+        route.fulfill(status=413, json={"detail": "Request Entity Too Large"})
+
+    visit.allow("status of 413")
+    page.route("**/stream", refuse)
+    generate(page)
+
+    expect(page.locator("#said")).to_have_text("The picture is larger than this server takes")
+
+
+def test_an_unloaded_engine_is_woken(visit):
+    with serving("--model", "instant+jpeg", "--idle-unload", "0.02") as server:
+        until(lambda: server.get("/health")["state"] == "UNLOADED")
+        page = visit(server.url)
+        expect(page.locator(STATE)).to_contain_text("UNLOADED")
+        generate(page)
+        made(page)
+
+
+def test_the_page_works_under_a_path_of_a_proxy(visit):
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(under_a_path(lambda: int(server.url.rpartition(":")[2])))
+        server = stack.enter_context(serving("--model", "instant+jpeg", "--public-url", url))
+        page = visit(url)
+        expect(page.locator(STATE)).to_contain_text("READY")
+        generate(page)
+        made(page)
+        page.get_by_role("button", name="Queue", exact=True).click()
+        expect(page.locator("#said")).to_have_text("In the queue")
+        made(page)
+
+
+@pytest.mark.parametrize("detail", ["", "<img src=x onerror=alert(1)>"])
+def test_what_the_server_says_is_text(detail: str, visit, server: Server):
+    told = server.get("/health") | {"state": "STARTING", "detail": detail, "notice": detail}
+    page = visit()
+    page.route("**/health", lambda route: route.fulfill(json=told))
+
+    expect(page.locator(STATE)).to_contain_text(f"STARTING{detail}" if detail else "STARTING")
+    expect(page.locator("img")).to_have_count(0)
