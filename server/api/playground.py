@@ -17,6 +17,8 @@ code: its answers lack these headers, it refuses ranges in plain text, and it ha
 
 import base64
 import dataclasses
+import functools
+import gzip
 import hashlib
 import re
 from importlib import resources
@@ -116,7 +118,16 @@ def _file(request: Request, name: str) -> Response:
     if path is None:
         raise PlainError(404, "There is no such file")
     forget_range(request)
-    return FileResponse(path, headers=_HEADERS, media_type=_TYPES[path.suffix])
+    if path.suffix == ".jpg" or "gzip" not in request.headers.get("accept-encoding", ""):
+        return FileResponse(path, headers=_HEADERS, media_type=_TYPES[path.suffix])
+    headers = {**_HEADERS, "Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+    return Response(_compressed(path, path.stat().st_mtime_ns), headers=headers, media_type=_TYPES[path.suffix])
+
+
+@functools.cache
+def _compressed(path: Path, _changed: int) -> bytes:
+    """Return a file as gzip: a third of its size, for phones on a slow network."""
+    return gzip.compress(path.read_bytes(), mtime=0)
 
 
 async def api(request: Request) -> Response:

@@ -25,10 +25,11 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 # What routes have in their paths, beside parameters.
 WORDS = SPACES.union(
     *({owner, each.alias, f"{owner}-{each.alias}"} for each in ENDPOINTS for owner in each.owners),
-    {".well-known", "api", "auth", "cancel", "complete", "fal", "files", "health", "initiate", "initiate-multipart"},
+    {".well-known", "api", "auth", "bundle.pem", "ca.pem", "cancel", "complete", "docs", "fal", "files", "health"},
+    {"initiate", "initiate-multipart"},
     {"jwks.json", "llms.txt", "metrics", "models", "multipart", "openapi", "openapi.json", "payloads", "pricing"},
     {"proxy", "ready", "realtime", "requests", "response", "static", "status", "storage", "stream", "token", "tokens"},
-    {"upload", "v1"},
+    {"trust", "upload", "v1"},
 )
 
 # Probes and scrapes: they come every few seconds, and the state that they are answered with is logged when it changes.

@@ -1,6 +1,7 @@
 """The pages' files and their policy; that they exist on our own names only; the local CA that the server hands out."""
 
 import base64
+import gzip
 import hashlib
 import http.client
 import json
@@ -30,6 +31,18 @@ def get(server, path):
     """An answer's headers and text."""
     with urllib.request.urlopen(server.url + path, timeout=30) as answer:
         return answer.headers, answer.read().decode("utf-8", "replace")
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page/app.js", "/static/style/base.css", "/static/beach.jpg"])
+def test_a_browser_gets_texts_compressed(instant, path):
+    asked = urllib.request.Request(instant.url + path, headers={"Accept-Encoding": "br, gzip"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        body, coding = answer.read(), answer.headers["Content-Encoding"]
+    with urllib.request.urlopen(instant.url + path, timeout=30) as answer:
+        plain = answer.read()
+
+    assert coding == (None if path.endswith(".jpg") else "gzip")
+    assert plain == (body if coding is None else gzip.decompress(body))
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -19,8 +19,8 @@ PATIENCE_MS = 15_000
 # Counters of the server: requests that its engine has finished, and requests that have reached it.
 MADE, ASKED = "fourstep_inference_seconds_count", "fourstep_requests_total"
 
-_RUN_LINE = re.compile(r"POST /run/\S+ (?:200|499) .* ([0-9a-f-]{36})$", re.MULTILINE)
-_SUBMIT_LINE = re.compile(r"POST /queue/\S+ 200 .* ([0-9a-f-]{36})$", re.MULTILINE)
+_RUN_LINE = re.compile(r"POST /run/\S+ (?:200|499) .* request_id=([0-9a-f-]{36})$", re.MULTILINE)
+_SUBMIT_LINE = re.compile(r"POST /queue/\S+ 200 .* request_id=([0-9a-f-]{36})$", re.MULTILINE)
 
 
 class Faulty:

@@ -119,6 +119,7 @@ def test_card_without_room_for_a_full_batch_is_a_warning(
 ) -> None:
     monkeypatch.setattr(cuda_support, "build", lambda: SEEN)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
 
     found = doctor.device("cuda:0", EngineConfig(model="sd15", data_dir="", dtype="float32"))
 
