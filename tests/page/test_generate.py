@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import colour
 from tests.support.server_process import Server, until
@@ -23,13 +23,31 @@ def seed_said(page: Page) -> str:
     return found[1]
 
 
+def assert_what_came_is_what_went_in(page: Page) -> None:
+    """As the engine of these tests has it."""
+    for x, y in ((0.2, 0.2), (0.5, 0.6), (0.8, 0.8)):
+        sent, came = colour(page.locator(".in canvas"), x, y), colour(page.locator(".out canvas[role=img]"), x, y)
+        assert max(abs(one - other) for one, other in zip(sent, came, strict=True)) < 30
+
+
 def test_the_picture_that_came_out_is_shown(page: Page):
     generate(page)
 
     expect(page.locator("#said")).to_contain_text(re.compile(r"\d ms, seed \d+"))
-    for x, y in ((0.2, 0.2), (0.5, 0.6), (0.8, 0.8)):
-        sent, came = colour(page.locator(".in canvas"), x, y), colour(page.locator(".out canvas[role=img]"), x, y)
-        assert max(abs(one - other) for one, other in zip(sent, came, strict=True)) < 30
+    assert_what_came_is_what_went_in(page)
+
+
+def test_what_is_asked_for_before_the_example_has_come_is_made_from_it(visit):
+    page = visit()
+    held: list[Route] = []
+    page.route("**/static/beach.jpg", lambda route: held.append(route))  # noqa: PLW0108 (Playwright marks what it calls)
+    with page.expect_request("**/static/beach.jpg"):
+        page.reload()
+    generate(page)
+    held[0].continue_()
+
+    expect(page.locator("#said")).to_contain_text("seed")
+    assert_what_came_is_what_went_in(page)
 
 
 def test_enter_in_the_prompt_generates_and_with_shift_it_is_a_new_line(page: Page):

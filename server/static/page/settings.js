@@ -39,6 +39,11 @@ export const limits = new Store({});
 /** What the server has refused, by field, in its own words. @type {Store<Record<string, string>>} */
 export const wrong = new Store({});
 
+/** Note that the server has taken all fields. */
+export function noneWrong() {
+  wrong.set(Object.fromEntries(Object.keys(wrong.state).map((key) => [key, ""])));
+}
+
 settings.subscribe((now, before) => {
   const changed = Object.keys(now).filter((key) => now[/** @type {keyof Settings} */ (key)] !== before[/** @type {keyof Settings} */ (key)]);
   wrong.set(Object.fromEntries(changed.map((key) => [key, ""])));

@@ -20,6 +20,13 @@ const isTyping = (target) =>
   target instanceof HTMLElement &&
   (target.isContentEditable || target.matches("textarea, select, input:not([type=range], [type=checkbox], [type=radio], [type=color])"));
 
+/**
+ * Whether Enter is for what has the focus. A dialog's button keeps it for a moment after the dialog is closed.
+ * @param {EventTarget | null} target
+ */
+const hasItsOwn = (target) =>
+  target instanceof Element && target.matches("button, a, summary, input, select") && target.checkVisibility();
+
 addEventListener("keydown", (event) => {
   if (event.altKey || event.defaultPrevented || document.querySelector("dialog:modal")) return;
   const control = event.ctrlKey || event.metaKey;
@@ -30,8 +37,7 @@ addEventListener("keydown", (event) => {
       (each.shift === undefined || each.shift === event.shiftKey),
   );
   if (!found || (isTyping(event.target) && event.key !== "Escape")) return;
-  // A button or link that has the focus keeps its own Enter.
-  if (event.key === "Enter" && event.target instanceof Element && event.target.matches("button, a, summary, input, select")) return;
+  if (event.key === "Enter" && hasItsOwn(event.target)) return;
   event.preventDefault();
   found.act();
 });

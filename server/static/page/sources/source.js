@@ -62,19 +62,36 @@ export function useLastPicture() {
   turnTo("picture");
 }
 
+// The picture that is on its way: what is asked for meanwhile is asked of that one.
+/** @type {Promise<void>} */
+let arriving = Promise.resolve();
+
 /**
  * The canvas as JPEG, its longest side at most `side` pixels, its sides multiples of eight.
  * @param {{side: number, quality: number}} how
  * @returns {Promise<{blob: Blob, dataUri: string}>}
  */
-export const encoded = (how) => encode(canvas, how);
+export async function encoded(how) {
+  await arriving;
+  return encode(canvas, how);
+}
 
 /**
  * Put a picture on the canvas, at its own shape, its longest side at most 1024 pixels. A file that is none is said to be,
  * and what is on the canvas stays.
  * @param {Blob} file
  */
-export async function usePicture(file) {
+export function usePicture(file) {
+  return (arriving = opened(file));
+}
+
+/** Begin with the server's example picture; or with white, where it can't be had. */
+export function useExample() {
+  return (arriving = example());
+}
+
+/** @param {Blob} file */
+async function opened(file) {
   const isNewest = choice();
   try {
     const bitmap = await read(file);
@@ -100,11 +117,10 @@ function take(bitmap) {
   turnTo("picture");
 }
 
-/** Begin with the server's example picture; or with white, where it can't be had. */
-export async function useExample() {
+async function example() {
   const isNewest = choice();
   const file = await fetch(at("static/beach.jpg")).then((answer) => answer.blob(), () => null);
   if (!isNewest()) return;
-  if (file) await usePicture(file);
+  if (file) await opened(file);
   else turnTo("draw");
 }

@@ -6,7 +6,7 @@
 import { encoded, source } from "../sources/source.js";
 import { resultOf, show } from "../output.js";
 import { APP, Refusal, access, at, fieldsOf, token, wordsOf } from "../server.js";
-import { settings, values, wrong } from "../settings.js";
+import { noneWrong, settings, values, wrong } from "../settings.js";
 import { Store } from "../store.js";
 import { say, sayWrong, work } from "../work.js";
 import { report } from "./generate.js";
@@ -65,6 +65,7 @@ document.addEventListener("visibilitychange", () => {
 class Session {
   constructor() {
     this.ended = false;
+    this.unauthorized = false;
     /** @type {WebSocket | null} */
     this.socket = null;
     this.failures = 0;
@@ -117,6 +118,9 @@ class Session {
     });
     if (secret) url.searchParams.set("fal_jwt_token", secret);
     const socket = (this.socket = new WebSocket(url));
+    this.unauthorized = false;
+    // A refused key is said before any frame is sent.
+    socket.onmessage = ({ data }) => (this.unauthorized ||= JSON.parse(data).status === "error");
     await new Promise((resolve, reject) => {
       socket.onopen = resolve;
       socket.onerror = socket.onclose = () => reject(new Lost("The server is not reachable"));
@@ -168,16 +172,15 @@ class Session {
       socket.onmessage = ({ data }) => {
         const told = JSON.parse(data);
         if (told.status === "error") {
-          access.set({ wanted: true });
-          socket.onclose = null;
           clearTimeout(late);
-          reject(new Refusal("This server wants an API key", { status: 401 }));
+          reject(keyWanted());
         } else if (told.request_id === id || told.type === "x-fal-error") {
           clearTimeout(late);
           resolve(told.type === "x-fal-error" ? this.refused(told) : told);
         }
       };
-      if (socket.readyState === WebSocket.OPEN) socket.send(frame);
+      if (this.unauthorized) reject(keyWanted());
+      else if (socket.readyState === WebSocket.OPEN) socket.send(frame);
       else lost();
     });
   }
@@ -197,6 +200,7 @@ class Session {
   async painted(told, roundTrip, asked) {
     this.failures = 0;
     if (work.state.wrong) say("Live");
+    noneWrong();
     void show(resultOf(told, { ...asked, roundTrip, live: true }));
     const now = performance.now();
     this.times = [...this.times.filter((time) => now - time < 2000), now];
@@ -223,6 +227,11 @@ class Session {
     else return;
     this.sinceGrade = 0;
   }
+}
+
+function keyWanted() {
+  access.set({ wanted: true });
+  return new Refusal("This server wants an API key", { status: 401 });
 }
 
 /** The socket is gone, or could not be had; another may be. */
