@@ -4,12 +4,15 @@ With pytest-xdist one worker runs a whole module, so that what its fixtures star
 listed skips pass.
 """
 
+import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
 
+from pipelines import log_lines
 from tests.support.server_process import Server, serving
 
 # What a machine may honestly lack and .ci/run can't install; any other skip fails the suite when CI=true.
@@ -32,6 +35,17 @@ def untimed() -> Iterator[None]:
     yield
     if choices := sys.modules.get("pipelines.model.kernels.choices"):
         choices.use(choices.Choices())
+
+
+@pytest.fixture(autouse=True)
+def unlogged() -> Iterator[None]:
+    """Each test finds the loggers as they are at first, whatever a program of this process has made of them."""
+    loggers = [logging.getLogger(name) for name in (None, *log_lines.OURS)]
+    levels, hooks = [each.level for each in loggers], (sys.excepthook, threading.excepthook)
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    sys.excepthook, threading.excepthook = hooks
 
 
 @pytest.fixture(scope="session")
