@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from server.jobs.database import Database
 from server.jobs.job import LogLine, NewJob, Result
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.store import SQLiteStore
 
 APP = "fal-ai/lcm-sd15-i2i"
 LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "picture 512×512", "4 steps in 0.1 s"))
@@ -26,7 +26,7 @@ LOGS = tuple(LogLine(0.0, "INFO", text) for text in ("95 tokens, 77 used", "pict
 
 async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, output_bytes: int) -> float:
     """Return jobs per second with `clients` jobs at once."""
-    store = JobStore(Database(folder / f"{time.monotonic_ns()}.sqlite"))
+    store = SQLiteStore(Database(folder / f"{time.monotonic_ns()}.sqlite"))
     body = b"x" * input_bytes
     result = Result(200, b"x" * output_bytes)
     waiting: asyncio.Queue[None] = asyncio.Queue()
@@ -36,13 +36,13 @@ async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, ou
         for _ in range(count):
             new = NewJob(app=APP, input=body)
             done[new.id] = asyncio.get_running_loop().create_future()
-            await store.submit(new, time.time())
+            await store.submit(new)
             waiting.put_nowait(None)
             await done[new.id]
             assert await store.result(new.id) == result
 
     async def complete(job) -> None:
-        assert await store.finish(job, result, LOGS, 0.1, time.time())
+        assert await store.finish(job, result, LOGS, 0.1)
         done.pop(job.id).set_result(None)
 
     async def worker() -> None:
@@ -53,7 +53,7 @@ async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, ou
             while not waiting.empty():
                 waiting.get_nowait()
                 count += 1
-            for job in await store.claim("bench", count, 60.0, time.time()):
+            for job in await store.claim(count):
                 task = asyncio.create_task(complete(job))
                 completing.add(task)
                 task.add_done_callback(completing.discard)
@@ -63,7 +63,7 @@ async def lifecycles(folder: Path, clients: int, jobs: int, input_bytes: int, ou
     await asyncio.gather(*(client(jobs // clients) for _ in range(clients)))
     took = time.perf_counter() - began
     working.cancel()
-    await store.database.close()
+    await store.close()
     return jobs // clients * clients / took
 
 

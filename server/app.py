@@ -22,10 +22,12 @@ from server.context import Context
 from server.environment import version
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
-from server.jobs.clock import SteadyClock
-from server.jobs.database import Database, usable
+from server.jobs.index import JobIndex
 from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database, usable
+from server.jobs.sqlite.mirror import Mirror
+from server.jobs.sqlite.outbox import SQLiteOutbox
+from server.jobs.sqlite.store import SQLiteStore
 from server.metrics import Metrics
 from server.outbound.addresses import parse_networks
 from server.outbound.fetch import Fetch
@@ -38,7 +40,6 @@ from server.web.origin_guard import OriginGuard
 from server.web.responses import EXCEPTION_HANDLERS
 from server.web.websocket import UpgradeRequired
 from server.webhooks.delivery import Deliverer
-from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
 
@@ -83,7 +84,7 @@ class Parts:
     files: Callable[..., Files] = Files
     inputs: Callable[..., Inputs] = Inputs
     limits: Callable[..., Limits] = Limits
-    store: Callable[[Database], JobStore] = JobStore
+    store: Callable[[Database], SQLiteStore] = SQLiteStore
     queue: Callable[..., Queue] = Queue
     deliverer: Callable[..., Deliverer] = Deliverer
     generate: Generate = generate
@@ -127,8 +128,9 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)
             stack.callback(inputs.close)
             _warn_of_lost_jobs(settings)
-            database = Database(settings.jobs_path)
-            stack.push_async_callback(database.close)
+            store = parts.store(Database(settings.jobs_path))
+            stack.push_async_callback(store.close)
+            index = JobIndex()
             await pool.start()
             stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
 
@@ -136,20 +138,20 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 settings=settings, pool=pool, files=files, inputs=inputs, limits=parts.limits(settings), metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
-            clock = SteadyClock()
             queue = parts.queue(
-                parts.store(database),
+                store,
+                index,
+                Mirror(store, index),
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
                 settings=settings,
                 key_share=settings.key_share,
-                clock=clock,
             )
             with usable(settings.jobs_path):
                 await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
             deliverer = parts.deliverer(
-                queue, Outbox(database), signing_keys, fetch.post, key_share=settings.key_share, clock=clock
+                queue, SQLiteOutbox(store.database, store.clock), signing_keys, fetch.post, key_share=settings.key_share
             )
             await deliverer.start()
             stack.push_async_callback(deliverer.close)

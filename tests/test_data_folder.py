@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from server.access.api_keys import read
-from server.jobs.database import Database
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.store import SQLiteStore
 from server.settings import Settings
 from server.storage.files import Files
 from server.transport.tls import ensure
-from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
+from tests.jobs.queues import outbox_of
 from tests.support.app_client import QUEUE, RUN, serving
 
 pytestmark = pytest.mark.anyio
@@ -114,9 +115,9 @@ async def test_what_waited_or_was_begun_is_run_in_its_order(web):
 
 
 async def test_the_webhook_is_still_to_be_delivered(folder):
-    database = Database(folder / "jobs.sqlite")
-    (webhook,) = await Outbox(database).due(time.time(), 10)
-    await database.close()
+    store = SQLiteStore(Database(folder / "jobs.sqlite"))
+    (webhook,) = await outbox_of(store).due(10)
+    await store.close()
 
     assert webhook.request_id == EXPECTED["jobs"]["completed, webhook pending"]
     assert (webhook.url, webhook.attempts) == ("https://hooks.example/done", 0)

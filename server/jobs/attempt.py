@@ -58,7 +58,7 @@ def retry(error: FalError, job: Job) -> Retry | None:
 
 
 class Attempt:
-    """One run of a claimed job. `start_in`: seconds within which an engine must start it; None: no limit.
+    """One run of a job that was claimed just now.
 
     `decoding`: its picture is large and not decoded yet, so that it takes no place in an engine. `on_decoding` is
     called when that changes.
@@ -69,7 +69,6 @@ class Attempt:
         job: Job,
         run: Run,
         *,
-        start_in: float | None,
         on_log: Callable[[Log], None],
         on_decoding: Callable[[], None],
     ) -> None:
@@ -79,7 +78,7 @@ class Attempt:
         self._run = run
         self._on_log = on_log
         self._on_decoding = on_decoding
-        self._limit = asyncio.timeout(start_in)
+        self._limit = asyncio.timeout(job.start_in)
         self._began = time.perf_counter()
 
     @property

@@ -9,6 +9,7 @@ apart. Nothing changes a job after its end. Sources: fal's "Queue" and "Webhooks
 """
 
 import enum
+import urllib.parse
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -96,6 +97,12 @@ def new_request_id() -> str:
     return str(uuid.uuid4())
 
 
+def origin(url: str) -> str:
+    """Return scheme, host and port: a receiver that hangs delays only deliveries to its own origin."""
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+
+
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):
     """A job to be submitted.
 
@@ -130,6 +137,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job claimed by a worker. `fence` is the number of its claims so far; `attempt` counts from 1.
 
+    `start_in`: seconds within which an engine must start it, from its claim; None: no limit.
     `damaged`: its input or call can't be read from the database.
     """
 
@@ -143,7 +151,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     fence: int
     no_retry: bool
-    start_by: float | None
+    start_in: float | None
     damaged: bool = False
 
 

@@ -4,18 +4,17 @@ A submit is answered once the job is on disk. A `Runner` claims waiting jobs, as
 calls `run` for each; what that returns or raises is the job's result. After a crash `start` finds every accepted job at
 its old place in the queue, and jobs that had not finished run again.
 
-Positions, status and log lines are answered from the in-memory `JobIndex`, which follows each commit of the database.
+Positions, status and log lines are answered from the in-memory `JobIndex`, which a `Follower` keeps up to date.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 
-from server.fal.errors import overloaded, start_timed_out
+from server.fal.errors import overloaded
 from server.jobs.attempt import Run
-from server.jobs.clock import SteadyClock
-from server.jobs.database import DatabaseError, log_database_error, refusal
+from server.jobs.errors import DatabaseError, log_database_error, refusal
 from server.jobs.index import Change, JobIndex
 from server.jobs.job import NewJob, Outcome, Result, Snapshot, cancelled
 from server.jobs.retention import Retention
@@ -28,27 +27,40 @@ from server.settings import QueueSettings
 LOG = logging.getLogger(__name__)
 
 
+class Follower(Protocol):
+    """Keeps the index in step with the database, beside what the queue itself tells it."""
+
+    async def start(self) -> None:
+        """Take the database over, before the queue claims the first job. Raises `DatabaseError`."""
+        ...
+
+    async def tick(self) -> None:
+        """Bring the index up to date. Called every tenth of a second."""
+        ...
+
+
 class Queue:
     """The queue of one server. `capacity()`: how many jobs may be with the engines at once, 0 while there is none."""
 
     def __init__(
         self,
         store: JobStore,
+        index: JobIndex,
+        follower: Follower,
         run: Run,
         *,
         capacity: Callable[[], int],
         settings: QueueSettings,
         key_share: float,
         times: QueueTimes = SHIPPED,
-        clock: SteadyClock | None = None,
     ) -> None:
         self._store = store
         self._settings = settings
         self._times = times
-        self._now = clock = clock or SteadyClock()
-        self._index = JobIndex(turns=max(1, round(times.far / times.tick)))
+        self._index = index
+        self._follower = follower
         self.webhook_due = self._index.webhook_due
-        self._retention = Retention(store.database, self._index.forget, settings, key_share=key_share, clock=clock)
+        self._retention = Retention(store, self._index.forget, settings, key_share=key_share)
         self._runner = Runner(
             store,
             self._index,
@@ -56,15 +68,13 @@ class Queue:
             capacity=capacity,
             key_share=key_share,
             times=times,
-            clock=clock,
         )
         self._scheduler: asyncio.Task[None] | None = None
         self._housekeeping: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Take the database over and begin to run its unfinished jobs."""
-        for snapshot in await self._store.recover():
-            self._index.add(snapshot)
+        await self._follower.start()
         self._scheduler = _start("queue-scheduler", self._runner.schedule())
         for every_s, work in (
             (self._times.tick, self._tick),
@@ -82,7 +92,7 @@ class Queue:
     async def close(self, grace_s: float = 10.0) -> None:
         """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
         self.drain()
-        asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.database.hurry)
+        asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.hurry)
         for task in self._housekeeping:
             task.cancel()
         await asyncio.gather(*self._housekeeping, *filter(None, [self._scheduler]), return_exceptions=True)
@@ -111,7 +121,7 @@ class Queue:
         """Accept a job; it is on disk when this returns. Raises `RequestError` (429) if the queue is full."""
         if new.result is None:
             self._admit(new)
-        written = self._store.submit(new, self._now())
+        written = self._store.submit(new)
         self._index.submitting(new.owner)
         written.add_done_callback(lambda _: self._index.submitted(new.owner))
         self.wake()  # now, so that the claim shares the submit's transaction
@@ -156,7 +166,7 @@ class Queue:
         Raises `RequestError` (429) if that can't be stored.
         """
         known = self._index.get(request_id)
-        cancelling = self._store.cancel(request_id, known.logs if known else (), self._now())
+        cancelling = self._store.cancel(request_id, known.logs if known else ())
         try:
             return await commit(cancelling, lambda outcome: self._cancelled(request_id, outcome))
         except DatabaseError as error:
@@ -209,35 +219,8 @@ class Queue:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        if jump := self._now.jump():
-            await self._follow_clock(jump)
+        await self._follower.tick()
         self._index.wake_waiting()
-        await asyncio.gather(*map(self._give_up_waiting, self._index.overdue(self._now())))
-
-    async def _follow_clock(self, jump: float) -> None:
-        """Move every stored deadline by the seconds that the machine's clock was set by."""
-        # The clock before the write, as what is submitted after it is not moved; the index by its commit, as what was
-        # submitted before it is.
-        self._now.follow(jump)
-        try:
-            await commit(self._store.move_deadlines(jump), lambda _: self._index.move_deadlines(jump))
-        except DatabaseError:
-            self._now.follow(-jump)  # again at the next tick
-            raise
-        LOG.warning(
-            "the machine's clock is %+.0f s off its course: it was set, or the machine slept;"
-            " what waits for a time was moved with it",
-            jump,
-        )
-
-    async def _give_up_waiting(self, request_id: str) -> None:
-        result = Result.failure(start_timed_out())
-
-        def follow(ended: bool) -> None:  # noqa: FBT001 - what `finish_waiting` resolves to
-            if ended:
-                self._index.finished(request_id, result)
-
-        await commit(self._store.finish_waiting(request_id, result, self._now()), follow)
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -9,23 +9,18 @@ refused where twice the quota is used and no old result is left to drop, so that
 
 import collections
 import logging
-import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
-import sqlalchemy as sa
+from collections.abc import Callable, Iterable
 
 from server.fal.errors import overloaded
-from server.jobs import schema as sql
-from server.jobs.database import Database, DatabaseError, log_database_error, secure_delete
+from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.job import NewJob
+from server.jobs.store import JobStore
 from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
 FRESH_S = 600.0  # results younger than this are kept even on a full disk: their owners have yet to fetch them
 EXPIRE_AT_ONCE = 200  # jobs expired in one transaction, so that submits wait milliseconds for it, not seconds
-FREE_PAGES_AT_ONCE = 2048  # 8 MiB given back to the disk in one transaction, for the same reason
 
 
 class Retention:
@@ -33,18 +28,16 @@ class Retention:
 
     def __init__(
         self,
-        database: Database,
+        store: JobStore,
         forgotten: Callable[[Iterable[str]], None],
         settings: QueueSettings,
         *,
         key_share: float = 1.0,
-        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._database = database
+        self._store = store
         self._forgotten = forgotten
         self._settings = settings
         self._key_share = key_share
-        self._now = clock
         self._wiped = False  # since the write-ahead log was last emptied
         self._to_forget: set[str] = set()  # those that could not be wiped because the disk was full
         self._inputs: collections.Counter[str] = collections.Counter()  # bytes by owner, where they may be too many
@@ -68,7 +61,7 @@ class Retention:
         """Wipe a delivered job whose owner asked for no storing, unless its webhook is still to be delivered."""
         self._to_forget.add(request_id)
         try:
-            await self._wipe(sql.PRIVATE_RESULT, request_id)
+            self._noted(await self._store.wipe_private(request_id))
         except DatabaseError as error:  # wiping writes, too: tried again until there is room
             log_database_error(LOG, "a delivered job could not be wiped", error)
             return
@@ -79,10 +72,9 @@ class Retention:
 
         Raises `DatabaseError` if that can't be done.
         """
-        await self._wipe(sql.ENDED_RESULT, request_id)
+        self._noted(await self._store.wipe(request_id))
 
-    async def _wipe(self, which: sa.Select[Any], request_id: str) -> None:
-        wiped = await self._database.write(lambda connection: _wipe(connection, which, request_id))
+    def _noted(self, wiped: list[str]) -> None:
         self._forgotten(wiped)
         self._wiped = self._wiped or wiped != []
 
@@ -94,76 +86,33 @@ class Retention:
         for request_id in list(self._to_forget):
             await self.forget(request_id)
         quota = self._settings.jobs_quota_bytes
-        used = await self._database.used_bytes()
+        used = await self._store.used_bytes()
         # With less in all, no key can have its share.
-        self._inputs = (
-            await self._bytes_by_owner(sql.INPUT_BYTES) if used > quota * self._key_share else collections.Counter()
-        )
+        self._inputs = collections.Counter(await self._store.input_bytes() if used > quota * self._key_share else ())
         self.disk_full = used > quota
         if self.disk_full:
-            heaviest_first = (self._inputs + await self._bytes_by_owner(sql.RESULT_BYTES)).most_common()
-            before = self._now() - FRESH_S
+            heaviest_first = (self._inputs + collections.Counter(await self._store.result_bytes())).most_common()
             dropped = False
             for owner, _ in heaviest_first:
-                if dropped := await self._expire_some(before, owner) > 0:
+                if dropped := await self._expire_some(FRESH_S, owner) > 0:
                     break
             self._heaviest = heaviest_first[0][0] if heaviest_first and (dropped or used <= 2 * quota) else None
         if self.disk_full or self._wiped:
-            empty_log, self._wiped = self._wiped, False
-            await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
-            if empty_log:  # so that nothing wiped is left in the write-ahead log
-                await self._database.empty_log()
+            wiped, self._wiped = self._wiped, False
+            await self._store.tidy(wiped=wiped)
 
     async def expire(self) -> None:
         """Expire results by age and delete old tombstones. To be called every half minute."""
-        now = self._now()
-        while await self._expire_some(now - self._settings.result_ttl) == EXPIRE_AT_ONCE:
+        while await self._expire_some(self._settings.result_ttl) == EXPIRE_AT_ONCE:
             pass
-        tombstones_before = now - self._settings.tombstone_ttl
-        await self._database.write(lambda connection: _delete_tombstones(connection, tombstones_before))
-        await self._database.give_back_pages(FREE_PAGES_AT_ONCE)
+        await self._store.delete_tombstones(self._settings.tombstone_ttl, EXPIRE_AT_ONCE)
+        await self._store.tidy(wiped=False)
 
-    async def _bytes_by_owner(self, query: sa.Select[Any]) -> "collections.Counter[str]":
-        rows = await self._database.read(lambda connection: connection.execute(query).all())
-        return collections.Counter({owner: size or 0 for owner, size in rows})
-
-    async def _expire_some(self, before: float, owner: str | None = None) -> int:
-        """Expire the oldest jobs (of one owner) finished at or before `before`, at most `EXPIRE_AT_ONCE`.
+    async def _expire_some(self, older_s: float, owner: str | None = None) -> int:
+        """Expire the oldest jobs (of one owner) that ended at least `older_s` ago, at most `EXPIRE_AT_ONCE`.
 
         Return their number.
         """
-        expired = await self._database.write(lambda connection: _expire(connection, before, owner))
+        expired = await self._store.expire(older_s, EXPIRE_AT_ONCE, owner)
         self._forgotten(expired)
         return len(expired)
-
-
-def _expire(connection: sa.Connection, before: float, owner: str | None) -> list[str]:
-    """Expire old jobs, but for those whose webhook is still to be delivered. Return their request ids."""
-    which = {"before": before, "count": EXPIRE_AT_ONCE}
-    if owner is None:
-        rows = connection.execute(sql.OLD_RESULTS, which).all()
-    else:
-        rows = connection.execute(sql.OLD_RESULTS_OF, which | {"owned_by": owner}).all()
-    return _leave_tombstones(connection, rows)
-
-
-def _wipe(connection: sa.Connection, which: sa.Select[Any], request_id: str) -> list[str]:
-    """Overwrite what is stored of a job. Return its request id, or nothing if it is not one of `which`."""
-    rows = connection.execute(which, {"request": request_id}).all()
-    if not rows:
-        return []
-    with secure_delete(connection):
-        return _leave_tombstones(connection, rows)
-
-
-def _delete_tombstones(connection: sa.Connection, before: float) -> None:
-    rows = connection.execute(sql.OLD_TOMBSTONES, {"before": before, "count": EXPIRE_AT_ONCE}).all()
-    connection.execute(sql.DELETE_JOBS, {"seqs": [row.seq for row in rows]})
-
-
-def _leave_tombstones(connection: sa.Connection, rows: Sequence[sa.Row[*tuple[Any, ...]]]) -> list[str]:
-    """Delete all but the tombstones of these jobs (rows of seq and id). Return their request ids."""
-    which = {"seqs": [row.seq for row in rows]}
-    for statement in (sql.DELETE_PAYLOADS, sql.DELETE_EVENTS, sql.LEAVE_TOMBSTONES):
-        connection.execute(statement, which)
-    return [row.id for row in rows]

@@ -8,13 +8,12 @@ import asyncio
 import collections
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from typing import TypeVar
 
 from pipelines.messages import Log
 from server.jobs.attempt import Attempt, Retry, Run
-from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
 from server.jobs.job import Job, LogLine, Result
 from server.jobs.store import JobStore
@@ -43,7 +42,6 @@ class Runner:
         capacity: Callable[[], int],
         key_share: float,
         times: QueueTimes,
-        clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._index = index
@@ -51,8 +49,6 @@ class Runner:
         self._capacity = capacity
         self._key_share = key_share
         self._times = times
-        self._now = clock
-        self._worker = uuid.uuid4().hex
         self._running: set[Attempt] = set()
         self._nudge = asyncio.Event()
         self._drained_at = 0.0
@@ -95,11 +91,11 @@ class Runner:
     async def heartbeat(self) -> None:
         """Renew the leases, and release lapsed ones."""
         before = list(self._running)
-        held, lapsed = await self._store.heartbeat(self._worker, self._times.lease, self._now())
+        held = await self._store.heartbeat([attempt.job for attempt in before])
         for attempt in before:
-            if held.get(attempt.job.id) != attempt.job.fence:
+            if held.fences.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
-        for request_id in lapsed:
+        for request_id in held.requeued:
             self._index.requeued(request_id)
 
     # --- claiming and running
@@ -112,24 +108,15 @@ class Runner:
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
-            now, asked = self._now(), time.monotonic()
-            claimed = await self._claim(free, now)
-            now += time.monotonic() - asked  # by the clock that its dates are of: it may have been set meanwhile
+            claimed = await self._claim(free)
             for job in claimed:
-                self._spawn(job, now)
+                self._spawn(job)
             if len(claimed) < free:
                 await self._wait_for_work()
 
-    async def _claim(self, count: int, now: float) -> list[Job]:
+    async def _claim(self, count: int) -> list[Job]:
         try:
-            return await self._store.claim(
-                self._worker,
-                count,
-                self._times.lease,
-                now,
-                after_others=self._well_served(count),
-                without=self._held_up(),
-            )
+            return await self._store.claim(count, after_others=self._well_served(count), without=self._held_up())
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
         except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
@@ -169,14 +156,11 @@ class Runner:
             pass
         self._nudge.clear()
 
-    def _spawn(self, job: Job, now: float) -> None:
+    def _spawn(self, job: Job) -> None:
         known = self._index.get(job.id)
         if known is not None and known.completed:  # cancelled since it was claimed
             return
-        start_in = None if job.start_by is None else max(0.0, job.start_by - now)
-        attempt = Attempt(
-            job, self._run, start_in=start_in, on_log=lambda log: self._log(job, log), on_decoding=self.wake
-        )
+        attempt = Attempt(job, self._run, on_log=lambda log: self._log(job, log), on_decoding=self.wake)
         self._running.add(attempt)
         self._index.started(job.id)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
@@ -188,7 +172,7 @@ class Runner:
         self.wake()
 
     def _log(self, job: Job, log: Log) -> None:
-        self._index.logged(job.id, LogLine(self._now(), log.level, log.message))
+        self._index.logged(job.id, LogLine(time.time(), log.level, log.message))
 
     async def _execute(self, attempt: Attempt) -> None:
         job = attempt.job
@@ -211,14 +195,14 @@ class Runner:
             if mine:
                 self._index.finished(job.id, result, took)
 
-        await self._insist(lambda: self._store.finish(job, result, logs, took, self._now()), follow)
+        await self._insist(lambda: self._store.finish(job, result, logs, took), follow)
 
     async def _release(self, job: Job, end: Retry) -> None:
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `release` resolves to
             if mine:
                 self._index.requeued(job.id)
 
-        await self._insist(lambda: self._store.release(job, refund=end.refund, after=self._now() + end.delay_s), follow)
+        await self._insist(lambda: self._store.release(job, refund=end.refund, delay_s=end.delay_s), follow)
 
     async def _insist(self, write: Callable[[], asyncio.Future[T]], follow: Callable[[T], None]) -> None:
         """Repeat a write until it succeeds: the disk may be full, and the result exists only in memory."""

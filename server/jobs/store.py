@@ -1,282 +1,186 @@
-"""Durable jobs: a small set of operations, each a transaction of its own and resolved once it is on disk.
+"""Durable jobs: a small set of operations, each all or nothing and resolved once it is on disk. Two forms of it:
 
-A job, its events and its webhook change in one transaction. A worker may publish a result only under the job's fence,
-the number of claims so far: another claim since then has made it void. Every statement is SQLAlchemy Core and compiles
-for SQLite and PostgreSQL.
+    sqlite/    a file in the data folder, for one server
+    postgres/  a PostgreSQL that several servers share
+
+A job, its events and its webhook change together. A worker may publish a result only under the job's fence, the number
+of its claims so far: another claim since then has made it void. No operation is told the time: what waits for a time
+does so by the store's own clock, which is one for all who share it. Every operation raises `DatabaseError`, when the
+database can't be used at present; then it may have happened all the same, and is repeated in the same words.
 """
 
 import asyncio
-import contextlib
-import functools
-import urllib.parse
-from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import msgspec
-import sqlalchemy as sa
 
-from pipelines.messages import Priority
-from server.jobs import schema as sql
-from server.jobs.database import Database, secure_delete
-from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status, cancelled
+from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot
+
+GRACE_S = 5.0  # a claim that no heartbeat names for longer was never heard of by the one who made it
 
 
-class _End(NamedTuple):
-    """A job's end: the job, the fence and status that its finisher saw, the result, and the log if it is known."""
+class Held(NamedTuple):
+    """What a heartbeat has found: request id → fence of the worker's jobs, and ids of those that wait again."""
 
-    seq: int
-    fence: int
-    seen: Status
-    result: Result
-    now: float
-    logs: Sequence[LogLine] = ()
-    inference_time: float = 0.0
+    fences: Mapping[str, int]
+    requeued: Sequence[str]
 
 
-class JobStore:
-    """The jobs of one database. Operations are called from the event loop.
+class JobStore(Protocol):
+    """The jobs of one database, as one worker sees them: claims and leases are that worker's.
 
-    Writing operations return futures, and are carried out even if the caller no longer waits.
+    Operations are called from the event loop. Those that return futures write, and are carried out even if the caller
+    no longer waits.
     """
-
-    def __init__(self, database: Database) -> None:
-        self.database = database
 
     # --- a job's life
 
-    def submit(self, new: NewJob, now: float) -> asyncio.Future[Snapshot]:
-        """Store a new job. One that has a result already is COMPLETED, and its webhook due at once."""
-        return self.database.write(functools.partial(self._submit, new, now))
+    def submit(self, new: NewJob) -> asyncio.Future[Snapshot]:
+        """Store a new job. One that has a result already is COMPLETED, and its webhook due at once.
 
-    def _submit(self, new: NewJob, now: float, connection: sa.Connection) -> Snapshot:
-        row = {
-            "id": new.id,
-            "app": new.app,
-            "owner": new.owner,
-            "priority": int(new.priority),
-            "status": Status.IN_QUEUE.value,
-            "call": _json(new.call),
-            "webhook": new.webhook,
-            "no_retry": new.no_retry,
-            "store_io": new.store_io,
-            "submitted_at": now,
-            "start_by": new.start_by(now),
-        }
-        seq: int = connection.execute(sql.INSERT_JOB, row).scalar_one()
-        connection.execute(sql.INSERT_PAYLOAD, {"job": seq, "input": new.input})
-        snapshot = Snapshot.accepted(new, seq, now)
-        _log(connection, seq, snapshot.logs)
-        if new.result is None:
-            return snapshot
-        self._end(connection, _End(seq, 0, Status.IN_QUEUE, new.result, now))
-        return snapshot.finished(new.result)
+        Submitted again under the same id it is the same job.
+        """
+        ...
 
     def claim(
-        self,
-        worker: str,
-        count: int,
-        lease_s: float,
-        now: float,
-        *,
-        after_others: Collection[str] = (),
-        without: Collection[str] = (),
+        self, count: int, *, after_others: Collection[str] = (), without: Collection[str] = ()
     ) -> asyncio.Future[list[Job]]:
-        """Claim up to `count` waiting jobs for `lease_s` seconds, by priority, then in order of acceptance.
+        """Claim up to `count` waiting jobs under a lease, by priority, then in order of acceptance.
 
         Jobs of the owners in `after_others` are claimed only if there are no others, and those of the owners in
         `without` not at all.
         """
+        ...
 
-        def operation(connection: sa.Connection) -> list[Job]:
-            claim = {"by": worker, "until": now + lease_s, "now": now}
-            rows: list[sa.Row[*tuple[Any, ...]]] = []
-            last = list(without)
-            for passed_over in [[*after_others, *without], last] if after_others else [last]:
-                left = {"count": count - len(rows), "passed_over": passed_over}
-                rows += connection.execute(sql.CLAIM, claim | left).all()
-            if not rows:
-                return []
-            inputs = dict(connection.execute(sql.INPUTS, {"seqs": [row.seq for row in rows]}).all())
-            jobs = [_job(row, inputs.get(row.seq)) for row in rows]
-            return sorted(jobs, key=lambda job: (job.priority, job.seq))
+    def finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> asyncio.Future[bool]:
+        """Publish a worker's result. False if the job is no longer that worker's: then nothing was changed.
 
-        return self.database.write(operation)
+        `logs`: all lines of the job, of which some may be stored already.
+        """
+        ...
 
-    def finish(
-        self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float, now: float
-    ) -> asyncio.Future[bool]:
-        """Publish a worker's result. False if the job is no longer that worker's: then nothing was changed."""
-        end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, now, logs, inference_time)
-        return self.database.write(lambda connection: self._end(connection, end))
-
-    def finish_waiting(self, request_id: str, result: Result, now: float) -> asyncio.Future[bool]:
-        """End a waiting job. False if it runs or has ended: then nothing was changed."""
-
-        def operation(connection: sa.Connection) -> bool:
-            row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
-            if row is None or row.status != Status.IN_QUEUE.value:
-                return False
-            return self._end(connection, _End(row.seq, row.fence, Status.IN_QUEUE, result, now))
-
-        return self.database.write(operation)
-
-    def cancel(self, request_id: str, logs: Sequence[LogLine], now: float) -> asyncio.Future[Outcome]:
+    def cancel(self, request_id: str, logs: Sequence[LogLine]) -> asyncio.Future[Outcome]:
         """End a job at its owner's request. Once this has resolved, no worker can publish a result for it."""
+        ...
 
-        def operation(connection: sa.Connection) -> Outcome:
-            row = connection.execute(sql.STATE, {"request": request_id}).one_or_none()
-            if row is None:
-                return Outcome.NOT_FOUND
-            if row.status == Status.COMPLETED.value:
-                return Outcome.ALREADY_COMPLETED
-            seen = Status(row.status)
-            self._end(connection, _End(row.seq, row.fence, seen, cancelled(), now, logs))
-            return Outcome.REMOVED if seen is Status.IN_QUEUE else Outcome.REQUESTED
+    def end_overdue(self, result: Result) -> asyncio.Future[list[str]]:
+        """End with `result` the waiting jobs whose start timeout has run out. Return their request ids."""
+        ...
 
-        return self.database.write(operation)
+    def release(self, job: Job, *, refund: bool, delay_s: float) -> asyncio.Future[bool]:
+        """Put a job back at its old place, not to be claimed for `delay_s`. With `refund` the try does not count.
 
-    def _end(self, connection: sa.Connection, end: "_End") -> bool:
-        """End a job if its status and fence are still those of `end`; return whether they were."""
-        seq, fence, seen, result, now, logs, inference_time = end
-        values = {
-            "job": seq,
-            "held": fence,
-            "seen": seen.value,
-            "now": now,
-            "took": inference_time,
-            "code": result.status,
-            "headers": _json(result.headers),
-            "message": result.error,
-            "kind": result.error_type,
-        }
-        row = connection.execute(sql.FINISH, values).one_or_none()
-        if row is None:
-            return False
-        with contextlib.nullcontext() if row.store_io else secure_delete(connection):
-            connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
-        _log(connection, seq, logs, stored=row.lines)
-        if row.webhook is not None:
-            webhook = {"job": seq, "url": row.webhook, "origin": _origin(row.webhook), "due_at": now}
-            connection.execute(sql.INSERT_WEBHOOK, webhook)
-        return True
-
-    # --- leases
-
-    def release(self, job: Job, *, refund: bool, after: float) -> asyncio.Future[bool]:
-        """Put a job back at its old place, not to be claimed before `after`. With `refund` the try does not count."""
-
-        def operation(connection: sa.Connection) -> bool:
-            held = {"job": job.seq, "held": job.fence, "refund": int(refund), "after": after}
-            return connection.execute(sql.RELEASE, held).rowcount == 1
-
-        return self.database.write(operation)
-
-    def heartbeat(self, worker: str, lease_s: float, now: float) -> asyncio.Future[tuple[dict[str, int], list[str]]]:
-        """Renew the leases of all jobs of `worker`, then put jobs whose lease has run out back into the queue.
-
-        Return the worker's jobs, request id → fence, and the request ids of the others. In this order, so that a server
-        that was frozen keeps its jobs, and in one transaction: a clock that is set in between would end live leases.
+        False if the job is no longer that worker's: then nothing was changed.
         """
+        ...
 
-        def operation(connection: sa.Connection) -> tuple[dict[str, int], list[str]]:
-            connection.execute(sql.HEARTBEAT, {"by": worker, "until": now + lease_s})
-            held = dict(connection.execute(sql.HELD, {"by": worker}).all())
-            return held, list(connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars())
+    def heartbeat(self, running: Collection[Job]) -> asyncio.Future[Held]:
+        """Renew the leases of the jobs that this worker runs, then put back those whose lease has run out.
 
-        return self.database.write(operation)
-
-    def move_deadlines(self, seconds: float) -> asyncio.Future[None]:
-        """Move every time that something waits for: start timeouts, leases, retries of jobs and webhooks."""
-
-        def operation(connection: sa.Connection) -> None:
-            for statement in (sql.MOVE_WAITING, sql.MOVE_RUNNING, sql.MOVE_WEBHOOKS):
-                connection.execute(statement, {"seconds": seconds})
-
-        return self.database.write(operation)
-
-    async def recover(self) -> list[Snapshot]:
-        """Take the database over from the last server: jobs that were running wait again, at their old places.
-
-        Return all unfinished jobs in the order in which they will be claimed.
+        In this order, so that a frozen worker keeps its jobs if no other has taken them. Put back are also jobs
+        claimed by this worker more than `GRACE_S` ago which are not among `running`: the claim's answer was lost.
         """
-
-        def query(connection: sa.Connection) -> list[Snapshot]:
-            logs: dict[int, tuple[LogLine, ...]] = {}
-            for job, *line in connection.execute(sql.WAITING_LOGS):
-                logs[job] = (*logs.get(job, ()), LogLine(*line))
-            return [_snapshot(row, logs.get(row.seq, ())) for row in connection.execute(sql.WAITING)]
-
-        await self.database.write(lambda connection: connection.execute(sql.RELEASE_ALL).rowcount)
-        return await self.database.read(query)
+        ...
 
     # --- reading
 
     async def load(self, request_id: str) -> Snapshot | None:
-        """Return the job's snapshot with its log; None if there is no such job."""
-
-        def query(connection: sa.Connection) -> Snapshot | None:
-            row = connection.execute(sql.ONE, {"request": request_id}).one_or_none()
-            if row is None:
-                return None
-            return _snapshot(row, tuple(LogLine(*line) for line in connection.execute(sql.LOGS, {"seq": row.seq})))
-
-        return await self.database.read(query)
+        """Return the job's snapshot with its log, without its queue position; None if there is no such job."""
+        ...
 
     async def result(self, request_id: str) -> Result | None:
         """Return the result; None before the job's end, after its expiry and for unknown ids."""
+        ...
 
-        def query(connection: sa.Connection) -> Result | None:
-            row = connection.execute(sql.RESULT, {"request": request_id}).one_or_none()
-            if row is None:
-                return None
-            headers = msgspec.json.decode(row.result_headers, type=dict[str, str])
-            return Result(row.result_status, row.output, headers, row.error, row.error_type)
+    # --- letting go; each returns the request ids whose payloads it has deleted, leaving a tombstone
 
-        return await self.database.read(query)
+    def expire(self, older_s: float, count: int, owner: str | None = None) -> asyncio.Future[list[str]]:
+        """Expire the oldest jobs (of one owner) that ended at least `older_s` ago, at most `count`.
 
+        Those whose webhook is still to be delivered are kept.
+        """
+        ...
 
-def _log(connection: sa.Connection, seq: int, logs: Sequence[LogLine], *, stored: int = 0) -> None:
-    """Store a job's log, of which the first `stored` lines are in the database already."""
-    lines = [
-        {"job": seq, "line": number, "at": line.at, "level": line.level, "message": line.message}
-        for number, line in enumerate(logs[stored:], stored)
-    ]
-    if lines:
-        connection.execute(sql.INSERT_EVENTS, lines)
+    def wipe(self, request_id: str) -> asyncio.Future[list[str]]:
+        """Delete what is stored of an ended job, so that nothing of it can be read from the disk."""
+        ...
 
+    def wipe_private(self, request_id: str) -> asyncio.Future[list[str]]:
+        """Do so if its owner asked for no storing (`X-Fal-Store-IO: 0`), unless its webhook is to be delivered."""
+        ...
 
-def _job(row: sa.Row[*tuple[Any, ...]], body: bytes | None) -> Job:
-    try:
-        call = msgspec.json.decode(row.call, type=dict[str, Any])
-    except ValueError:
-        call, body = {}, None
-    return Job(
-        seq=row.seq,
-        id=row.id,
-        app=row.app,
-        owner=row.owner,
-        priority=Priority(row.priority),
-        input=body or b"",
-        call=call,
-        damaged=body is None,
-        attempt=row.attempts,
-        fence=row.fence,
-        no_retry=row.no_retry,
-        start_by=row.start_by,
-    )
+    def delete_tombstones(self, older_s: float, count: int) -> asyncio.Future[None]:
+        """Delete up to `count` expired jobs that ended at least `older_s` ago."""
+        ...
 
+    async def used_bytes(self) -> int:
+        """Return how much of the disk quota is used."""
+        ...
 
-def _snapshot(row: sa.Row[*tuple[Any, ...]], logs: tuple[LogLine, ...] = ()) -> Snapshot:
-    columns = row._asdict()
-    columns |= {"status": Status(row.status), "priority": Priority(row.priority), "logs": logs}
-    return Snapshot(**columns)
+    async def input_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of the inputs of unfinished jobs, by owner."""
+        ...
 
+    async def result_bytes(self) -> Mapping[str, int]:
+        """Return the bytes of stored results, by owner."""
+        ...
 
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value).decode()
+    async def tidy(self, *, wiped: bool) -> None:
+        """Give free space back to the disk; if something was wiped, also from the database's log."""
+        ...
+
+    # --- the end
+
+    def hurry(self) -> None:
+        """Let no write wait for others from now on: the server stops."""
+        ...
+
+    async def close(self) -> None:
+        """Write out what was submitted, as far as can be done, then let the database go."""
+        ...
 
 
-def _origin(url: str) -> str:
-    """Return scheme, host and port: a receiver that hangs delays only deliveries to its own origin."""
-    parts = urllib.parse.urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+class Webhook(msgspec.Struct, frozen=True):
+    """A due delivery: outbox row, URL and its origin, attempts made; job id; owner."""
+
+    id: int
+    url: str
+    origin: str
+    attempts: int
+    request_id: str
+    owner: str
+
+
+class Busy(NamedTuple):
+    """What is not to be delivered now: rows that are in flight; origins and owners that have enough in flight."""
+
+    in_flight: Sequence[int] = ()
+    origins: Sequence[str] = ()
+    owners: Sequence[str] = ()
+
+
+NOTHING_BUSY = Busy()
+
+
+class Outbox(Protocol):
+    """Webhooks still to be delivered. Each is put in by what ends its job."""
+
+    async def due(self, count: int, busy: Busy = NOTHING_BUSY) -> list[Webhook]:
+        """Return up to `count` due deliveries, oldest first, without those that `busy` excludes.
+
+        Where several servers share the outbox they are this one's for half a minute, and longer while it names them.
+        """
+        ...
+
+    async def next_due_in(self, busy: Busy = NOTHING_BUSY) -> float | None:
+        """Return in how many seconds the next delivery is due, with the same exceptions; None if there is none."""
+        ...
+
+    def failed(self, webhook: Webhook, again_in_s: float) -> asyncio.Future[None]:
+        """Record one more attempt, and when the next is due."""
+        ...
+
+    def done(self, webhook: Webhook) -> asyncio.Future[None]:
+        """Remove a webhook: it was delivered or given up."""
+        ...

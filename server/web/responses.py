@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket
 from typing_extensions import override
 
 from server.fal.errors import FalError, PlainError, RequestError
-from server.jobs.database import DatabaseError, log_database_error, refusal
+from server.jobs.errors import DatabaseError, log_database_error, refusal
 from server.web.connection import disconnected, stop
 
 LOG = logging.getLogger(__name__)

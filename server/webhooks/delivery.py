@@ -26,14 +26,14 @@ from typing import Protocol
 
 from server.access.auth import ANONYMOUS
 from server.fal.errors import RequestError
-from server.jobs.database import DatabaseError, log_database_error
+from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
+from server.jobs.store import Busy, Outbox, Webhook
 from server.logs import fault
 from server.memory import end_if_exhausted
 from server.outbound.urls import FetchError
 from server.settings import SettingsError
-from server.webhooks.outbox import Busy, Outbox, Webhook
 from server.webhooks.signing_keys import SigningKeys
 
 LOG = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes
 
 class Deliverer:
     """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer.
+    `clock`: Unix time in seconds, which signatures tell.
 
     `at_once`: deliveries in flight; of those `per_origin` to one receiver, and for one key no more than `key_share` of
     them, so that receivers which hang leave room for the others.
@@ -161,7 +162,7 @@ class Deliverer:
         if free <= 0:
             return LONGEST_SLEEP_S
         busy = self._busy()
-        due = await self._outbox.due(self._now(), free, busy)
+        due = await self._outbox.due(free, busy)
         for webhook in due:
             if self._has_room(webhook):
                 self._origins[webhook.origin] += 1
@@ -169,8 +170,8 @@ class Deliverer:
                 self._in_flight[webhook.id] = asyncio.create_task(self._deliver(webhook), name=f"webhook-{webhook.id}")
         if due:
             return 0.0
-        then = await self._outbox.next_due_at(busy)
-        return LONGEST_SLEEP_S if then is None else min(max(then - self._now(), 0.0), LONGEST_SLEEP_S)
+        pause = await self._outbox.next_due_in(busy)
+        return LONGEST_SLEEP_S if pause is None else min(max(pause, 0.0), LONGEST_SLEEP_S)
 
     def _busy(self) -> Busy:
         origins = [origin for origin, count in self._origins.items() if count >= self._per_origin]
@@ -242,7 +243,7 @@ class Deliverer:
         while True:
             try:
                 if delay is not None:
-                    await self._outbox.failed(webhook, self._now() + delay)
+                    await self._outbox.failed(webhook, delay)
                 else:
                     await self._outbox.done(webhook)
                     if not failure:

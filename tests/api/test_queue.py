@@ -8,14 +8,13 @@ import pytest
 
 from pipelines.messages import Priority
 from server.fal.errors import RequestError
-from server.webhooks.outbox import Outbox
 from tests.api.test_run import OUTPUT_KEYS, events
+from tests.jobs.queues import outbox_of
 from tests.support.app_client import APP, INPUT, QUEUE, serving
 from tests.support.asgi_client import chunks
 
 pytestmark = pytest.mark.anyio
 
-FAR_FUTURE = 1e11  # Unix time
 JOB_KEYS = {"status", "request_id", "response_url", "status_url", "cancel_url", "queue_position", "logs"}
 
 
@@ -372,7 +371,7 @@ async def test_a_malformed_option_is_422(tmp_path, query):
 
 async def outbox(web):
     """URLs of the webhooks that are to be sent."""
-    return [webhook.url for webhook in await Outbox(web.ctx.queue._store.database).due(FAR_FUTURE, 10)]
+    return [webhook.url for webhook in await outbox_of(web.ctx.queue._store).due(10)]
 
 
 OR_POLL = "Hint: give another URL, or poll for the result"

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from typing_extensions import override
 
 from server.jobs import schema
-from server.jobs.database import Database
 from server.jobs.job import NewJob, Result, Status
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.store import SQLiteStore
 from tests.chaos.harness import Failed, add_witness, history
 
 LEASE_S = 0.2
@@ -28,7 +28,7 @@ WORKERS = 3
 FORKS = multiprocessing.get_context("forkserver")
 
 
-class Unfenced(JobStore):
+class Unfenced(SQLiteStore):
     """The control: publishes whoever has the job now, and also when it has ended."""
 
     @override
@@ -76,8 +76,8 @@ def frozen_workers(folder, jobs, *, fenced, seed=0):
 
 
 async def _submit(database, jobs):
-    store = JobStore(Database(database))
-    await asyncio.gather(*(store.submit(NewJob(app="fal-ai/x", input=b"{}"), time.time()) for _ in range(jobs)))
+    store = SQLiteStore(Database(database))
+    await asyncio.gather(*(store.submit(NewJob(app="fal-ai/x", input=b"{}")) for _ in range(jobs)))
     await store.database.close()
 
 
@@ -93,14 +93,13 @@ def _end(worker):
 
 
 def _work(database, fenced):
-    asyncio.run(_claim_and_publish((JobStore if fenced else Unfenced)(Database(database))))
+    asyncio.run(_claim_and_publish((SQLiteStore if fenced else Unfenced)(Database(database), lease_s=LEASE_S)))
 
 
 async def _claim_and_publish(store):
-    me = uuid.uuid4().hex
     while True:
-        await store.heartbeat("nobody", LEASE_S, time.time())
-        jobs = await store.claim(me, 2, LEASE_S, time.time())
+        await store.heartbeat(())
+        jobs = await store.claim(2)
         await asyncio.sleep(RUN_S)
         for job in jobs:
-            await store.finish(job, Result(200, uuid.uuid4().bytes), (), RUN_S, time.time())
+            await store.finish(job, Result(200, uuid.uuid4().bytes), (), RUN_S)

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 
-from server.jobs.database import Database
+from server.jobs.sqlite.database import Database
 from tests.support.server_process import APP, clean_env
 
 PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine decodes nothing

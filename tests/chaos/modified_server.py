@@ -46,7 +46,9 @@ from server.generate import generate
 from server.inputs import DataUris, Inputs
 from server.jobs.job import Snapshot
 from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite import statements
+from server.jobs.sqlite.store import LEASE_S, SQLiteStore
+from server.jobs.store import Held
 from server.jobs.times import QueueTimes
 from server.outbound.fetch import Fetch
 from server.outbound.slots import resolve
@@ -62,28 +64,29 @@ ONE_POOL_ENGINE = FAULTY_ENGINE.with_name("one_pool_engine.py")
 HASTE_S = 0.2
 
 
-class Hasty(JobStore):
+class Hasty(SQLiteStore):
     """Answers that a job is stored a moment before it is."""
 
     _seqs = itertools.count(1)
 
     @override
-    def submit(self, new, now):
+    def submit(self, new):
         loop = asyncio.get_running_loop()
-        loop.call_later(HASTE_S, super().submit, new, now)
+        loop.call_later(HASTE_S, super().submit, new)
         answer = loop.create_future()
-        answer.set_result(Snapshot.accepted(new, next(self._seqs), now))
+        answer.set_result(Snapshot.accepted(new, next(self._seqs), self.clock()))
         return answer
 
 
-class LetsGo(JobStore):
+class LetsGo(SQLiteStore):
     """Takes its own leases for lapsed, when it has only been frozen: releases before it renews."""
 
     @override
-    async def heartbeat(self, worker, lease_s, now):
-        _, lapsed = await super().heartbeat("nobody", lease_s, now)
-        held, _ = await super().heartbeat(worker, lease_s, now)
-        return held, lapsed
+    async def heartbeat(self, running):
+        now = {"now": self.clock()}
+        lapsed = await self.database.write(lambda on: list(on.execute(statements.RELEASE_LAPSED, now).scalars()))
+        held = await super().heartbeat(running)
+        return Held(held.fences, [*lapsed, *held.requeued])
 
 
 class SharedDecoder(DataUris):
@@ -167,7 +170,8 @@ def main():
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
     if asked.get("one_pool"):
         pool["command"] = (sys.executable, "-P", str(ONE_POOL_ENGINE))
-    times = {name: asked[f"{name}_s"] for name in ("lease", "heartbeat") if f"{name}_s" in asked}
+    times = {"heartbeat": asked["heartbeat_s"]} if "heartbeat_s" in asked else {}
+    store = Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else SQLiteStore
     retries = {"retries": 0} if asked.get("no_retries") else {}
     spread_s = asked.get("webhook_scale", 1.0) * delivery.RetrySchedule.spread_s
     if asked.get("one_try"):
@@ -180,7 +184,7 @@ def main():
         files=functools.partial(Files, names=OneOwner if asked.get("one_owner") else Names),
         inputs=functools.partial(Inputs, data_uris=SharedDecoder() if asked.get("shared_decoder") else DataUris()),
         limits=NoShares if asked.get("no_shares") else Limits,
-        store=Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else JobStore,
+        store=functools.partial(store, lease_s=asked.get("lease_s", LEASE_S)),
         queue=functools.partial(Queue, times=QueueTimes(**times)),
         deliverer=functools.partial(
             delivery.Deliverer,

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from server.jobs.group_commit import Closed, GroupCommit
+from server.jobs.sqlite.group_commit import Closed, GroupCommit
 
 pytestmark = pytest.mark.anyio
 

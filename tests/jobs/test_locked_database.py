@@ -11,12 +11,13 @@ import pytest
 import sqlalchemy as sa
 
 from server.fal.errors import RequestError
-from server.jobs.database import Database, DatabaseError
-from server.jobs.group_commit import GroupCommit
-from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.errors import DatabaseError
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.group_commit import GroupCommit
+from server.jobs.sqlite.store import SQLiteStore
 from server.jobs.times import QueueTimes
 from server.settings import Settings
+from tests.jobs.queues import queue_on
 from tests.jobs.test_queue import Clock, Engines, ended, eventually, new
 from tests.support.server_process import APP, post, serving, start_server, submitted, until
 
@@ -39,18 +40,18 @@ def locked(path):
 
 
 @contextlib.asynccontextmanager
-async def queue_on(folder, engines, clock=None):
+async def impatient(folder, engines, clock=None):
     """A queue that waits for no lock."""
-    store = JobStore(Database(folder / "jobs.sqlite", lock_wait_s=0.0, lock_try_s=0.05))
+    store = SQLiteStore(Database(folder / "jobs.sqlite", lock_wait_s=0.0, lock_try_s=0.05), clock)
     times = QueueTimes(disk_retry=0.05, heartbeat=0.05)
     arguments = {"capacity": lambda: 2, "settings": Settings(data_dir=folder), "key_share": 0.5}
-    queue = Queue(store, engines.run, **arguments, times=times, clock=clock)
+    queue = queue_on(store, engines.run, **arguments, times=times)
     await queue.start()
     try:
         yield queue
     finally:
         await queue.close(0.0)
-        await store.database.close()
+        await store.close()
 
 
 @pytest.mark.anyio
@@ -124,7 +125,7 @@ async def test_closing_waits_for_no_lock(tmp_path):
 @pytest.mark.anyio
 async def test_while_it_is_locked_submits_are_429_and_everything_else_goes_on(tmp_path):
     engines = Engines()
-    async with queue_on(tmp_path, engines) as queue:
+    async with impatient(tmp_path, engines) as queue:
         running = await queue.submit(new(seed=1))
         await engines.until(lambda: engines.running == 1)
         with locked(tmp_path / "jobs.sqlite"):
@@ -145,7 +146,7 @@ async def test_while_it_is_locked_submits_are_429_and_everything_else_goes_on(tm
 @pytest.mark.anyio
 async def test_a_lease_that_ran_out_while_it_was_locked_is_renewed_and_its_job_goes_on(tmp_path):
     engines, clock = Engines(), Clock()
-    async with queue_on(tmp_path, engines, clock) as queue:
+    async with impatient(tmp_path, engines, clock) as queue:
         job = await queue.submit(new(seed=1))
         await engines.until(lambda: engines.running == 1)
         with locked(tmp_path / "jobs.sqlite"):

@@ -15,12 +15,12 @@ from pipelines.messages import Decoded, Large, Log, Preview, Priority, Started
 from server.fal.errors import InvalidInput, PassingFailure, RequestError, invalid
 from server.jobs.attempt import Retry, retry
 from server.jobs.clock import SteadyClock
-from server.jobs.database import Database
 from server.jobs.job import Job, NewJob, Outcome, Result, Status
-from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.store import SQLiteStore
 from server.jobs.times import SHIPPED, QueueTimes
 from server.settings import Settings
+from tests.jobs.queues import queue_on
 from tests.support.crashing_queue import serve
 
 pytestmark = pytest.mark.anyio
@@ -87,16 +87,16 @@ class Engines:
 @contextlib.asynccontextmanager
 async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, times=SHIPPED, **settings):
     """A started queue on the database in `folder`."""
-    store = JobStore(Database(folder / "jobs.sqlite"))
+    store = SQLiteStore(Database(folder / "jobs.sqlite"), clock)
     room = capacity if callable(capacity) else lambda: capacity
     arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings), "key_share": 0.5}
-    queue = Queue(store, engines.run, **arguments, times=times, clock=clock)
+    queue = queue_on(store, engines.run, **arguments, times=times)
     await queue.start()
     try:
         yield queue
     finally:
         await queue.close(grace_s)
-        await store.database.close()
+        await store.close()
 
 
 async def ended(queue, request_id):
@@ -342,7 +342,7 @@ def tried(attempt, *, no_retry):
         attempt=attempt,
         fence=attempt,
         no_retry=no_retry,
-        start_by=None,
+        start_in=None,
     )
 
 
@@ -678,9 +678,9 @@ async def test_closing_gives_back_the_tries_that_it_cut_short(tmp_path, held):
     async with serving(tmp_path, held) as queue:
         job = await queue.submit(new())
         await held.until(lambda: held.running == 1)
-    store = JobStore(Database(tmp_path / "jobs.sqlite"))
-    claims = await store.claim("next", 1, 60.0, 1e12)
-    await store.database.close()
+    store = SQLiteStore(Database(tmp_path / "jobs.sqlite"))
+    claims = await store.claim(1)
+    await store.close()
 
     assert [(claim.id, claim.attempt) for claim in claims] == [(job.id, 1)]
 
@@ -710,11 +710,11 @@ async def test_what_was_not_finished_is_run_by_the_next_server_in_the_same_order
 async def test_a_job_that_outlives_ten_servers_is_given_up(tmp_path, engines, held):
     async with serving(tmp_path, held, capacity=0) as queue:
         job = await queue.submit(new())
-    store = JobStore(Database(tmp_path / "jobs.sqlite"))
+    store = SQLiteStore(Database(tmp_path / "jobs.sqlite"))
     for _ in range(10):
-        (claim,) = await store.claim("a server that died", 1, 60.0, 0.0)
-        await store.release(claim, refund=False, after=0.0)
-    await store.database.close()
+        (claim,) = await store.claim(1)
+        await store.release(claim, refund=False, delay_s=0.0)
+    await store.close()
     async with serving(tmp_path, engines) as queue:
         snapshot = await ended(queue, job.id)
 
@@ -739,7 +739,9 @@ async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held):
     async with serving(tmp_path, held, capacity=1, times=QueueTimes(heartbeat=0.02)) as queue:
         await queue.submit(new(seed=1))
         await held.until(lambda: held.running == 1)
-        await queue._store.heartbeat("another", 60.0, now=1e12)
+        later = Clock()
+        later.now = 1e12
+        await SQLiteStore(queue._store.database, later).heartbeat(())
         await held.until(lambda: held.cancelled == [1])
 
 

@@ -17,14 +17,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from pipelines.messages import Started
-from server.jobs.database import Database
 from server.jobs.job import NewJob
-from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.store import SQLiteStore
 from server.settings import Settings
 from server.webhooks.delivery import Deliverer
-from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import SigningKeys
+from tests.jobs.queues import outbox_of, queue_on
 
 CLIENTS = 8
 
@@ -59,17 +58,17 @@ async def _serve(folder: Path, pipe: Connection, known: Sequence[str], *, submit
             pipe.send(("accepted", new.id, seed))
             await wait_event(new.id)
 
-    database = Database(folder / "jobs.sqlite")
-    outbox = Outbox(database)
-    queue = Queue(JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5)
+    store = SQLiteStore(Database(folder / "jobs.sqlite"))
+    outbox = outbox_of(store)
+    queue = queue_on(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5)
     deliverer = Deliverer(queue, outbox, SigningKeys(folder / "keys.json"), post)
     await queue.start()
     await deliverer.start()
     clients = [client() for _ in range(CLIENTS if submits else 0)]
     await asyncio.gather(*map(wait_event, known), *clients)
-    while await outbox.next_due_at() is not None:  # noqa: ASYNC110
+    while await outbox.next_due_in() is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     pipe.send(("drained", "", ""))
     await deliverer.close()
     await queue.close()
-    await database.close()
+    await store.close()

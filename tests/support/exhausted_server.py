@@ -12,7 +12,7 @@ import threading
 from server.app import Parts
 from server.generate import generate
 from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite.store import SQLiteStore
 from server.jobs.times import QueueTimes
 from tests.support.server_process import serve
 
@@ -25,21 +25,21 @@ async def exhaust_soon():
     exhaust()
 
 
-class Store(JobStore):
+class Store(SQLiteStore):
     """A store without memory at the places of its own."""
 
     place = ""
     is_due = False
 
-    def submit(self, new, now):
+    def submit(self, new):
         if self.place == "write":
             return self.database.write(exhaust)
-        return super().submit(new, now)
+        return super().submit(new)
 
-    def heartbeat(self, worker, lease_s, now):
+    def heartbeat(self, running):
         if self.is_due:
             exhaust()
-        return super().heartbeat(worker, lease_s, now)
+        return super().heartbeat(running)
 
 
 def main():

@@ -16,15 +16,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from server.fal.errors import invalid, overloaded
 from server.jobs.clock import SteadyClock
-from server.jobs.database import Database
 from server.jobs.job import NewJob, Result
 from server.jobs.queue import Queue
-from server.jobs.store import JobStore
+from server.jobs.sqlite.database import Database
+from server.jobs.sqlite.outbox import SQLiteOutbox
+from server.jobs.sqlite.store import SQLiteStore
 from server.outbound.urls import failed
 from server.settings import Settings, SettingsError
 from server.webhooks.delivery import Deliverer, RetrySchedule, signed_headers
-from server.webhooks.outbox import Outbox
 from server.webhooks.signing_keys import JWKS_CACHE_S, SigningKeys
+from tests.jobs.queues import outbox_of, queue_on
 
 HOUR = 3600.0
 AT_ONCE = RetrySchedule(spread_s=0.0)
@@ -243,12 +244,10 @@ async def delivering(folder, receiver, clock=None, grace_s=5.0, **wishes):
         return seen
 
     clock = clock or SteadyClock()
-    database = Database(folder / "jobs.sqlite")
-    queue = Queue(
-        JobStore(database), run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5, clock=clock
-    )
+    store = SQLiteStore(Database(folder / "jobs.sqlite"), clock)
+    queue = queue_on(store, run, capacity=lambda: 4, settings=Settings(data_dir=folder), key_share=0.5)
     keys = SigningKeys(folder / "webhook-keys.json")
-    deliverer = Deliverer(queue, Outbox(database), keys, receiver.post, clock=clock, **wishes)
+    deliverer = Deliverer(queue, outbox_of(store), keys, receiver.post, clock=clock, **wishes)
     await queue.start()
     await deliverer.start()
     try:
@@ -256,7 +255,7 @@ async def delivering(folder, receiver, clock=None, grace_s=5.0, **wishes):
     finally:
         await deliverer.close(grace_s)
         await queue.close(0.0)
-        await database.close()
+        await store.close()
 
 
 def new(url="http://ok/hook", content=None, **wishes) -> NewJob:
@@ -267,8 +266,8 @@ def new(url="http://ok/hook", content=None, **wishes) -> NewJob:
 async def emptied(queue):
     """Waits for the outbox to have nothing left."""
     async with asyncio.timeout(10):
-        outbox = Outbox(queue._store.database)
-        while queue.length() or queue.in_flight or await outbox.next_due_at() is not None:  # noqa: ASYNC110
+        outbox = outbox_of(queue._store)
+        while queue.length() or queue.in_flight or await outbox.next_due_in() is not None:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -345,7 +344,7 @@ async def test_a_webhook_whose_keys_come_back_is_signed_and_sent(tmp_path):
         lost = (tmp_path / "webhook-keys.json").rename(tmp_path / "lost")
         await queue.submit(new())
         async with asyncio.timeout(10):
-            while (await Outbox(queue._store.database).next_due_at() or 0.0) <= clock.now:  # noqa: ASYNC110
+            while (await outbox_of(queue._store).next_due_in() or 0.0) <= 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         lost.rename(tmp_path / "webhook-keys.json")
         clock.now += HOUR
@@ -403,7 +402,7 @@ async def test_every_attempt_has_a_new_timestamp_and_the_same_bytes(tmp_path):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("part", "step"), [(Outbox, "due"), (Queue, "result")])
+@pytest.mark.parametrize(("part", "step"), [(SQLiteOutbox, "due"), (Queue, "result")])
 async def test_deliveries_go_on_after_a_failure_that_they_did_not_foresee(tmp_path, caplog, monkeypatch, part, step):
     receiver, original = Receiver(), getattr(part, step)
 
@@ -459,7 +458,7 @@ async def test_what_one_server_could_not_deliver_the_next_one_does(tmp_path):
         await queue.submit(new("http://down/hook"))
         await receiver.until(1)
     receiver.answers["down"] = [200]
-    async with delivering(tmp_path, receiver, clock=lambda: 1e12) as queue:
+    async with delivering(tmp_path, receiver, clock=SteadyClock(lambda: 1e12, lambda: 1e12)) as queue:
         await emptied(queue)
 
     assert len(receiver.got) == 2

@@ -7,7 +7,6 @@ command holds a lock on it.
 
 import asyncio
 import contextlib
-import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,15 +17,12 @@ from typing import TypeAlias, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 
-from server.fal.errors import RequestError, overloaded
-from server.jobs.group_commit import GroupCommit
-from server.jobs.schema import STEPS
-from server.settings import SettingsError
+from server.jobs.errors import DatabaseError, DatabaseTooNew, DatabaseUnusable
+from server.jobs.sqlite.group_commit import GroupCommit
+from server.jobs.sqlite.statements import STEPS
 
 T = TypeVar("T")
 Step: TypeAlias = Callable[[sa.Connection], None]
-
-DatabaseError = DBAPIError  # what reads and writes raise when the disk is full or broken
 
 READERS = 2  # reader threads: one may wait for the disk while the other answers
 LOCK_WAIT_S = 10.0  # a checkpoint that truncates holds the write lock for as long as it copies, and so do backups
@@ -45,14 +41,6 @@ _HINTS = {
 }
 _DAMAGED = "restore it from a backup; or move it away: the queue is then empty, stored files stay"
 _BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-
-
-class DatabaseUnusable(SettingsError):
-    """The server can't start on this database; the message says why, with a hint."""
-
-
-class DatabaseTooNew(DatabaseUnusable):
-    """The database was written by a newer release."""
 
 
 class Database:
@@ -92,7 +80,7 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        with self._connection.begin():
+        with _database_errors(), self._connection.begin():
             self._begin()
             yield self._connection
 
@@ -131,7 +119,7 @@ class Database:
         """Run `query` on a reader thread and return its value."""
 
         def run() -> T:
-            with self._engine.connect() as connection:
+            with _database_errors(), self._engine.connect() as connection:
                 return query(connection)
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, run)
@@ -189,28 +177,27 @@ def secure_delete(connection: sa.Connection) -> Iterator[None]:
 def usable(path: Path) -> Iterator[None]:
     """Context of a server's first work on the database. Turns `DatabaseError` into `DatabaseUnusable`."""
     try:
+        with _database_errors():
+            yield
+    except DatabaseError as error:
+        raise DatabaseUnusable(f"data-dir: {path} can't be used ({error}). Hint: {error.hint}") from error
+
+
+@contextlib.contextmanager
+def _database_errors() -> Iterator[None]:
+    """Turn what the driver raises into `DatabaseError`."""
+    try:
         yield
     except DBAPIError as error:
-        hint = _HINTS.get(_code(error), _DAMAGED)
-        raise DatabaseUnusable(f"data-dir: {path} can't be used ({error.orig}). Hint: {hint}") from error
+        code = _code(error)
+        hint = _HINTS.get(code, _DAMAGED)
+        raise DatabaseError(str(error.orig), hint=hint, damaged=code in _BROKEN) from error
 
 
-def refusal(error: DatabaseError) -> RequestError:
-    """Return a caller's answer: 429 while a full or locked disk may become usable again, 500 for a damaged database."""
-    if _code(error) in _BROKEN:
-        return RequestError("internal_error", "The server's job database is damaged")
-    return overloaded("The server can't use its job database at present")
-
-
-def _code(error: DatabaseError) -> int:
+def _code(error: DBAPIError) -> int:
     """Return SQLite's primary result code."""
     code: int = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     return code & 0xFF
-
-
-def log_database_error(log: logging.Logger, what: str, error: DatabaseError) -> None:
-    """Log an error in one line: on a full disk it comes every second, and a traceback adds nothing."""
-    log.error("%s: %s", what, error.orig)
 
 
 def _connect(path: Path, lock_try_s: float) -> sqlite3.Connection:
