@@ -80,7 +80,7 @@ async def delete_payloads(request: Request) -> Response:
     A file that can't be deleted has the reason as its `exception`, and goes when it expires.
     """
     ctx, caller = context(request), find_caller(request)
-    snapshot = await ctx.queue.get(request.path_params["request_id"])
+    snapshot = await ctx.queue.get(request.path_params["request_id"], certain=True)
     if snapshot is None or snapshot.owner != caller.id:
         raise PlainError(404, "Request not found")
     if not snapshot.completed:

@@ -143,7 +143,7 @@ async def _statuses(ctx: Context, job_id: str, base: str, *, logs: bool) -> Asyn
 async def result(request: Request) -> Response:
     """Answer with the bare output, or with the job's error under the error's status code."""
     ctx = context(request)
-    snapshot = await _find(request)
+    snapshot = await _find(request, certain=True)
     if not snapshot.completed:
         said = "Request is still in progress"
         urls = snapshot.urls(base_url(request.scope, "queue"))
@@ -197,15 +197,18 @@ async def cancel(request: Request) -> Response:
     return json_response(outcome.body, outcome.http_status)
 
 
-async def _find(request: Request) -> Snapshot:
+async def _find(request: Request, *, certain: bool = False) -> Snapshot:
     """Return the job in the path. Raises as `authorize` and `_of`."""
     _, caller = authorize(request)
-    return await _of(request, caller)
+    return await _of(request, caller, certain=certain)
 
 
-async def _of(request: Request, caller: Caller) -> Snapshot:
-    """Return the caller's job in the path. Raises `PlainError` 404 for one which is unknown or another caller's."""
-    snapshot = await context(request).queue.get(request.path_params["request_id"])
+async def _of(request: Request, caller: Caller, *, certain: bool = False) -> Snapshot:
+    """Return the caller's job in the path. Raises `PlainError` 404 for one which is unknown or another caller's.
+
+    `certain`: as of `Queue.get`.
+    """
+    snapshot = await context(request).queue.get(request.path_params["request_id"], certain=certain)
     if snapshot is None or snapshot.owner != caller.id:
         raise PlainError(404, "Request not found")
     return snapshot

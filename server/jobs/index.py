@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pipelines.messages import Priority
-from server.jobs.job import LogLine, Result, Snapshot, Status
+from server.jobs.job import Job, LogLine, Result, Snapshot, Status
 
 FINISHED = 4096  # snapshots of finished jobs kept in memory, about a kilobyte each
 
@@ -104,8 +104,15 @@ class JobIndex:
         """Return whether a stored job of another owner waits."""
         return any(owner not in owners for owner in self._owned)
 
-    def get(self, request_id: str) -> Snapshot | None:
-        """Return the snapshot with its queue position; None if it is not here (the database may have it)."""
+    def may_wait(self) -> bool:
+        """Return whether there may be a job to claim."""
+        return self.waiting > 0
+
+    def get(self, request_id: str, *, certain: bool = False) -> Snapshot | None:
+        """Return the snapshot with its queue position; None if it is not here (the database may have it).
+
+        With `certain` also None for one that may have ended since.
+        """
         snapshot = self._known(request_id)
         if snapshot is None or snapshot.status is not Status.IN_QUEUE:
             return snapshot
@@ -140,9 +147,9 @@ class JobIndex:
         self._jobs[snapshot.id] = snapshot
         self._enqueue(snapshot)
 
-    def started(self, request_id: str) -> None:
-        """Follow a claim: a worker runs the job."""
-        self._move(request_id, Snapshot.started)
+    def started(self, job: Job) -> None:
+        """Follow a claim of this server: it runs the job."""
+        self._move(job.id, Snapshot.started)
 
     def requeued(self, request_id: str) -> None:
         """Follow a release: the job waits again, at its old place."""

@@ -9,7 +9,8 @@ Positions, status and log lines are answered from the in-memory `JobIndex`, whic
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from server.fal.errors import overloaded
@@ -34,8 +35,19 @@ class Follower(Protocol):
         """Take the database over, before the queue claims the first job. Raises `DatabaseError`."""
         ...
 
-    async def tick(self) -> None:
-        """Bring the index up to date. Called every tenth of a second."""
+    async def tick(self) -> Collection[str]:
+        """Bring the index up to date; return the ids of jobs that this server runs and must not go on with.
+
+        Called every tenth of a second.
+        """
+        ...
+
+    async def find(self, request_id: str) -> Snapshot | None:
+        """Return a job that is not in the index, or not for certain; None if there is no such job."""
+        ...
+
+    def chore(self, name: str) -> AbstractAsyncContextManager[bool]:
+        """Context of work that one server at a time does for all: whether it is this one."""
         ...
 
 
@@ -65,6 +77,7 @@ class Queue:
             store,
             self._index,
             run,
+            find=follower.find,
             capacity=capacity,
             key_share=key_share,
             times=times,
@@ -80,7 +93,7 @@ class Queue:
             (self._times.tick, self._tick),
             (self._times.heartbeat, self._runner.heartbeat),
             (self._times.quota, self._retention.keep_quota),
-            (self._times.expire, self._retention.expire),
+            (self._times.expire, self._expire),
         ):
             self._housekeeping.append(_start(f"queue-{work.__name__}", self._every(every_s, work)))
 
@@ -93,10 +106,11 @@ class Queue:
         """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
         self.drain()
         asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.hurry)
-        for task in self._housekeeping:
-            task.cancel()
-        await asyncio.gather(*self._housekeeping, *filter(None, [self._scheduler]), return_exceptions=True)
+        await asyncio.gather(*filter(None, [self._scheduler]), return_exceptions=True)
         await self._runner.close(grace_s)
+        for task in self._housekeeping:  # until now: what still runs keeps its lease
+            task.cancel()
+        await asyncio.gather(*self._housekeeping, return_exceptions=True)
 
     # --- for the routes
 
@@ -143,9 +157,12 @@ class Queue:
             raise overloaded(f"The queue is longer than fal_max_queue_length={new.max_queue_length}")
         self._retention.admit(new)
 
-    async def get(self, request_id: str) -> Snapshot | None:
-        """Return the job's present snapshot; None if there is no such job."""
-        return self._index.get(request_id) or await self._store.load(request_id)
+    async def get(self, request_id: str, *, certain: bool = False) -> Snapshot | None:
+        """Return the job's present snapshot; None if there is no such job.
+
+        Without `certain` one that has just ended may still be shown as waiting or running, for a tenth of a second.
+        """
+        return self._index.get(request_id, certain=certain) or await self._follower.find(request_id)
 
     async def result(self, request_id: str) -> Result | None:
         """Return the result of a completed job; None if it is not completed or its payload has been deleted."""
@@ -201,7 +218,7 @@ class Queue:
             self._index.unwatch(request_id, watcher)
 
     async def _stored(self, request_id: str) -> Change | None:
-        snapshot = await self._store.load(request_id)
+        snapshot = await self._follower.find(request_id)
         return None if snapshot is None else Change(snapshot)
 
     # --- housekeeping
@@ -219,8 +236,14 @@ class Queue:
             await asyncio.sleep(seconds)
 
     async def _tick(self) -> None:
-        await self._follower.tick()
+        for request_id in await self._follower.tick():
+            self._runner.cancel(request_id)
         self._index.wake_waiting()
+
+    async def _expire(self) -> None:
+        async with self._follower.chore("expire") as mine:
+            if mine:
+                await self._retention.expire()
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

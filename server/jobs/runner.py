@@ -8,14 +8,14 @@ import asyncio
 import collections
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from pipelines.messages import Log
 from server.jobs.attempt import Attempt, Retry, Run
 from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.index import JobIndex
-from server.jobs.job import Job, LogLine, Result
+from server.jobs.job import Job, LogLine, Result, Snapshot
 from server.jobs.store import JobStore
 from server.jobs.times import QueueTimes
 from server.logs import fault
@@ -28,6 +28,8 @@ T = TypeVar("T")
 class Runner:
     """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
 
+    `find` brings a job into the index which is not there.
+
     `capacity()` returns how many jobs may be with the engines at once: 0 while none can be had. `key_share` is the
     part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
     on top: their owners get no more of them than that part while others wait, and than twice the capacity else.
@@ -39,6 +41,7 @@ class Runner:
         index: JobIndex,
         run: Run,
         *,
+        find: Callable[[str], Awaitable[Snapshot | None]],
         capacity: Callable[[], int],
         key_share: float,
         times: QueueTimes,
@@ -46,6 +49,7 @@ class Runner:
         self._store = store
         self._index = index
         self._run = run
+        self._find = find
         self._capacity = capacity
         self._key_share = key_share
         self._times = times
@@ -104,12 +108,13 @@ class Runner:
         """Claim and run jobs, until `drain`."""
         while not self.draining:
             free = self._capacity() - sum(not attempt.decoding for attempt in self._running)
-            if free <= 0 or not self._index.waiting:
+            if free <= 0 or not self._index.may_wait():
                 await self._wait_for_work()
                 continue
             self._nudge.clear()
             claimed = await self._claim(free)
             for job in claimed:
+                await self._meet(job)
                 self._spawn(job)
             if len(claimed) < free:
                 await self._wait_for_work()
@@ -123,6 +128,14 @@ class Runner:
             fault("jobs could not be claimed", error)
         await asyncio.sleep(self._times.disk_retry)
         return []
+
+    async def _meet(self, job: Job) -> None:
+        """Bring a job into the index that was submitted to another server."""
+        if self._index.get(job.id) is None:
+            try:
+                await self._find(job.id)
+            except DatabaseError as error:  # it runs all the same; its log here begins with the run
+                log_database_error(LOG, "a claimed job's log could not be read", error)
 
     def _well_served(self, free: int) -> list[str]:
         """Return the owners who already have their share of the engines, if others wait.
@@ -150,7 +163,7 @@ class Runner:
 
     async def _wait_for_work(self) -> None:
         try:
-            async with asyncio.timeout(self._times.tick):
+            async with asyncio.timeout(self._times.ask):
                 await self._nudge.wait()
         except TimeoutError:
             pass
@@ -162,7 +175,7 @@ class Runner:
             return
         attempt = Attempt(job, self._run, on_log=lambda log: self._log(job, log), on_decoding=self.wake)
         self._running.add(attempt)
-        self._index.started(job.id)
+        self._index.started(job)
         attempt.task = asyncio.create_task(self._execute(attempt), name=f"job-{job.id}")
         attempt.task.add_done_callback(lambda _: self._ended(attempt))
 

@@ -191,7 +191,7 @@ class Deliverer:
 
     async def _deliver(self, webhook: Webhook) -> None:
         try:
-            snapshot = await self._queue.get(webhook.request_id)
+            snapshot = await self._queue.get(webhook.request_id, certain=True)
             result = await self._queue.result(webhook.request_id)
             if snapshot is None:  # its tombstone has been deleted too
                 await self._outbox.done(webhook)

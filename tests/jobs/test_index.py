@@ -1,5 +1,7 @@
 """The index of jobs: who hears when that a job has moved up, and what is made for all who watch it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from server.jobs.index import JobIndex
@@ -14,6 +16,11 @@ def queued(index, count):
     for seq, job in enumerate(jobs):
         index.add(Snapshot.accepted(job, seq, 0.0))
     return [job.id for job in jobs]
+
+
+def running(request_id):
+    """The job as its claim returns it."""
+    return SimpleNamespace(id=request_id)
 
 
 def told(index, request_id):
@@ -40,7 +47,7 @@ def test_those_near_the_front_hear_at_once_that_they_move_up():
     index = JobIndex(near=4, turns=TURNS)
     first, *others = queued(index, 6)
     watchers = [(request_id, told(index, request_id)) for request_id in others]
-    index.started(first)
+    index.started(running(first))
 
     assert heard(index, watchers[:4]) == 4
 
@@ -49,7 +56,7 @@ def test_those_far_from_the_front_hear_it_in_turns_each_once():
     index = JobIndex(near=0, turns=TURNS)
     first, far = queued(index, 2)
     watchers = [(far, told(index, far)) for _ in range(4 * TURNS)]
-    index.started(first)
+    index.started(running(first))
 
     assert [heard(index, watchers) for _ in range(2 * TURNS)] == [4] * TURNS + [0] * TURNS
 
@@ -58,7 +65,7 @@ def test_of_many_watchers_of_a_near_job_the_first_hear_at_once():
     index = JobIndex(near=4, prompt=3, turns=TURNS)
     first, near = queued(index, 2)
     watchers = [(near, told(index, near)) for _ in range(3 + 10 * TURNS)]
-    index.started(first)
+    index.started(running(first))
 
     assert 3 <= heard(index, watchers) <= 3 + 10
     assert heard(index, watchers, TURNS) >= 10 * (TURNS - 1)
@@ -76,7 +83,7 @@ def test_who_has_heard_nothing_new_is_left_in_peace():
 @pytest.mark.parametrize(
     "happens",
     [
-        lambda index, job: index.started(job),
+        lambda index, job: index.started(running(job)),
         lambda index, job: index.finished(job, Result(200, b"")),
     ],
     ids=["started", "finished"],
@@ -94,7 +101,7 @@ def test_what_is_told_is_made_once_for_all_who_have_heard_as_much():
     index, made = JobIndex(), []
     [job] = queued(index, 1)
     told(index, job)
-    index.started(job)
+    index.started(running(job))
     index.logged(job, LogLine(0.0, "INFO", "a"))
     index.logged(job, LogLine(0.0, "INFO", "b"))
 
@@ -113,9 +120,9 @@ def test_a_new_state_is_made_anew():
     first, second = queued(index, 2)
     told(index, second)
     before = index.change(second, 0)
-    index.started(first)
+    index.started(running(first))
     moved = index.change(second, 0)
-    index.started(second)
+    index.started(running(second))
 
     assert [change.snapshot.queue_position for change in (before, moved, index.change(second, 0))] == [1, 0, None]
 

@@ -1,13 +1,16 @@
 """The index as a mirror of a database that one server has for itself: loaded at the start, then told of each commit."""
 
+import contextlib
 import logging
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 
 from typing_extensions import override
 
 from server.fal.errors import start_timed_out
 from server.jobs.errors import DatabaseError
 from server.jobs.index import JobIndex
-from server.jobs.job import Result
+from server.jobs.job import Result, Snapshot
 from server.jobs.queue import Follower
 from server.jobs.runner import commit
 from server.jobs.sqlite.store import SQLiteStore
@@ -29,11 +32,20 @@ class Mirror(Follower):
             self._index.add(snapshot)
 
     @override
-    async def tick(self) -> None:
+    async def tick(self) -> Collection[str]:
         if jump := self._now.jump():
             await self._follow_clock(jump)
         if self._index.overdue(self._now()):
             await self._give_up_waiting()
+        return ()
+
+    @override
+    async def find(self, request_id: str) -> Snapshot | None:
+        return await self._store.load(request_id)
+
+    @override
+    def chore(self, name: str) -> AbstractAsyncContextManager[bool]:
+        return contextlib.nullcontext(enter_result=True)
 
     async def _follow_clock(self, jump: float) -> None:
         """Move every stored deadline by the seconds that the machine's clock was set by."""
