@@ -100,8 +100,12 @@ class Application:
     state: State
 
     def drain(self) -> None:
-        """Start no more jobs; those in flight go on."""
+        """Start no more jobs, and say so by `/ready`; calls and what is in flight go on."""
         self.state.ctx.queue.drain()
+
+    def close(self) -> None:
+        """Accept no more jobs, and end all watches; what is in flight goes on."""
+        self.state.ctx.queue.shut()
 
 
 _SHIPPED = Parts()

@@ -51,6 +51,11 @@ def test_a_data_folder_in_the_home_of_no_user_is_an_error():
         load({"data_dir": Path("~nosuch/data")}, {})
 
 
+def test_a_lame_duck_lives_no_longer_than_the_drain():
+    with pytest.raises(SettingsError, match="lameduck: 16 s are more than drain-timeout, 15 s"):
+        load({"lameduck": 16.0}, {})
+
+
 def test_a_variable_that_names_no_setting_is_an_error():
     with pytest.raises(SettingsError, match="FOURSTEP_PROT names no setting"):
         load({}, {"FOURSTEP_PROT": "8001"})

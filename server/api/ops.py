@@ -1,7 +1,7 @@
 """Routes for operators and machines: health, readiness, metrics, and the documents which clients look up.
 
     GET /health                             always 200: version, state, what is being loaded or a hint, engines
-    GET /ready                              200 when requests are served, else 503
+    GET /ready                              200 when requests are served and will be, else 503
     GET /metrics                            Prometheus' text format
     GET /.well-known/jwks.json              the keys which webhooks are signed with (also under /rest)
     GET /api/openapi/queue/openapi.json     the OpenAPI document of `?endpoint_id=`
@@ -31,15 +31,16 @@ async def health(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """Answer 200 if the server takes requests, else 503, with the same body as `health`."""
+    """Answer 200 if the server takes requests and is not leaving, else 503, with the same body as `health`."""
     body = _health(context(request))
-    return json_response(body, 200 if body["state"] in _SERVING else 503)
+    return json_response(body, 200 if body["state"] in _SERVING and not body["draining"] else 503)
 
 
 def _health(ctx: Context) -> dict[str, Any]:
     return {
         "version": version(),
         "state": ctx.pool.state.name,
+        "draining": ctx.queue.draining,
         "detail": ctx.pool.detail,
         "notice": ctx.pool.notice,
         "engines": ctx.pool.engines,

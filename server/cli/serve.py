@@ -82,8 +82,16 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         app = create_app(settings, parts)
         try:
             room = parts.room(settings.max_connections)
-            callbacks = {"on_ready": on_ready, "on_drain": on_drain, "on_second_signal": on_second_signal}
-            listen.run(app.asgi, listeners, settings, room, **callbacks)
+            listen.run(
+                app.asgi,
+                listeners,
+                settings,
+                room,
+                on_ready=on_ready,
+                on_drain=on_drain,
+                on_close=app.close,
+                on_second_signal=on_second_signal,
+            )
             LOG.info("stopped")
         finally:
             run_file.unlink(missing_ok=True)

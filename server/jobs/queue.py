@@ -84,6 +84,7 @@ class Queue:
         )
         self._scheduler: asyncio.Task[None] | None = None
         self._housekeeping: list[asyncio.Task[None]] = []
+        self._shut = False
 
     async def start(self) -> None:
         """Take the database over and begin to run its unfinished jobs."""
@@ -97,14 +98,25 @@ class Queue:
         ):
             self._housekeeping.append(_start(f"queue-{work.__name__}", self._every(every_s, work)))
 
+    @property
+    def draining(self) -> bool:
+        """Whether the queue claims no more jobs, as the server leaves."""
+        return self._runner.draining
+
     def drain(self) -> None:
-        """Accept and claim no more jobs, and end all watches; running jobs go on."""
+        """Claim no more jobs; jobs are still accepted, and running ones go on."""
         self._runner.drain()
+
+    def shut(self) -> None:
+        """Accept and claim no more jobs, and end all watches; running jobs go on."""
+        self.drain()
+        self._shut = True
+        self._runner.shut()
         self._index.wake_all()
 
     async def close(self, grace_s: float = 10.0) -> None:
-        """Drain, and put jobs that still run `grace_s` after draining began back into the queue."""
-        self.drain()
+        """Shut, and put jobs that still run `grace_s` after draining began back into the queue."""
+        self.shut()
         asyncio.get_running_loop().call_later(self._runner.left(grace_s), self._store.hurry)
         await asyncio.gather(*filter(None, [self._scheduler]), return_exceptions=True)
         await self._runner.close(grace_s)
@@ -147,7 +159,7 @@ class Queue:
         return self._index.get(new.id) or snapshot
 
     def _admit(self, new: NewJob) -> None:
-        if self._runner.draining:
+        if self._shut:
             raise overloaded("The server is shutting down")
         if self.length() >= self._settings.max_queue:
             raise overloaded("The queue is full")
@@ -210,7 +222,7 @@ class Queue:
                     told, place = told + len(snapshot.logs), _place(snapshot)
                     watcher.position = snapshot.queue_position
                     yield change
-                if snapshot.completed or self._runner.draining:
+                if snapshot.completed or self._shut:
                     return
                 await watcher.changed.wait()
                 watcher.changed.clear()

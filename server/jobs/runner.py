@@ -57,6 +57,7 @@ class Runner:
         self._nudge = asyncio.Event()
         self._drained_at = 0.0
         self.draining = False
+        self._patient = True
 
     @property
     def in_flight(self) -> int:
@@ -78,6 +79,10 @@ class Runner:
         if not self.draining:
             self.draining, self._drained_at = True, time.monotonic()
             self.wake()
+
+    def shut(self) -> None:
+        """Insist no longer on writes that fail: the server ends before long."""
+        self._patient = False
 
     def left(self, grace_s: float) -> float:
         """Return the seconds until `grace_s` after draining began."""
@@ -224,7 +229,7 @@ class Runner:
                 await commit(write(), follow)
             except DatabaseError as error:
                 log_database_error(LOG, "a job's end could not be stored", error)
-                if self.draining:
+                if not self._patient:
                     return
                 await asyncio.sleep(self._times.disk_retry)
             else:

@@ -139,7 +139,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._running = self.cycle if is_first else self._running
             self.cycle.transport = self._cycle_transport  # type: ignore[assignment]  # it needs no more of one
             # An answer which begins before the body has ended says that it closes the connection.
-            self._keeps_alive = self.cycle.keep_alive and admitted
+            self._keeps_alive = self.cycle.keep_alive and admitted and not self._room.leaving
             self.cycle.keep_alive = False
         self._body_due = self.loop.time() + self._limits.body_timeout
         self._set_deadline(self._limits.body_timeout, self._check_body)

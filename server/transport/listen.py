@@ -1,7 +1,7 @@
 """Run uvicorn on the bound sockets: one app, one lifespan, one event loop.
 
-SIGTERM and SIGINT drain: no new connections, running requests finish within `drain_timeout`, then the
-app's lifespan ends. A second SIGINT is the caller's to handle.
+SIGTERM and SIGINT stop it: connections are accepted for `lameduck` more seconds, then no more; running requests finish
+within `drain_timeout` of the signal, then the app's lifespan ends. A second SIGINT is the caller's to handle.
 """
 
 import asyncio
@@ -54,13 +54,15 @@ async def serve(
     room: Room,
     on_ready: Callable[[], None] = lambda: None,
     on_drain: Callable[[], None] = lambda: None,
+    on_close: Callable[[], None] = lambda: None,
     on_second_signal: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve `app` on all sockets until SIGTERM or SIGINT, then drain.
 
     `room` is where connections take their places. `on_ready` is called once they are accepted (the app's lifespan has
-    started), `on_drain` when draining begins: after it the app should begin nothing new. `on_second_signal` is called
-    for a SIGINT while it drains. Raises what the app's lifespan raises.
+    started), `on_drain` at the signal: from then on the app should say that it is leaving. `on_close` is called when no
+    more connections are accepted: after it the app should begin nothing new. `on_second_signal` is called for a SIGINT
+    while it drains. Raises what the app's lifespan raises.
     """
     asyncio.get_running_loop().set_exception_handler(_on_loop_error)
     contexts = {listener.context for listener in listeners if listener.context is not None}
@@ -75,6 +77,7 @@ async def serve(
             room=room,
             on_ready=on_ready,
             on_drain=on_drain,
+            on_close=on_close,
             on_second_signal=on_second_signal,
         )
         await server.serve()
@@ -101,7 +104,6 @@ def _config(app: ASGIApp, settings: ListenSettings, room: Room) -> uvicorn.Confi
         server_header=False,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=settings.keep_alive,
-        timeout_graceful_shutdown=settings.drain_timeout,
     )
 
 
@@ -146,6 +148,7 @@ class _Server(uvicorn.Server):
         room: Room,
         on_ready: Callable[[], None],
         on_drain: Callable[[], None],
+        on_close: Callable[[], None],
         on_second_signal: Callable[[], None],
     ) -> None:
         super().__init__(config)
@@ -155,6 +158,8 @@ class _Server(uvicorn.Server):
         self._room = room
         self._on_ready = on_ready
         self._on_drain = on_drain
+        self._on_close = on_close
+        self._stopped_at: float | None = None  # when the signal came, by the loop's clock
         self._on_second_signal = on_second_signal
 
     @override
@@ -188,8 +193,16 @@ class _Server(uvicorn.Server):
         )
 
     @override
+    async def on_tick(self, counter: int) -> bool:
+        stopped = await super().on_tick(counter)
+        return stopped and self._since_stop() >= (self._settings.lameduck or 0)
+
+    @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._on_drain()
+        self._note_stop()
+        self._on_close()
+        left = max(0.0, self._settings.drain_timeout - self._since_stop())
+        self.config.timeout_graceful_shutdown = left  # type: ignore[assignment]  # asyncio takes fractions
         await super().shutdown(sockets)
 
     @override
@@ -197,6 +210,18 @@ class _Server(uvicorn.Server):
         if self.should_exit and sig == signal.SIGINT:
             self._on_second_signal()
         super().handle_exit(sig, frame)
+        if self.started:
+            self._note_stop()
+
+    def _note_stop(self) -> None:
+        if self._stopped_at is None:
+            self._stopped_at = asyncio.get_running_loop().time()
+            self._room.leaving = True  # a request on a kept connection could meet its end
+            self._on_drain()
+
+    def _since_stop(self) -> float:
+        """Return the seconds since the signal; 0 before it."""
+        return 0.0 if self._stopped_at is None else asyncio.get_running_loop().time() - self._stopped_at
 
     @override
     @contextlib.contextmanager

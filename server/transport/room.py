@@ -44,12 +44,14 @@ class Room:
 
     `for_probes`, `for_newcomers`: places beyond the limit; of the latter there is one for sixteen, unless told
     otherwise. `linger_s`: seconds for which is read and dropped what a client sends on that has been answered.
+    `leaving`: whether the server is about to close, so that each answer is its connection's last.
     """
 
     def __init__(
         self, places: int, *, for_probes: int = 16, for_newcomers: int | None = None, linger_s: float = 1.0
     ) -> None:
         self.linger_s = linger_s
+        self.leaving = False
         self._places = places
         self._for_probes = for_probes
         self._for_newcomers = newcomers(places) if for_newcomers is None else for_newcomers

@@ -24,6 +24,7 @@ async def test_health_says_how_the_engines_are(tmp_path):
     assert answer.json() == {
         "version": importlib.metadata.version("fourstep"),
         "state": "READY",
+        "draining": False,
         "detail": "",
         "notice": "a test",
         "engines": [
@@ -50,6 +51,18 @@ async def test_health_is_200_in_every_state_and_ready_in_those_that_serve(tmp_pa
 
     assert (health.status, health.json()["state"]) == (200, state.value)
     assert ready.status == (200 if state.value in {"READY", "BUSY", "UNLOADED"} else 503)
+
+
+async def test_a_server_that_leaves_is_not_ready_and_still_accepts_jobs_and_calls(tmp_path):
+    async with serving(tmp_path) as web:
+        web.ctx.queue.drain()
+        health, ready = await web.call("GET", "/health"), await web.call("GET", "/ready")
+        run, submit = await web.call("POST", RUN, body=INPUT), await web.call("POST", QUEUE, body=INPUT)
+        web.ctx.queue.shut()
+        late = await web.call("POST", QUEUE, body=INPUT)
+
+    assert (health.status, health.json()["draining"], ready.status) == (200, True, 503)
+    assert (run.status, submit.status, late.status) == (200, 200, 429)
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/.well-known/jwks.json"])

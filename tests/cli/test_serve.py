@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -146,6 +147,28 @@ def test_sigterm_ends_server_and_engines(tmp_path):
     assert status == 0
     with pytest.raises(ProcessLookupError):
         os.kill(engines[0], 0)
+
+
+def test_a_lame_duck_answers_calls_and_leaves_its_jobs_to_the_next_start(tmp_path):
+    flags = ("--model", "instant:1000", "--max-batch", "1", "--lameduck", "2")
+    server = start_server(*flags, data_dir=tmp_path)
+    server.wait_ready()
+    running = submitted(server)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.get("/health")["draining"])
+    with pytest.raises(urllib.error.HTTPError) as unready:
+        server.get("/ready")
+    waiting = f"/queue/{APP}/requests/{post(server, f'/queue/{APP}')['request_id']}"
+    answer = post(server, f"/run/{APP}")
+
+    with unready.value as refusal:
+        assert refusal.code == 503
+    assert answer["images"]
+    assert server.get(f"{waiting}/status")["status"] == "IN_QUEUE"
+    assert server.process.wait(20) == 0
+    with serving(*flags, data_dir=tmp_path) as again:
+        until(lambda: again.get(f"{waiting}/status")["status"] == "COMPLETED")
+        assert again.get(f"{running}/status")["status"] == "COMPLETED"
 
 
 LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"

@@ -69,8 +69,8 @@ async def test_sigterm_lets_a_running_request_finish(serve):
 async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
     settings = Settings(data_dir=tmp_path, port=0)
     app = App()
-    listeners, ready, draining = sockets.bind(settings), asyncio.Event(), asyncio.Event()
-    calls = {"on_ready": ready.set, "on_drain": draining.set}
+    listeners, ready, closing = sockets.bind(settings), asyncio.Event(), asyncio.Event()
+    calls = {"on_ready": ready.set, "on_close": closing.set}
     room = Room(1)
     task = asyncio.create_task(listen.serve(app, tuple(listeners), settings, room=room, **calls))
     await ready.wait()
@@ -79,7 +79,7 @@ async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
         held.send(post(path="/held"))
         await app.started.wait()
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(draining.wait(), PATIENCE_S)
+        await asyncio.wait_for(closing.wait(), PATIENCE_S)
 
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection("127.0.0.1", port)
@@ -87,6 +87,46 @@ async def test_sigterm_refuses_new_connections_while_it_drains(tmp_path):
         app.release.set()
         await held.answer()
     await asyncio.wait_for(task, PATIENCE_S)
+
+
+async def test_a_lame_duck_takes_new_connections_and_keeps_none(serve):
+    async with serve(lameduck=2) as server:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0)  # the signal's turn
+        async with server.connect() as client:
+            client.send(post())
+
+            status, headers, _ = await client.answer()
+
+            assert (status, headers["connection"]) == (200, "close")
+            assert await client.rest() == b""
+        await asyncio.wait_for(server.task, PATIENCE_S)
+
+
+async def test_a_lame_duck_keeps_its_websockets_to_the_end(serve):
+    loop = asyncio.get_running_loop()
+    async with serve(lameduck=1) as server, server.connect() as client:
+        await client.upgrade()
+        began = loop.time()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+        assert await client.frame() == (TEXT, b"finished")
+        assert loop.time() - began >= 1
+        client.send_frame(CLOSE, (1000).to_bytes(2, "big"))
+        await asyncio.wait_for(server.task, PATIENCE_S)
+
+
+async def test_the_lame_ducks_time_is_part_of_the_drains(serve, caplog):
+    loop = asyncio.get_running_loop()
+    async with serve(lameduck=1, drain_timeout=1) as server, server.connect() as client:
+        client.send(post(path="/held"))
+        await server.app.started.wait()
+        began = loop.time()
+
+        await server.stop()
+
+    assert 1 <= loop.time() - began < 2
+    assert "timeout graceful shutdown exceeded" in caplog.text
 
 
 async def test_a_request_that_never_ends_does_not_keep_the_server(serve, caplog):
