@@ -9,7 +9,7 @@ import struct
 import msgspec
 from PIL import Image
 
-from tests.support import colour_profiles, malicious_images
+from tests.support.images import colour_profiles, malicious_images
 
 SMALL = (96, 64)
 

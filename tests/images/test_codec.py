@@ -15,7 +15,7 @@ from PIL import Image
 from pipelines.images import codec
 from pipelines.images.codec import ImageFault
 from pipelines.messages import INPUT_FAULTS, EngineConfig
-from tests.support import malicious_images
+from tests.support.images import malicious_images
 from tests.support.pictures import LIMITS, fading, fault, largest_difference, photo, reference, saved, turned
 
 ROOT = Path(__file__).parents[2]
@@ -145,7 +145,7 @@ def test_several_threads_decode_at_once() -> None:
 def test_decoders_of_other_formats_are_not_even_loaded() -> None:
     look = (
         "import sys; from pipelines.images import codec; from pipelines.messages import EngineConfig;"
-        "from tests.support import malicious_images as bombs;"
+        "from tests.support.images import malicious_images as bombs;"
         "limits = EngineConfig(model='demo', data_dir='');"
         "codec.encode(codec.decode(bombs.png(64, 64), limits), 95, '4:4:4');"
         "print({'PIL.TiffImagePlugin', 'PIL.EpsImagePlugin', 'PIL.PdfParser', 'PIL.FpxImagePlugin'} & set(sys.modules))"
@@ -256,7 +256,8 @@ _MEASURE = """
 import json
 from pipelines.images import codec
 from pipelines.messages import EngineConfig
-from tests.support import malicious_images, peak_memory
+from tests.support import peak_memory
+from tests.support.images import malicious_images
 
 limits = EngineConfig(model="demo", data_dir="")
 for name, make in {**malicious_images.REFUSED, **malicious_images.HARMLESS}.items():
@@ -301,7 +302,7 @@ def test_what_rides_on_a_picture_costs_nothing(measured, name: str) -> None:
 def test_the_measurement_sees_a_decoder_without_our_limits() -> None:
     naive = (
         "import io; from PIL import Image; Image.MAX_IMAGE_PIXELS = None;"
-        "from tests.support import malicious_images as bombs, peak_memory as peak;"
+        "from tests.support import peak_memory as peak; from tests.support.images import malicious_images as bombs;"
         "Image.open(io.BytesIO(bombs.png(13000, 13000, 1, 0))).convert('RGB');"
         "print(peak.megabytes())"
     )

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from pipelines.images import codec, colour
 from pipelines.images.formats.header import MAX_PROFILE_BYTES
-from tests.support import colour_profiles, malicious_images
+from tests.support.images import colour_profiles, malicious_images
 from tests.support.pictures import LIMITS, largest_difference, photo, reference, saved
 
 ROOT = Path(__file__).parents[2]

@@ -24,7 +24,7 @@ from pipelines.images.decoder_process import (
     decoder_count,
 )
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
-from tests.support import malicious_images
+from tests.support.images import malicious_images
 
 WAIT_S = 30.0
 

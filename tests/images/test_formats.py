@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.images import codec
 from pipelines.images.formats import sniff
 from pipelines.messages import INPUT_FAULTS
-from tests.support import malicious_images
+from tests.support.images import malicious_images
 from tests.support.pictures import LIMITS, fading, fault, largest_difference, photo, reference, saved, turned
 
 ROOT = Path(__file__).parents[2]
@@ -335,7 +335,7 @@ def test_a_tiff_round_a_jpeg_that_lies_is_refused(jpeg: bytes) -> None:
 def test_12_megapixels_take_no_more_memory_than_was_foreseen(kind: str, options: dict) -> None:
     measure = (
         "import sys; from pipelines.images import codec; from pipelines.messages import EngineConfig;"
-        "from tests.support import malicious_images, peak_memory as peak;"
+        "from tests.support import peak_memory as peak; from tests.support.images import malicious_images;"
         "import PIL.TiffImagePlugin, PIL.AvifImagePlugin, PIL.features; PIL.features.check('avif');"
         "limits = EngineConfig(model='demo', data_dir=''); data = sys.stdin.buffer.read();"
         "plan = codec._plan(data, limits);"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from pipelines.images import codec
-from tests.support import malicious_images
+from tests.support.images import malicious_images
 from tests.support.pictures import LIMITS, largest_difference, photo, reference, saved, turned
 
 

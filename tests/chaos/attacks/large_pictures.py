@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.chaos.attack import Attack
 from tests.chaos.exchange import exchange, written
-from tests.support import malicious_images
+from tests.support.images import malicious_images
 from tests.support.server_process import APP
 
 CLIENTS = 8
