@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines import log_lines
+from tests.support.postgres import Cluster, cluster
 from tests.support.server_process import Server, serving
 
 # What a machine may honestly lack and .ci/run can't install; any other skip fails the suite when CI=true.
@@ -60,6 +61,13 @@ def demo() -> Iterator[Server]:
     """One server with the built-in model, http and https, shared by tests that leave it as they found it."""
     with serving("--model", "demo", "--tls-port", "0") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """One PostgreSQL, shared by tests that each have a database of their own in it and leave it running."""
+    with cluster() as running:
+        yield running
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -138,7 +138,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job claimed by a worker. `fence` is the number of its claims so far; `attempt` counts from 1.
 
     `start_in`: seconds within which an engine must start it, from its claim; None: no limit.
-    `damaged`: its input or call can't be read from the database.
+    `store_io`: its payloads may be stored in the database. `damaged`: its input or call can't be read from there.
     """
 
     seq: int
@@ -152,6 +152,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     fence: int
     no_retry: bool
     start_in: float | None
+    store_io: bool = True
     damaged: bool = False
 
 

@@ -1,6 +1,17 @@
 """The forms of the job store under one roof, for tests of what both mean."""
 
+import uuid
+
+from typing_extensions import override
+
 from server.jobs.clock import SteadyClock
+from server.jobs.errors import DatabaseError
+from server.jobs.postgres.connection import Statement
+from server.jobs.postgres.migrations import migrate
+from server.jobs.postgres.outbox import PostgresOutbox
+from server.jobs.postgres.payloads import PayloadStore
+from server.jobs.postgres.pool import Pool
+from server.jobs.postgres.store import PostgresStore
 from server.jobs.sqlite.database import Database
 from server.jobs.sqlite.store import SQLiteStore
 from tests.jobs.queues import outbox_of
@@ -44,4 +55,114 @@ class SQLiteForm:
         await self.database.close()
 
 
-FORMS = {"sqlite": SQLiteForm}
+class PostgresForm:
+    """One PostgreSQL database of its own. Its time passes, and `forward` moves all that it has stored into the past."""
+
+    def __init__(self, cluster) -> None:
+        self.cluster = cluster
+        self.outside = MemoryPayloads()
+
+    async def open(self):
+        self.name = await self.cluster.new_database(await migrated(self.cluster))
+        await self._alive()
+        self._connect()
+        return self
+
+    def _connect(self):
+        self.pool = Pool(self.cluster.url(self.name))
+        self.store = self.worker()
+        self.outbox = PostgresOutbox(self.pool, node=self.store.node)
+
+    def worker(self, kind=PostgresStore, **settings):
+        """Return the store as another worker sees it."""
+        return kind(self.pool, self.outside, node=uuid.uuid4().hex, **{"lease_s": LEASE, "measured_s": 0.0, **settings})
+
+    async def execute(self, *statements):
+        """Execute statements in this database."""
+        await self.cluster.execute(*statements, database=self.name)
+
+    async def _alive(self):
+        # There was no gap in the heartbeats: leases lapse in their time.
+        await self.execute("UPDATE fleet SET beat = extract(epoch FROM now())")
+
+    async def forward(self, seconds):
+        """Let time pass, in which other servers' hearts beat."""
+        await self.execute(
+            *(
+                f"UPDATE {table} SET " + ", ".join(f"{column} = {column} - {seconds}" for column in columns)
+                for table, columns in TIMES.items()
+            )
+        )
+        await self._alive()
+
+    async def reopen(self):
+        """End the server, let its leases lapse, and start the next one."""
+        await self.pool.close()
+        await self.forward(LEASE + 1)
+        self._connect()
+        await self.store.heartbeat(())
+
+    async def unfinished(self):
+        """Return the ids of the jobs that have not ended, in the order in which they will be claimed."""
+        which = Statement("unfinished", "SELECT id FROM jobs WHERE status <> 'COMPLETED' ORDER BY priority, seq")
+        return [row[0] for row in await self.pool.fetch(which)]
+
+    async def close(self):
+        """Let the database go."""
+        await self.pool.close()
+        await self.cluster.drop(self.name)
+
+
+# What is stored of times, but for a job's log.
+TIMES = {
+    "jobs": ("submitted_at", "start_by", "not_before", "lease_until", "finished_at"),
+    "outbox": ("due_at", "leased_until"),
+    "objects": ("due_at",),
+    "fleet": ("beating_since", "usage_at"),
+}
+
+
+class MemoryPayloads(PayloadStore):
+    """Payloads outside the database, in memory. `away`: it fails."""
+
+    def __init__(self) -> None:
+        self.objects = {}
+        self.away = False
+
+    @override
+    async def put(self, name, data):
+        self._reach()
+        self.objects[name] = data
+
+    @override
+    async def get(self, name):
+        self._reach()
+        return self.objects.get(name)
+
+    @override
+    async def delete(self, names):
+        self._reach()
+        for name in names:
+            self.objects.pop(name, None)
+
+    def _reach(self):
+        if self.away:
+            raise DatabaseError("the object store is away")
+
+
+async def migrated(cluster):
+    """Return the name of a database with all tables, made once in a cluster."""
+    if cluster.template is None:
+        cluster.template = await cluster.new_database()
+        await migrate(cluster.url(cluster.template))
+    return cluster.template
+
+
+FORMS = ("sqlite", "postgres")
+
+
+async def opened(name, request):
+    """Return an open form of the store; `request` is the test's."""
+    if name == "sqlite":
+        return SQLiteForm(request.getfixturevalue("tmp_path"))
+    return await PostgresForm(request.getfixturevalue("postgres")).open()

@@ -6,7 +6,7 @@ from pipelines.messages import Priority
 from server.fal.errors import RequestError
 from server.jobs.job import LogLine, NewJob, Outcome, Result, Status
 from server.jobs.store import GRACE_S, Busy
-from tests.jobs.forms import FORMS, LEASE
+from tests.jobs.forms import FORMS, LEASE, opened
 
 pytestmark = pytest.mark.anyio
 
@@ -19,9 +19,9 @@ def new(**wishes) -> NewJob:
     return NewJob(**{"app": "fal-ai/lcm-sd15-i2i", "input": b'{"seed":42}', **wishes})
 
 
-@pytest.fixture(params=FORMS.values(), ids=FORMS)
-async def form(request, tmp_path):
-    form = request.param(tmp_path)
+@pytest.fixture(params=FORMS)
+async def form(request):
+    form = await opened(request.param, request)
     yield form
     await form.close()
 

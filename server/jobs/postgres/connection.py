@@ -1,0 +1,61 @@
+"""One connection to PostgreSQL with its prepared statements."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import asyncpg
+
+Row: TypeAlias = Any  # asyncpg.Record, which has no types: columns by name or number
+Rows: TypeAlias = Sequence[Row]
+
+
+class Statement(NamedTuple):
+    """An operation's name, as metrics show it, and its SQL."""
+
+    operation: str
+    text: str
+
+
+class Connection:
+    """An open connection. `raw`: asyncpg's own."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        self.idle_since = 0.0
+        self._prepared: dict[Statement, Any] = {}
+
+    async def fetch(self, statement: Statement, arguments: Sequence[Any], until: float) -> Rows:
+        """Execute, prepared; rows within the time, by the monotonic clock, or `TimeoutError`."""
+        prepared = self._prepared.get(statement)
+        if prepared is None:
+            prepared = await self.raw.prepare(statement.text, timeout=left(until))
+            self._prepared[statement] = prepared
+        rows: Rows = await prepared.fetch(*arguments, timeout=left(until))
+        return rows
+
+
+async def opened(url: str, *, timeout_s: float, statement_s: float = 0.0) -> Any:
+    """Return a new connection of asyncpg's. `statement_s`: then the server itself stops a statement; 0: never.
+
+    Every statement has an index that serves it, whatever the statistics say. Plans are made once: those for the first
+    values and an empty table would be others, and stay for as long as the connection.
+    """
+    return await asyncpg.connect(
+        url,
+        timeout=timeout_s,
+        statement_cache_size=0,  # `Connection` keeps what it has prepared
+        server_settings={
+            "application_name": "fourstep",
+            "enable_seqscan": "off",
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+            "statement_timeout": str(int(statement_s * 1000)),
+            "idle_in_transaction_session_timeout": "60000",  # the lock of a frozen server's chore goes to another
+        },
+    )
+
+
+def left(until: float) -> float:
+    """Return the seconds until then, at least a millisecond."""
+    return max(0.001, until - time.monotonic())

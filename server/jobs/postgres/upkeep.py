@@ -1,0 +1,83 @@
+"""The statements that let go: results by age, tombstones, objects without a row; and how much is used."""
+
+from typing import Final
+
+from server.jobs.postgres.connection import Statement
+from server.jobs.postgres.statements import DONE, NOW, RUNNING, WAITING
+
+_NO_WEBHOOK: Final = "NOT EXISTS (SELECT FROM outbox WHERE job = jobs.seq)"
+_PICK: Final = f"SELECT seq, id FROM jobs WHERE {DONE} AND NOT expired"
+# Deletes all but the tombstones of the jobs in `gone`. Rows: their ids, and what of them is in the object store.
+_TOMBSTONES: Final = f"""
+payload AS (
+    DELETE FROM payloads USING gone WHERE job = gone.seq RETURNING job, array_remove(ARRAY[input_object, output_object],
+        NULL) AS names
+), log AS (DELETE FROM events USING gone WHERE job = gone.seq), tombstone AS (
+    UPDATE jobs SET expired = true, call = '', webhook = NULL, bytes = 0 FROM gone WHERE jobs.seq = gone.seq
+), let_go AS (
+    INSERT INTO objects (name, due_at) SELECT unnest(names), {NOW} FROM payload ON CONFLICT DO NOTHING
+)
+SELECT id, names FROM gone LEFT JOIN payload ON job = seq
+"""
+
+
+def _letting_go(operation: str, picked: str) -> Statement:
+    return Statement(operation, f"WITH gone AS MATERIALIZED ({picked}), {_TOMBSTONES}")
+
+
+_OLD: Final = f"{_PICK} AND finished_at <= {NOW} - $1::float8 AND {_NO_WEBHOOK}"
+_OLDEST_FIRST: Final = "ORDER BY finished_at, seq LIMIT $2 FOR UPDATE SKIP LOCKED"
+# Arguments: age, how many, owner.
+EXPIRE: Final = _letting_go("expire", f"{_OLD} {_OLDEST_FIRST}")
+EXPIRE_OWNED: Final = _letting_go("expire", f"{_OLD} AND owner = $3 {_OLDEST_FIRST}")
+# Argument: id.
+WIPE: Final = _letting_go("wipe", f"{_PICK} AND id = $1 FOR UPDATE")
+WIPE_PRIVATE: Final = _letting_go("wipe", f"{_PICK} AND id = $1 AND NOT store_io AND {_NO_WEBHOOK} FOR UPDATE")
+
+# Arguments: age, how many.
+DELETE_TOMBSTONES: Final = Statement(
+    "delete_tombstones",
+    f"""
+WITH old AS MATERIALIZED (
+    SELECT seq FROM jobs WHERE {DONE} AND expired AND finished_at <= {NOW} - $1::float8 LIMIT $2 FOR UPDATE SKIP LOCKED
+)
+DELETE FROM jobs USING old WHERE jobs.seq = old.seq
+""",
+)
+
+# --- objects that no row names
+
+# Arguments: name, seconds until it is deleted if no row has come to name it.
+PUTTING: Final = Statement("putting", f"INSERT INTO objects (name, due_at) VALUES ($1, {NOW} + $2::float8)")
+# Argument: how many. They are this server's for a minute.
+ORPHANS: Final = Statement(
+    "orphans",
+    f"""
+WITH due AS MATERIALIZED (
+    SELECT name FROM objects WHERE due_at <= {NOW} ORDER BY due_at LIMIT $1 FOR UPDATE SKIP LOCKED
+)
+UPDATE objects SET due_at = {NOW} + 60 FROM due WHERE objects.name = due.name RETURNING objects.name
+""",
+)
+# Argument: names.
+DELETED: Final = Statement("orphans", "DELETE FROM objects WHERE name = ANY ($1::text[])")
+
+# --- how much is used
+
+# The seconds since it was measured last, and what was measured.
+USAGE: Final = Statement("usage", f"SELECT {NOW} - usage_at, usage FROM fleet WHERE id = 1")
+MEASURE: Final = Statement(
+    "measure",
+    f"""
+WITH stored AS (
+    SELECT owner, bytes AS input, 0 AS output FROM jobs WHERE {WAITING}
+    UNION ALL SELECT owner, bytes, 0 FROM jobs WHERE {RUNNING}
+    UNION ALL SELECT owner, 0, bytes FROM jobs WHERE {DONE} AND NOT expired
+), owned AS (
+    SELECT owner, sum(input) AS inputs, sum(output) AS results, count(*) AS jobs FROM stored GROUP BY owner
+)
+UPDATE fleet SET usage_at = {NOW},
+    usage = (SELECT coalesce(json_object_agg(owner, json_build_array(inputs, results, jobs)), '{{}}') FROM owned)::text
+WHERE id = 1 RETURNING usage
+""",
+)

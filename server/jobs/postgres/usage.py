@@ -1,0 +1,52 @@
+"""How many bytes of payloads the database has, by owner: measured by one server, read by all."""
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from server.jobs.postgres import upkeep
+from server.jobs.postgres.pool import Pool
+
+ROW_BYTES = 1024  # of a job besides its payloads: its row, log and index entries
+TAKES_S = 0.05  # where measuring takes longer than this, it is done that much more rarely
+
+
+class Measured(NamedTuple):
+    """Bytes in all, with rows; of inputs of unfinished jobs and of results, by owner."""
+
+    total: int
+    inputs: Mapping[str, int]
+    results: Mapping[str, int]
+
+
+class Usage:
+    """`every_s`: how old a measurement may be. Where one takes long, it may be older."""
+
+    def __init__(self, pool: Pool, every_s: float) -> None:
+        self._pool = pool
+        self._every_s = every_s
+        self._took_s = 0.0
+        self._changed = False
+
+    def changed(self) -> None:
+        """Note that this server has let something go: what was measured before is too much."""
+        self._changed = True
+
+    async def measured(self) -> Measured:
+        """Return the newest measurement, made anew if it is old and no other server is at it."""
+        ((age, usage),) = await self._pool.fetch(upkeep.USAGE)
+        if self._changed or age >= self._every_s * max(1.0, self._took_s / TAKES_S):
+            async with self._pool.chore("usage") as mine:
+                if mine:
+                    began = time.monotonic()
+                    self._changed = False
+                    ((usage,),) = await self._pool.fetch(upkeep.MEASURE)
+                    self._took_s = time.monotonic() - began
+        owned = msgspec.json.decode(usage, type=dict[str, tuple[int, int, int]])
+        return Measured(
+            sum(inputs + results + jobs * ROW_BYTES for inputs, results, jobs in owned.values()),
+            {owner: inputs for owner, (inputs, _, _) in owned.items()},
+            {owner: results for owner, (_, results, _) in owned.items()},
+        )
