@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot
+from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status
 
 GRACE_S = 5.0  # a claim that no heartbeat names for longer was never heard of by the one who made it
 
@@ -25,6 +25,21 @@ class Held(NamedTuple):
 
     fences: Mapping[str, int]
     requeued: Sequence[str]
+
+
+class State(NamedTuple):
+    """A job as the database has it now. `lines`: how many its log has. `node`: who holds it, or has ended it."""
+
+    id: str
+    status: Status
+    fence: int
+    node: str | None
+    lines: int
+    inference_time: float
+    result_status: int | None
+    error: str | None
+    error_type: str | None
+    expired: bool
 
 
 class JobStore(Protocol):

@@ -3,34 +3,19 @@
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from typing_extensions import override
 
 from server.fal.errors import start_timed_out
 from server.jobs.job import Job, LogLine, Result, Snapshot, Status
 from server.jobs.queue import Follower
-from server.jobs.store import JobStore
+from server.jobs.store import JobStore, State
 from server.nodes.index import SharedIndex
 
 PLACES_SHARE = 0.05  # of a core of the database: numbering a long queue takes milliseconds
 LOG_EVERY_S = 0.5  # for those who follow a job at another server
 OVERDUE_EVERY_S = 1.0
-
-
-class State(NamedTuple):
-    """A job as the database has it now. `lines`: how many its log has. `node`: who holds it, or has ended it."""
-
-    id: str
-    status: Status
-    fence: int
-    node: str | None
-    lines: int
-    inference_time: float
-    result_status: int | None
-    error: str | None
-    error_type: str | None
-    expired: bool
 
 
 class SharedStore(JobStore, Protocol):

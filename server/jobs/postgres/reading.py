@@ -1,7 +1,7 @@
 """The statements that only read; rows as values, and values as arguments."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final
 
 import msgspec
 
@@ -9,6 +9,7 @@ from pipelines.messages import Priority
 from server.jobs.job import Job, LogLine, Result, Snapshot, Status
 from server.jobs.postgres.connection import Row, Rows, Statement
 from server.jobs.postgres.statements import DONE, WAITING
+from server.jobs.store import State
 
 # Argument: id. One row, with the log as three arrays (null without lines).
 LOAD: Final = Statement(
@@ -71,32 +72,11 @@ SELECT at, level, message FROM jobs JOIN events ON job = seq WHERE id = $1 AND l
 # --- values
 
 
-class State(NamedTuple):
-    """What a refresh finds of a job. `node`: who runs it, or ended it; `lines`: of its log, how many are stored."""
-
-    status: Status
-    fence: int
-    node: str | None
-    lines: int
-    inference_time: float
-    result_status: int | None
-    error: str | None
-    error_type: str | None
-    expired: bool
-
-
-class Refreshed(NamedTuple):
-    """States by request id, without unknown ones; the numbers of waiting jobs by owner."""
-
-    states: Mapping[str, State]
-    waiting: Mapping[str, int]
-
-
-def refreshed(rows: Rows) -> Refreshed:
-    """Return the values of `REFRESH`."""
-    states = {row[0]: State(Status(row[1]), *row[2:10]) for row in rows if row[0] is not None}
+def refreshed(rows: Rows) -> tuple[list[State], dict[str, int]]:
+    """Return the values of `REFRESH`: states of the jobs that are stored, and how many jobs wait, by owner."""
+    states = [State(row[0], Status(row[1]), *row[2:10]) for row in rows if row[0] is not None]
     ((owners, waiting),) = [row[10:] for row in rows if row[0] is None]
-    return Refreshed(states, dict(zip(owners or (), waiting or (), strict=True)))
+    return states, dict(zip(owners or (), waiting or (), strict=True))
 
 
 def job_of(row: Row) -> Job:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,9 +17,8 @@ from server.jobs.postgres import statements as sql
 from server.jobs.postgres.connection import Row, Statement
 from server.jobs.postgres.payloads import INLINE_BYTES, Payloads, PayloadStore
 from server.jobs.postgres.pool import Pool
-from server.jobs.postgres.reading import Refreshed
 from server.jobs.postgres.usage import Usage
-from server.jobs.store import GRACE_S, Held, JobStore
+from server.jobs.store import GRACE_S, Held, JobStore, State
 
 LOG = logging.getLogger(__name__)
 
@@ -217,8 +217,8 @@ class PostgresStore(JobStore):
 
     # --- what other servers do
 
-    async def refresh(self, request_ids: Collection[str]) -> Refreshed:
-        """Return in what state these jobs are, and how many wait."""
+    async def refresh(self, request_ids: Collection[str]) -> tuple[Sequence[State], Mapping[str, int]]:
+        """Return the states of those of these jobs that are stored, and how many jobs wait, by owner."""
         return reading.refreshed(await self.pool.read(self.pool.fetch(reading.REFRESH, [*request_ids])))
 
     async def places(self, request_ids: Collection[str]) -> Mapping[str, int]:
@@ -230,15 +230,17 @@ class PostgresStore(JobStore):
         rows = await self.pool.read(self.pool.fetch(reading.LINES, request_id, first))
         return [LogLine(*row) for row in rows]
 
-    def log(self, job: Job, lines: Sequence[LogLine], first: int) -> asyncio.Future[bool]:
+    async def log(self, job: Job, lines: Sequence[LogLine], first: int) -> bool:
         """Append lines to a running job's log, of which `first` is the number of the first; each is stored once.
 
         False if the job is no longer this node's: then nothing was changed.
         """
-        return self.pool.write(self._log(job, lines, first))
+        arguments = (job.seq, job.fence, first, *reading.arrays(lines))
+        return bool(await self.pool.read(self.pool.fetch(sql.LOG, *arguments)))
 
-    async def _log(self, job: Job, lines: Sequence[LogLine], first: int) -> bool:
-        return bool(await self.pool.fetch(sql.LOG, job.seq, job.fence, first, *reading.arrays(lines)))
+    def chore(self, name: str) -> AbstractAsyncContextManager[bool]:
+        """Context of work that one server at a time does for all: whether it is this one."""
+        return self.pool.chore(name)
 
     # --- letting go
 
