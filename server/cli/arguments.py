@@ -140,7 +140,8 @@ def command_line() -> argparse.ArgumentParser:
         ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
     ):
         _add_data_dir(actions.add_parser(name, help=about))
-    command("certs", "certs:certs", "make the local CA and certificate; how to trust them", ("tls_names",))
+    certs = command("certs", "certs:certs", "make the local CA and certificate; how to trust them", ("tls_names",))
+    certs.add_argument("--pem", action="store_true", help="certificate and key in one file too, for HAProxy")
     hosts = command("hosts", "certs:hosts", "the hosts-file lines that send fal's host names to a server", ())
     hosts.add_argument("--address", default="127.0.0.1", help="the server's IP address (default: %(default)s)")
     hosts.add_argument("--with-site", action="store_true", help="fal.ai too: its web site is then out of reach")

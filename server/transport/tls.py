@@ -4,6 +4,7 @@
     cert.pem       the server's certificate, for all its names and addresses
     cert-dns.pem   the same for its DNS names alone                   key.pem      the key of both, 0600
     bundle.pem     ca.pem and the public roots, for programs whose trust store is replaced (SSL_CERT_FILE)
+    haproxy/       on request, for deploy/haproxy.cfg: each certificate with its key in one file, and the list of them
 
 A client that asks for a DNS name (SNI) is shown `cert-dns.pem`. BoringSSL (Bun, Electron, Dart) knows no constraints on
 IP addresses, and so refuses every certificate that has an address and is signed by a CA with such constraints.
@@ -78,6 +79,11 @@ class TlsFiles:
         """The CA and the public roots."""
         return self.directory / "bundle.pem"
 
+    @property
+    def haproxy(self) -> Path:
+        """The folder that a balancer gets a copy of, once `write_pems` has returned."""
+        return self.directory / "haproxy"
+
 
 def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = certificates.utc_now) -> TlsFiles:
     """Make every file which is missing, damaged, about to expire or for other names; return the paths of all.
@@ -114,6 +120,19 @@ def ensure(settings: ListenSettings, clock: Callable[[], datetime.datetime] = ce
     return files
 
 
+def write_pems(files: TlsFiles) -> None:
+    """Write each certificate with its key into one file, as HAProxy reads them, and the list that says who gets which.
+
+    The first of the list goes to clients that name no host, by address; the filter keeps names from it, which `_choose`
+    keeps from it too.
+    """
+    files.haproxy.mkdir(exist_ok=True)
+    key = files.key.read_bytes()
+    for name, cert in (("addresses.pem", files.cert), ("names.pem", files.dns_cert)):
+        write_whole(files.haproxy / name, cert.read_bytes() + key)
+    write_whole(files.haproxy / "crt-list", b"addresses.pem no-name.invalid\nnames.pem\n")
+
+
 def own_names(settings: ListenSettings) -> list[str]:
     """Return the names and addresses in the server's certificate that are no names of fal's."""
     return [*_LOOPBACK_NAMES, *_extra_names(settings)]
@@ -122,6 +141,11 @@ def own_names(settings: ListenSettings) -> list[str]:
 def fingerprint(ca: Path) -> str:
     """Return the SHA-256 of a certificate as browsers and systems show it: `AB:CD:…`."""
     return x509.load_pem_x509_certificate(ca.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def expiry(cert: Path) -> datetime.datetime:
+    """Return when a certificate expires, in UTC."""
+    return x509.load_pem_x509_certificate(cert.read_bytes()).not_valid_after_utc
 
 
 def _extra_names(settings: ListenSettings) -> list[str]:

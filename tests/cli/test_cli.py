@@ -201,6 +201,15 @@ def test_certs_makes_the_ca_and_says_where_it_is(tmp_path):
     assert (tmp_path / "tls" / "bundle.pem").exists()
 
 
+def test_certs_writes_what_haproxy_reads(tmp_path):
+    done = fourstep("certs", "--pem", "--data-dir", str(tmp_path))
+
+    folder = tmp_path / "tls" / "haproxy"
+    assert f"For HAProxy: {folder / 'names.pem'}, certificate and key" in done.stdout
+    assert re.search(r"good until 20\d\d-\d\d-\d\d;", done.stdout)
+    assert sorted(path.name for path in folder.iterdir()) == ["addresses.pem", "crt-list", "names.pem"]
+
+
 def test_a_key_is_shown_once_and_kept_hashed(tmp_path):
     secret = fourstep("keys", "--data-dir", str(tmp_path), "add", "me").stdout.split()[0].partition(":")[2]
 

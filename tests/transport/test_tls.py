@@ -281,3 +281,16 @@ def test_private_keys_are_not_in_the_certificates(files):
 
     assert "PRIVATE KEY" not in text
     assert serialization.load_pem_private_key(files.key.read_bytes(), None)
+
+
+# --- in a balancer's form
+
+
+def test_a_pem_has_one_certificate_and_its_key_for_the_owner_alone(files):
+    tls.write_pems(files)
+
+    for name, cert in (("names.pem", files.dns_cert), ("addresses.pem", files.cert)):
+        path = files.haproxy / name
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+        assert path.read_bytes() == cert.read_bytes() + files.key.read_bytes()
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
