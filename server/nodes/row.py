@@ -1,0 +1,128 @@
+"""What servers on one database know of each other: each has a row, renewed every second, and reads those of all."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from server.jobs.errors import DatabaseError
+from server.jobs.postgres.connection import Statement
+from server.jobs.postgres.pool import Pool
+
+LOG = logging.getLogger(__name__)
+
+BEAT_S = 1.0
+GONE_S = 86_400.0  # a row of a server that has been silent for longer is deleted
+
+_BEAT = Statement(
+    "node",
+    """
+WITH mine AS (
+    INSERT INTO nodes (id, name, address, release, devices, model, room, in_flight, sockets, draining, counts,
+        heartbeat)
+    VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7, $8, $9, $10, $11::text::jsonb, extract(epoch FROM now()))
+    ON CONFLICT (id) DO UPDATE SET devices = excluded.devices, model = excluded.model, room = excluded.room,
+        in_flight = excluded.in_flight, sockets = excluded.sockets, draining = excluded.draining,
+        counts = excluded.counts, heartbeat = excluded.heartbeat
+), gone AS (DELETE FROM nodes WHERE heartbeat < extract(epoch FROM now()) - $12::float8)
+SELECT id, name, address, release, devices::text, model, room, in_flight, sockets, draining, counts::text,
+    (extract(epoch FROM now()) - heartbeat)::float8 AS silent_s, extract(epoch FROM now())::float8 AS now
+FROM nodes WHERE id <> $1
+""",
+)
+_ALL = Statement(
+    "nodes",
+    """
+SELECT id, name, address, release, devices::text, model, room, in_flight, sockets, draining, counts::text,
+    (extract(epoch FROM now()) - heartbeat)::float8 AS silent_s, extract(epoch FROM now())::float8 AS now
+FROM nodes ORDER BY name, id
+""",
+)
+_LEAVE = Statement("node_left", "DELETE FROM nodes WHERE id = $1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Node:
+    """One server. `room`: jobs that its engines take at once; `counts`: calls and sockets in flight, by limited key.
+
+    `silent_s`: seconds since its last heartbeat.
+    """
+
+    id: str
+    name: str
+    address: str
+    release: str
+    devices: Sequence[str] = ()
+    model: str = ""
+    room: int = 0
+    in_flight: int = 0
+    sockets: int = 0
+    draining: bool = False
+    counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    silent_s: float = 0.0
+
+
+class Nodes:
+    """This server's row, and what it last read of the others."""
+
+    def __init__(self, pool: Pool, describe: Callable[[], Node], wall: Callable[[], float]) -> None:
+        self._pool = pool
+        self._describe = describe
+        self._wall = wall
+        self.others: Sequence[Node] = ()
+        self.offset_s = 0.0  # by how much this machine's clock is ahead of the database's
+
+    async def keep(self) -> None:
+        """Renew the row for ever."""
+        while True:
+            try:
+                await self.beat()
+            except DatabaseError as error:  # `fourstep_database_up` and /health say so
+                LOG.debug("the server's row could not be renewed: %s", error)
+            await asyncio.sleep(BEAT_S)
+
+    async def beat(self) -> None:
+        """Renew the row, and read those of the others. Raises `DatabaseError`."""
+        me = self._describe()
+        before = self._wall()
+        rows = await self._pool.read(
+            self._pool.fetch(
+                _BEAT,
+                me.id,
+                me.name,
+                me.address,
+                me.release,
+                _json(me.devices),
+                me.model,
+                me.room,
+                me.in_flight,
+                me.sockets,
+                me.draining,
+                _json(me.counts),
+                GONE_S,
+            )
+        )
+        self.others = [_node(row) for row in rows]
+        if rows:
+            self.offset_s = before - rows[0]["now"]
+
+    async def leave(self) -> None:
+        """Delete the row: the server has ended as it should."""
+        await self._pool.write(self._pool.fetch(_LEAVE, self._describe().id))
+
+
+async def all_nodes(pool: Pool) -> list[Node]:
+    """Return every server that has a row, by name. Raises `DatabaseError`."""
+    return [_node(row) for row in await pool.read(pool.fetch(_ALL))]
+
+
+def _node(row: Any) -> Node:
+    fields = {field.name: row[field.name] for field in dataclasses.fields(Node)}
+    return Node(**fields | {name: msgspec.json.decode(row[name]) for name in ("devices", "counts")})
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
