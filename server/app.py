@@ -3,8 +3,8 @@
 import contextlib
 import dataclasses
 import functools
-import logging
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers, State
@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 from typing_extensions import override
 
+from server import forms
 from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, platform, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
@@ -22,11 +23,8 @@ from server.context import Context
 from server.environment import version
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
-from server.jobs.index import JobIndex
 from server.jobs.queue import Queue
-from server.jobs.sqlite.database import Database, usable
-from server.jobs.sqlite.mirror import Mirror
-from server.jobs.sqlite.outbox import SQLiteOutbox
+from server.jobs.sqlite.database import Database
 from server.jobs.sqlite.store import SQLiteStore
 from server.metrics import Metrics
 from server.outbound.addresses import parse_networks
@@ -43,7 +41,9 @@ from server.webhooks.delivery import Deliverer
 from server.webhooks.signing_keys import SigningKeys
 from server.workers.pool import Pool
 
-LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:  # an extra
+    from server.nodes.cluster import Cluster
+    from server.nodes.row import Node
 
 ROUTES = [
     *run.ROUTES,
@@ -126,39 +126,53 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
-            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share)
+            cluster = forms.cluster(settings, metrics.database) if settings.database else None
+            files = parts.files(
+                settings,
+                public_url=settings.public_url,
+                key_share=settings.key_share,
+                **forms.file_store(settings, cluster),
+            )
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)
             stack.callback(inputs.close)
-            _warn_of_lost_jobs(settings)
-            store = parts.store(Database(settings.jobs_path))
-            stack.push_async_callback(store.close)
-            index = JobIndex()
+            form = forms.alone(settings, parts.store) if cluster is None else forms.shared(cluster)
+            stack.push_async_callback(form.store.close)
             await pool.start()
             stack.push_async_callback(pool.close, _ENGINE_GRACE_S)
 
+            limits = parts.limits(settings, **({"elsewhere": cluster.elsewhere} if cluster else {}))
             resources = Resources(
-                settings=settings, pool=pool, files=files, inputs=inputs, limits=parts.limits(settings), metrics=metrics
+                settings=settings, pool=pool, files=files, inputs=inputs, limits=limits, metrics=metrics
             )
             use_case = functools.partial(parts.generate, resources)
             queue = parts.queue(
-                store,
-                index,
-                Mirror(store, index),
+                form.store,
+                form.index,
+                form.follower,
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
                 settings=settings,
                 key_share=settings.key_share,
+                **form.queue_options,
             )
-            with usable(settings.jobs_path):
+            with forms.startable(settings, form):
                 await queue.start()
             stack.push_async_callback(queue.close, settings.drain_timeout)
             deliverer = parts.deliverer(
-                queue, SQLiteOutbox(store.database, store.clock), signing_keys, fetch.post, key_share=settings.key_share
+                queue,
+                form.outbox,
+                signing_keys,
+                fetch.post,
+                key_share=settings.key_share,
+                **form.deliverer_options,
             )
             await deliverer.start()
             stack.push_async_callback(deliverer.close)
+            if cluster is not None:
+                describe = functools.partial(_node, cluster, settings, resources, queue, auth)
+                await stack.enter_async_context(cluster.member(describe))
             app.state.ctx = Context(
                 **vars(resources),
                 listening=settings,
@@ -167,6 +181,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 auth=auth,
                 signing_keys=signing_keys,
                 allowed=parse_networks(settings.allow_net),
+                cluster=cluster,
             )
             yield
 
@@ -183,15 +198,24 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     return Application(_in_front(app, settings, auth, metrics), app.state)
 
 
-def _warn_of_lost_jobs(settings: Settings) -> None:
-    """Say that the job database is empty although there are files: then it is not the first start."""
-    path, stored = settings.jobs_path, settings.files_dir / "stored"
-    if not (path.exists() and path.stat().st_size) and any(any(folder.iterdir()) for folder in stored.iterdir()):
-        LOG.warning(
-            "%s is empty although files are stored: queue jobs and their results are gone. Hint: if that was no"
-            " intention, stop the server and restore it from a backup",
-            path,
-        )
+def _node(cluster: "Cluster", settings: Settings, resources: Resources, queue: Queue, auth: Auth) -> "Node":
+    """Return what the other servers are told of this one."""
+    from server.nodes.row import Node  # noqa: PLC0415 (only where there are others)
+
+    pool, limits = resources.pool, resources.limits
+    return Node(
+        id=cluster.id,
+        name=cluster.name,
+        address=f"{settings.addresses[0]}:{settings.port}",
+        release=version(),
+        devices=[f"{engine['device']} {engine['state']}" for engine in pool.engines],
+        model=pool.model,
+        room=pool.capacity,
+        in_flight=queue.in_flight + limits.calls_running,
+        sockets=limits.sessions_open,
+        draining=queue.draining,
+        counts={key: taken for key in auth.limited() if any((taken := limits.taken(key)).values())},
+    )
 
 
 def _in_front(app: ASGIApp, settings: Settings, auth: Auth, metrics: Metrics) -> ASGIApp:

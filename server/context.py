@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
 
@@ -12,12 +13,16 @@ from server.outbound.addresses import Network
 from server.settings import AccessSettings, ListenSettings
 from server.webhooks.signing_keys import SigningKeys
 
+if TYPE_CHECKING:  # an extra
+    from server.nodes.cluster import Cluster
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context(Resources):
     """The parts of the server that routes use. `generate` is the use case with its resources bound.
 
-    `allowed`: networks inside that webhooks may lead to. `listening`: how the server is reached.
+    `allowed`: networks inside that webhooks may lead to. `listening`: how the server is reached. `cluster`: the other
+    servers, if there are any.
     """
 
     settings: AccessSettings
@@ -27,6 +32,7 @@ class Context(Resources):
     queue: Queue
     auth: Auth
     signing_keys: SigningKeys
+    cluster: "Cluster | None" = None
 
 
 def context(connection: HTTPConnection) -> Context:

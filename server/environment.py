@@ -15,6 +15,7 @@ from typing import Any
 from server import memory
 from server.settings import (
     AccessSettings,
+    ClusterSettings,
     ConnectionSettings,
     DataSettings,
     FetchSettings,
@@ -41,6 +42,7 @@ SECTIONS: dict[type[Any], str] = {
     ConnectionSettings: "limits on connections",
     LimitSettings: "limits on calls",
     QueueSettings: "the queue",
+    ClusterSettings: "several servers",
     StorageSettings: "stored files",
     FetchSettings: "what it fetches for callers",
     RequestSettings: "limits on one request, and its result",

@@ -106,6 +106,13 @@ class Metrics:
             ["version", "torch", "model", "dtype"],
             registry=self._registry,
         )
+        self._database = Histogram(
+            "fourstep_database_seconds",
+            "Time of an operation of the database that servers share, with what it waited and repeated",
+            ["operation"],
+            buckets=_BUCKETS,
+            registry=self._registry,
+        )
         self._engines = _Engines()
         self._registry.register(self._engines)
         self._children: dict[Any, Any] = {}
@@ -139,6 +146,12 @@ class Metrics:
     def lookup_abandoned(self) -> None:
         """Count a look-up of a host name whose caller has left before its end."""
         self._lookups.inc()
+
+    def database(self, operation: str, seconds: float) -> None:
+        """Count an operation of the database that servers share."""
+        if ("database", operation) not in self._children:
+            self._children["database", operation] = self._database.labels(operation)
+        self._children["database", operation].observe(seconds)
 
     def session_opened(self) -> None:
         """Count an accepted realtime socket."""

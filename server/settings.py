@@ -204,5 +204,35 @@ class ModelSettings(DataSettings, RequestSettings, LogSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings(ListenSettings, ModelSettings, AccessSettings, StorageSettings, FetchSettings):
+class ClusterSettings(DataSettings):
+    """Several servers on one database."""
+
+    database: str = setting(
+        "",
+        "PostgreSQL 15 or newer that all servers share: postgresql://user@host1,host2/name; its password in ~/.pgpass,"
+        " or in FOURSTEP_DATABASE; else jobs lie in data-dir",
+    )
+    node: str = setting("", "name of this server among those of a database; else the machine's")
+    lease: Wait = setting(
+        15.0, "seconds of silence after which a server's jobs go to others; it gives a sign of life five times as often"
+    )
+    database_patience: Wait = setting(5.0, "seconds that a call waits for a database that is away before it gets 429")
+    inline_bytes: Count = setting(
+        256 * 1024,
+        "larger inputs and results of jobs lie beside the stored files: they would swell the database's log and"
+        " standbys",
+    )
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.database and not self.database.startswith(("postgresql://", "postgres://")):
+            raise SettingsError(
+                "database: begins with no postgresql://. Hint: postgresql://user@host/name, other characters"
+                " percent-encoded"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(ListenSettings, ModelSettings, AccessSettings, StorageSettings, FetchSettings, ClusterSettings):
     """Every section: what the operator decided. A running server never changes its mind."""

@@ -204,6 +204,12 @@ class KeyRing:
         key = self._fixed.get(key_id) or self._filed.get(key_id)
         return key if key and not key.revoked else None
 
+    def limited(self) -> list[str]:
+        """Return the ids of the keys in use with limits of their own on calls or sockets."""
+        self._load()
+        keys = (*self._fixed.values(), *self._filed.values())
+        return [key.id for key in keys if (key.calls or key.sessions) and not key.revoked]
+
     def match(self, credential: str) -> Key | None:
         """Return the key in use that `id:secret` is. A wrong secret takes the same time as an unknown id."""
         key = self.find(credential.partition(":")[0])

@@ -105,6 +105,10 @@ class Auth:
             raise PlainError(401, _BAD_TOKEN)
         return self._caller(key), apps
 
+    def limited(self) -> list[str]:
+        """Return the ids of the keys that have limits of their own."""
+        return self._keys.limited()
+
     def named(self, key_id: str) -> Caller:
         """Return the caller of a key id noted earlier. Where the key is gone, limits are those of any key."""
         if self.open:

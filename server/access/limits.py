@@ -10,7 +10,9 @@ here: the queue counts what is on disk.
 import asyncio
 import collections
 import contextlib
+import functools
 import math
+from collections.abc import Callable
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,28 +26,38 @@ _RESERVATIONS = "fourstep.permits"
 
 
 class Quota:
-    """A total amount, and what each owner has taken of it. `what` and `whose` name it and the owner in the error."""
+    """A total amount, and what each owner has taken of it. `what` and `whose` name it and the owner in the error.
 
-    def __init__(self, total: float, what: str, whose: str = "key") -> None:
+    `elsewhere`: what an owner has taken at other servers, which counts for its share.
+    """
+
+    def __init__(
+        self, total: float, what: str, whose: str = "key", elsewhere: Callable[[str], int] = lambda owner: 0
+    ) -> None:
         self._total = total
         self._what = what
         self._whose = whose
+        self._elsewhere = elsewhere
         self._taken: collections.Counter[str] = collections.Counter()
         self.used = 0
 
     def has_room(self, owner: str, amount: int, share: int | None) -> bool:
         """Return whether `take` would succeed."""
-        within_share = share is None or self._taken[owner] + amount <= share
+        within_share = share is None or self.taken(owner) + amount <= share
         return within_share and self.used + amount <= self._total
 
     def take(self, owner: str, amount: int, share: int | None) -> None:
         """Take `amount`. Raises `RequestError` 429 beyond the owner's `share`, and beyond the total."""
-        if share is not None and self._taken[owner] + amount > share:
+        if share is not None and self.taken(owner) + self._elsewhere(owner) + amount > share:
             raise overloaded(f"This {self._whose} has too many {self._what} in flight; try again")
         if self.used + amount > self._total:
             raise overloaded(f"Too many {self._what} in flight; try again")
         self._taken[owner] += amount
         self.used += amount
+
+    def taken(self, owner: str) -> int:
+        """Return what the owner has taken here."""
+        return self._taken[owner]
 
     def give_back(self, owner: str, amount: int) -> None:
         """Release `amount` of what the owner has taken."""
@@ -96,18 +108,21 @@ class Reservation:
 class Limits:
     """The server's quotas. A reservation ends with the exchange or the socket for which it was made.
 
+    `elsewhere`: how many of "calls" or "sessions" a key has in flight at other servers.
     `large_body`: held while a piece of a large body is kept, or all of it parsed: many together take turns on the loop.
     """
 
-    def __init__(self, settings: AccessSettings) -> None:
+    def __init__(self, settings: AccessSettings, elsewhere: Callable[[str, str], int] = lambda what, owner: 0) -> None:
         # All together are counted where connections are made.
         self._connections = Quota(math.inf, "connections")
         # So that room is left for `max_calls` runs, or for as many as there can be streams.
         streams = max(settings.max_connections - settings.max_calls, settings.max_connections // 2)
         self._status_streams = Quota(streams, "status streams")
         self.large_body = asyncio.Lock()
-        self._calls = Quota(settings.max_calls, "calls")
-        self._sessions = Quota(settings.max_sessions, "realtime sessions")
+        self._calls = Quota(settings.max_calls, "calls", elsewhere=functools.partial(elsewhere, "calls"))
+        self._sessions = Quota(
+            settings.max_sessions, "realtime sessions", elsewhere=functools.partial(elsewhere, "sessions")
+        )
         self._downloads = Quota(settings.max_downloads, "downloads", whose="client")
         self._downloads_share = max(1, int(settings.max_downloads * settings.key_share))
         self._memory = Quota(settings.body_budget_bytes, "bytes")
@@ -148,6 +163,15 @@ class Limits:
     def calls_running(self) -> int:
         """Number of runs and streams in flight."""
         return self._calls.used
+
+    @property
+    def sessions_open(self) -> int:
+        """Number of realtime sockets."""
+        return self._sessions.used
+
+    def taken(self, owner: str) -> dict[str, int]:
+        """Return what an owner has in flight here, by name."""
+        return {"calls": self._calls.taken(owner), "sessions": self._sessions.taken(owner)}
 
     @property
     def memory_used(self) -> int:

@@ -45,6 +45,7 @@ def _health(ctx: Context) -> dict[str, Any]:
         "notice": ctx.pool.notice,
         "engines": ctx.pool.engines,
         "queue": {"waiting": ctx.queue.length(), "running": ctx.queue.in_flight},
+        **(ctx.cluster.health() if ctx.cluster else {}),
     }
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from server import logs, memory
+from server import forms, logs, memory
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli import progress
@@ -79,6 +79,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         watching: list[asyncio.Task[None]] = []
         if listeners.https:  # port 0 has become a port
             settings = dataclasses.replace(settings, tls_port=listeners.https.port)
+        _join(settings)
         app = create_app(settings, parts)
         try:
             room = parts.room(settings.max_connections)
@@ -96,6 +97,15 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         finally:
             run_file.unlink(missing_ok=True)
     return 0
+
+
+def _join(settings: Settings) -> None:
+    """Take over keys and secrets of the servers with which this one shares a database."""
+    forms.check(settings)
+    if settings.database:
+        from server.nodes.cluster import join  # noqa: PLC0415 (an extra)
+
+        asyncio.run(join(settings, lambda: forms.make_secrets(settings)))
 
 
 def _on_thread_error(raised: threading.ExceptHookArgs) -> None:

@@ -7,7 +7,7 @@ stay as they were last read. Whoever changes one changes its own copy under a lo
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from server.data_dir import write_whole
@@ -51,20 +51,17 @@ class Documents:
         self._folder = folder
         self._known: dict[str, int] = {}
 
-    async def join(self) -> None:
+    async def join(self, make: Callable[[], None]) -> None:
         """Take the shared documents over, and put those of this server into the table which are not there yet.
 
-        A file of this server's own that the table has otherwise stays beside the copy, as `NAME.before`.
+        `make` makes what is missing of them. A file of this server's own that the table has otherwise stays beside the
+        copy, as `NAME.before`.
         """
-        for name in NAMES:
-            file = self._folder / name
-            if file.exists():
-                await self._pool.read(self._pool.fetch(_FIRST, name, file.read_bytes()))
         await self.pull(joining=True)
-
-    async def share(self, name: str) -> None:
-        """Put this server's copy into the table if there is none; take over what is there."""
-        await self._pool.read(self._pool.fetch(_FIRST, name, (self._folder / name).read_bytes()))
+        await asyncio.to_thread(make)
+        for name in NAMES:
+            if (file := self._folder / name).exists():
+                await self._pool.write(self._pool.fetch(_FIRST, name, file.read_bytes()))
         await self.pull()
 
     async def pull(self, *, joining: bool = False) -> None:

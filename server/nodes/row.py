@@ -1,20 +1,15 @@
 """What servers on one database know of each other: each has a row, renewed every second, and reads those of all."""
 
-import asyncio
 import dataclasses
-import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from server.jobs.errors import DatabaseError
 from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
 
-LOG = logging.getLogger(__name__)
-
-BEAT_S = 1.0
 GONE_S = 86_400.0  # a row of a server that has been silent for longer is deleted
 
 _BEAT = Statement(
@@ -30,7 +25,7 @@ WITH mine AS (
 ), gone AS (DELETE FROM nodes WHERE heartbeat < extract(epoch FROM now()) - $12::float8)
 SELECT id, name, address, release, devices::text, model, room, in_flight, sockets, draining, counts::text,
     (extract(epoch FROM now()) - heartbeat)::float8 AS silent_s, extract(epoch FROM now())::float8 AS now
-FROM nodes WHERE id <> $1
+FROM nodes
 """,
 )
 _ALL = Statement(
@@ -68,26 +63,16 @@ class Node:
 class Nodes:
     """This server's row, and what it last read of the others."""
 
-    def __init__(self, pool: Pool, describe: Callable[[], Node], wall: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, describe: Callable[[], Node]) -> None:
         self._pool = pool
         self._describe = describe
-        self._wall = wall
         self.others: Sequence[Node] = ()
         self.offset_s = 0.0  # by how much this machine's clock is ahead of the database's
-
-    async def keep(self) -> None:
-        """Renew the row for ever."""
-        while True:
-            try:
-                await self.beat()
-            except DatabaseError as error:  # `fourstep_database_up` and /health say so
-                LOG.debug("the server's row could not be renewed: %s", error)
-            await asyncio.sleep(BEAT_S)
 
     async def beat(self) -> None:
         """Renew the row, and read those of the others. Raises `DatabaseError`."""
         me = self._describe()
-        before = self._wall()
+        asked = time.time()
         rows = await self._pool.read(
             self._pool.fetch(
                 _BEAT,
@@ -105,9 +90,9 @@ class Nodes:
                 GONE_S,
             )
         )
-        self.others = [_node(row) for row in rows]
+        self.others = [node for node in map(_node, rows) if node.id != me.id]
         if rows:
-            self.offset_s = before - rows[0]["now"]
+            self.offset_s = asked - rows[0]["now"]
 
     async def leave(self) -> None:
         """Delete the row: the server has ended as it should."""

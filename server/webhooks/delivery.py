@@ -90,7 +90,7 @@ def signed_headers(keys: SigningKeys, request_id: str, user_id: str, body: bytes
 
 class Deliverer:
     """Delivers what is in the outbox. `timeout_s`: how long a receiver may take to answer.
-    `clock`: Unix time in seconds, which signatures tell.
+    `clock`: Unix time in seconds, which signatures tell. `longest_sleep_s`: between two looks at the outbox.
 
     `at_once`: deliveries in flight; of those `per_origin` to one receiver, and for one key no more than `key_share` of
     them, so that receivers which hang leave room for the others.
@@ -109,6 +109,7 @@ class Deliverer:
         schedule: RetrySchedule = _SHIPPED,
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.time,
+        longest_sleep_s: float = LONGEST_SLEEP_S,
     ) -> None:
         self._queue = queue
         self._outbox = outbox
@@ -120,6 +121,7 @@ class Deliverer:
         self._schedule = schedule
         self._timeout_s = timeout_s
         self._now = clock
+        self._longest_sleep_s = longest_sleep_s
         self._in_flight: dict[int, asyncio.Task[None]] = {}
         self._origins: collections.Counter[str] = collections.Counter()
         self._owners: collections.Counter[str] = collections.Counter()
@@ -160,7 +162,7 @@ class Deliverer:
         """Start due deliveries, up to the limits; return the seconds until there may be more to start."""
         free = self._at_once - len(self._in_flight)
         if free <= 0:
-            return LONGEST_SLEEP_S
+            return self._longest_sleep_s
         busy = self._busy()
         due = await self._outbox.due(free, busy)
         for webhook in due:
@@ -171,7 +173,7 @@ class Deliverer:
         if due:
             return 0.0
         pause = await self._outbox.next_due_in(busy)
-        return LONGEST_SLEEP_S if pause is None else min(max(pause, 0.0), LONGEST_SLEEP_S)
+        return self._longest_sleep_s if pause is None else min(max(pause, 0.0), self._longest_sleep_s)
 
     def _busy(self) -> Busy:
         origins = [origin for origin, count in self._origins.items() if count >= self._per_origin]

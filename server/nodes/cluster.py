@@ -1,0 +1,112 @@
+"""A server as one of several on one database: its parts, what it does for the others, what it says of them."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from server.jobs.errors import DatabaseError
+from server.jobs.postgres.migrations import migrate
+from server.jobs.postgres.outbox import PostgresOutbox
+from server.jobs.postgres.payloads import PayloadStore
+from server.jobs.postgres.pool import Pool
+from server.jobs.postgres.store import PostgresStore
+from server.jobs.times import QueueTimes
+from server.nodes.documents import Documents
+from server.nodes.index import SharedIndex
+from server.nodes.refresh import Refresh
+from server.nodes.row import Node, Nodes
+from server.settings import ClusterSettings, SettingsError
+
+LOG = logging.getLogger(__name__)
+
+ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
+BEATS_IN_A_LEASE = 5
+MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
+OFFSET_S = 30.0  # of a clock, from which on /health says so
+
+
+async def join(settings: ClusterSettings, make: Callable[[], None]) -> None:
+    """Bring the database's schema up to date, and this server's keys and secrets in step with all servers'.
+
+    `make` makes those that this server lacks. Raises `SettingsError` where the database can't be used.
+    """
+    await migrate(settings.database)
+    pool = Pool(settings.database, patience_s=settings.database_patience)
+    try:
+        await Documents(pool, settings.data_dir).join(make)
+    except DatabaseError as error:
+        raise SettingsError(f"database: PostgreSQL can't be used ({error}). Hint: {error.hint}") from error
+    finally:
+        await pool.close()
+
+
+class Cluster:
+    """The parts that take the place of those of a server that is alone."""
+
+    def __init__(
+        self, settings: ClusterSettings, payloads: PayloadStore, observe: Callable[[str, float], None]
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self.name = settings.node or socket.gethostname()
+        self.pool = Pool(settings.database, patience_s=settings.database_patience, observe=observe)
+        self.store = PostgresStore(
+            self.pool, payloads, node=self.id, lease_s=settings.lease, inline_bytes=settings.inline_bytes
+        )
+        self.outbox = PostgresOutbox(self.pool, node=self.id)
+        self.index = SharedIndex()
+        self.follower = Refresh(self.store, self.index)
+        self.times = QueueTimes(ask=ASK_S, heartbeat=settings.lease / BEATS_IN_A_LEASE)
+        self._folder = settings.data_dir
+        self._nodes: Nodes | None = None
+
+    @contextlib.asynccontextmanager
+    async def member(self, describe: Callable[[], Node]) -> AsyncIterator[None]:
+        """Context in which this server is one of all: they see its row, as `describe` has it, and it has their keys."""
+        self._nodes = nodes = Nodes(self.pool, describe)
+        documents = Documents(self.pool, self._folder)
+        keeping = asyncio.create_task(self._keep(nodes, documents), name="nodes")
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
+            with contextlib.suppress(DatabaseError):  # then it is told by its silence
+                await nodes.leave()
+
+    async def _keep(self, nodes: Nodes, documents: Documents) -> None:
+        away = False
+        while True:
+            try:
+                await nodes.beat()
+                await documents.pull()
+            except DatabaseError as error:
+                if not away:
+                    LOG.warning("the database can't be used: %s. Hint: %s", error, error.hint)
+                away = True
+            else:
+                if away:
+                    LOG.warning("the database is back")
+                away = False
+            await asyncio.sleep(MEMBER_S)
+
+    def elsewhere(self, what: str, owner: str) -> int:
+        """Return how many `calls` or `sessions` of a limited key are in flight at other servers."""
+        others = self._nodes.others if self._nodes else ()
+        return sum(node.counts.get(owner, {}).get(what, 0) for node in others if node.silent_s < MEMBER_S * 5)
+
+    def health(self) -> Mapping[str, Any]:
+        """Return what `/health` says of the database and of this server's clock."""
+        nodes = self._nodes
+        said: dict[str, Any] = {"node": self.name, "database": "up" if self.pool.up else "away"}
+        if self.pool.down_since is not None:
+            said["database_away_s"] = round(time.time() - self.pool.down_since, 1)
+        if nodes is not None:
+            said["nodes"] = 1 + sum(node.silent_s < MEMBER_S * 5 for node in nodes.others)
+            if abs(nodes.offset_s) > OFFSET_S:
+                said["clock_offset_s"] = round(nodes.offset_s, 1)
+        return said
