@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from server import memory
 from server.settings import (
@@ -80,6 +81,11 @@ def load(
             raise SettingsError(f"{variable} names no setting{near} `fourstep serve --help` lists them")
         values[name] = parse(name, text)
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    if (flags or {}).get("database") and urlsplit(values["database"]).password is not None:
+        raise SettingsError(
+            "database: every user of this machine can read a password in a flag."
+            " Hint: write it into ~/.pgpass, or give the URL in FOURSTEP_DATABASE"
+        )
     if "body_budget_bytes" not in values and (limit := limit_bytes()) is not None:
         values["body_budget_bytes"] = affordable_budget(limit, values.get("max_body_bytes", Settings.max_body_bytes))
     settings = Settings(**values)

@@ -5,10 +5,11 @@ What the second one needs is imported only where it is asked for: it is an extra
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.data_dir import read_secret
 from server.environment import s3_endpoint
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from server.storage.files import MakeStore
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOOK_S = 2.0  # between two looks for webhooks that a server which has died left behind
 
@@ -58,7 +61,7 @@ def check(settings: Settings) -> None:
             " Hint: --files s3://bucket/prefix, or --files file:///folder on a shared mount"
         )
     if settings.database:
-        _cluster_module()
+        check_extra()
 
 
 def make_secrets(settings: Settings) -> None:
@@ -112,11 +115,12 @@ def startable(settings: Settings, form: Form) -> Iterator[None]:
 
 def cluster(settings: Settings, observe: Callable[[str, float], None]) -> Cluster:
     """Return the parts of one of several servers. Raises `SettingsError`."""
+    from server.nodes.cluster import Cluster  # noqa: PLC0415
     from server.nodes.payloads import ObjectPayloads  # noqa: PLC0415
     from server.storage.bucket import opening  # noqa: PLC0415
 
     objects = opening.opened(location.parse(settings.files), endpoint=s3_endpoint())
-    return _cluster_module()(settings, ObjectPayloads(objects), observe)
+    return Cluster(settings, ObjectPayloads(objects), observe)
 
 
 def file_store(settings: Settings, cluster: Cluster | None) -> dict[str, MakeStore]:
@@ -135,12 +139,23 @@ def file_store(settings: Settings, cluster: Cluster | None) -> dict[str, MakeSto
     return {"store": opening.bucket(where, settings, key_share=settings.key_share, endpoint=s3_endpoint(), **lock)}
 
 
-def _cluster_module() -> type[Cluster]:
+def check_extra() -> None:
+    """Raise `SettingsError` where what a database needs is not installed."""
     try:
-        from server.nodes.cluster import Cluster  # noqa: PLC0415
+        import asyncpg  # noqa: F401, PLC0415
+        import obstore  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         raise SettingsError(f"database: needs {error.name}, which is not installed. {_EXTRA}") from error
-    return Cluster
+
+
+def edited(settings: Settings, name: str, act: Callable[[], T]) -> T:
+    """Return what `act` returns, which changes keys in the data folder: those of all servers, if there are others."""
+    if not settings.database:
+        return act()
+    check_extra()
+    from server.nodes.cluster import edit  # noqa: PLC0415
+
+    return asyncio.run(edit(settings, name, act))
 
 
 def _warn_of_lost_jobs(settings: Settings) -> None:

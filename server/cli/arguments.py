@@ -140,6 +140,8 @@ def command_line() -> argparse.ArgumentParser:
         ("rotate", "publish a new key, which signs from tomorrow; the old one stays published for a day longer"),
     ):
         _add_data_dir(actions.add_parser(name, help=about))
+    nodes = command("nodes", "nodes:nodes", "the servers that share a database", ("database", "database_patience"))
+    nodes.add_argument("--json", action="store_true", help="as JSON")
     certs = command("certs", "certs:certs", "make the local CA and certificate; how to trust them", ("tls_names",))
     certs.add_argument("--pem", action="store_true", help="certificate and key in one file too, for HAProxy")
     hosts = command("hosts", "certs:hosts", "the hosts-file lines that send fal's host names to a server", ())

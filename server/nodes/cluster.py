@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from server.jobs.errors import DatabaseError
 from server.jobs.postgres.migrations import migrate
@@ -19,10 +19,12 @@ from server.jobs.times import QueueTimes
 from server.nodes.documents import Documents
 from server.nodes.index import SharedIndex
 from server.nodes.refresh import Refresh
-from server.nodes.row import Node, Nodes
+from server.nodes.row import Node, Nodes, all_nodes
 from server.settings import ClusterSettings, SettingsError
 
 LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
 BEATS_IN_A_LEASE = 5
@@ -35,10 +37,32 @@ async def join(settings: ClusterSettings, make: Callable[[], None]) -> None:
 
     `make` makes those that this server lacks. Raises `SettingsError` where the database can't be used.
     """
+    async with _opened(settings) as pool:
+        await Documents(pool, settings.data_dir).join(make)
+
+
+async def found(settings: ClusterSettings) -> list[Node]:
+    """Return every server of the database. Raises `SettingsError` where it can't be used."""
+    async with _opened(settings) as pool:
+        return await all_nodes(pool)
+
+
+async def edit(settings: ClusterSettings, name: str, act: Callable[[], T]) -> T:
+    """Return what `act` returns, which changes this machine's copy of a document, for all servers.
+
+    Raises `SettingsError` where the database can't be used.
+    """
+    async with _opened(settings) as pool, Documents(pool, settings.data_dir).editing(name):
+        return act()
+
+
+@contextlib.asynccontextmanager
+async def _opened(settings: ClusterSettings) -> AsyncIterator[Pool]:
+    """Context of a command's work on the database. Raises `SettingsError` where it can't be used."""
     await migrate(settings.database)
     pool = Pool(settings.database, patience_s=settings.database_patience)
     try:
-        await Documents(pool, settings.data_dir).join(make)
+        yield pool
     except DatabaseError as error:
         raise SettingsError(f"database: PostgreSQL can't be used ({error}). Hint: {error.hint}") from error
     finally:
