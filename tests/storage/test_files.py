@@ -21,6 +21,7 @@ from server.storage.layout import Layout, Meta
 from server.storage.ledger import BLOCK_BYTES, NOTHING, Size
 from server.storage.multipart import Parts
 from server.storage.names import Names
+from server.storage.store import Stored
 from server.storage.upload_tokens import Upload, UploadTokens
 
 NAMES = Names(b"secret")
@@ -450,7 +451,7 @@ BASES = [
 async def test_a_url_of_ours_is_opened_on_disk(files, base):
     name = await files.save(JPEG, "image/jpeg", owner="alice")
 
-    assert files.local(base + name).read_bytes() == JPEG
+    assert await files.read(await files.local(base + name)) == JPEG
 
 
 @pytest.mark.parametrize(
@@ -458,12 +459,12 @@ async def test_a_url_of_ours_is_opened_on_disk(files, base):
     ["", "data:,", "https://example.com/a.png", f"https://v3.fal.media/files/{NAME}", "http://[::1", "/cdn/files/../x"],
 )
 async def test_any_other_url_is_not_ours(files, url):
-    assert files.local(url) is None
+    assert await files.local(url) is None
 
 
 async def test_a_file_of_the_public_url_that_is_gone_is_not_fetched_from_ourselves(files):
     with pytest.raises(InvalidInput) as caught:
-        files.local(f"https://box.example/fal/cdn/files/{NAME}")
+        await files.local(f"https://box.example/fal/cdn/files/{NAME}")
 
     assert caught.value.error_type == "file_download_error"
 
@@ -472,7 +473,11 @@ async def test_a_file_of_the_public_url_that_is_gone_is_not_fetched_from_ourselv
 async def test_a_private_picture_is_its_owners_to_use(files, reader, found):
     name = await files.save(JPEG, "image/jpeg", owner="alice", lifecycle='{"initial_acl": {"default": "hide"}}')
 
-    assert (files.local(f"https://v3.fal.media/files/{name}", reader) is not None) == found
+    assert (await files.local(f"https://v3.fal.media/files/{name}", reader) is not None) == found
+
+
+def stored_at(path):
+    return Stored(NAME, path, 0, 0.0, 0.0, Meta("image/jpeg"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 45_000, 1 << 18, (1 << 18) + 1])
@@ -485,14 +490,14 @@ async def test_a_file_is_read_whole_wherever_it_lies(files, tmp_path, size, in_m
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    data = await files.read(path)
+    data = await files.read(stored_at(path))
 
     assert data == path.read_bytes()
 
 
 async def test_a_file_that_has_gone_meanwhile_is_not_found(files, tmp_path):
     with pytest.raises(FileNotFoundError):
-        await files.read(tmp_path / "gone")
+        await files.read(stored_at(tmp_path / "gone"))
 
 
 async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
@@ -502,7 +507,7 @@ async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
     await small.close()
 
     with pytest.raises(InvalidInput) as caught:
-        small.local(f"https://v3.fal.media/files/{name}")
+        await small.local(f"https://v3.fal.media/files/{name}")
 
     assert caught.value.body["detail"][0]["ctx"] == {"max_size": 10}
 

@@ -12,6 +12,8 @@ from server.app import Parts, create_app
 from server.outbound.fetch import FetchError
 from server.settings import Settings
 from server.storage.files import Files
+from server.storage.layout import Meta
+from server.storage.store import Stored
 from server.workers.pool import State
 from tests.support import asgi_client
 
@@ -120,8 +122,10 @@ class Shelf(Files):
         self.saved[name] = (data, content_type, options)
         return name
 
-    def local(self, url, reader=None):
-        return self.local_paths.get(url)
+    async def local(self, url, reader=None):
+        path = self.local_paths.get(url)
+        size = path.stat().st_size if path and path.exists() else 0
+        return path and Stored(path.name, path, size, 0.0, 0.0, Meta("image/jpeg"))
 
 
 class Web:
