@@ -19,7 +19,7 @@ from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, platform, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
 from server.context import Context
-from server.environment import version
+from server.environment import s3_endpoint, version
 from server.generate import Generate, Resources, generate, run_job
 from server.inputs import Inputs
 from server.jobs.index import JobIndex
@@ -31,8 +31,9 @@ from server.jobs.sqlite.store import SQLiteStore
 from server.metrics import Metrics
 from server.outbound.addresses import parse_networks
 from server.outbound.fetch import Fetch
-from server.settings import Settings
-from server.storage.files import Files
+from server.settings import Settings, SettingsError
+from server.storage import location
+from server.storage.files import Files, MakeStore
 from server.transport.room import Room
 from server.web.access_log import AccessLog
 from server.web.canonical_path import CanonicalPath
@@ -121,12 +122,13 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
+    elsewhere = store_of(settings)
     fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples, abandoned=metrics.lookup_abandoned)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
-            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share)
+            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share, **elsewhere)
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)
@@ -181,6 +183,22 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     return Application(_in_front(app, settings, auth, metrics), app.state)
+
+
+def store_of(settings: Settings) -> dict[str, MakeStore]:
+    """Return what makes the store that `--files` names, as an option of `Files`; none for the data folder.
+
+    Raises `SettingsError`.
+    """
+    if not settings.files:
+        return {}
+    where = location.parse(settings.files)
+    try:
+        from server.storage.bucket import opening  # noqa: PLC0415 (an extra, which one machine does without)
+    except ModuleNotFoundError as error:
+        hint = "Hint: pip install 'fourstep[cluster]'"
+        raise SettingsError(f"files: {where.text} needs {error.name}, which is not installed. {hint}") from error
+    return {"store": opening.bucket(where, settings, key_share=settings.key_share, endpoint=s3_endpoint())}
 
 
 def _warn_of_lost_jobs(settings: Settings) -> None:

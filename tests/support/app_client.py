@@ -161,6 +161,10 @@ class NoDeliveries:
         """Deliver nothing."""
 
 
+# Settings of all servers of a test which does not choose others.
+CHOSEN = {}
+
+
 @contextlib.asynccontextmanager
 async def serving(tmp_path, *, files=Shelf, capacity=1, **chosen):
     """The web side with these settings; `files` makes what stores files, `capacity` is the engines'."""
@@ -172,7 +176,7 @@ async def serving(tmp_path, *, files=Shelf, capacity=1, **chosen):
         files=files,
         deliverer=lambda *_, **__: NoDeliveries(),
     )
-    app = create_app(Settings(data_dir=tmp_path, **{"drain_timeout": 1, **chosen}), parts)
+    app = create_app(Settings(data_dir=tmp_path, **{"drain_timeout": 1, **CHOSEN, **chosen}), parts)
     async with asgi_client.lifespan(app.asgi):
         try:
             yield Web(app.asgi, app.state.ctx, net)
