@@ -121,18 +121,14 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
+    cluster = forms.cluster(settings, metrics.database) if settings.database else None
+    elsewhere = forms.file_store(settings, cluster)
     fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples, abandoned=metrics.lookup_abandoned)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:  # ends what was started, also when a start fails
-            cluster = forms.cluster(settings, metrics.database) if settings.database else None
-            files = parts.files(
-                settings,
-                public_url=settings.public_url,
-                key_share=settings.key_share,
-                **forms.file_store(settings, cluster),
-            )
+            files = parts.files(settings, public_url=settings.public_url, key_share=settings.key_share, **elsewhere)
             await files.start()
             stack.push_async_callback(files.close)
             inputs = parts.inputs(files, fetch, max_bytes=settings.max_image_bytes)

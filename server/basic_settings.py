@@ -85,6 +85,11 @@ class DataSettings(Section):
     """The data directory and the paths in it."""
 
     data_dir: Path = setting(Path("~/.local/share/fourstep"), "jobs, files, keys, certificates")
+    files: str = setting(
+        "",
+        "where stored files lie if not in the data folder: s3://bucket/prefix, or file:///folder on a mount that"
+        " servers share; needs fourstep[cluster], and S3 its variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …",
+    )
 
     @property
     def tls_dir(self) -> Path:

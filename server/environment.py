@@ -32,6 +32,8 @@ from server.settings import (
 )
 
 PREFIX = "FOURSTEP_"
+# Variables that no child process gets.
+_KEPT = (PREFIX, "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 # The sections in the order of `--help`, and their titles there.
 SECTIONS: dict[type[Any], str] = {
@@ -147,6 +149,14 @@ def version() -> str:
     return importlib.metadata.version("fourstep")
 
 
+def s3_endpoint() -> str:
+    """Return the URL of the S3 that is not Amazon's, as S3's own tools find it; "" if there is none."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+
+
 def child_environment(**changes: str) -> dict[str, str]:
-    """Return this process's environment for a child process, with `changes`; the child's settings come by flags."""
-    return {name: text for name, text in os.environ.items() if not name.startswith(PREFIX)} | changes
+    """Return this process's environment for a child process, with `changes`; the child's settings come by flags.
+
+    No child needs the credentials of the object store.
+    """
+    return {name: text for name, text in os.environ.items() if not name.startswith(_KEPT)} | changes

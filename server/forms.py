@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,7 +125,7 @@ def cluster(settings: Settings, observe: Callable[[str, float], None]) -> Cluste
     return Cluster(settings, ObjectPayloads(objects), observe)
 
 
-def file_store(settings: Settings, cluster: Cluster | None) -> dict[str, MakeStore]:
+def file_store(settings: Settings, cluster: Cluster | None = None) -> dict[str, MakeStore]:
     """Return what makes the store that `--files` names, as an option of `Files`; none for the data folder.
 
     Raises `SettingsError`.
@@ -135,17 +137,15 @@ def file_store(settings: Settings, cluster: Cluster | None) -> dict[str, MakeSto
         from server.storage.bucket import opening  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise SettingsError(f"files: {where.text} needs {error.name}, which is not installed. {_EXTRA}") from error
-    lock = {} if cluster is None else {"lock": lambda: cluster.pool.chore("files")}
-    return {"store": opening.bucket(where, settings, key_share=settings.key_share, endpoint=s3_endpoint(), **lock)}
+    make = functools.partial(opening.bucket, where, settings, key_share=settings.key_share, endpoint=s3_endpoint())
+    return {"store": make() if cluster is None else make(lock=lambda: cluster.pool.chore("files"))}
 
 
 def check_extra() -> None:
     """Raise `SettingsError` where what a database needs is not installed."""
-    try:
-        import asyncpg  # noqa: F401, PLC0415
-        import obstore  # noqa: F401, PLC0415
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"database: needs {error.name}, which is not installed. {_EXTRA}") from error
+    for name in ("asyncpg", "obstore"):
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(f"database: needs {name}, which is not installed. {_EXTRA}")
 
 
 def edited(settings: Settings, name: str, act: Callable[[], T]) -> T:

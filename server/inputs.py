@@ -84,9 +84,9 @@ class Inputs:
         try:
             if url[:5].lower() == "data:":
                 return await self._data_uris.decode(url, self._max_bytes, tenant=tenant)
-            if path := self._files.local(url, reader=tenant):
-                memory.take(path.stat().st_size)
-                return await self._files.read(path)
+            if stored := await self._files.local(url, reader=tenant):
+                memory.take(stored.size)
+                return await self._files.read(stored)
             return await self._fetch.get(url, self._max_bytes, memory.take, tenant=tenant)
         except data_uri.TooLargeError:
             message = f"The image is larger than {self._max_bytes} bytes"

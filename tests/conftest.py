@@ -15,6 +15,7 @@ import pytest
 from pipelines import log_lines
 from tests.support.postgres import Cluster, cluster
 from tests.support.server_process import Server, serving
+from tests.support.stores import object_store
 
 # What a machine may honestly lack and .ci/run can't install; any other skip fails the suite when CI=true.
 ALLOWED_SKIPS = ("needs a private mount namespace",)
@@ -68,6 +69,27 @@ def postgres() -> Iterator[Cluster]:
     """One PostgreSQL, shared by tests that each have a database of their own in it and leave it running."""
     with cluster() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[object_store.S3]:
+    """One S3-speaking server; each test takes buckets of its own."""
+    with object_store.s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What `--files` says for one of `object_store.PLACES`, with the variables that it needs."""
+    if request.param == "disk":
+        return ""
+    if request.param == "folder":
+        return f"file://{tmp_path_factory.mktemp('shared')}"
+    server = request.getfixturevalue("s3")
+    monkeypatch = request.getfixturevalue("monkeypatch")
+    for name, value in {**object_store.VARIABLES, "AWS_ENDPOINT_URL": server.url}.items():
+        monkeypatch.setenv(name, value)
+    return server.bucket()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -52,7 +52,7 @@ def _health(ctx: Context) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     """Answer with the metrics."""
     ctx = context(request)
-    ctx.metrics.stored(*ctx.files.disk.used)
+    ctx.metrics.stored(*ctx.files.used)
     body = ctx.metrics.render(ctx.pool.engines, ctx.queue.length(), ctx.limits.memory_used)
     return Response(body, media_type=CONTENT_TYPE)
 

@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute, Route
 from server.context import context
 from server.fal import catalogue, llms_txt
 from server.fal.endpoints import Endpoint
-from server.fal.errors import InvalidInput, PlainError, error_item
+from server.fal.errors import FalError, InvalidInput, PlainError, error_item
 from server.fal.hosts import external
 from server.storage.files import Files
 from server.web.request import find_caller, find_endpoint
@@ -102,6 +102,8 @@ async def _delete_file(files: Files, link: str) -> str | None:
         reason = error.strerror or type(error).__name__  # never the path: it has the file's name
         LOG.warning("an output file could not be deleted, and stays until it expires: %s", reason)
         return reason
+    except FalError as error:  # the store is away
+        return str(error)
     return None
 
 

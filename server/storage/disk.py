@@ -17,6 +17,7 @@ from server.storage.full import StorageFull
 from server.storage.layout import Layout, Meta, implied, read_meta, sync
 from server.storage.ledger import NOTHING, Ledger, Size, on_disk
 from server.storage.names import COMMON, NAME, Names
+from server.storage.store import Stored
 
 T = TypeVar("T")
 
@@ -25,17 +26,6 @@ T = TypeVar("T")
 FRESH_S = 3600.0
 # Before a refusal the disk is scanned for expired files, at most this often.
 _LOOK_AGAIN_S = 60.0
-
-
-class Stored(NamedTuple):
-    """A stored file. `created` and `expires` are Unix times."""
-
-    name: str
-    path: Path
-    size: int
-    created: float
-    expires: float
-    meta: Meta
 
 
 class _Draft(NamedTuple):

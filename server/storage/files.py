@@ -1,19 +1,18 @@
 """Stored files, by name: uploads of clients and results of requests.
 
-Whole uploads and parts of one are streamed to disk as they arrive, never held in memory, and are on disk before they
-are acknowledged. `disk` does expiry, `layout` the folders, `ledger` the quota, `multipart` the parts, `names` the
-names, and `upload_tokens` permission to upload.
+Whole uploads and parts of one are streamed to disk as they arrive, never held in memory, and are in the store before
+they are acknowledged. `store` says what a store does; `on_disk` is the form for one machine: `disk` does its expiry,
+`layout` the folders, `ledger` the quota, `multipart` the parts. `names` has the names, and `upload_tokens` permission
+to upload.
 """
 
 import asyncio
 import contextlib
-import errno
-import os
+import functools
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from server.data_dir import read_secret
@@ -25,9 +24,11 @@ from server.storage.disk import DiskStore
 from server.storage.full import quota_or_429, room_or_429
 from server.storage.layout import HEAD_BYTES, Meta, is_picture
 from server.storage.ledger import Size
-from server.storage.multipart import MAX_PARTS, MissingPart, Parts, new_digest
+from server.storage.multipart import MAX_PARTS, new_digest
 from server.storage.names import NAME, Names
-from server.storage.upload_tokens import VALID_S, Upload, UploadTokens, permit
+from server.storage.on_disk import OnDisk
+from server.storage.store import MissingPart, Store, Stored
+from server.storage.upload_tokens import Upload, UploadTokens, permit
 
 # Size of one write, each of which takes a switch to a thread.
 _WRITE_BYTES = 1 << 20
@@ -35,11 +36,7 @@ _WRITE_BYTES = 1 << 20
 SPOOL_BYTES = 2 * _WRITE_BYTES
 # An expired file is refused at once; its bytes are dropped within this many seconds.
 _SWEEP_S = 600.0
-# Read on the event loop where the page cache has it: a tenth of a millisecond.
-_READ_AT_ONCE = 1 << 18
 
-# Not in the page cache; or a file system that can't tell.
-_NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})
 _OWN_PATH = re.compile(rf".*/files/({NAME.pattern})")
 
 
@@ -50,8 +47,16 @@ class _Draft(NamedTuple):
     digest: str
 
 
+# Makes the store from what spools uploads, and from what tells the owner of a name.
+MakeStore: TypeAlias = Callable[[DiskStore, Names], Store]
+
+
+def _on_disk(disk: DiskStore, _: Names) -> Store:
+    return OnDisk(disk)
+
+
 class Files:
-    """One folder of files. `start` before use, `close` at the end. `key_share`: part of the quota for one owner."""
+    """The files of one store. `start` before use, `close` at the end. `key_share`: part of the quota for one owner."""
 
     def __init__(
         self,
@@ -60,6 +65,7 @@ class Files:
         public_url: str = "",
         key_share: float = 1.0,
         names: Callable[[bytes], Names] = Names,
+        store: MakeStore = _on_disk,
         sweep_s: float = _SWEEP_S,
     ) -> None:
         self._settings = settings
@@ -74,13 +80,14 @@ class Files:
             quota=Size(settings.files_quota_bytes, settings.max_stored_files),
             share=key_share,
         )
-        self._parts = Parts(self.disk)
+        self._store = store(self.disk, self._names)
         self._sweep_s = sweep_s
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Make the folders and start the sweeper."""
+        """Make ready, and start the sweeper. Raises `SettingsError` as `Store.start` does."""
         await asyncio.to_thread(self.disk.prepare)
+        await self._store.start()
         self._sweeper = asyncio.create_task(self._sweep(), name="files")
 
     async def close(self) -> None:
@@ -101,20 +108,20 @@ class Files:
         name = self._names.new(owner, content_type)
         inline = is_picture(content_type, data[:HEAD_BYTES])
         meta = Meta(content_type, inline=inline, owner=owner, acl=wish.acl)
-        await asyncio.to_thread(self._save, data, name, meta, wish.seconds, durable=durable)
+        with quota_or_429():
+            await self._store.save(data, name, meta, seconds=wish.seconds, durable=durable)
         return name
 
-    def _save(self, data: bytes, name: str, meta: Meta, seconds: int | None, *, durable: bool) -> None:
-        draft = self.disk.draft(name, newest=True)
-        try:
-            with quota_or_429():
-                self.disk.take(draft, len(data))
-                draft.write_bytes(data)
-                self.disk.put(draft, name, meta, seconds=seconds, durable=durable)
-        finally:
-            self.disk.drop(draft)
+    @property
+    def used(self) -> Size:
+        """What is counted of the quota."""
+        return self._store.used
 
-    def local(self, url: str, reader: str | None = None) -> Path | None:
+    async def find(self, name: str) -> Stored | None:
+        """Return the file of this name, unless it is missing or expired. Raises `RequestError` 429 as `Store` does."""
+        return await self._store.find(name)
+
+    async def local(self, url: str, reader: str | None = None) -> Stored | None:
         """Return the stored file that a URL of ours means, if `reader` may have it; None for any other URL.
 
         Its name tells it, whatever the host: 128 random bits that we have on disk are ours. Raises `InvalidInput` for
@@ -125,7 +132,7 @@ class Files:
             match = _OWN_PATH.fullmatch(urlsplit(url).path)
         except ValueError:
             return None
-        stored = self.disk.find(match[1]) if match else None
+        stored = await self._store.find(match[1]) if match else None
         if stored is None or stored.meta.acl.decide(reader, stored.meta.owner) != "allow":
             if self._own and url.startswith(self._own):
                 raise invalid("image_url", "file_download_error", "There is no such file")
@@ -134,17 +141,16 @@ class Files:
         if stored.size > limit:
             message = f"The image is larger than {limit} bytes"
             raise invalid("image_url", "file_too_large", message, {"max_size": limit})
-        return stored.path
+        return stored
 
-    async def read(self, path: Path) -> bytes:
-        """Return a stored file's bytes. Raises `FileNotFoundError` when it has expired meanwhile."""
-        data = _read_cached(path)
-        return await asyncio.to_thread(path.read_bytes) if data is None else data
+    async def read(self, stored: Stored, first: int = 0, size: int | None = None) -> bytes:
+        """Return `size` bytes from offset `first`, or all. Raises `FileNotFoundError` when it has expired meanwhile."""
+        return await self._store.read(stored, first, size)
 
     async def delete(self, url: str) -> None:
         """Delete the stored file that a URL of ours means, if it is there."""
         if match := _OWN_PATH.fullmatch(urlsplit(url).path):
-            await asyncio.to_thread(self.disk.delete, match[1])
+            await self._store.delete(match[1])
 
     # --- uploads ---
 
@@ -158,7 +164,8 @@ class Files:
         Raises `PlainError` 413 when it is too large, `RequestError` 429 when there is no room.
         """
         async with self._spooled(upload, chunks, announced) as draft:
-            await asyncio.to_thread(self._put, draft.path, upload, draft.head)
+            meta = _described(upload, draft.head)
+            await self._store.put(draft.path, upload.name, meta, seconds=upload.lifecycle.seconds)
 
     async def receive_part(
         self, upload: Upload, number: int, chunks: AsyncIterator[bytes], announced: int | None
@@ -168,7 +175,7 @@ class Files:
             raise PlainError(400, f"Part numbers go from 1 to {MAX_PARTS}")
         async with self._spooled(upload, chunks, announced) as draft:
             limit = self._settings.max_upload_bytes
-            if not await asyncio.to_thread(self._parts.keep, upload.name, number, draft.path, limit):
+            if not await self._store.put_part(draft.path, upload.name, number, draft.digest, limit):
                 raise self._too_large()
         return draft.digest
 
@@ -177,26 +184,12 @@ class Files:
 
         Raises `PlainError` 400 for a missing part, `RequestError` 429 when there is no room for both.
         """
-        with room_or_429():
-            await asyncio.to_thread(self._complete, upload, etags)
-
-    def _complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
-        draft = self.disk.draft(upload.name)
+        describe = functools.partial(_described, upload)
         try:
-            self._put(draft, upload, self._parts.join(upload.name, etags, draft))
+            with room_or_429():
+                await self._store.join(upload.name, etags, describe, seconds=upload.lifecycle.seconds)
         except MissingPart as error:
-            if not self.disk.find(upload.name):  # else: put together before, and the answer was lost
-                raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
-        finally:
-            self.disk.drop(draft)
-        self._parts.drop(upload.name)
-
-    def _put(self, draft: Path, upload: Upload, head: bytes) -> None:
-        wish = upload.lifecycle
-        inline = is_picture(upload.content_type, head)
-        file_name = "" if inline else upload.file_name
-        meta = Meta(upload.content_type, inline=inline, file_name=file_name, owner=upload.owner, acl=wish.acl)
-        self.disk.put(draft, upload.name, meta, seconds=wish.seconds, durable=True)
+            raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
 
     @contextlib.asynccontextmanager
     async def _spooled(
@@ -211,7 +204,7 @@ class Files:
         path = self.disk.draft(upload.name)
         try:
             with room_or_429():
-                await asyncio.to_thread(self.disk.check, path, announced or 0)
+                await self._store.check(path, announced or 0)
                 with path.open("wb") as file:
                     yield await self._spool(path, file, chunks)
         finally:
@@ -242,35 +235,17 @@ class Files:
     async def _sweep(self) -> None:
         while True:
             try:
-                await asyncio.to_thread(self._parts.drop_before, time.time() - VALID_S)
-                await asyncio.to_thread(self.disk.sweep)
+                await self._store.sweep()
             except Exception as error:  # noqa: BLE001 - without this task the disk fills up
                 fault("stored files could not be swept", error)
             await asyncio.sleep(self._sweep_s)
 
 
-def _read_cached(path: Path) -> bytes | None:
-    """Return a small file that the page cache has; None when the disk may be read, which takes a thread.
-
-    A recent upload is in the cache, and a switch to a thread takes longer than the read.
-    """
-    nowait = getattr(os, "RWF_NOWAIT", None)  # Linux alone has it
-    if nowait is None:
-        return None
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        if size > _READ_AT_ONCE:
-            return None
-        data = bytearray(size)
-        whole = os.preadv(descriptor, [data], 0, nowait) == size
-    except OSError as error:
-        if error.errno not in _NOT_AT_ONCE:
-            raise
-        return None
-    finally:
-        os.close(descriptor)
-    return bytes(data) if whole else None
+def _described(upload: Upload, head: bytes) -> Meta:
+    """Return the metadata of an upload whose file begins with these `HEAD_BYTES`."""
+    inline = is_picture(upload.content_type, head)
+    file_name = "" if inline else upload.file_name
+    return Meta(upload.content_type, inline=inline, file_name=file_name, owner=upload.owner, acl=upload.lifecycle.acl)
 
 
 async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

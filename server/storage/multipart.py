@@ -15,6 +15,7 @@ from server.storage.disk import DiskStore
 from server.storage.full import StorageFull
 from server.storage.layout import HEAD_BYTES, sizes
 from server.storage.ledger import NOTHING, on_disk
+from server.storage.store import MissingPart
 
 MAX_PARTS = 10_000
 
@@ -22,14 +23,6 @@ MAX_PARTS = 10_000
 new_digest = functools.partial(hashlib.blake2b, digest_size=16)
 
 _COPY_BYTES = 1 << 20
-
-
-class MissingPart(Exception):
-    """A listed part is not stored, or the list is empty (`number` 1)."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
 
 
 class Parts:

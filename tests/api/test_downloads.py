@@ -6,8 +6,21 @@ import pytest
 
 from server.storage.files import Files
 from tests.support import app_client, asgi_client
+from tests.support.stores import object_store
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def everywhere(place, monkeypatch):
+    """Each test runs wherever files may lie."""
+    monkeypatch.setitem(app_client.CHOSEN, "files", place)
+
+
+def pytest_generate_tests(metafunc):
+    """Name the places."""
+    metafunc.parametrize("place", object_store.PLACES, indirect=True)
+
 
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 ALICE = {"authorization": "Key alice:secret"}
@@ -58,14 +71,14 @@ async def readers(tmp_path):
 async def test_a_file_that_has_just_had_to_go_is_404(tmp_path, monkeypatch):
     async with app_client.serving(tmp_path, files=Files, keys="alice:secret") as web:
         url = await Readers(web.app).upload()
-        find = web.ctx.files.disk.find
+        find = web.ctx.files.find
 
-        def find_and_drop(name):
-            stored = find(name)
-            stored.path.unlink()
+        async def find_and_drop(name):
+            stored = await find(name)
+            await web.ctx.files.delete(url)
             return stored
 
-        monkeypatch.setattr(web.ctx.files.disk, "find", find_and_drop)
+        monkeypatch.setattr(web.ctx.files, "find", find_and_drop)
 
         assert (await web.call("GET", url)).status == 404
 

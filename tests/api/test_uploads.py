@@ -10,8 +10,21 @@ import pytest
 from server.access.auth import has_shown_key
 from server.storage.files import SPOOL_BYTES, Files
 from tests.support import app_client, asgi_client
+from tests.support.stores import object_store
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def everywhere(place, monkeypatch):
+    """Each test runs wherever files may lie."""
+    monkeypatch.setitem(app_client.CHOSEN, "files", place)
+
+
+def pytest_generate_tests(metafunc):
+    """Name the places."""
+    metafunc.parametrize("place", object_store.PLACES, indirect=True)
+
 
 JPEG = b"\xff\xd8\xff\xe0 a picture"
 INITIATE = "/rest/storage/upload/initiate"

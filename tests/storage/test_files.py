@@ -21,7 +21,10 @@ from server.storage.layout import Layout, Meta
 from server.storage.ledger import BLOCK_BYTES, NOTHING, Size
 from server.storage.multipart import Parts
 from server.storage.names import Names
+from server.storage.store import Stored
 from server.storage.upload_tokens import Upload, UploadTokens
+from tests.support.stores import object_store
+from tests.support.stores.object_store import PLACES
 
 NAMES = Names(b"secret")
 JPEG = b"\xff\xd8\xff\xe0 a picture"
@@ -424,15 +427,37 @@ def test_the_owner_may_read_then_rules_count_then_the_default(acl, reader, decis
 
 
 @pytest.fixture
-async def files(tmp_path):
+async def files(tmp_path, place):
+    """Files, wherever they may lie."""
+    found = files_in(tmp_path, place)
+    await found.start()
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def here(tmp_path):
+    """Files on this machine's disk."""
     found = files_in(tmp_path)
     await found.start()
     yield found
     await found.close()
 
 
-def files_in(folder, **chosen):
-    return Files(Settings(data_dir=folder, **chosen), public_url="https://box.example/fal")
+def pytest_generate_tests(metafunc):
+    """Name the places."""
+    if "place" in metafunc.fixturenames:
+        metafunc.parametrize("place", PLACES, indirect=True)
+
+
+def files_in(folder, place="", **chosen):
+    return object_store.files_in(folder, Files, place, **chosen)
+
+
+async def content(files, name):
+    """The bytes of a stored file; None if there is none."""
+    stored = await files.find(name)
+    return None if stored is None else await files.read(stored)
 
 
 pytestmark = pytest.mark.anyio
@@ -450,7 +475,7 @@ BASES = [
 async def test_a_url_of_ours_is_opened_on_disk(files, base):
     name = await files.save(JPEG, "image/jpeg", owner="alice")
 
-    assert files.local(base + name).read_bytes() == JPEG
+    assert await files.read(await files.local(base + name)) == JPEG
 
 
 @pytest.mark.parametrize(
@@ -458,12 +483,12 @@ async def test_a_url_of_ours_is_opened_on_disk(files, base):
     ["", "data:,", "https://example.com/a.png", f"https://v3.fal.media/files/{NAME}", "http://[::1", "/cdn/files/../x"],
 )
 async def test_any_other_url_is_not_ours(files, url):
-    assert files.local(url) is None
+    assert await files.local(url) is None
 
 
 async def test_a_file_of_the_public_url_that_is_gone_is_not_fetched_from_ourselves(files):
     with pytest.raises(InvalidInput) as caught:
-        files.local(f"https://box.example/fal/cdn/files/{NAME}")
+        await files.local(f"https://box.example/fal/cdn/files/{NAME}")
 
     assert caught.value.error_type == "file_download_error"
 
@@ -472,12 +497,16 @@ async def test_a_file_of_the_public_url_that_is_gone_is_not_fetched_from_ourselv
 async def test_a_private_picture_is_its_owners_to_use(files, reader, found):
     name = await files.save(JPEG, "image/jpeg", owner="alice", lifecycle='{"initial_acl": {"default": "hide"}}')
 
-    assert (files.local(f"https://v3.fal.media/files/{name}", reader) is not None) == found
+    assert (await files.local(f"https://v3.fal.media/files/{name}", reader) is not None) == found
+
+
+def stored_at(path):
+    return Stored(NAME, path, 0, 0.0, 0.0, Meta("image/jpeg"))
 
 
 @pytest.mark.parametrize("size", [0, 1, 45_000, 1 << 18, (1 << 18) + 1])
 @pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "on disk"])
-async def test_a_file_is_read_whole_wherever_it_lies(files, tmp_path, size, in_memory):
+async def test_a_file_is_read_whole_wherever_it_lies(here, tmp_path, size, in_memory):
     path = tmp_path / "file"
     path.write_bytes(os.urandom(size))
     if not in_memory:
@@ -485,24 +514,24 @@ async def test_a_file_is_read_whole_wherever_it_lies(files, tmp_path, size, in_m
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
-    data = await files.read(path)
+    data = await here.read(stored_at(path))
 
     assert data == path.read_bytes()
 
 
-async def test_a_file_that_has_gone_meanwhile_is_not_found(files, tmp_path):
+async def test_a_file_that_has_gone_meanwhile_is_not_found(here, tmp_path):
     with pytest.raises(FileNotFoundError):
-        await files.read(tmp_path / "gone")
+        await here.read(stored_at(tmp_path / "gone"))
 
 
-async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path):
-    small = files_in(tmp_path, max_image_bytes=10)
+async def test_a_file_larger_than_a_picture_may_be_is_not_read(tmp_path, place):
+    small = files_in(tmp_path, place, max_image_bytes=10)
     await small.start()
     name = await small.save(JPEG, "image/jpeg")
     await small.close()
 
     with pytest.raises(InvalidInput) as caught:
-        small.local(f"https://v3.fal.media/files/{name}")
+        await small.local(f"https://v3.fal.media/files/{name}")
 
     assert caught.value.body["detail"][0]["ctx"] == {"max_size": 10}
 
@@ -513,8 +542,8 @@ async def test_a_result_is_stored_for_as_long_as_its_caller_wished(files, durabl
 
     name = await files.save(JPEG, "image/jpeg", lifecycle=header, durable=durable)
 
-    stored = files.disk.find(name)
-    assert stored.path.read_bytes() == JPEG
+    stored = await files.find(name)
+    assert await files.read(stored) == JPEG
     assert stored.expires - stored.created == pytest.approx(60, abs=1)
 
 
@@ -540,8 +569,8 @@ async def test_an_upload_is_never_held_in_memory(files):
 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert files.disk.find(upload.name).size == 20 * 1024 * 1024
-    assert peak < 6 * 1024 * 1024
+    assert (await files.find(upload.name)).size == 20 * 1024 * 1024
+    assert peak < 7 * 1024 * 1024
 
 
 @pytest.mark.parametrize(
@@ -553,8 +582,8 @@ async def test_an_upload_is_never_held_in_memory(files):
         ([bytes(100), OSError(errno.ENOSPC, "full")], 500, 429),
     ],
 )
-async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, status):
-    files = files_in(tmp_path, max_upload_bytes=500)
+async def test_an_upload_that_fails_leaves_nothing(tmp_path, place, chunks, announced, status):
+    files = files_in(tmp_path, place, max_upload_bytes=500)
     files.disk.prepare()
     upload = an_upload()
 
@@ -563,11 +592,11 @@ async def test_an_upload_that_fails_leaves_nothing(tmp_path, chunks, announced, 
     await files.close()
 
     assert caught.value.status == status
-    assert (files.disk.find(upload.name), on_disk(tmp_path)) == (None, {"upload.secret"})
+    assert (await files.find(upload.name), on_disk(tmp_path)) == (None, {"upload.secret"})
 
 
-async def test_uploads_beyond_the_quota_are_refused(tmp_path):
-    files = files_in(tmp_path, files_quota_bytes=10 * BLOCK)
+async def test_uploads_beyond_the_quota_are_refused(tmp_path, place):
+    files = files_in(tmp_path, place, files_quota_bytes=10 * BLOCK)
     files.disk.prepare()
     await files.receive(an_upload(), stream(bytes(8 * BLOCK)), 8 * BLOCK)
 
@@ -639,7 +668,7 @@ async def test_putting_parts_together_needs_room_for_both(tmp_path, quota, joine
     await files.close()
 
     assert isinstance(ends[0], RequestError) is not joined
-    assert (files.disk.find(upload.name) is not None, files.disk.used.bytes) == (joined, 7 * BLOCK)
+    assert (await files.find(upload.name) is not None, files.disk.used.bytes) == (joined, 7 * BLOCK)
 
 
 async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_path):
@@ -659,8 +688,8 @@ async def test_a_part_that_comes_again_takes_the_place_of_the_one_before(tmp_pat
     assert (caught.value.status, files.disk.used) == (413, used)
 
 
-async def test_the_parts_that_came_before_a_restart_count(tmp_path):
-    before, after = (files_in(tmp_path, max_upload_bytes=500) for _ in range(2))
+async def test_the_parts_that_came_before_a_restart_count(tmp_path, place):
+    before, after = (files_in(tmp_path, place, max_upload_bytes=500) for _ in range(2))
     await before.start()
     upload = an_upload()
     await before.receive_part(upload, 1, stream(bytes(300)), 300)
@@ -680,7 +709,7 @@ async def test_parts_are_joined_by_number_in_whatever_order_they_came(files):
 
     await files.complete(upload, etags)
 
-    assert files.disk.find(upload.name).path.read_bytes() == b"1211"
+    assert await content(files, upload.name) == b"1211"
 
 
 async def test_of_a_part_that_came_twice_the_one_listed_counts(files):
@@ -690,7 +719,7 @@ async def test_of_a_part_that_came_twice_the_one_listed_counts(files):
 
     await files.complete(upload, {1: etag})
 
-    assert files.disk.find(upload.name).path.read_bytes() == b"whole"
+    assert await content(files, upload.name) == b"whole"
 
 
 async def test_completing_again_changes_nothing(files):
@@ -700,7 +729,7 @@ async def test_completing_again_changes_nothing(files):
     await files.complete(upload, etags)
     await files.complete(upload, etags)
 
-    assert files.disk.find(upload.name).path.read_bytes() == b"whole"
+    assert await content(files, upload.name) == b"whole"
 
 
 @pytest.mark.parametrize(
@@ -713,11 +742,11 @@ async def test_parts_that_are_not_here_are_an_error(files, etags):
     with pytest.raises(PlainError) as caught:
         await files.complete(upload, etags)
 
-    assert (caught.value.status, files.disk.find(upload.name)) == (400, None)
+    assert (caught.value.status, await files.find(upload.name)) == (400, None)
 
 
-async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path):
-    files = files_in(tmp_path, max_upload_bytes=500)
+async def test_parts_together_may_not_be_larger_than_an_upload(tmp_path, place):
+    files = files_in(tmp_path, place, max_upload_bytes=500)
     await files.start()
     upload = an_upload()
     await files.receive_part(upload, 1, stream(bytes(300)), 300)
@@ -748,9 +777,9 @@ async def test_the_sweeper_goes_on_after_a_failure_that_it_did_not_foresee(tmp_p
     assert "stored files could not be swept: LookupError" in caplog.text
 
 
-async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, files):
+async def test_the_parts_of_a_finished_upload_are_gone(tmp_path, here):
     upload = an_upload()
-    await files.complete(upload, {1: await files.receive_part(upload, 1, stream(b"whole"), None)})
+    await here.complete(upload, {1: await here.receive_part(upload, 1, stream(b"whole"), None)})
 
     assert on_disk(tmp_path) == {"upload.secret", upload.name, f"{upload.name}.meta.json"}
 

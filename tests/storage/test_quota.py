@@ -454,14 +454,14 @@ async def test_an_upload_that_had_to_go_after_its_parts_were_joined_is_429(tmp_p
     files.disk.prepare()
     wanted = files.permit("application/zip", "a.zip", "bad", Lifecycle())
     etag = await files.receive_part(wanted, 1, chunks(b"part"), None)
-    join = files._parts.join
+    join = files._store._parts.join
 
     def join_then_lose(name, etags, draft):
         head = join(name, etags, draft)
         files.disk.drop(draft)
         return head
 
-    files._parts.join = join_then_lose
+    files._store._parts.join = join_then_lose
     with pytest.raises(RequestError) as caught:
         await files.complete(wanted, {1: etag})
 

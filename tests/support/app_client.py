@@ -12,6 +12,8 @@ from server.app import Parts, create_app
 from server.outbound.fetch import FetchError
 from server.settings import Settings
 from server.storage.files import Files
+from server.storage.layout import Meta
+from server.storage.store import Stored
 from server.workers.pool import State
 from tests.support import asgi_client
 
@@ -120,8 +122,10 @@ class Shelf(Files):
         self.saved[name] = (data, content_type, options)
         return name
 
-    def local(self, url, reader=None):
-        return self.local_paths.get(url)
+    async def local(self, url, reader=None):
+        path = self.local_paths.get(url)
+        size = path.stat().st_size if path and path.exists() else 0
+        return path and Stored(path.name, path, size, 0.0, 0.0, Meta("image/jpeg"))
 
 
 class Web:
@@ -157,6 +161,10 @@ class NoDeliveries:
         """Deliver nothing."""
 
 
+# Settings of all servers of a test which does not choose others.
+CHOSEN = {}
+
+
 @contextlib.asynccontextmanager
 async def serving(tmp_path, *, files=Shelf, capacity=1, **chosen):
     """The web side with these settings; `files` makes what stores files, `capacity` is the engines'."""
@@ -168,7 +176,7 @@ async def serving(tmp_path, *, files=Shelf, capacity=1, **chosen):
         files=files,
         deliverer=lambda *_, **__: NoDeliveries(),
     )
-    app = create_app(Settings(data_dir=tmp_path, **{"drain_timeout": 1, **chosen}), parts)
+    app = create_app(Settings(data_dir=tmp_path, **{"drain_timeout": 1, **CHOSEN, **chosen}), parts)
     async with asgi_client.lifespan(app.asgi):
         try:
             yield Web(app.asgi, app.state.ctx, net)

@@ -1,0 +1,1 @@
+"""Stored files in an object store, for any machine. Read bucket, expiry, then objects, location."""

@@ -1,0 +1,75 @@
+"""What lies where in the object store, beside the markers of `expiry`; and the drafts that become objects.
+
+stored/ab/ab12….jpg              the bytes
+stored/ab/ab12….jpg.meta.json    `Record`
+parts/ab12….zip/00001-89ab…      a part of an upload: its number, and the digest of its bytes
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from server.storage.bucket.objects import Found, Objects
+from server.storage.full import StorageFull
+from server.storage.layout import Meta
+from server.storage.ledger import NOTHING, Size, on_disk
+
+META_ENDING = ".meta.json"
+_READ_BYTES = 1 << 20
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What is said of a file. `expires`: Unix time."""
+
+    expires: float
+    meta: Meta
+
+
+def path_of(name: str) -> str:
+    """Return the path of a file's bytes."""
+    return f"stored/{name[:2]}/{name}"
+
+
+def parts_of(name: str) -> str:
+    """Return the folder of an upload's parts; the key, too, under which they are counted."""
+    return f"parts/{name}"
+
+
+async def stored_parts(objects: Objects, name: str) -> dict[tuple[int, str], Found]:
+    """Return the parts of an upload that are stored, by number and etag."""
+    found = {}
+    async for page in objects.pages(parts_of(name)):
+        for each in page:
+            number, _, etag = each.path.rpartition("/")[2].partition("-")
+            found[int(number), etag] = each
+    return found
+
+
+def total(parts: Iterable[Found]) -> Size:
+    """Return what parts count together."""
+    return functools.reduce(Size.plus, (on_disk(part.size) for part in parts), NOTHING)
+
+
+def size_of(draft: Path) -> int:
+    """Return the bytes of a spooled file."""
+    return draft.stat().st_size
+
+
+async def blocks_of(draft: Path) -> AsyncIterator[bytes]:
+    """Yield a spooled file."""
+    with draft.open("rb") as file:
+        while block := await asyncio.to_thread(file.read, _READ_BYTES):
+            yield block
+
+
+@contextlib.contextmanager
+def full_if_gone() -> Iterator[None]:
+    """Turn the loss of a draft, or a part, that had to go for others into `StorageFull`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise StorageFull from None
