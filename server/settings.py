@@ -25,7 +25,7 @@ __all__ = [
     "SettingsError",
 ]
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+_DEVICE = re.compile(r"auto|all|none|cpu|mps|cuda(:\d{1,3})?")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -169,7 +169,11 @@ class ModelSettings(DataSettings, RequestSettings, LogSettings):
     vae: str = setting("full", "full, tiny (TAESD: softer pictures, much faster on a cpu) or a folder")
     safety_checker: str = setting("auto", "auto (the one that comes with the model), a hub id, a folder or none")
     force_safety_checks: bool = setting(False, "run the safety checker whatever the request says")  # noqa: FBT003
-    device: str = setting("auto", "auto (cuda, then mps, then cpu), or a comma-separated list: cuda:0,cuda:1")
+    device: str = setting(
+        "auto",
+        "auto (cuda, then mps, then cpu), all (an engine on each card, else as auto), none (only answers: other boxes"
+        " have the engines), or a comma-separated list: cuda:0,cuda:1",
+    )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = setting(
         "auto", "auto (float16 on cuda, mps; on the cpu bfloat16 if faster, else float32), float16, bfloat16, float32"
     )
@@ -185,11 +189,14 @@ class ModelSettings(DataSettings, RequestSettings, LogSettings):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.devices:
+        named = self._named()
+        if not named:
             raise SettingsError("device: names none")
-        for device in self.devices:
+        for device in named:
             if not _DEVICE.fullmatch(device):
-                raise SettingsError(f"device: {device!r} is none of auto, cpu, mps, cuda, cuda:N")
+                raise SettingsError(f"device: {device!r} is none of auto, all, none, cpu, mps, cuda, cuda:N")
+        if {"all", "none"} & set(named) and len(named) > 1:
+            raise SettingsError("device: all and none stand alone")
 
     @property
     def engine(self) -> EngineConfig:
@@ -200,7 +207,10 @@ class ModelSettings(DataSettings, RequestSettings, LogSettings):
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices; one engine process runs for each."""
-        return tuple(part.strip() for part in self.device.split(",") if part.strip())
+        return tuple(name for name in self._named() if name != "none")
+
+    def _named(self) -> list[str]:
+        return [part.strip() for part in self.device.split(",") if part.strip()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,17 @@ def test_a_data_folder_in_the_home_of_no_user_is_an_error():
         load({"data_dir": Path("~nosuch/data")}, {})
 
 
+@pytest.mark.parametrize(("device", "devices"), [("none", ()), ("all", ("all",)), ("cpu, cuda:1", ("cpu", "cuda:1"))])
+def test_one_engine_runs_for_each_device(device, devices):
+    assert load({"device": device}, {}).devices == devices
+
+
+@pytest.mark.parametrize("device", ["all,cpu", "cuda:0,none"])
+def test_all_and_none_stand_alone(device):
+    with pytest.raises(SettingsError, match="device: all and none stand alone"):
+        load({"device": device}, {})
+
+
 def test_a_lame_duck_lives_no_longer_than_the_drain():
     with pytest.raises(SettingsError, match="lameduck: 16 s are more than drain-timeout, 15 s"):
         load({"lameduck": 16.0}, {})
@@ -155,7 +166,7 @@ def test_a_child_process_inherits_no_setting(monkeypatch):
         ({"jpeg_subsampling": "4:1:1"}, "jpeg-subsampling: '4:1:1' is none of 4:4:4, 4:2:2, 4:2:0"),
         ({"dtype": "float8"}, "dtype: 'float8' is none of auto, float16, bfloat16, float32"),
         ({"device": " , "}, "device: names none"),
-        ({"device": "cpu,tpu"}, "device: 'tpu' is none of auto, cpu, mps, cuda, cuda:N"),
+        ({"device": "cpu,tpu"}, "device: 'tpu' is none of auto, all, none, cpu, mps, cuda, cuda:N"),
     ],
 )
 def test_a_value_that_cannot_be_is_an_error_that_says_what_can(values, said):

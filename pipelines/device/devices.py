@@ -24,13 +24,17 @@ _KEPT_BYTES = 2**31 - 1
 
 MEMINFO = Path("/proc/meminfo")
 
+# What leaves the choice to this machine.
+_UNNAMED = frozenset({"auto", "all"})
+
 
 def pick_device(name: str) -> torch.device:
     """Return the device that `name` means: `auto` is cuda, then mps, then cpu; cuda is the card with most processors.
 
-    Raises `CheckpointError` if it is absent or can't be used. `auto` passes over cards that can't (`passed_over`).
+    Of `all` it is the same. Raises `CheckpointError` if it is absent or can't be used. `auto` passes over cards that
+    can't (`passed_over`).
     """
-    if name == "auto":
+    if name in _UNNAMED:
         return _best()
     try:
         device = torch.device(name)
@@ -43,6 +47,12 @@ def pick_device(name: str) -> torch.device:
     if device.type not in {"cpu", "mps"}:
         raise CheckpointError(f"Devices of type {device.type!r} are not supported.", "Use auto, cpu, mps or cuda.")
     return device
+
+
+def every(build: cuda_support.Build) -> list[str]:
+    """Return the device of each engine that `all` means: the cards that can be used, else what `auto` finds."""
+    cards = range(len(build.cards))
+    return [f"cuda:{index}" for index in cards if cuda_support.card_fault(build, index) is None] or ["auto"]
 
 
 def first(config: EngineConfig) -> torch.device:
@@ -59,7 +69,7 @@ def label(device: torch.device) -> str:
 
 def passed_over(config: EngineConfig) -> CheckpointError | None:
     """Return why the NVIDIA card of this machine is not used, where the processor stands in for it; else None."""
-    if config.device.split(",")[0].strip() != "auto" or first(config).type != "cpu":
+    if config.device.split(",")[0].strip() not in _UNNAMED or first(config).type != "cpu":
         return None
     return cuda_support.fault(cuda_support.build())
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipelines.device import devices, dtypes
+from pipelines.device import cuda_support, devices, dtypes
 from pipelines.errors import SetupError
 from pipelines.hub import download
 from pipelines.messages import EngineConfig
@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     config = msgspec.json.decode(options.config, type=EngineConfig)
     try:
+        if options.tool == "devices":
+            print(",".join(devices.every(cuda_support.build())))
+            return 0
         if options.tool == "pull":
             return run_pull(config)
         if options.tool == "bench":
@@ -74,7 +77,7 @@ def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int, names:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -P -m pipelines.tools")
-    parser.add_argument("tool", choices=("pull", "doctor", "bench"))
+    parser.add_argument("tool", choices=("pull", "doctor", "bench", "devices"))
     parser.add_argument("--config", required=True, help="an EngineConfig as JSON")
     parser.add_argument("--host", nargs="+", default=["127.0.0.1"], help="addresses to listen on (doctor)")
     parser.add_argument("--port", type=int, default=8000, help="port that the server is to listen on (doctor)")

@@ -33,7 +33,8 @@ async def health(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Answer 200 if the server takes requests and is not leaving, else 503, with the same body as `health`."""
     body = _health(context(request))
-    return json_response(body, 200 if body["state"] in _SERVING and not body["draining"] else 503)
+    serves = body["state"] in _SERVING and body["engines"] and not body["draining"]
+    return json_response(body, 200 if serves else 503)
 
 
 def _health(ctx: Context) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli import progress
 from server.cli.launcher import RUN_FILE
+from server.cli.tools import every_device
 from server.data_dir import Held, locked, prepare, usable, write_whole
 from server.environment import affordable_budget, version
 from server.fal.hosts import parse_host
@@ -39,6 +40,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     os.umask(0o077)  # the job database and its log, too, are private
     prepare(settings.data_dir)
     _check_open(settings)
+    _check_engines(settings)
     settings, warning = open_files.within(open_files.raise_limit(), settings)
     with (
         usable(settings.data_dir),
@@ -49,6 +51,8 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
         threading.excepthook, sys.unraisablehook = _on_thread_error, _on_unraisable
         _say_budget(settings)
         _say_proxy(settings)
+        if settings.device == "all":
+            settings = dataclasses.replace(settings, device=every_device(settings))
         run_file = settings.data_dir / RUN_FILE
 
         def on_ready() -> None:
@@ -166,6 +170,14 @@ def _check_open(settings: Settings) -> None:
         f"--host {settings.host} opens the server to other machines, and there are no keys. "
         "Hint: `fourstep keys add NAME` or FOURSTEP_KEYS=id:secret; or --allow-anonymous if anyone may use it"
     )
+
+
+def _check_engines(settings: Settings) -> None:
+    """Refuse to accept jobs that no engine would do."""
+    if not settings.devices:
+        raise SettingsError(
+            "--device none is for one of several boxes, whose jobs the others do. Hint: --device auto on a box alone"
+        )
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from server.environment import child_environment
-from server.settings import Settings
+from server.settings import Settings, SettingsError
 from server.transport.takeover import HOSTS_FILE_NAMES
 from server.workers.launch import ENVIRONMENT
 
@@ -29,9 +29,23 @@ def bench(settings: Settings, requests: int | None, clients: int, seconds: int) 
     return _run("bench", settings, length, f"--clients={clients}")
 
 
+def every_device(settings: Settings) -> str:
+    """Return the devices that `all` means, by commas. Raises `SettingsError` if torch can't say."""
+    done = subprocess.run(
+        _command("devices", settings), env=child_environment(**ENVIRONMENT), capture_output=True, text=True, check=False
+    )
+    if done.returncode or not done.stdout.strip():
+        why = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise SettingsError(f"--device all: torch can't say what is there ({why}). Hint: name them, as cuda:0,cuda:1")
+    return done.stdout.split()[-1]
+
+
 def _run(tool: str, settings: Settings, *arguments: str) -> int:
     """Run the tool on this terminal, in an engine's environment, and return its exit status."""
-    config = msgspec.json.encode(settings.engine).decode()
-    command = [sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config, *arguments]
     signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches the tool too, which says what there is and ends
-    return subprocess.call(command, env=child_environment(**ENVIRONMENT))
+    return subprocess.call([*_command(tool, settings), *arguments], env=child_environment(**ENVIRONMENT))
+
+
+def _command(tool: str, settings: Settings) -> list[str]:
+    config = msgspec.json.encode(settings.engine).decode()
+    return [sys.executable, "-P", "-m", "pipelines.tools", tool, "--config", config]

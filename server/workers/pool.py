@@ -50,6 +50,7 @@ EXIT_S = 2.0
 
 _BEST_FIRST = (State.READY, State.BUSY, State.STARTING, State.UNLOADED, State.DEFUNCT, State.SETUP_FAILED)
 _HOPELESS = (State.DEFUNCT, State.SETUP_FAILED)
+_NO_ENGINE = "This box has no engine (--device none): others have."
 _TOLD = ("device", "pid", "restarts", "graphs_failed", "model", "dtype", "torch")
 
 
@@ -86,8 +87,8 @@ class Pool(Owner):
 
     @property
     def state(self) -> State:
-        """Return the best of the engines' states."""
-        return min(map(self._state_of, self._supervisors), key=_BEST_FIRST.index)
+        """Return the best of the engines' states; READY without engines, as all is well."""
+        return min(map(self._state_of, self._supervisors), key=_BEST_FIRST.index, default=State.READY)
 
     @property
     def detail(self) -> str:
@@ -131,7 +132,7 @@ class Pool(Owner):
         """Return `model` once an engine is ready, "" if it can't be loaded. Raises `RequestError` `startup_timeout`."""
         try:
             async with asyncio.timeout(self._start_timeout_s):
-                while not self.model and self.state not in _HOPELESS and not self._closing:
+                while self._supervisors and not (self.model or self.state in _HOPELESS or self._closing):
                     await self._next_move()
         except TimeoutError:
             raise self._late() from None
@@ -141,8 +142,8 @@ class Pool(Owner):
         """Raise `RequestError` `runner_scheduling_failure`, with a hint, if no engine is or will become ready."""
         if self._closing:
             raise RequestError("runner_scheduling_failure", "The server is stopping.")
-        if self.state in _HOPELESS:
-            raise RequestError("runner_scheduling_failure", self.detail)
+        if self.state in _HOPELESS or not self._supervisors:
+            raise RequestError("runner_scheduling_failure", self.detail or _NO_ENGINE)
 
     async def run(self, work: Work, on_event: Callable[[Event], None] | None = None) -> Generated:
         """Run a request on an engine and pass its events to `on_event`. Cancelling stops it on the device.

@@ -53,6 +53,14 @@ async def test_health_is_200_in_every_state_and_ready_in_those_that_serve(tmp_pa
     assert ready.status == (200 if state.value in {"READY", "BUSY", "UNLOADED"} else 503)
 
 
+async def test_a_box_without_engines_is_well_and_not_ready(tmp_path):
+    async with serving(tmp_path) as web:
+        web.engines.engines = []
+        health, ready = await web.call("GET", "/health"), await web.call("GET", "/ready")
+
+    assert (health.status, health.json()["state"], ready.status) == (200, "READY", 503)
+
+
 async def test_a_server_that_leaves_is_not_ready_and_still_accepts_jobs_and_calls(tmp_path):
     async with serving(tmp_path) as web:
         web.ctx.queue.drain()

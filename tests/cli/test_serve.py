@@ -149,6 +149,21 @@ def test_sigterm_ends_server_and_engines(tmp_path):
         os.kill(engines[0], 0)
 
 
+def test_a_box_alone_needs_an_engine(tmp_path):
+    done = serve(tmp_path, "--device", "none", "--port", "0")
+
+    assert done.returncode == 1
+    assert "--device none is for one of several boxes" in done.stderr
+    assert "Hint: --device auto" in done.stderr
+
+
+def test_all_devices_of_a_machine_without_cards_are_the_one_that_auto_takes(tmp_path):
+    with serving("--model", "instant", "--device", "all", data_dir=tmp_path) as server:
+        engines = server.get("/health")["engines"]
+
+    assert [engine["device"] for engine in engines] == ["auto"]
+
+
 def test_a_lame_duck_answers_calls_and_leaves_its_jobs_to_the_next_start(tmp_path):
     flags = ("--model", "instant:1000", "--max-batch", "1", "--lameduck", "2")
     server = start_server(*flags, data_dir=tmp_path)

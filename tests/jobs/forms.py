@@ -1,5 +1,6 @@
 """The forms of the job store under one roof, for tests of what both mean."""
 
+import asyncio
 import uuid
 
 from typing_extensions import override
@@ -10,7 +11,7 @@ from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.migrations import migrate
 from server.jobs.postgres.outbox import PostgresOutbox
 from server.jobs.postgres.payloads import PayloadStore
-from server.jobs.postgres.pool import Pool
+from server.jobs.postgres.pool import Failed, Pool
 from server.jobs.postgres.store import PostgresStore
 from server.jobs.sqlite.database import Database
 from server.jobs.sqlite.store import SQLiteStore
@@ -69,9 +70,13 @@ class PostgresForm:
         return self
 
     def _connect(self):
-        self.pool = Pool(self.cluster.url(self.name))
+        self.pool = LosingPool(self.cluster.url(self.name))
         self.store = self.worker()
-        self.outbox = PostgresOutbox(self.pool, node=self.store.node)
+        self.outbox = self.outbox_of(self.store)
+
+    def outbox_of(self, store):
+        """Return the outbox as a worker sees it."""
+        return PostgresOutbox(self.pool, node=store.node)
 
     def worker(self, kind=PostgresStore, **settings):
         """Return the store as another worker sees it."""
@@ -80,6 +85,21 @@ class PostgresForm:
     async def execute(self, *statements):
         """Execute statements in this database."""
         await self.cluster.execute(*statements, database=self.name)
+
+    async def fetch(self, query):
+        """Return the rows of a query in this database."""
+        return await self.cluster.fetch(self.cluster.url(self.name), query)
+
+    async def everything(self):
+        """Return what is left of payloads: of each row what it names, and the number of objects to be deleted."""
+        return await self.fetch(
+            "SELECT input_object, output_object, (SELECT count(*) FROM objects)"
+            " FROM (SELECT 1) AS one LEFT JOIN payloads ON true"
+        )
+
+    async def settled(self):
+        """Wait for what the store does behind its answers."""
+        await asyncio.gather(*self.pool._writes)
 
     async def _alive(self):
         # There was no gap in the heartbeats: leases lapse in their time.
@@ -111,6 +131,24 @@ class PostgresForm:
         """Let the database go."""
         await self.pool.close()
         await self.cluster.drop(self.name)
+
+
+class LosingPool(Pool):
+    """A pool that loses answers: what was asked for has been done."""
+
+    losing = 0
+
+    def lose(self, count):
+        """Lose the next answers."""
+        self.losing = count
+
+    @override
+    async def _fetch_once(self, statement, arguments, until):
+        rows = await super()._fetch_once(statement, arguments, until)
+        if self.losing:
+            self.losing -= 1
+            raise Failed(ConnectionResetError("lost"), passing=True)
+        return rows
 
 
 # What is stored of times, but for a job's log.

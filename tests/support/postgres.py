@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 
@@ -120,6 +121,13 @@ class Cluster:
         for statement in statements:
             await connection.execute(statement)
         await connection.close()
+
+    async def fetch(self, url: str, query: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        connection = await asyncpg.connect(url)
+        rows = [tuple(row) for row in await connection.fetch(query)]
+        await connection.close()
+        return rows
 
     async def new_database(self, template: str = "template0") -> str:
         """Create a database and return its name."""

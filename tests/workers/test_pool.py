@@ -545,3 +545,16 @@ def is_running(pid):
     with contextlib.suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     return False
+
+
+@pytest.mark.anyio
+async def test_a_pool_without_devices_is_well_and_does_nothing():
+    pool = Pool(EngineConfig(model="instant", data_dir=""), ())
+    await pool.start()
+
+    assert (pool.state, pool.engines, pool.capacity) == (State.READY, [], 0)
+    assert await pool.loaded_model() == ""
+    with pytest.raises(RequestError, match="This box has no engine") as refused:
+        await pool.run(work("one"))
+    assert refused.value.status == 503
+    await pool.close(0)

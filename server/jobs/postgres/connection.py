@@ -48,6 +48,7 @@ async def opened(url: str, *, timeout_s: float, statement_s: float = 0.0) -> Any
         server_settings={
             "application_name": "fourstep",
             "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
             "plan_cache_mode": "force_generic_plan",
             "jit": "off",
             "statement_timeout": str(int(statement_s * 1000)),

@@ -64,6 +64,8 @@ def _reason(error: Exception) -> str:
         return "PostgreSQL does not answer"
     if isinstance(error, ValueError) and not isinstance(error, asyncpg.InterfaceError):
         return "its URL can't be read"  # the error's own words may have the password in them
+    if isinstance(error, asyncpg.DataError):
+        return "a value can't be stored"  # here they have the value
     # Of PostgreSQL's messages only the first line: details may have values in them.
     return str(error.args[0] if isinstance(error, asyncpg.PostgresError) else error).partition("\n")[0]
 

@@ -5,13 +5,18 @@ commit that names it, and deleted after the commit that lets it go. Table `objec
 server leaves behind that ends there is deleted by whichever looks next.
 """
 
+import logging
 import uuid
 from collections.abc import Collection, Iterable
 from typing import Any, Protocol
 
+from server.jobs.errors import DatabaseError, log_database_error
+from server.jobs.job import Job
 from server.jobs.postgres import upkeep
 from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
+
+LOG = logging.getLogger(__name__)
 
 INLINE_BYTES = 256 * 1024  # larger ones would swell the database's log, backups and standbys
 ORPHAN_S = 3600.0  # an object that no row has come to name by then was left behind
@@ -52,6 +57,10 @@ class Payloads:
         await self._outside.put(name, data)
         return None, name
 
+    def is_inline(self, job: Job) -> bool:
+        """Return whether a claimed job's input lies in its row."""
+        return job.store_io and not job.damaged and len(job.input) <= self._inline_bytes
+
     async def get(self, inline: bytes | None, name: str | None) -> bytes | None:
         """Return the payload that a row has or names; None if it is gone."""
         return inline if name is None else await self._outside.get(name)
@@ -59,20 +68,26 @@ class Payloads:
     def let_go(self, names: Iterable[str | None]) -> None:
         """Delete these objects, which no row names any longer. The caller does not wait; what fails is swept later."""
         if gone := [name for name in names if name is not None]:
-            self._pool.write(self._delete(gone))
+            self._pool.write(self._try_to_delete(gone))
 
     async def expire(self, statement: Statement, *arguments: Any) -> list[str]:
         """Leave tombstones of the jobs that the statement picks. Return their ids."""
         rows = await self._pool.fetch(statement, *arguments)
         names = [name for row in rows for name in row["names"] or ()]
         if names:
-            await self._delete(names)
+            await self._try_to_delete(names)
         return [row["id"] for row in rows]
 
     async def sweep(self) -> None:
         """Delete objects that were left behind."""
         if names := [row[0] for row in await self._pool.fetch(upkeep.ORPHANS, SWEPT_AT_ONCE)]:
             await self._delete(names)
+
+    async def _try_to_delete(self, names: list[str]) -> None:
+        try:
+            await self._delete(names)
+        except DatabaseError as error:
+            log_database_error(LOG, "payloads could not be deleted, and will be swept", error)
 
     async def _delete(self, names: list[str]) -> None:
         await self._outside.delete(names)

@@ -117,7 +117,7 @@ class Pool:
             while True:
                 try:
                     return await attempt(until)
-                except _Failed as failed:
+                except Failed as failed:
                     pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)] * random.uniform(0.5, 1.0)  # noqa: S311
                     tries += 1
                     if not failed.passing or time.monotonic() + pause >= until:
@@ -156,14 +156,14 @@ class Pool:
         try:
             await connection.raw.execute("ROLLBACK", timeout=HURRY_S)
         except BaseException as error:
-            with contextlib.suppress(_Failed):  # with its connection the lock has gone
+            with contextlib.suppress(Failed):  # with its connection the lock has gone
                 self._return_after(error, connection)
                 raise
         else:
             self._return(connection)
 
     async def _take(self, until: float) -> Connection:
-        """Return a connection of one's own, ready before `until`. Raises `_Failed`."""
+        """Return a connection of one's own, ready before `until`. Raises `Failed`."""
         await self._slot(until)
         try:
             return self._ready() or await self._open(until)
@@ -179,7 +179,7 @@ class Pool:
         self._slots.release()
 
     def _return_after(self, error: BaseException, connection: Connection) -> None:
-        """Take a connection back on which an error happened. Raises `_Failed` but for a cancellation."""
+        """Take a connection back on which an error happened. Raises `Failed` but for a cancellation."""
         closed = connection.raw.is_closed()
         if closed or faults.spoils(error):
             self._drop(connection)
@@ -189,7 +189,7 @@ class Pool:
         self._note(error, closed=closed)
 
     def _note(self, error: BaseException, *, closed: bool = False) -> None:
-        """Raise what has failed as `_Failed`."""
+        """Raise what has failed as `Failed`."""
         if not isinstance(error, Exception):
             return
         if isinstance(error, TimeoutError):
@@ -197,7 +197,7 @@ class Pool:
                 self._drop(idle)
         if self.down_since is None and faults.unreachable(error):
             self.down_since = time.time()
-        raise _Failed(error, passing=faults.worth_a_try(error, closed=closed)) from error
+        raise Failed(error, passing=faults.worth_a_try(error, closed=closed)) from error
 
     async def _slot(self, until: float) -> None:
         if not self._slots.locked():
@@ -207,7 +207,7 @@ class Pool:
             async with asyncio.timeout(left(until)):
                 await self._slots.acquire()
         except TimeoutError as error:
-            raise _Failed(error, passing=True) from error
+            raise Failed(error, passing=True) from error
 
     def _ready(self) -> Connection | None:
         while self._idle:
@@ -244,7 +244,7 @@ class Pool:
             await connection.raw.close(timeout=HURRY_S)
 
 
-class _Failed(Exception):
+class Failed(Exception):
     """One try failed, by `error`; `passing`: another may succeed."""
 
     def __init__(self, error: Exception, *, passing: bool) -> None:

@@ -34,7 +34,7 @@ FROM jobs JOIN payloads ON job = seq WHERE id = $1 AND {DONE} AND NOT expired
 """,
 )
 
-# Argument: ids. A row for each that is there, and one without id: how many wait, by owner.
+# Arguments: ids, whether to count. A row for each that is there, and one without id: how many wait, by owner.
 REFRESH: Final = Statement(
     "refresh",
     f"""
@@ -43,7 +43,7 @@ SELECT id, status, fence, worker, (SELECT count(*) FROM events WHERE job = jobs.
 FROM jobs WHERE id = ANY ($1::text[])
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, array_agg(owner), array_agg(waiting)
-FROM (SELECT owner, count(*) AS waiting FROM jobs WHERE {WAITING} GROUP BY owner) AS by_owner
+FROM (SELECT owner, count(*) AS waiting FROM jobs WHERE {WAITING} AND $2::boolean GROUP BY owner) AS by_owner
 """,
 )
 
@@ -51,13 +51,13 @@ FROM (SELECT owner, count(*) AS waiting FROM jobs WHERE {WAITING} GROUP BY owner
 PLACES: Final = Statement(
     "places",
     f"""
+WITH last AS MATERIALIZED (
+    SELECT priority, seq FROM jobs WHERE id = ANY ($1::text[]) AND {WAITING} ORDER BY priority DESC, seq DESC LIMIT 1
+)
 SELECT id, place FROM (
     SELECT id, row_number() OVER (ORDER BY priority, seq) - 1 AS place FROM jobs
-    WHERE {WAITING} AND (priority, seq) <= (
-        SELECT priority, seq FROM jobs WHERE id = ANY ($1::text[]) AND {WAITING}
-        ORDER BY priority DESC, seq DESC LIMIT 1
-    )
-) AS queue WHERE id = ANY ($1::text[])
+    WHERE {WAITING} AND (priority, seq) <= (SELECT priority, seq FROM last)
+) AS queue JOIN unnest($1::text[]) AS wanted (id) USING (id)
 """,
 )
 
@@ -73,7 +73,7 @@ SELECT at, level, message FROM jobs JOIN events ON job = seq WHERE id = $1 AND l
 
 
 def refreshed(rows: Rows) -> tuple[list[State], dict[str, int]]:
-    """Return the values of `REFRESH`: states of the jobs that are stored, and how many jobs wait, by owner."""
+    """Return the values of `REFRESH`: states of the jobs that are stored; how many jobs wait, by owner, if counted."""
     states = [State(row[0], Status(row[1]), *row[2:10]) for row in rows if row[0] is not None]
     ((owners, waiting),) = [row[10:] for row in rows if row[0] is None]
     return states, dict(zip(owners or (), waiting or (), strict=True))

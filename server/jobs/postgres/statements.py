@@ -47,21 +47,29 @@ _WARNING: Final = """
 """
 _NAMED: Final = "DELETE FROM objects USING job WHERE name = $12"  # a row names it from now on
 
-# Arguments: id, app, owner, priority, call, webhook, no_retry, store_io, start timeout, input, its size, its object,
-# warning. No row: there is a job of this id.
-SUBMIT: Final = Statement(
-    "submit",
-    f"""
+_JOB: Final = f"""
 WITH job AS (
     INSERT INTO jobs ({_COLUMNS}) VALUES ({_VALUES}, 'IN_QUEUE')
     ON CONFLICT (id) DO NOTHING RETURNING seq, submitted_at, start_by
-), payload AS (
+)"""
+# Arguments: id, app, owner, priority, call, webhook, no_retry, store_io, start timeout, input, its size. No row: there
+# is a job of this id.
+SUBMIT: Final = Statement(
+    "submit",
+    f"""{_JOB}, payload AS (INSERT INTO payloads (job, input) SELECT seq, $10::bytea FROM job)
+SELECT seq, submitted_at, start_by FROM job
+""",
+)
+# The same, and: the input's object, warning.
+SUBMIT_MORE: Final = Statement(
+    "submit",
+    f"""{_JOB}, payload AS (
     INSERT INTO payloads (job, input, input_object) SELECT seq, $10::bytea, $12::text FROM job
 ), warning AS ({_WARNING}), named AS ({_NAMED})
 SELECT seq, submitted_at, start_by FROM job
 """,
 )
-# The same with the output's bytes, and: result status, headers, error, error type.
+# The same with the output, and: result status, headers, error, error type.
 SUBMIT_ENDED: Final = Statement(
     "submit",
     f"""
@@ -117,25 +125,33 @@ _LET_GO: Final = f"""
     ON CONFLICT DO NOTHING
 """
 
-# Arguments: seq, fence, node, seconds, result status, headers, error, error type, output, its size, its object; times,
-# levels and texts of the log. A row: this worker has ended it, now or when it was asked before.
+_FINISH: Final = f"""
+WITH ended AS (
+    UPDATE jobs SET {_END}, inference_time = $3, result_status = $4, result_headers = $5, error = $6, error_type = $7,
+        bytes = $9
+    WHERE seq = $1 AND fence = $2 AND {RUNNING} RETURNING seq, webhook
+), log AS ({_log("ended", "0", "$10::float8[], $11::text[], $12::text[]")}), webhook AS ({_WEBHOOK})"""
+# Arguments: seq, fence, seconds, result status, headers, error, error type, output, its size; times, levels and texts
+# of the log. No row: nothing was changed.
 FINISH: Final = Statement(
     "finish",
-    f"""
-WITH ended AS (
-    UPDATE jobs SET {_END}, inference_time = $4, result_status = $5, result_headers = $6, error = $7, error_type = $8,
-        bytes = $10
-    WHERE seq = $1 AND fence = $2 AND {RUNNING} RETURNING seq, webhook
-), payload AS (
-    UPDATE payloads SET input = NULL, output = $9, output_object = $11 FROM ended WHERE job = ended.seq
-    RETURNING input_object
-), log AS ({_log("ended", "0", "$12::float8[], $13::text[], $14::text[]")}), webhook AS ({_WEBHOOK}),
-let_go AS ({_LET_GO}), named AS (DELETE FROM objects USING ended WHERE name = $11)
-SELECT (SELECT input_object FROM payload) FROM ended
-UNION ALL
-SELECT NULL FROM jobs WHERE seq = $1 AND fence = $2 AND worker = $3 AND {DONE}
+    f"""{_FINISH},
+payload AS (UPDATE payloads SET input = NULL, output = $8 FROM ended WHERE job = ended.seq)
+SELECT seq FROM ended
 """,
 )
+# The same, and: the output's object. For jobs of which anything is an object.
+FINISH_OUTSIDE: Final = Statement(
+    "finish",
+    f"""{_FINISH}, payload AS (
+    UPDATE payloads SET input = NULL, output = $8, output_object = $13 FROM ended WHERE job = ended.seq
+    RETURNING input_object
+), let_go AS ({_LET_GO}), named AS (DELETE FROM objects USING ended WHERE name = $13)
+SELECT input_object FROM ended LEFT JOIN payload ON true
+""",
+)
+# Arguments: seq, fence, node. A row: that node has ended the job under that fence, but the answer was lost.
+FINISHED: Final = Statement("finish", f"SELECT seq FROM jobs WHERE seq = $1 AND fence = $2 AND worker = $3 AND {DONE}")
 
 # Arguments: id, this cancel's own name, result status, headers, error, error type, output, its size; times, levels and
 # texts of the log. The row: status and worker as they were. A cancel leaves its name, and what it saw, as the worker.

@@ -17,7 +17,7 @@ from server.jobs.postgres import statements as sql
 from server.jobs.postgres.connection import Row, Statement
 from server.jobs.postgres.payloads import INLINE_BYTES, Payloads, PayloadStore
 from server.jobs.postgres.pool import Pool
-from server.jobs.postgres.usage import Usage
+from server.jobs.postgres.usage import Usage, Waiting
 from server.jobs.store import GRACE_S, Held, JobStore, State
 
 LOG = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class PostgresStore(JobStore):
         self._grace_s = grace_s
         self._payloads = Payloads(pool, payloads, inline_bytes)
         self._usage = Usage(pool, measured_s)
+        self._waiting = Waiting()
         self._unread: set[int] = set()  # seqs of claimed jobs whose inputs are on their way
 
     # --- a job's life
@@ -63,30 +64,17 @@ class PostgresStore(JobStore):
     async def _submit(self, new: NewJob) -> Snapshot:
         stored = new.input if new.result is None else new.result.body
         inline, name = await self._payloads.put(stored, store_io=new.store_io)
-        arguments: tuple[Any, ...] = (
-            new.id,
-            new.app,
-            new.owner,
-            new.priority,
-            reading.json(new.call),
-            new.webhook,
-            new.no_retry,
-            new.store_io,
-            new.start_timeout,
-            inline,
-            len(stored),
-            name,
-            reading.text(new.warning),
-        )
-        if new.result is None:
-            rows = await self.pool.fetch(sql.SUBMIT, *arguments)
+        job = (new.id, new.app, new.owner, new.priority, reading.json(new.call), new.webhook, new.no_retry)
+        arguments = (*job, new.store_io, new.start_timeout, inline, len(stored))
+        more = (name, reading.text(new.warning))
+        if new.result is not None:
+            rows = await self.pool.fetch(sql.SUBMIT_ENDED, *arguments, *more, *reading.described(new.result))
+        elif any(more):
+            rows = await self.pool.fetch(sql.SUBMIT_MORE, *arguments, *more)
         else:
-            rows = await self.pool.fetch(sql.SUBMIT_ENDED, *arguments, *reading.described(new.result))
+            rows = await self.pool.fetch(sql.SUBMIT, *arguments)
         if not rows:
-            there = await self._load(new.id)
-            if there is None:
-                raise DatabaseError("a job could not be stored, and was not there")
-            return there
+            return reading.snapshot_of((await self.pool.fetch(reading.LOAD, new.id))[0])
         ((seq, submitted_at, start_by),) = rows
         accepted = msgspec.structs.replace(Snapshot.accepted(new, seq, submitted_at), start_by=start_by)
         return accepted if new.result is None else accepted.finished(new.result)
@@ -130,20 +118,14 @@ class PostgresStore(JobStore):
 
     async def _finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> bool:
         inline, name = await self._payloads.put(result.body, store_io=job.store_io)
-        rows = await self.pool.fetch(
-            sql.FINISH,
-            job.seq,
-            job.fence,
-            self.node,
-            inference_time,
-            *reading.described(result),
-            inline,
-            len(result.body),
-            name,
-            *reading.arrays(logs),
-        )
-        self._payloads.let_go(row[0] for row in rows)
-        return bool(rows)
+        described = (inference_time, *reading.described(result), inline, len(result.body))
+        arguments = (job.seq, job.fence, *described, *reading.arrays(logs))
+        if name is None and self._payloads.is_inline(job):
+            ended = await self.pool.fetch(sql.FINISH, *arguments)
+        else:
+            ended = await self.pool.fetch(sql.FINISH_OUTSIDE, *arguments, name)
+            self._payloads.let_go(row[0] for row in ended)
+        return bool(ended or await self.pool.fetch(sql.FINISHED, job.seq, job.fence, self.node))
 
     @override
     def cancel(self, request_id: str, logs: Sequence[LogLine]) -> asyncio.Future[Outcome]:
@@ -195,10 +177,7 @@ class PostgresStore(JobStore):
 
     @override
     async def load(self, request_id: str) -> Snapshot | None:
-        return await self.pool.read(self._load(request_id))
-
-    async def _load(self, request_id: str) -> Snapshot | None:
-        rows = await self.pool.fetch(reading.LOAD, request_id)
+        rows = await self.pool.read(self.pool.fetch(reading.LOAD, request_id))
         return reading.snapshot_of(rows[0]) if rows else None
 
     @override
@@ -218,8 +197,16 @@ class PostgresStore(JobStore):
     # --- what other servers do
 
     async def refresh(self, request_ids: Collection[str]) -> tuple[Sequence[State], Mapping[str, int]]:
-        """Return the states of those of these jobs that are stored, and how many jobs wait, by owner."""
-        return reading.refreshed(await self.pool.read(self.pool.fetch(reading.REFRESH, [*request_ids])))
+        """Return the states of those of these jobs that are stored, and how many jobs wait, by owner.
+
+        A long queue is not counted each time: see `Waiting`.
+        """
+        count = self._waiting.is_due
+        rows = await self.pool.read(self.pool.fetch(reading.REFRESH, [*request_ids], count))
+        states, by_owner = reading.refreshed(rows)
+        if count:
+            self._waiting.take(by_owner)
+        return states, self._waiting.by_owner
 
     async def places(self, request_ids: Collection[str]) -> Mapping[str, int]:
         """Return the queue positions, from 0, of those of these jobs that wait."""

@@ -1,4 +1,4 @@
-"""How many bytes of payloads the database has, by owner: measured by one server, read by all."""
+"""What owners have in the database: bytes of payloads, measured by one server and read by all; waiting jobs."""
 
 import time
 from collections.abc import Mapping
@@ -11,6 +11,25 @@ from server.jobs.postgres.pool import Pool
 
 ROW_BYTES = 1024  # of a job besides its payloads: its row, log and index entries
 TAKES_S = 0.05  # where measuring takes longer than this, it is done that much more rarely
+COUNTED_AGAIN_S = 15e-6  # for each waiting job: counting one takes 0.3 µs, and all of it may take 2 % of a core
+
+
+class Waiting:
+    """The numbers of waiting jobs by owner, as counted last. Where 10 000 wait, they may be a sixth of a second old."""
+
+    def __init__(self) -> None:
+        self.by_owner: Mapping[str, int] = {}
+        self._due_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to count anew."""
+        return time.monotonic() >= self._due_at
+
+    def take(self, by_owner: Mapping[str, int]) -> None:
+        """Take over what was counted."""
+        self.by_owner = by_owner
+        self._due_at = time.monotonic() + COUNTED_AGAIN_S * sum(by_owner.values())
 
 
 class Measured(NamedTuple):
