@@ -13,6 +13,8 @@ R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Co
 R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
      are on disk must lose some. Skipped, with a message, where no mount can be made.
 R10  SIGTERM under load.
+R10c three servers behind HAProxy, restarted in turn under load. The same with a balancer that tries no other box.
+     Control: then some calls must fail without the lame duck.
 
 All of it uses loopback and `--model instant`. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
 """
@@ -32,6 +34,7 @@ from tests.chaos.fencing import frozen_workers
 from tests.chaos.frozen_server import frozen
 from tests.chaos.full_disk import NoMount, full_disk
 from tests.chaos.queue_kills import drained, killed_under_load
+from tests.chaos.rolling import rolled
 from tests.chaos.webhook_delivery import delivered
 
 # With fewer jobs, those hit by a single kill are too large a percentage: such figures are shown and not judged.
@@ -128,6 +131,22 @@ def parts(jobs):
         lambda folder: drained(folder, max(3, jobs // 40)),
         NOTHING_LOST | {"published_twice": "= 0", "slowest_stop_s": "< 20"},
     )
+    yield (
+        "R10c",
+        lambda folder: rolled(folder, 1 if short else 3000),
+        {"failed": "= 0", "closed_otherwise": "= 0", "sockets_moved": "≥ 3"} | in_full({"slowest_move_ms": "≤ 100"}),
+    )
+    if not short:
+        yield (
+            "R10c without a second try",
+            lambda folder: rolled(folder, 3000, one_try=True),
+            {"failed": "= 0", "closed_otherwise": "= 0"},
+        )
+        yield (
+            "R10c control: no lame duck",
+            lambda folder: rolled(folder, 1, lameduck=0, one_try=True),
+            {"failed": "≥ 1"},
+        )
 
 
 def holds(value, bound):

@@ -15,7 +15,7 @@ from server.fal.lifecycle import Acl, Lifecycle
 from server.forms import file_store
 from server.settings import Settings, SettingsError
 from server.storage.bucket import bucket, expiry, opening
-from server.storage.bucket.objects import CHUNK_BYTES
+from server.storage.bucket.objects import CHUNK_BYTES, PATIENCE_S
 from server.storage.files import Files
 from server.storage.ledger import BLOCK_BYTES as BLOCK
 from server.storage.ledger import Ledger, Size
@@ -47,7 +47,7 @@ class Clock:
 class Box:
     """One server's files at a place that others share, and `store`, the bucket behind them."""
 
-    def __init__(self, folder, place, *, patience_s=2.5, blocks=QUOTA, share=0.5, lock=expiry.unshared):
+    def __init__(self, folder, place, *, patience_s=PATIENCE_S, blocks=QUOTA, share=0.5, lock=expiry.unshared):
         self.clock = Clock()
         self.folder = folder
         where = parse(place)

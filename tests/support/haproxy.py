@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,14 +119,24 @@ def environment(folder: Path, boxes: Sequence[str] = (), *, ports: Sequence[int]
 
 
 @contextlib.contextmanager
-def balancing(folder: Path, boxes: Sequence[str], *, wait: bool = True) -> Iterator[Balancer]:
-    """HAProxy in front of `boxes` (host:port of each), once it knows that they are up (unless `wait` is false)."""
+def balancing(
+    folder: Path, boxes: Sequence[str], *, wait: bool = True, changes: Mapping[str, str] | None = None
+) -> Iterator[Balancer]:
+    """HAProxy in front of `boxes` (host:port of each), once it knows that they are up (unless `wait` is false).
+
+    `changes`: what is replaced in the configuration, for a control.
+    """
     assert PROGRAM, "HAProxy is not installed. Hint: apt-get install haproxy"
     folder.mkdir(exist_ok=True)
     ports = free_port(), free_port(), free_port()
     env = environment(folder, boxes, ports=ports)
+    text = CONFIG.read_text()
+    for old, new in (changes or {}).items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "haproxy.cfg").write_text(text)
     with (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen([PROGRAM, "-f", str(CONFIG)], env=env, stdout=log, stderr=log)
+        process = subprocess.Popen([PROGRAM, "-f", str(folder / "haproxy.cfg")], env=env, stdout=log, stderr=log)
     balancer = Balancer(process, folder, *ports)
     try:
         _wait_bound(balancer)
@@ -185,10 +195,13 @@ class Box:
 
 
 @contextlib.contextmanager
-def three_boxes(folder: Path, *flags: str) -> Iterator[tuple[list[Box], Balancer]]:
-    """Three servers behind a balancer; what a test has ended stays so."""
+def three_boxes(
+    folder: Path, *flags: str, changes: Mapping[str, str] | None = None
+) -> Iterator[tuple[list[Box], Balancer]]:
+    """Three servers behind a balancer; what a test has ended stays so. `changes`: as of `balancing`."""
     boxes = [Box(folder / f"box{number}", *flags) for number in range(1, BOXES + 1)]
     with contextlib.ExitStack() as stack:
         with ThreadPoolExecutor(BOXES) as pool:  # together: each takes seconds
             list(pool.map(stack.enter_context, boxes))
-        yield boxes, stack.enter_context(balancing(folder / "balancer", [box.address for box in boxes]))
+        addresses = [box.address for box in boxes]
+        yield boxes, stack.enter_context(balancing(folder / "balancer", addresses, changes=changes))

@@ -232,7 +232,7 @@ class Bucket(Store):
             await self._objects.delete(path_of(key))
             await self._objects.delete(path_of(key) + META_ENDING)
             return
-        async for page in self._objects.pages(key):
+        for page in [page async for page in self._objects.pages(key)]:  # all, before any goes
             await expiry.for_each([each.path for each in page], self._objects.delete)
 
     # --- sweeping

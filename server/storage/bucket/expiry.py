@@ -47,7 +47,7 @@ async def due(objects: Objects, now: float) -> AsyncIterator[tuple[Sequence[str]
     for folder in await objects.folders(_FOLDER):
         if folder.rpartition("/")[2] > latest:
             return
-        async for page in objects.pages(folder):
+        for page in [page async for page in objects.pages(folder)]:  # all: its caller deletes them
             yield [found.path.removeprefix(f"{folder}/") for found in page], folder
 
 

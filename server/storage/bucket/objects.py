@@ -25,7 +25,7 @@ from server.storage.layout import sync
 LOG = logging.getLogger(__name__)
 
 # Seconds that a call may take beside what it carries; an answer that is to come within three has some left.
-PATIENCE_S = 2.5
+PATIENCE_S = 2.0
 # Bytes a second that an object store moves at least.
 _SLOWEST = 8 << 20
 # What one request carries of a large object: the least that a part of S3 may have.
@@ -99,13 +99,13 @@ class Objects:
                 await obstore.delete_async(self.store, path)
 
     async def pages(self, folder: str) -> AsyncIterator[list[Found]]:
-        """Yield what lies below a folder, in lists of at most a thousand."""
+        """Yield what lies below a folder, in lists of at most a thousand; less where others delete meanwhile."""
         pages = aiter(obstore.list(self.store, folder, chunk_size=_PAGE))
         while True:
             try:
                 async with self.within():
                     page = await anext(pages)
-            except StopAsyncIteration:
+            except (StopAsyncIteration, FileNotFoundError):  # a folder of files may go with its last one
                 return
             yield [Found(each["path"], each["size"], each["last_modified"].timestamp()) for each in page]
 
