@@ -78,9 +78,9 @@ const Parameters = ({ list }) => html`
     html`<code>${name}</code>${required && html` <small>required</small>`}`, where, coded(description ?? schema.description ?? ""), limits(schema)])} />
 `;
 
-/** The fields of an object; nothing for what is no object. @param {{api: any, schema: Schema}} props */
+/** The fields of an object, or of what an event's data holds. @param {{api: any, schema: Schema}} props */
 function Fields({ api, schema }) {
-  const { properties = {}, required = [] } = resolved(api, schema);
+  const { properties = {}, required = [] } = resolved(api, schema.properties?.data?.["x-contentSchema"] ?? schema);
   const rows = Object.entries(properties).map(([name, field]) => [
     html`<code>${name}</code>${required.includes(name) && html` <small>required</small>`}`,
     typeOf(field),
