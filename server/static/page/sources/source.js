@@ -69,7 +69,7 @@ let arriving = Promise.resolve();
 /**
  * The canvas as JPEG, its longest side at most `side` pixels, its sides multiples of eight.
  * @param {{side: number, quality: number}} how
- * @returns {Promise<{blob: Blob, dataUri: string}>}
+ * @returns {Promise<import("./encoder.js").Encoded>}
  */
 export async function encoded(how) {
   await arriving;

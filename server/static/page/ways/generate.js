@@ -1,5 +1,6 @@
 /** Generate: one picture by `/stream`, with a preview after each step; ends early when it is cancelled. */
 
+import { uriOf } from "../sources/encoder.js";
 import { encoded } from "../sources/source.js";
 import { blobOf, output, preview, resultOf, show } from "../output.js";
 import { APP, Refusal, call, fieldsOf, wordsOf } from "../server.js";
@@ -38,8 +39,8 @@ export async function generate() {
  */
 export async function asked(changes) {
   const { side, ...given } = { ...values(), side: settings.state.side, ...changes };
-  const { blob, dataUri } = await encoded({ side, quality: QUALITY });
-  return { input: { ...given, image_url: dataUri, sync_mode: true }, values: given, side, blob };
+  const { blob } = await encoded({ side, quality: QUALITY });
+  return { input: { ...given, image_url: await uriOf(blob), sync_mode: true }, values: given, side, blob };
 }
 
 /**
