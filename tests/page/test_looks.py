@@ -69,12 +69,66 @@ def locked(page: Page) -> None:
     expect(page.get_by_label("API key")).to_be_visible()
 
 
+def grid(page: Page) -> None:
+    page.get_by_role("button", name="Grid").click()
+    dialog = page.get_by_role("dialog", name="Grid")
+    dialog.get_by_role("textbox").first.fill("0.5, nonsense")
+    dialog.get_by_role("button", name="Make").click()
+    expect(dialog.locator("[aria-invalid=true]")).to_be_visible()
+
+
+def code(page: Page) -> None:
+    page.get_by_role("button", name="Code").click()
+    expect(page.locator("#code-program")).to_be_visible()
+
+
+def share(page: Page) -> None:
+    said_by(page, "Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Share").click()
+    expect(page.get_by_role("dialog", name="Share")).to_be_visible()
+
+
+def compared(page: Page) -> None:
+    generated(page)
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("button", name="Compare")).to_have_attribute("aria-pressed", "true")
+
+
+def queued(page: Page) -> None:
+    page.get_by_role("button", name="Queue", exact=True).click()
+    expect(page.get_by_role("list", name="Jobs in the queue")).to_be_visible()
+
+
+def docs(page: Page) -> None:
+    page.goto(page.url.rstrip("/") + "/docs")
+    for call in (page.locator("details.call").nth(at) for at in (0, 1, 2)):
+        call.locator("summary").click()
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator("[role=status] img")).to_be_visible()
+
+
+def insecure(page: Page) -> None:
+    page.goto(page.url.rstrip("/") + "/trust")
+    expect(page.locator("#how")).to_contain_text("--tls-port")
+
+
+def trust(page: Page) -> None:
+    local_ca = {"certificate": "https://127.0.0.1:8443/trust/ca.pem", "sha256": "AB:CD", "names": ["127.0.0.1"]}
+    page.route("**/openapi.json", lambda route: route.fulfill(json=route.fetch().json() | {"x-local-ca": local_ca}))
+    page.goto(page.url.rstrip("/") + "/trust")
+    expect(page.locator("#secure")).to_be_visible()
+
+
 def _told(page: Page, patch: dict[str, str]) -> None:
     page.route("**/health", lambda route: route.fulfill(json=route.fetch().json() | patch))
 
 
 STATES: dict[str, Callable[[Page], None]] = {
-    each.__name__: each for each in (opened, generated, more, refused, keys, live, failed, gone, locked)
+    each.__name__: each
+    for each in (
+        *(opened, generated, compared, queued, more, refused, live, failed, gone, locked),
+        *(keys, grid, code, share, docs, insecure, trust),
+    )
 }
 
 

@@ -33,6 +33,7 @@ function Api({ api }) {
   return html`
     <p class="soft">At ${coded(api.servers.map((/** @type {{url: string}} */ { url }) => `\`${url}\``).join(", "))}. ${api.info.description}</p>
     <p class="soft">${" "}<code>Authorization</code>: ${coded(api.components.securitySchemes.apiKeyAuth.description)}</p>
+    <h2>Calls</h2>
     ${calls.map((each) => html`<${Operation} key=${each.method + each.path} api=${api} ...${each} />`)}
     <h2>Words for errors</h2>
     <p class="soft">In <code>error_type</code>, and the header <code>X-Fal-Error-Type</code>.</p>
