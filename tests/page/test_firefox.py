@@ -14,41 +14,38 @@ from tests.page.conftest import DESKTOP
 from tests.page.test_looks import LOOKS, SIZES
 from tests.page.test_results import GREY, RED, Colour, jpeg
 from tests.support.browsers.bidi import Driver, Tab, driven
-from tests.support.browsers.firefox import DARK, FAKE_CAMERA, program
+from tests.support.browsers.firefox import FAKE_CAMERA, program
 from tests.support.server_process import Server, serving, start_server, until
 
 IN, OUT = ".in canvas", ".out .square"
 THUMBNAIL = ".strip li button"
+WHITE, BLACK = (255, 255, 255), (23, 33, 31)
+DRESSES = {
+    "light": {},
+    "dark": {"layout.css.prefers-color-scheme.content-override": 0},
+    "forced": {"browser.display.document_color_use": 2},
+}
+USUAL = {"layout.css.prefers-color-scheme.content-override": 2, "browser.display.document_color_use": 0}
 Visit = Callable[..., Tab]
 
 
-def started(home: Path, **preferences: object) -> Iterator[Driver]:
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Iterator[Driver]:
+    """One Firefox for the module."""
     path = program()
     if path is None:
         pytest.skip("needs Firefox")
-    with driven(path, home, FAKE_CAMERA | preferences) as driver:
+    with driven(path, tmp_path_factory.mktemp("firefox"), FAKE_CAMERA) as driver:
         yield driver
 
 
-@pytest.fixture(scope="module")
-def light(tmp_path_factory) -> Iterator[Driver]:
-    """One Firefox for the module."""
-    yield from started(tmp_path_factory.mktemp("firefox"))
-
-
-@pytest.fixture(scope="module")
-def dark(tmp_path_factory) -> Iterator[Driver]:
-    """One of a person who likes it dark: this Firefox is told so at its start only."""
-    yield from started(tmp_path_factory.mktemp("firefox"), **DARK)
-
-
 @pytest.fixture
-def visit(request: pytest.FixtureRequest, server: Server) -> Iterator[Visit]:
+def visit(driver: Driver, server: Server) -> Iterator[Visit]:
     """Opens pages of the server, or of another, and waits until it is ready; what they did that none may do fails."""
     tabs: list[Tab] = []
 
-    def opens(url: str = "", size: tuple[int, int] = DESKTOP, driver: str = "light") -> Tab:
-        tab = request.getfixturevalue(driver).tab(size)
+    def opens(url: str = "") -> Tab:
+        tab = driver.tab(DESKTOP)
         tabs.append(tab)
         tab.goto(url or server.url)
         tab.find("[data-state=READY]")
@@ -84,9 +81,9 @@ def colour(page: Tab, css: str, x: float = 0.5, y: float = 0.3) -> np.ndarray:
     return seen[int(y * (height - 1)), int(x * (width - 1))]
 
 
-def painted(page: Tab, css: str, of: Colour, x: float = 0.5) -> None:
+def painted(page: Tab, css: str, of: Colour, x: float = 0.5, y: float = 0.3) -> None:
     """Wait until an element has a colour there; JPEG may change it a little."""
-    until(lambda: bool(np.allclose(colour(page, css, x), of, atol=12)), 10)
+    until(lambda: bool(np.allclose(colour(page, css, x, y), of, atol=12)), 10)
 
 
 def choose(page: Tab, path: Path, data: bytes) -> None:
@@ -119,36 +116,43 @@ def saved(driver: Driver, pattern: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("width", [1440, 390, 320])
-def test_the_page_fits_its_window_and_is_kept_as_a_picture(width: int, visit: Visit):
-    page = visit(size=SIZES[width])
+@pytest.fixture(params=DRESSES)
+def dress(request: pytest.FixtureRequest, driver: Driver) -> Iterator[str]:
+    """What a person has chosen for all pages."""
+    for name, value in DRESSES[request.param].items():
+        driver.prefer(name, value)
+    yield request.param
+    for name in DRESSES[request.param]:
+        driver.prefer(name, USUAL[name])
+
+
+def test_the_page_fits_its_windows_and_is_kept_as_pictures(dress: str, visit: Visit):
+    page = visit()
     generate(page)
+    page.becomes("document.querySelector('.strip img')?.naturalWidth")
     LOOKS.mkdir(parents=True, exist_ok=True)
-    (LOOKS / f"firefox-{width}-light.png").write_bytes(page.picture())
-    (LOOKS / f"firefox-{width}-light-whole.png").write_bytes(page.picture(whole=True))
+    over = []
+    for width in (1440, 390, 320):
+        page.resize(SIZES[width])
+        (LOOKS / f"firefox-{width}-{dress}.png").write_bytes(page.picture())
+        over.append(page.said("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+    (LOOKS / f"firefox-320-{dress}-whole.png").write_bytes(page.picture(whole=True))
 
-    assert page.said("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-
-
-def test_who_likes_it_dark_has_it_dark(visit: Visit):
-    page = visit(size=SIZES[1440], driver="dark")
-    generate(page)
-    (LOOKS / "firefox-1440-dark.png").write_bytes(page.picture())
-    page.ask("browsingContext.setViewport", viewport=dict(zip(("width", "height"), SIZES[390], strict=True)))
-    (LOOKS / "firefox-390-dark.png").write_bytes(page.picture())
-
-    assert page.said("getComputedStyle(document.body).backgroundColor") == "rgb(16, 22, 23)"
+    assert over == [0, 0, 0]
+    assert page.said("matchMedia('(prefers-color-scheme: dark)').matches") == (dress == "dark")
 
 
-@pytest.mark.parametrize("by", ["mouse", "touch"])
-def test_a_stroke_is_drawn_and_undone(by: str, page: Tab):
+def test_a_stroke_is_drawn_by_mouse_and_finger_and_undone(page: Tab):
     page.press("Draw")
-    painted(page, IN, (255, 255, 255))
-    page.point(page.find(IN), (-100, -88), (0, -88), (100, -88), by=by)
-    painted(page, IN, (23, 33, 31))
+    painted(page, IN, WHITE)
+    for by, y in (("mouse", -88), ("touch", 88)):
+        page.point(page.find(IN), (-100, y), (0, y), (100, y), by=by)
+    painted(page, IN, BLACK)
+    painted(page, IN, BLACK, y=0.7)
     page.keys("Control", "z")
+    painted(page, IN, WHITE, y=0.7)
 
-    painted(page, IN, (255, 255, 255))
+    painted(page, IN, BLACK)
 
 
 def test_a_preview_is_shown_after_each_step_and_then_the_picture(visit: Visit, slow: Server):
@@ -163,7 +167,7 @@ def test_a_preview_is_shown_after_each_step_and_then_the_picture(visit: Visit, s
         painted(page, OUT, tuple(colour(page, IN, x)), x)
 
 
-def test_the_cameras_pictures_are_painted_many_times_a_second_and_recorded(page: Tab, light: Driver):
+def test_the_cameras_pictures_are_painted_many_times_a_second_and_recorded(page: Tab, driver: Driver):
     page.press("Camera")
     page.becomes("document.querySelector('[aria-label=Mirror]')")
     page.press("Record")
@@ -176,7 +180,7 @@ def test_the_cameras_pictures_are_painted_many_times_a_second_and_recorded(page:
     page.press("Stop")
     page.says("The recording is saved")
 
-    film = saved(light, "*.webm").read_bytes()
+    film = saved(driver, "*.webm").read_bytes()
     assert film.startswith(b"\x1a\x45\xdf\xa3")  # EBML
     assert b"\x1f\x43\xb6\x75" in film  # a cluster: there are frames
 
@@ -204,21 +208,26 @@ def test_a_phones_picture_is_reduced_and_turned(page: Tab, tmp_path: Path):
     painted(page, IN, GREY, x=0.7)
 
 
-@pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_a_picture_is_dropped_and_pasted_anywhere(kind: str, page: Tab):
-    # A Firefox without a window has no pictures on its clipboard, and lets no script make an event with one.
-    text = base64.b64encode(jpeg(RED)).decode()
+def give(page: Tab, event: str, data: bytes) -> None:
+    """Drop or paste: without a window Firefox has no picture on its clipboard, and no script can make such an event."""
+    text = base64.b64encode(data).decode()
     page.said(
         f"""(() => {{
           const data = new DataTransfer();
           const bytes = Uint8Array.from(atob("{text}"), (letter) => letter.charCodeAt(0));
           data.items.add(new File([bytes], "a", {{ type: "image/jpeg" }}));
-          const event = new Event("{kind}", {{ bubbles: true, cancelable: true }});
+          const event = new Event("{event}", {{ bubbles: true, cancelable: true }});
           document.body.dispatchEvent(Object.assign(event, {{ dataTransfer: data, clipboardData: data }}));
         }})()"""
     )
 
+
+def test_a_picture_is_dropped_and_pasted_anywhere(page: Tab):
+    give(page, "drop", jpeg(RED))
     painted(page, IN, RED)
+    give(page, "paste", jpeg(GREY))
+
+    painted(page, IN, GREY)
 
 
 def test_a_job_is_found_again_after_a_reload(visit: Visit, slow: Server):
@@ -258,33 +267,36 @@ def test_compare_shows_the_input_left_of_the_divider_and_the_difference(page: Ta
     painted(page, OUT, (120, 0, 120))
 
 
-def test_save_gives_the_bytes_of_the_server(page: Tab, light: Driver):
+def test_save_gives_the_bytes_of_the_server(page: Tab, driver: Driver):
     answered(page, RED)
     generate(page)
     page.press("Save")
 
-    assert saved(light, "fourstep-1.jpg").read_bytes() == jpeg(RED)
+    assert saved(driver, "fourstep-1.jpg").read_bytes() == jpeg(RED)
 
 
-def test_a_grid_is_made_saved_and_closed_by_escape(page: Tab, light: Driver):
+def test_a_grid_is_made_saved_and_closed_by_escape(page: Tab, driver: Driver):
     page.keys("g")
     page.press("Make the grid")
     page.says("The grid of 20 is done", "dialog.grid [role=status]")
     page.press("Save as PNG")
-    sheet = Image.open(io.BytesIO(saved(light, "*-grid.png").read_bytes()))
+    sheet = Image.open(io.BytesIO(saved(driver, "*-grid.png").read_bytes()))
     page.keys("Escape")
 
     page.becomes("!document.querySelector('dialog[open]')")
     assert min(sheet.size) > 1000
 
 
-def test_what_the_code_panel_shows_is_copied(page: Tab):
+def test_dialogs_open_and_close_by_keys_and_what_the_code_panel_shows_is_copied(page: Tab):
     page.keys("c")
     page.press("Python", "radio")
     page.says(r"fal_client\.run\(", "#code-program")
     page.press("Copy")
     page.press("Copied")
     shown = page.said("document.querySelector('#code-setup').textContent")
+    page.keys("Escape")
+    page.keys("?")
+    page.becomes("document.querySelector('dialog[aria-label=Keys]').open")
     page.keys("Escape")
     page.point(page.find("#prompt"), (0, 0))
     page.keys("Control", "a")
@@ -293,46 +305,28 @@ def test_what_the_code_panel_shows_is_copied(page: Tab):
     page.becomes(f"document.querySelector('#prompt').value === {json.dumps(shown)}")
 
 
-def test_the_list_of_keys_is_opened_and_closed(page: Tab):
-    page.keys("?")
-    page.becomes("document.querySelector('dialog[aria-label=Keys]').open")
-    page.keys("Escape")
-
-    page.becomes("!document.querySelector('dialog[open]')")
-
-
-@pytest.mark.parametrize(("path", "css"), [("docs", "details.call"), ("trust", "#how .notice")])
-def test_the_other_pages_are_shown(path: str, css: str, page: Tab, server: Server):
-    page.goto(f"{server.url}/{path}")
-    page.find(css)
+def test_the_pages_on_the_api_and_the_ca_are_shown(page: Tab, server: Server):
     LOOKS.mkdir(parents=True, exist_ok=True)
-    (LOOKS / f"firefox-{path}.png").write_bytes(page.picture())
+    for path, css in (("docs", "details.call"), ("trust", "#how .notice")):
+        page.goto(f"{server.url}/{path}")
+        page.find(css)
+        (LOOKS / f"firefox-{path}.png").write_bytes(page.picture())
 
 
-def test_a_key_is_asked_for_and_lets_generate_and_live_go_on(visit: Visit):
-    with serving("--model", "instant+jpeg", env={"FOURSTEP_KEYS": "one:secret"}) as server:
+def test_live_with_a_key_goes_on_when_its_server_is_gone_and_back(visit: Visit, tmp_path: Path):
+    keys = {"FOURSTEP_KEYS": "one:secret"}
+    server = start_server("--model", "instant+jpeg", data_dir=tmp_path, env=keys)
+    try:
+        server.wait_ready()
         page = visit(server.url)
-        page.allow("status of 401")
+        page.allow("status of 401|can’t establish a connection|was interrupted")
         page.press("Generate")
-        page.says("API key")
-        page.said("document.querySelector('.notice input').focus()")
+        page.says("wants an API key")
+        page.point(page.find(".notice input"), (0, 0))
         for letter in "one:secret":
             page.keys(letter)
         page.keys("Enter")
         page.becomes("!document.querySelector('.notice input')")
-        generate(page)
-        page.press("Live")
-        page.says("^Live$")
-        page.press("Live")
-        page.says("Live is off")
-
-
-def test_a_server_that_is_gone_is_told_and_live_goes_on_when_it_is_back(visit: Visit, tmp_path: Path):
-    server = start_server("--model", "instant+jpeg", data_dir=tmp_path)
-    try:
-        server.wait_ready()
-        page = visit(server.url)
-        page.allow("can’t establish a connection|was interrupted")
         page.press("Live")
         page.says("^Live$")
     finally:
@@ -340,26 +334,23 @@ def test_a_server_that_is_gone_is_told_and_live_goes_on_when_it_is_back(visit: V
     page.says(r"again in [0-9.]+ s")
     page.says(r"Not reachable since \d+ s", ".notice.bad")
     assert "NetworkError" not in page.said("document.body.innerText")
-    with serving("--model", "instant+jpeg", "--port", server.url.rpartition(":")[2], data_dir=tmp_path):
+    with serving("--model", "instant+jpeg", "--port", server.url.rpartition(":")[2], data_dir=tmp_path, env=keys):
         page.says("^Live$")
         page.find("[data-state=READY]")
         page.press("Live")
 
 
-@pytest.mark.parametrize(
-    ("deed", "fault"),
-    [
-        ("console.error('no')", "error: no"),
-        ("throw new Error('thrown')", "error: Error: thrown"),
-        ("fetch('https://example.com/').catch(() => 0)", "connect-src"),
-        ("eval('1')", "blocked a JavaScript eval"),
-        ("document.body.setAttribute('style', 'color: red')", "blocked an inline style"),
-        ("fetch('nothing')", "status of 404"),
-        ("location = 'https://example.com/'", "request: https://example.com/"),
-    ],
-)
-def test_a_fault_of_the_page_is_seen(deed: str, fault: str, page: Tab):
-    page.said(f"(setTimeout(() => {{ {deed} }}), 0)")
-
-    until(lambda: any(fault in each for each in page.faults), 10)
+def test_a_fault_of_the_page_is_seen(page: Tab):
+    faults = {
+        "console.error('no')": "error: no",
+        "throw new Error('thrown')": "error: Error: thrown",
+        "fetch('https://example.com/').catch(() => 0)": "connect-src",
+        "eval('1')": "blocked a JavaScript eval",
+        "document.body.setAttribute('style', 'color: red')": "blocked an inline style",
+        "fetch('nothing')": "status of 404",
+        "location = 'https://example.com/'": "request: https://example.com/",
+    }
+    for deed, fault in faults.items():
+        page.said(f"(setTimeout(() => {{ {deed} }}), 0)")
+        until(lambda fault=fault: any(fault in each for each in page.faults), 10)
     page.allow(".")

@@ -25,7 +25,8 @@ KEYS = {"Control": "\ue009", "Enter": "\ue007", "Escape": "\ue00c"}
 def driven(path: str, home: Path, preferences: dict[str, Any]) -> Iterator["Driver"]:
     """A running browser that does as it is told; what it downloads goes to `home/downloads`."""
     saves = {"browser.download.folderList": 2, "browser.download.dir": str(home / "downloads")}
-    with firefox(path, home, "--remote-debugging-port=0", preferences=saves | preferences) as profile:
+    arguments = ("--remote-debugging-port=0", "--remote-allow-system-access")
+    with firefox(path, home, *arguments, preferences=saves | preferences) as profile:
         until((profile / "WebDriverBiDiServer.json").exists)
         port = json.loads((profile / "WebDriverBiDiServer.json").read_text())["ws_port"]
         with connect(f"ws://127.0.0.1:{port}/session", max_size=None) as connection:
@@ -60,8 +61,15 @@ class Driver:
         """A tab of a fresh profile; `size`: of its window, in CSS pixels."""
         user = self.ask("browser.createUserContext")["userContext"]
         tab = Tab(self, self.ask("browsingContext.create", type="tab", userContext=user)["context"], user)
-        tab.ask("browsingContext.setViewport", viewport=dict(zip(("width", "height"), size, strict=True)))
+        tab.resize(size)
         return tab
+
+    def prefer(self, name: str, value: int) -> None:
+        """Change a preference, as a person may on that page."""
+        tab = self.tab((1280, 800))
+        tab.goto("about:config")
+        tab.said(f"Services.prefs.setIntPref({json.dumps(name)}, {value})")
+        tab.close()
 
 
 class Tab:
@@ -78,6 +86,10 @@ class Tab:
     def ask(self, method: str, **params: Any) -> Any:
         """The result of a command on this tab."""
         return self._driver.ask(method, context=self._context, **params)
+
+    def resize(self, size: tuple[int, int]) -> None:
+        """Make its window as large as that, in CSS pixels."""
+        self.ask("browsingContext.setViewport", viewport=dict(zip(("width", "height"), size, strict=True)))
 
     def goto(self, url: str) -> None:
         """Open a URL; its origin may be asked from then on."""

@@ -17,7 +17,6 @@ QUIET = {
 }
 # A picture of one changing colour instead of a camera's, and no question before it.
 FAKE_CAMERA = {"media.navigator.streams.fake": True, "media.navigator.permission.disabled": True}
-DARK = {"layout.css.prefers-color-scheme.content-override": 0}
 
 
 def program() -> str | None:
