@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipelines.device import devices, dtypes
 from pipelines.errors import SetupError
-from pipelines.hub import download
 from pipelines.messages import EngineConfig
-from pipelines.tools import doctor
+
+_STOPPED = {
+    "pull": "What has come is kept; the same command goes on from there.",
+    "bench": "Nothing was measured yet.",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,13 +33,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error.reason}\n{error.hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if options.tool == "pull":
-            print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
+        print(f"\nStopped. {_STOPPED.get(options.tool, '')}".rstrip(), file=sys.stderr)
         return 130
 
 
 def run_pull(config: EngineConfig) -> int:
     """Fetch what `config` needs. Raises `CheckpointError` if it can't be had."""
+    from pipelines.device import devices, dtypes  # noqa: PLC0415 (torch: seconds, in which Ctrl-C is heard too)
+    from pipelines.hub import download  # noqa: PLC0415 (as above)
+
     if config.model == "demo" or config.model.startswith("instant"):
         print(f"The {config.model} model is built in: there is nothing to fetch.")
         return 0
@@ -65,6 +69,8 @@ def run_bench(config: EngineConfig, requests: int | None, clients: int, seconds:
 
 def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int, names: list[str]) -> int:
     """Print every finding; 1 if one of them keeps a server from working."""
+    from pipelines.tools import doctor  # noqa: PLC0415 (torch: seconds)
+
     failed = False
     for finding in doctor.examine(config, addresses, port, names):
         print(finding, flush=True)
