@@ -9,13 +9,17 @@ from server.cli.output import in_data_dir, show
 from server.settings import Settings, SettingsError
 from server.webhooks.signing_keys import SigningKeys
 
+_ADDED = """\
+This is shown once. Clients: export FAL_KEY=…, with the line above.
+Every call needs a key from now on; a running server obeys at once."""
+
 
 def api_keys(settings: Settings, action: str, name: str, **limits: int | None) -> int:
     """Add, list, limit and revoke API keys."""
     file = key_file.path(settings)
     with in_data_dir(settings, made=action == "add"):
         if action == "add":
-            show(f"{key_file.add(file, name)}\n\nThis is shown once. Clients: export FAL_KEY=…")
+            show(f"{key_file.add(file, name)}\n\n{_ADDED}")
         elif action == "revoke":
             show(f"revoked {key_file.revoke(file, name).id}")
         elif action == "limit":
