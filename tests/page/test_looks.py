@@ -3,17 +3,20 @@
 The pictures are kept in the folder that PAGE_LOOKS names, else in `.cache/looks`: look at them after a change.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, FloatRect, Page, expect
 
 from tests.clients.kit import npm_ci
+from tests.page.conftest import Visits
 from tests.page.packages import JS, MODULES
-from tests.support.browsers.chromium import said_by
+from tests.support.browsers.chromium import ARGUMENTS, NO_HOST_IS_ELSEWHERE, program, said_by
+from tests.support.server_process import Server
 
 LOOKS = Path(os.environ.get("PAGE_LOOKS", Path(__file__).parents[2] / ".cache" / "looks"))
 SIZES = {1440: (1440, 900), 1280: (1280, 800), 390: (390, 844), 320: (320, 640)}
@@ -170,15 +173,48 @@ def test_the_page_fits_its_window_and_is_kept_as_a_picture(width: int, dress: st
     assert overflow(page) == 0
 
 
-@pytest.mark.parametrize("width", [1280, 320])
-def test_the_page_fits_its_window_with_text_of_twice_the_size(width: int, looked):
-    page = looked(width, "light")
-    page.add_init_script("addEventListener('DOMContentLoaded', () => document.documentElement.style.fontSize = '200%')")
-    page.reload()
-    generated(page)
-    LOOKS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=LOOKS / f"{width}-twice.png", full_page=True)
+@pytest.fixture(scope="module")
+def large_text(browser: Browser) -> Iterator[Browser]:
+    """A browser whose owner has set text of twice the size."""
+    arguments = [*ARGUMENTS, NO_HOST_IS_ELSEWHERE, "--blink-settings=defaultFontSize=32"]
+    large = browser.browser_type.launch(executable_path=program(), args=arguments)
+    yield large
+    large.close()
 
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_the_page_fits_its_window_with_text_of_twice_the_size(width: int, large_text: Browser, server: Server):
+    with contextlib.ExitStack() as stack:
+        visits = Visits(large_text, lambda: server.url, stack)
+        page = visits(size=SIZES[width], phone=width < 900)
+        opened(page)
+        generated(page)
+        LOOKS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=LOOKS / f"{width}-twice.png", full_page=True)
+
+        assert overflow(page) == 0
+        assert box(page, "#prompt")["width"] > width * 0.7
+        assert box(page, ".tools")["width"] < box(page, ".in")["width"] + 1
+
+
+def box(page: Page, selector: str) -> FloatRect:
+    found = page.locator(selector).bounding_box()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("size", [(390, 844), (320, 640), (844, 390)])
+def test_a_phone_shows_both_pictures_whole_above_its_foot(size: tuple[int, int], visit):
+    page = visit(size=size, phone=True)
+    opened(page)
+    generated(page)
+    foot = box(page, ".ask")["y"]
+
+    for each in (".in", ".out"):
+        square, row = box(page, f"{each} .square"), box(page, f"{each} > .bar")
+        assert square["y"] + square["height"] <= foot
+        assert row["height"] < 45
+        assert 0 <= row["x"] <= row["x"] + row["width"] <= size[0]
     assert overflow(page) == 0
 
 

@@ -3,13 +3,13 @@
  * frame, so that the newest wins. Where the network is the slow part, smaller and coarser JPEGs are sent.
  */
 
-import { encoded, source } from "../sources/source.js";
+import { arrived, encoded, source } from "../sources/source.js";
 import { JPEG, resultOf, show } from "../output.js";
-import { APP, Refusal, access, at, fieldsOf, token, wordsOf } from "../server.js";
+import { APP, Refusal, access, at, back, fieldsOf, health, token, wordsOf } from "../server.js";
 import { noneWrong, settings, values, wrong } from "../settings.js";
 import { Store } from "../store.js";
 import { say, sayWrong, work } from "../work.js";
-import { report } from "./generate.js";
+import { pause, report } from "./generate.js";
 import { Grade } from "./grade.js";
 import { pack, unpack } from "./msgpack.js";
 
@@ -73,7 +73,9 @@ class Session {
     this.grade = new Grade();
     this.wake = () => {};
     const changed = () => this.wake();
-    this.unwatch = [source.subscribe(changed), settings.subscribe(changed)];
+    // Also where no frame is on its way, which would show that the socket is lost.
+    const gone = health.subscribe(({ since }, before) => void (since !== before.since && changed()));
+    this.unwatch = [source.subscribe(changed), settings.subscribe(changed), gone];
     /** @type {unknown} */
     this.settings = null;
   }
@@ -100,7 +102,7 @@ class Session {
         live.set({ connected: false });
         const seconds = PAUSES_S[Math.min(this.failures++, PAUSES_S.length - 1)];
         sayWrong(`${error.message}; again in ${seconds} s`);
-        await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+        await Promise.race([pause(seconds * 1000), back()]);
       }
     }
   }
@@ -159,6 +161,7 @@ class Session {
 
   /** The picture as it is now, as JPEG. */
   async take() {
+    await arrived();
     const [at, { version }] = [performance.now(), source.state];
     const how = this.grade.of(settings.state.side);
     const made = await encoded(how);
