@@ -228,7 +228,7 @@ def test_the_next_picture_is_made_while_a_frame_is_under_way(visit):
             " if (from instanceof HTMLCanvasElement) order.push('take'); return take(from, ...rest); };"
             "WebSocket.prototype.send = function (data) { order.push('send');"
             " this.addEventListener('message', () => order.push('heard'), { once: true });"
-            " send.call(this, data); } })()",
+            "send.call(this, data); } })()",
         )
         camera(page)
         live(page)
