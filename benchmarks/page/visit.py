@@ -61,7 +61,7 @@ class Visit:
         """Return wall and processor milliseconds of each task of the page's main thread, by a trace."""
         session, events, ended = self._browser.new_browser_cdp_session(), [], []
         session.on("Tracing.dataCollected", lambda told: events.extend(told["value"]))
-        session.on("Tracing.tracingComplete", ended.append)
+        session.on("Tracing.tracingComplete", lambda told: ended.extend([told]))
         config = {"includedCategories": ["toplevel"], "excludedCategories": ["*"]}
         session.send("Tracing.start", {"transferMode": "ReportEvents", "traceConfig": config})
         self.wait(seconds)
