@@ -117,10 +117,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.torch: constraints.txt | $(BIN)/python
+	@echo "Installing torch into $(VENV): 200 MB, with CUDA some GB. This takes minutes, once."
 	$(PIP) $(TORCH_INDEX) torch
 	@touch $@
 
 $(VENV)/.runtime: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "Installing the rest: a minute."
 	$(PIP) --editable '.[demo]'
 	@touch $@
 

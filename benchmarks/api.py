@@ -12,7 +12,6 @@ The clients share the cores with the server. Prints a table; the last line is JS
 import argparse
 import contextlib
 import json
-import os
 import signal
 import socket
 import statistics
@@ -27,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.harness.http import APP, Client, arguments, serving
+from benchmarks.harness.process import memory_mib
 
 QUEUE = f"/queue/{APP}"
 WARM_UP = 500
@@ -76,11 +76,6 @@ def crowd(url, clients, count, task):
     if failed:
         sys.exit(f"{len(failed)} of {clients} clients failed: {failed[0]}")
     return count / took
-
-
-def memory_mib(pid):
-    """Return the resident memory of a process, shared pages included, in MiB."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def run_rate(options):

@@ -20,3 +20,8 @@ def memory(pid):
         return {}
     fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return {f"{name}_gb": int(fields[key].split()[0]) / 1e6 for name, key in (("peak", "VmHWM"), ("own", "RssAnon"))}
+
+
+def memory_mib(pid):
+    """Return the resident memory of a process, shared pages included, in MiB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

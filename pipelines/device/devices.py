@@ -88,7 +88,7 @@ def prepare(config: EngineConfig) -> None:
         cudnn.deterministic = config.max_batch == 1
         # torch does not count cuDNN's attention among the deterministic ones.
         torch.backends.cuda.enable_cudnn_sdp(config.max_batch > 1)
-        trials.use(Trials(Path(config.data_dir) / trials.FILE))
+        trials.use(Trials(_kept(config, trials.FILE)))
 
 
 @contextlib.contextmanager
@@ -118,7 +118,12 @@ def ask_machine(config: EngineConfig, *, keep: bool = True) -> None:
         choices.use(Choices())
         return
     machine = choices.this_card(device) if device.type == "cuda" else choices.this_machine()
-    choices.use(Choices(Path(config.data_dir) / choices.FILE, machine=machine, keep=keep))
+    choices.use(Choices(_kept(config, choices.FILE), machine=machine, keep=keep))
+
+
+def _kept(config: EngineConfig, name: str) -> Path | None:
+    """Return a file of the data folder; None without one: nothing is kept in the folder that this process runs in."""
+    return Path(config.data_dir) / name if config.data_dir else None
 
 
 def free_memory(device: torch.device) -> float:

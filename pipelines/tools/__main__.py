@@ -10,11 +10,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from pipelines.device import cuda_support, devices, dtypes
 from pipelines.errors import SetupError
-from pipelines.hub import download
 from pipelines.messages import EngineConfig
-from pipelines.tools import doctor
+
+_STOPPED = {
+    "pull": "What has come is kept; the same command goes on from there.",
+    "bench": "Nothing was measured yet.",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,8 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = msgspec.json.decode(options.config, type=EngineConfig)
     try:
         if options.tool == "devices":
-            print(",".join(devices.every(cuda_support.build())))
-            return 0
+            return list_devices()
         if options.tool == "pull":
             return run_pull(config)
         if options.tool == "bench":
@@ -34,13 +35,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{error.reason}\n{error.hint}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        if options.tool == "pull":
-            print("\nStopped. What has come is kept; the same command goes on from there.", file=sys.stderr)
+        print(f"\nStopped. {_STOPPED.get(options.tool, '')}".rstrip(), file=sys.stderr)
         return 130
+
+
+def list_devices() -> int:
+    """Print the devices of this machine, as `--device all` takes them."""
+    from pipelines.device import cuda_support, devices  # noqa: PLC0415 (torch: seconds)
+
+    print(",".join(devices.every(cuda_support.build())))
+    return 0
 
 
 def run_pull(config: EngineConfig) -> int:
     """Fetch what `config` needs. Raises `CheckpointError` if it can't be had."""
+    from pipelines.device import devices, dtypes  # noqa: PLC0415 (torch: seconds, in which Ctrl-C is heard too)
+    from pipelines.hub import download  # noqa: PLC0415 (as above)
+
     if config.model == "demo" or config.model.startswith("instant"):
         print(f"The {config.model} model is built in: there is nothing to fetch.")
         return 0
@@ -68,6 +79,8 @@ def run_bench(config: EngineConfig, requests: int | None, clients: int, seconds:
 
 def run_doctor(config: EngineConfig, addresses: Sequence[str], port: int, names: list[str]) -> int:
     """Print every finding; 1 if one of them keeps a server from working."""
+    from pipelines.tools import doctor  # noqa: PLC0415 (torch: seconds)
+
     failed = False
     for finding in doctor.examine(config, addresses, port, names):
         print(finding, flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import math
 import queue
 import threading
 import time
@@ -80,9 +81,13 @@ class LocalEngine:
                 tick()
 
     def one(self, params: GenerationParams, data: bytes) -> Generated:
-        """One request alone."""
-        self.submit(params, data)
-        return self.answer()[1]
+        """One request alone. It is cancelled on Ctrl-C."""
+        request_id = self.submit(params, data)
+        try:
+            return self.answer()[1]
+        except KeyboardInterrupt:
+            self.engine.cancel(request_id)
+            raise
 
     def many(
         self,
@@ -147,8 +152,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure and print; what was found, `complete` unless Ctrl-C has ended it.
 
-    `requests` are sent alone and then once more by `clients` at a time; without a number, as many as are begun in half
-    of `seconds` each.
+    `requests` are sent alone and then once more by `clients` at a time; without a number, as many as end in half of
+    `seconds` each, by what one takes. What would take longer is left out, and said.
     """
     ramp = np.arange(SIDE, dtype=np.uint16) * 255 // SIDE
     pixels = np.stack([np.broadcast_to(ramp, (SIDE, SIDE)), np.broadcast_to(ramp[:, None], (SIDE, SIDE))] * 2, axis=2)
@@ -157,7 +162,7 @@ def run(
     loaded, progress = engine.loaded, progress or Progress()
     runs: dict[int, tuple[float, list[float]]] = {}
     timings: dict[str, float] = {}
-    complete = False
+    complete, left_out = False, ""
     try:
         progress.show("warming up")
         timings = engine.one(*_request(0, picture)).timings
@@ -166,8 +171,13 @@ def run(
             engine.many([_request(seed, picture) for seed in range(clients)], clients)
             timings = engine.one(*_request(0, picture)).timings
         phases = list(dict.fromkeys((1, clients)))
+        length, alone = seconds / len(phases), timings["inference"]
+        if not requests and clients > 1 and alone * clients > length:
+            needed = math.ceil(alone * clients * 2.2)
+            left_out = f"{clients} at a time: left out, too slow for {seconds:g} s; --seconds {needed} measures it"
+            phases = [1]
         for later, phase in zip(reversed(range(len(phases))), phases, strict=True):
-            plan = Plan(requests, seconds / len(phases), phase, later=later)
+            plan = Plan(requests, length, phase, later=later, expected=alone * phase)
             todo = (_request(seed, picture) for seed in plan)
             try:
                 runs[phase] = engine.many(todo, phase, functools.partial(_say, progress, plan))
@@ -198,6 +208,8 @@ def run(
         "stages_ms": {stage: round(seconds * 1e3, 2) for stage, seconds in timings.items()},
     }
     print(table(found))
+    if left_out:
+        print(left_out)
     if loaded.heavy_vae:
         print(tiny_vae(timings))
     print(json.dumps(found))
@@ -213,19 +225,20 @@ def _request(seed: int, picture: bytes) -> tuple[GenerationParams, bytes]:
 
 
 class Plan:
-    """The seeds of one run: `requests` of them, else as many as are begun in `seconds`, and at least one.
+    """The seeds of one run: `requests` of them, else as many as end in `seconds`, and at least one.
 
-    `later`: the number of runs of the same length which come after it.
+    `later`: the number of runs of the same length which come after it. `expected`: seconds that a request takes.
     """
 
-    def __init__(self, requests: int | None, seconds: float, clients: int, *, later: int) -> None:
+    def __init__(self, requests: int | None, seconds: float, clients: int, *, later: int, expected: float = 0) -> None:
         self._requests, self._seconds, self._clients, self._later = requests, seconds, clients, later
+        self._expected = expected
         self._begun = time.perf_counter()
 
     def __iter__(self) -> Iterator[int]:
         """Yield a seed whenever another request is to be begun."""
         for seed in itertools.count():
-            if seed >= self._requests if self._requests else seed and self._left() <= 0:
+            if seed >= self._requests if self._requests else seed and self._left() <= self._expected:
                 return
             yield seed
 

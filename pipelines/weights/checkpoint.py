@@ -117,7 +117,7 @@ def _stand_in(config: EngineConfig, why: str) -> tuple[manifest.Manifest, str]:
     """The demo model where `auto` found nothing better; what was asked for the real weights does not apply to it."""
     checker = "none" if config.safety_checker == "none" else "auto"
     plan, notice = _demo(msgspec.structs.replace(config, lora="auto", vae="full", safety_checker=checker))
-    return plan, f"{why} {notice}"
+    return plan, f"{notice} {why}"
 
 
 def _build(

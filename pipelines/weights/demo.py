@@ -8,8 +8,8 @@ from pipelines.hub import layout
 
 PACKAGED = Path(str(resources.files("pipelines"))) / "demo_model"
 NOTICE = (
-    "DEMO MODEL: a small model that ships with fourstep. It draws seven kinds of landscape, simply, and nothing else; "
-    "`fourstep pull` and `--model sd15` give the real ones."
+    "DEMO MODEL: it draws seven kinds of landscape, simply, and nothing else. "
+    "`fourstep pull` fetches Stable Diffusion, and `fourstep serve --model sd15` serves it."
 )
 
 

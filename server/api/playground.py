@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from server.context import context
@@ -98,17 +98,28 @@ async def playground(request: Request) -> Response:
 
 async def docs(request: Request) -> Response:
     """Answer with the page that shows the API."""
-    return _file(request, "docs.html")
+    return _page(request, "docs")
 
 
 async def trust(request: Request) -> Response:
     """Answer with the page on the local CA."""
-    return _file(request, "trust.html")
+    return _page(request, "trust")
 
 
 async def static(request: Request) -> Response:
     """Answer with one of the pages' files."""
     return _file(request, request.path_params["name"])
+
+
+def _page(request: Request, name: str) -> Response:
+    """Answer with a page; with a slash behind its name, where its links would lead astray, lead to it without."""
+    asked: str = request.scope["fourstep.asked_path"]
+    slashes = len(asked) - len(asked.rstrip("/"))
+    if not slashes:
+        return _file(request, f"{name}.html")
+    _own_name(request)
+    # Relative: a proxy may have the server under a path of its own.
+    return RedirectResponse("../" * slashes + name, headers=_HEADERS)
 
 
 def _file(request: Request, name: str) -> Response:

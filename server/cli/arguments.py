@@ -111,7 +111,10 @@ def command_line() -> argparse.ArgumentParser:
         (*MODEL_SETTINGS, "max_batch", "graphs", "compile"),
     )
     bench.add_argument(
-        "--seconds", type=_count, default=20, help="to measure for; what is begun is finished (default: %(default)s)"
+        "--seconds",
+        type=_count,
+        default=20,
+        help="to measure for; what takes longer is left out (default: %(default)s)",
     )
     bench.add_argument(
         "--requests", type=_count, help="to send instead, alone and then together, however long that takes"

@@ -11,6 +11,7 @@ from server.cli.arguments import MODEL_SETTINGS
 from server.cli.launcher import LaunchError, Server, running
 from server.data_dir import prepare
 from server.environment import child_environment
+from server.outbound.fetch import SAMPLES
 from server.settings import Settings
 
 _EXAMPLE = Path(__file__).with_name("example_client.py")
@@ -28,6 +29,8 @@ def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TI
     if fault := _unwritable(Path(output).absolute()):
         return _fail(f"--output: {fault}")
     flags = [f"--{name.replace('_', '-')}={getattr(settings, name)}" for name in MODEL_SETTINGS]
+    # The request's picture is ours whatever the model: with the weights on disk no network is needed.
+    flags += ["--tls-port=0", "--url-files=" + ",".join(f"{url}={file}" for url, file in SAMPLES.items())]
     prepare(settings.data_dir)
     data_dir = settings.data_dir / "demo-server"
     prepare(data_dir)
@@ -35,7 +38,7 @@ def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TI
     try:
         with (
             log_path.open("wb") as log,
-            running(data_dir, *flags, "--tls-port=0", ready=False, env=child_environment(), log=log) as server,
+            running(data_dir, *flags, ready=False, env=child_environment(), log=log) as server,
         ):
             server.wait_ready(_READY_TIMEOUT_S, show=_say)
             notice = server.get("/health").get("notice")
@@ -49,6 +52,7 @@ def run(settings: Settings, output: str, *, answer_timeout_s: float = _ANSWER_TI
     except subprocess.CalledProcessError as error:
         return _fail(f"the client failed:\n{error.stderr}\nThe server's log: {log_path}")
     _report(result, Path(output))
+    _say("Next: `fourstep serve --model auto` (or `make serve`), and open http://localhost:8000/")
     return 0
 
 

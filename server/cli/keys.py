@@ -11,6 +11,10 @@ from server.cli.output import in_data_dir, show
 from server.settings import Settings, SettingsError
 from server.webhooks.signing_keys import SigningKey, SigningKeys
 
+_ADDED = """\
+This is shown once. Clients: export FAL_KEY=…, with the line above.
+Every call needs a key from now on; a running server obeys at once."""
+
 
 def api_keys(settings: Settings, action: str, name: str, **limits: int | None) -> int:
     """Add, list, limit and revoke API keys."""
@@ -18,7 +22,7 @@ def api_keys(settings: Settings, action: str, name: str, **limits: int | None) -
     changed = functools.partial(forms.edited, settings, file.name)
     with in_data_dir(settings, made=action == "add"):
         if action == "add":
-            show(f"{changed(lambda: key_file.add(file, name))}\n\nThis is shown once. Clients: export FAL_KEY=…")
+            show(f"{changed(lambda: key_file.add(file, name))}\n\n{_ADDED}")
         elif action == "revoke":
             show(f"revoked {changed(lambda: key_file.revoke(file, name)).id}")
         elif action == "limit":

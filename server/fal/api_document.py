@@ -2,7 +2,8 @@
 
 The schemas and the queue's calls are those of fal's document of the endpoint (`server.fal.openapi`). OpenAPI knows no
 websockets: the realtime path has `x-websocket`. `x-error-types` has fal's words for errors, each with its status, and
-`x-local-ca` the certificate that clients of the https server have to trust.
+`x-local-ca` the certificate that clients of the https server have to trust. The schema of an event stream is that of
+one event; what its `data` holds as JSON has `x-contentSchema`, as OpenAPI 3.0 does not know `contentSchema`.
 """
 
 import functools
@@ -76,9 +77,9 @@ def _answered_at_once(app: Endpoint) -> dict[str, Any]:
             "post": _call(
                 "Run",
                 "The same, with a preview after each step",
-                _ref("Preview"),
+                _events(_ref("Preview")),
                 body=given,
-                kind="text/event-stream",
+                kind=_EVENTS,
                 parameters=_CALL_HEADERS,
                 said="Server-sent events: each `data` is one JSON object; the last is the output, without `progress`.",
             )
@@ -105,15 +106,16 @@ def _queue(app: Endpoint) -> dict[str, Any]:
     def as_fals(path: str, summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
         [(method, call)] = fals[path].items()
         answers = {**_failures(), **call["responses"]}
-        changes = {"parameters": [*call["parameters"], *parameters], "responses": answers}
+        given = [_LOGS if each["name"] == "logs" else each for each in call["parameters"]]
+        changes = {"parameters": [*given, *parameters], "responses": answers}
         return {method: {"tags": ["Queue"], "summary": summary, **call, **changes}}
 
     status = as_fals(f"{job}/status", "How a job is")
     stream = _call(
         "Queue",
         "The same as events, until the job has ended",
-        _ref("QueueStatus"),
-        kind="text/event-stream",
+        _events(_ref("QueueStatus")),
+        kind=_EVENTS,
         parameters=status["get"]["parameters"],
         said="Server-sent events: each `data` is one status.",
     )
@@ -128,6 +130,11 @@ def _queue(app: Endpoint) -> dict[str, Any]:
 
 def _ref(name: str) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _events(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of one event of a stream."""
+    return _object(("data",), data={**_TEXT, "x-contentSchema": data})
 
 
 def _failures() -> dict[str, Any]:
@@ -165,6 +172,7 @@ def _object(required: Sequence[str] = (), **properties: dict[str, Any]) -> dict[
 
 _BINARY = {"type": "string", "format": "binary"}
 _TEXT = {"type": "string"}
+_EVENTS = "text/event-stream"
 
 _SCHEMAS: dict[str, Any] = {
     "Preview": {
@@ -174,8 +182,8 @@ _SCHEMAS: dict[str, Any] = {
         ]
     },
     "Upload": _object(
-        content_type={**_TEXT, "maxLength": 1000, "default": "", "example": "image/jpeg"},
-        file_name={**_TEXT, "maxLength": 10_000, "default": ""},
+        content_type={**_TEXT, "nullable": True, "maxLength": 1000, "default": "", "example": "image/jpeg"},
+        file_name={**_TEXT, "nullable": True, "maxLength": 10_000, "default": ""},
     ),
     "UploadUrls": _object(
         ("upload_url", "file_url"),
@@ -212,11 +220,13 @@ _REALTIME_PARAMETERS = [
 _CALL_HEADERS = [
     _parameter("header", "X-Fal-Request-Timeout", "Seconds within which the work must begin.", type="number", minimum=1)
 ]
+# No enums: another value is as none, not refused.
 _QUEUE_HEADERS = [
-    _parameter("header", "X-Fal-Queue-Priority", "`low`: after all others.", type="string", enum=["normal", "low"]),
-    _parameter("header", "X-Fal-Store-IO", "`0`: nothing is kept after delivery.", type="string", enum=["0", "1"]),
-    _parameter("header", "X-Fal-No-Retry", "`1`: try it once only.", type="string", enum=["0", "1"]),
+    _parameter("header", "X-Fal-Queue-Priority", "`low`: after all others.", type="string"),
+    _parameter("header", "X-Fal-Store-IO", "`0`: nothing is kept after delivery.", type="string"),
+    _parameter("header", "X-Fal-No-Retry", "`1`: try it once only.", type="string"),
 ]
+_LOGS = _parameter("query", "logs", "`1` or `true`: with what the job has logged.", type="string")
 _NAME = _parameter("path", "name", "The file's name.", required=True, type="string")
 
 _UPLOADS: dict[str, Any] = {
@@ -237,7 +247,7 @@ _UPLOADS: dict[str, Any] = {
     },
     "/cdn/files/{name}": {
         "get": {
-            **_call("Uploads", "A stored file", _BINARY, kind="image/*", parameters=[_NAME], said="The file."),
+            **_call("Uploads", "A stored file", _BINARY, kind="*/*", parameters=[_NAME], said="The file."),
             "security": [],
         }
     },

@@ -6,7 +6,7 @@ from server.fal.hosts import External, Host, canonical, request_host
 
 
 class CanonicalPath:
-    """Replaces every path by its canonical one and stores in the scope how the client reached the server.
+    """Replaces every path by its canonical one and stores in the scope how, and at which path, the client asked.
 
     The scheme is the connection's, or what a proxy says which uvicorn's list of trusted proxies names; `public_url`, if
     set, says how clients reach the server behind any other proxy.
@@ -23,6 +23,7 @@ class CanonicalPath:
             scheme = "https" if scope["scheme"] in {"https", "wss"} else "http"
             scope["fourstep.external"] = External(scheme, host, self._public_url)
             scope["method"] = method = str(scope.get("method", "GET")).upper()
+            scope["fourstep.asked_path"] = scope["path"]
             rewrite(scope, canonical(host.name, method, scope["path"]))
         await self._app(scope, receive, send)
 

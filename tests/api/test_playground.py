@@ -20,9 +20,10 @@ from server.settings import Settings
 from server.transport import tls
 from server.transport.takeover import trust_instructions
 from tests.support.app_client import serving
+from tests.support.path_proxy import under_a_path
 
 PAGES = ["/", "/docs", "/trust"]
-DOCUMENTS = [*PAGES, "/openapi.json", "/trust/ca.pem", "/trust/bundle.pem"]
+DOCUMENTS = [*PAGES, "/docs/", "/trust/", "/openapi.json", "/trust/ca.pem", "/trust/bundle.pem"]
 FILES = [f"/static/{name}" for name in playground._FILES]
 OF_FAL = [*FAL_HOSTS, FAL_SITE, f"110602490-lcm-sd15-i2i{GATEWAY}", f"1-x{GATEWAY}"]
 
@@ -52,6 +53,25 @@ def test_every_file_that_a_page_names_is_served(instant, path):
     names = set(re.findall(r'"(?:\./)?(static/[^"]+)"', page))
     assert {"static/icon.svg", "static/style/base.css", "static/vendor/preact.mjs"} <= names
     assert all(get(instant, f"/{name}")[1] for name in names)
+
+
+@pytest.mark.parametrize("page", ["docs", "trust"])
+def test_a_slash_behind_a_pages_name_leads_to_it_under_a_path_too(instant, page):
+    with under_a_path(lambda: int(instant.url.rpartition(":")[2])) as base:
+        found = [urllib.request.urlopen(f"{url}/{page}/", timeout=30) for url in (instant.url, base.rstrip("/"))]
+    for answer in found:
+        answer.close()
+
+    assert [answer.url for answer in found] == [f"{instant.url}/{page}", f"{base}{page}"]
+
+
+@pytest.mark.anyio
+async def test_two_slashes_lead_to_it_too(tmp_path):
+    async with serving(tmp_path) as web:
+        answer = await web.call("GET", "/docs//")
+
+    # A browser, unlike Python's urljoin, counts the empty name between two slashes.
+    assert (answer.status, answer.headers["location"]) == (307, "../../docs")
 
 
 @pytest.mark.parametrize("path", [*PAGES, *(path for path in FILES if path.endswith((".js", ".css", ".html")))])
@@ -158,7 +178,7 @@ async def test_the_thumbnail_of_fals_document_is_there(tmp_path, host):
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", [*DOCUMENTS, "/static/page/app.js"])
+@pytest.mark.parametrize("path", [*PAGES, "/openapi.json", "/trust/ca.pem", "/static/page/app.js"])
 async def test_a_page_elsewhere_may_link_to_them(tmp_path, path):
     settings = Settings(data_dir=tmp_path, tls_port=8443)
     tls.ensure(settings)

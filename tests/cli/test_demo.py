@@ -10,6 +10,7 @@ import server.cli.demo
 from pipelines.images.codec import decode
 from pipelines.messages import EngineConfig
 from server.settings import Settings
+from tests.support import checkpoint_layouts
 from tests.support.server_process import clean_env
 
 FOURSTEP = Path(sys.executable).with_name("fourstep")
@@ -33,6 +34,19 @@ def test_the_demo_writes_a_picture_and_tells_its_size_seed_and_times(tmp_path):
     assert f"{picture}: 512×512" in done.stdout
     assert "seed 42" in done.stdout
     assert all(stage in done.stdout for stage in ("steps", "decode", "inference"))
+    assert "Next: `fourstep serve" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_demo_of_weights_on_disk_needs_no_network(tmp_path):
+    (tmp_path / "base").mkdir()
+    checkpoint_layouts.write_folder(tmp_path / "base")
+    model = ("--model", str(tmp_path / "base"), "--lora", "none", "--safety-checker", "none", "--dtype", "float32")
+
+    done = demo(tmp_path, *model, env={"HF_HUB_OFFLINE": "1", "FOURSTEP_OUTBOUND_PROXY": "http://127.0.0.1:9"})
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo-output.jpg").exists()
 
 
 @pytest.mark.slow

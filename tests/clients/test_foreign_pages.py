@@ -3,10 +3,7 @@
 import contextlib
 import functools
 import http.server
-import json
 import re
-import shutil
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -16,8 +13,9 @@ from typing import ClassVar
 import pytest
 
 from tests.fuzz.values import data_uri_of, pictures
+from tests.support.browsers import firefox
 from tests.support.browsers.chromium import ANY_HOST_IS_HERE, chromium, program
-from tests.support.server_process import APP, Server, clean_env, post, serving, until
+from tests.support.server_process import APP, Server, post, serving, until
 
 ELSEWHERE = "elsewhere.test"
 WAYS = 13  # twelve requests and a websocket
@@ -45,30 +43,17 @@ class Firefox:
     """The same in Firefox."""
 
     def __init__(self, home: Path):
-        self._program = next(filter(None, map(shutil.which, ("firefox-esr", "firefox"))), "")
-        if not self._program:
+        path = firefox.program()
+        if path is None:
             pytest.skip("needs Firefox")
-        self._profile = home / "profile"
-        self._profile.mkdir(parents=True)
-        preferences = {
-            "network.dns.localDomains": ELSEWHERE,
-            "browser.shell.checkDefaultBrowser": False,
-            "datareporting.policy.dataSubmissionEnabled": False,
-            "app.update.auto": False,
-        }
-        lines = [f"user_pref({json.dumps(name)}, {json.dumps(value)});" for name, value in preferences.items()]
-        (self._profile / "user.js").write_text("\n".join(lines))
+        self._path = path
+        self._home = home
 
     @contextlib.contextmanager
     def showing(self, url: str) -> Iterator[None]:
         """Show the page for the length of the block."""
-        command = [self._program, "--headless", "--no-remote", "--profile", str(self._profile), url]
-        env = clean_env({"HOME": str(self._profile.parent), "MOZ_CRASHREPORTER_DISABLE": "1"})
-        with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as browser:
-            try:
-                yield
-            finally:
-                browser.terminate()
+        with firefox.firefox(self._path, self._home, url, preferences={"network.dns.localDomains": ELSEWHERE}):
+            yield
 
 
 @pytest.fixture(params=[Chromium, Firefox])

@@ -107,7 +107,10 @@ def run(lines: str, folder: Path, **env: str) -> "subprocess.CompletedProcess[st
 @pytest.mark.slow
 def test_wheels_and_weights_are_carried_to_a_box_that_serves_with_them(clone, hub, tmp_path):
     index = {"PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    packed = run(CARRY, clone, **index, HF_ENDPOINT=hub.url)
+    # As the page says of a machine whose box computes in 16 bits.
+    assert "`pull --dtype float16`" in SECTION
+    carry = CARRY.replace("fourstep pull", "fourstep pull --dtype float16")
+    packed = run(carry, clone, **index, HF_ENDPOINT=hub.url)
     assert packed.returncode == 0, packed.stdout + packed.stderr
 
     box = tmp_path / "box"
@@ -117,7 +120,8 @@ def test_wheels_and_weights_are_carried_to_a_box_that_serves_with_them(clone, hu
     assert INSTALL.endswith("\nvenv/bin/fourstep serve\n")
     data = box / "data"
     # The last line stays: in the background, until it has made a picture.
-    lines = INSTALL.replace("doctor", "doctor --port 0").replace("serve\n", f"serve --port 0 &\n{ASK}\n")
+    served_by = f"serve --port 0 --dtype float16 &\n{ASK}\n"  # as `auto` would on the box's card
+    lines = INSTALL.replace("doctor", "doctor --port 0 --dtype float16").replace("serve\n", served_by)
     env = {"HF_ENDPOINT": hub.url, "FOURSTEP_DATA_DIR": str(data), "OMP_NUM_THREADS": "1", "PICTURE": str(BEACH)}
     served = run(lines, box, **env)
 

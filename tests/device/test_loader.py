@@ -86,6 +86,14 @@ def test_kernels_are_chosen_by_time_unless_one_image_goes_at_a_time(max_batch, a
     assert sorted(path.name for path in tmp_path.iterdir()) == files
 
 
+def test_without_a_data_folder_nothing_is_timed_or_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    devices.prepare(EngineConfig(model="sd15", data_dir="", device="cpu"))
+
+    assert ask() == "a"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(("max_batch", "answer", "cudnn"), [(8, "b", [True]), (1, "a", [False])])
 def test_kernels_of_a_card_are_kept_by_its_name_torch_and_cudnn(max_batch, answer, cudnn, tmp_path, monkeypatch):
     switched = []

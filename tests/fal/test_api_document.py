@@ -1,6 +1,8 @@
 """The OpenAPI document of all that the server answers: valid, true of its routes, the same figures as fal's."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from schemathesis.specs.openapi.definitions import OPENAPI_30_VALIDATOR
@@ -115,6 +117,14 @@ async def test_its_other_bodies_have_the_limits_of_their_routes(document, name, 
 
 async def test_its_words_for_errors_are_fals(document):
     assert document["x-error-types"] == REQUEST_ERRORS
+
+
+def test_each_word_for_errors_is_in_the_documents_and_no_other():
+    said = (Path(__file__).parents[2] / "docs/troubleshooting.md").read_text().partition("## Words for errors")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\d{3}) \|", said, re.MULTILINE))
+
+    assert rows == {word: str(status) for word, status in REQUEST_ERRORS.items() if word in rows}
+    assert set(re.findall(r"`([a-z]+_[a-z_]+)`", said)) - {"error_type"} == set(REQUEST_ERRORS)
 
 
 async def test_the_realtime_path_has_its_socket(document):

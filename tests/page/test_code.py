@@ -177,6 +177,9 @@ def test_the_api_has_fields_limits_defaults_and_errors(visit):
     expect(run.locator("tr", has_text="num_inference_steps").first).to_contain_text("1 to 12; default 4")
     expect(run.locator("tr", has_text="422")).to_contain_text("A field is wrong")
     expect(page.locator("tr", has_text="startup_timeout")).to_contain_text("504")
+    stream = page.locator("details.call").nth(1)
+    stream.locator("summary").click()
+    expect(stream.locator("tr", has_text="progress").last).to_be_visible()
 
 
 def test_a_wrong_field_is_answered_in_the_servers_words(visit):

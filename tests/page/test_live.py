@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from playwright.sync_api import Page, WebSocket, expect
 
@@ -50,7 +51,7 @@ def frames(page: Page) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     def hear(socket: WebSocket) -> None:
-        socket.on("framesent", lambda frame: sent.append(json.loads(frame)))
+        socket.on("framesent", lambda frame: sent.append(msgspec.msgpack.decode(frame)))
 
     page.on("websocket", hear)
     return sent
@@ -99,7 +100,7 @@ def test_what_is_drawn_is_painted(page: Page, frames):
     page.mouse.move(box["x"] + 200, box["y"] + 200, steps=10)
     page.mouse.up()
 
-    eventually(page, lambda: len(frames) > 1 and frames[-1]["image_url"] != frames[0]["image_url"])
+    eventually(page, lambda: len(frames) > 1 and frames[-1]["image_bytes"] != frames[0]["image_bytes"])
 
 
 def test_the_newest_frame_wins_and_the_others_are_counted(visit):
@@ -215,3 +216,49 @@ def test_a_slow_network_gets_smaller_pictures(browser, server: Server):
         largest = max(sent)
 
         eventually(page, lambda: sent[-1] < largest * 0.8)
+
+
+def test_the_next_picture_is_made_while_a_frame_is_under_way(visit):
+    with serving("--model", "instant+jpeg:200", "--max-batch", "1") as server:
+        page = visit(server.url)
+        said_by(
+            page,
+            "(() => { const [take, send] = [createImageBitmap, WebSocket.prototype.send]; globalThis.order = [];"
+            "globalThis.createImageBitmap = (from, ...rest) => {"
+            " if (from instanceof HTMLCanvasElement) order.push('take'); return take(from, ...rest); };"
+            "WebSocket.prototype.send = function (data) { order.push('send');"
+            " this.addEventListener('message', () => order.push('heard'), { once: true });"
+            "send.call(this, data); } })()",
+        )
+        camera(page)
+        live(page)
+        eventually(page, lambda: "send take heard send" in " ".join(said_by(page, "order")))
+
+        assert "send send" not in " ".join(each for each in said_by(page, "order") if each != "take")
+
+
+def test_figures_and_times_are_rendered_four_times_a_second(page: Page):
+    camera(page)
+    live(page)
+    eventually(page, lambda: figures(page)["rate"] >= 5)
+    said_by(
+        page,
+        "(() => { globalThis.rendered = 0; const count = new MutationObserver(() => (rendered += 1));"
+        "for (const each of ['.stages', '.speed', '.strip', '.out .bar'])"
+        " count.observe(document.querySelector(each), { subtree: true, childList: true, characterData: true }); })()",
+    )
+    page.wait_for_timeout(2000)
+
+    assert 0 < said_by(page, "rendered") <= 20
+
+
+def test_messages_are_packed_as_the_server_reads_them(page: Page):
+    module = "import('./static/page/ways/msgpack.js').then(({ pack, unpack }) => "
+    given = {"text": "Strände ☀", "whole": 4, "most": 2**53 - 1, "less": -7, "part": 0.25, "yes": True, "no": False}
+    packed = said_by(page, f"{module}[...pack({{...{json.dumps(given)}, bytes: Uint8Array.of(1, 2), none: NaN}})])")
+    kinds = [None, *range(-40, 140, 15), *(sign * 2**power for power in (7, 8, 16, 31) for sign in (1, -1)), 0.1]
+    told = {"deep": {"list": [*kinds, *["x" * length for length in (3, 40, 300, 70_000)]]}, "seed": 2**32 - 1}
+    unpacked = said_by(page, f"{module}unpack(Uint8Array.from({[*msgspec.msgpack.encode(told)]}).buffer))")
+
+    assert msgspec.msgpack.decode(bytes(packed)) == {**given, "bytes": b"\1\2", "none": None}
+    assert unpacked == told

@@ -3,17 +3,20 @@
 The pictures are kept in the folder that PAGE_LOOKS names, else in `.cache/looks`: look at them after a change.
 """
 
+import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, FloatRect, Page, expect
 
 from tests.clients.kit import npm_ci
+from tests.page.conftest import Visits
 from tests.page.packages import JS, MODULES
-from tests.support.browsers.chromium import said_by
+from tests.support.browsers.chromium import ARGUMENTS, NO_HOST_IS_ELSEWHERE, program, said_by
+from tests.support.server_process import Server
 
 LOOKS = Path(os.environ.get("PAGE_LOOKS", Path(__file__).parents[2] / ".cache" / "looks"))
 SIZES = {1440: (1440, 900), 1280: (1280, 800), 390: (390, 844), 320: (320, 640)}
@@ -69,12 +72,66 @@ def locked(page: Page) -> None:
     expect(page.get_by_label("API key")).to_be_visible()
 
 
+def grid(page: Page) -> None:
+    page.get_by_role("button", name="Grid").click()
+    dialog = page.get_by_role("dialog", name="Grid")
+    dialog.get_by_role("textbox").first.fill("0.5, nonsense")
+    dialog.get_by_role("button", name="Make").click()
+    expect(dialog.locator("[aria-invalid=true]")).to_be_visible()
+
+
+def code(page: Page) -> None:
+    page.get_by_role("button", name="Code").click()
+    expect(page.locator("#code-program")).to_be_visible()
+
+
+def share(page: Page) -> None:
+    said_by(page, "Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    page.get_by_role("button", name="Share").click()
+    expect(page.get_by_role("dialog", name="Share")).to_be_visible()
+
+
+def compared(page: Page) -> None:
+    generated(page)
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("button", name="Compare")).to_have_attribute("aria-pressed", "true")
+
+
+def queued(page: Page) -> None:
+    page.get_by_role("button", name="Queue", exact=True).click()
+    expect(page.get_by_role("list", name="Jobs in the queue")).to_be_visible()
+
+
+def docs(page: Page) -> None:
+    page.goto(page.url.rstrip("/") + "/docs")
+    for call in (page.locator("details.call").nth(at) for at in (0, 1, 2)):
+        call.locator("summary").click()
+    page.get_by_role("button", name="Send").first.click()
+    expect(page.locator("[role=status] img")).to_be_visible()
+
+
+def insecure(page: Page) -> None:
+    page.goto(page.url.rstrip("/") + "/trust")
+    expect(page.locator("#how")).to_contain_text("--tls-port")
+
+
+def trust(page: Page) -> None:
+    local_ca = {"certificate": "https://127.0.0.1:8443/trust/ca.pem", "sha256": "AB:CD", "names": ["127.0.0.1"]}
+    page.route("**/openapi.json", lambda route: route.fulfill(json=route.fetch().json() | {"x-local-ca": local_ca}))
+    page.goto(page.url.rstrip("/") + "/trust")
+    expect(page.locator("#secure")).to_be_visible()
+
+
 def _told(page: Page, patch: dict[str, str]) -> None:
     page.route("**/health", lambda route: route.fulfill(json=route.fetch().json() | patch))
 
 
 STATES: dict[str, Callable[[Page], None]] = {
-    each.__name__: each for each in (opened, generated, more, refused, keys, live, failed, gone, locked)
+    each.__name__: each
+    for each in (
+        *(opened, generated, compared, queued, more, refused, live, failed, gone, locked),
+        *(keys, grid, code, share, docs, insecure, trust),
+    )
 }
 
 
@@ -116,15 +173,48 @@ def test_the_page_fits_its_window_and_is_kept_as_a_picture(width: int, dress: st
     assert overflow(page) == 0
 
 
-@pytest.mark.parametrize("width", [1280, 320])
-def test_the_page_fits_its_window_with_text_of_twice_the_size(width: int, looked):
-    page = looked(width, "light")
-    page.add_init_script("addEventListener('DOMContentLoaded', () => document.documentElement.style.fontSize = '200%')")
-    page.reload()
-    generated(page)
-    LOOKS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=LOOKS / f"{width}-twice.png", full_page=True)
+@pytest.fixture(scope="module")
+def large_text(browser: Browser) -> Iterator[Browser]:
+    """A browser whose owner has set text of twice the size."""
+    arguments = [*ARGUMENTS, NO_HOST_IS_ELSEWHERE, "--blink-settings=defaultFontSize=32"]
+    large = browser.browser_type.launch(executable_path=program(), args=arguments)
+    yield large
+    large.close()
 
+
+@pytest.mark.parametrize("width", [1280, 390, 320])
+def test_the_page_fits_its_window_with_text_of_twice_the_size(width: int, large_text: Browser, server: Server):
+    with contextlib.ExitStack() as stack:
+        visits = Visits(large_text, lambda: server.url, stack)
+        page = visits(size=SIZES[width], phone=width < 900)
+        opened(page)
+        generated(page)
+        LOOKS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=LOOKS / f"{width}-twice.png", full_page=True)
+
+        assert overflow(page) == 0
+        assert box(page, "#prompt")["width"] > width * 0.7
+        assert box(page, ".tools")["width"] < box(page, ".in")["width"] + 1
+
+
+def box(page: Page, selector: str) -> FloatRect:
+    found = page.locator(selector).bounding_box()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("size", [(390, 844), (320, 640), (844, 390)])
+def test_a_phone_shows_both_pictures_whole_above_its_foot(size: tuple[int, int], visit):
+    page = visit(size=size, phone=True)
+    opened(page)
+    generated(page)
+    foot = box(page, ".ask")["y"]
+
+    for each in (".in", ".out"):
+        square, row = box(page, f"{each} .square"), box(page, f"{each} > .bar")
+        assert square["y"] + square["height"] <= foot
+        assert row["height"] < 45
+        assert 0 <= row["x"] <= row["x"] + row["width"] <= size[0]
     assert overflow(page) == 0
 
 

@@ -4,7 +4,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.page.conftest import colour
-from tests.page.test_sources import GREEN, WHITE, choose, picture, said, sent, shows, size
+from tests.page.test_sources import GREEN, WHITE, becomes, choose, picture, said, sent, shows, size
 from tests.support.browsers.chromium import said_by
 
 # Keeps every stream that the page is given, so that a test can ask whether its light is on.
@@ -55,6 +55,16 @@ def test_the_cameras_middle_square_is_sent_at_the_chosen_size(camera: Page):
     assert lights(camera) == ["live"]
     assert size(camera) == [512, 512]
     assert sent(camera).size == (512, 512)
+
+
+def test_the_camera_gives_what_is_sent_and_follows_the_chosen_size(camera: Page):
+    settings = "(({ width, height }) => [width, height])(streams[0].getVideoTracks()[0].getSettings())"
+    assert said_by(camera, settings) == [512, 512]
+    camera.get_by_text("More", exact=True).click()
+    camera.get_by_label("Size sent").select_option("640")
+
+    becomes(camera, lambda: said_by(camera, settings) == [640, 640])
+    becomes(camera, lambda: size(camera) == [640, 640])
 
 
 def test_each_frame_is_a_change(camera: Page):

@@ -320,6 +320,16 @@ def test_live_results_are_announced(page: Page):
     expect(page.get_by_role("status").filter(has_text=re.compile(r"A new picture, \d+ ms"))).to_be_attached()
 
 
+def test_what_one_tab_forgets_is_gone_from_the_others(compared: Page, visit):
+    other = compared.context.new_page()
+    other.goto(compared.url)
+    expect(other.locator(".strip li")).to_have_count(1)
+    compared.get_by_role("button", name="Forget all").click()
+    compared.get_by_role("button", name="Forget all 1: sure?").click()
+
+    expect(other.locator(".strip li")).to_have_count(0)
+
+
 def test_forget_all_asks_once_and_forgets(compared: Page):
     compared.get_by_role("button", name="Forget all").click()
     compared.get_by_role("button", name="Forget all 1: sure?").click()

@@ -3,8 +3,11 @@
 import dataclasses
 import io
 import json
+import subprocess
+import sys
 import time
 
+import msgspec
 import pytest
 
 from pipelines.engine import instant
@@ -31,11 +34,65 @@ def test_the_last_line_says_it_all_as_json(config, capsys):
 def test_without_a_number_of_requests_as_many_are_sent_as_the_seconds_allow(config):
     begun = time.monotonic()
 
-    found = bench.run(config, lambda: instant.load(config), None, clients=2, seconds=0.4)
+    found = bench.run(config, lambda: instant.load(config), None, clients=2, seconds=2)
 
     assert found["complete"]
     assert all(row["requests"] > 1 for row in found["clients"].values())
     assert time.monotonic() - begun < 20
+
+
+def test_what_would_take_longer_than_the_seconds_is_left_out_and_said(capsys, tmp_path):
+    config = EngineConfig(model="instant:300", data_dir=str(tmp_path))
+
+    found = bench.run(config, lambda: instant.load(config), None, clients=8, seconds=2)
+
+    assert found["clients"].keys() == {"1"}
+    assert found["complete"]
+    assert "8 at a time: left out, too slow for 2 s; --seconds " in capsys.readouterr().out
+
+
+def test_no_request_is_begun_that_would_end_too_late(monkeypatch):
+    plan = bench.Plan(None, 10.0, 1, later=0, expected=4.0)
+    spent = iter((5.9, 6.1))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: plan._begun + next(spent))
+
+    assert list(plan) == [0, 1]
+
+
+def test_ctrl_c_while_torch_is_imported_is_said_without_a_traceback(config):
+    config = msgspec.structs.replace(config, model="sd15")
+    code = f"""if True:
+        import sys
+        class Interrupted:  # as Ctrl-C while torch is imported
+            def find_spec(self, name, *_):
+                if name == "torch":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        from pipelines.tools.__main__ import main
+        sys.exit(main(["pull", "--config", {msgspec.json.encode(config).decode()!r}]))"""
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 130
+    assert done.stderr.startswith("\nStopped. ")
+    assert done.stderr.endswith("goes on from there.\n")
+    assert done.stderr.count("\n") == 2
+
+
+def test_ctrl_c_in_the_warm_up_waits_for_no_picture(tmp_path):
+    config = EngineConfig(model="instant:20000", data_dir=str(tmp_path))
+
+    class Interrupted(bench.LocalEngine):
+        def answer(self, tick=lambda: None):
+            raise KeyboardInterrupt
+
+    begun = time.monotonic()
+    engine = Interrupted(config, lambda: instant.load(config))
+    with pytest.raises(KeyboardInterrupt):
+        engine.one(GenerationParams(prompt="", seed=1), b"")
+    engine.close()
+
+    assert time.monotonic() - begun < 10
 
 
 def test_ctrl_c_prints_what_there_is(config, capsys):

@@ -66,7 +66,7 @@ class Choices:
         self._path = path
         self._machine = machine
         self._keep = keep
-        self._warned = set[str]()
+        self._said = set[str]()
         self._known: dict[str, str] = {}
         if path:
             self._machine = machine or this_machine()
@@ -107,13 +107,16 @@ class Choices:
             with self._lock:
                 answer = self._read(path).get(self._machine, {}).get(question, "")
                 if answer not in forms:
+                    self._say(logging.INFO, f"kernels: timing which are faster here, this once; kept in {path}")
                     answer = find()
                     kept = self._read(path)
                     # Also what could not be written before.
                     kept[self._machine] = self._known | kept.get(self._machine, {}) | {question: answer}
                     _write(path, kept)
         except OSError as error:
-            self._warn(f"{path} can't be written ({error}): after a restart pictures may differ by rounding")
+            self._say(
+                logging.WARNING, f"{path} can't be written ({error}): after a restart pictures may differ by rounding"
+            )
         return answer if answer in forms else find()
 
     def _read(self, path: Path) -> Answers:
@@ -127,14 +130,14 @@ class Choices:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, AttributeError) as error:
-            self._warn(f"{path} can't be read ({error}): which kernels are faster is timed anew")
+            self._say(logging.WARNING, f"{path} can't be read ({error}): which kernels are faster is timed anew")
             return {}
 
-    def _warn(self, words: str) -> None:
+    def _say(self, level: int, words: str) -> None:
         """Log it, once: every kernel of a model may ask."""
-        if words not in self._warned:
-            logger.warning("%s", words)
-        self._warned.add(words)
+        if words not in self._said:
+            logger.log(level, "%s", words)
+        self._said.add(words)
 
 
 def _write(path: Path, answers: Answers) -> None:
@@ -166,7 +169,7 @@ def _fastest(
     seconds, how = _timed(runs) if measure is None else ({name: measure(run) for name, run in runs.items()}, "")
     answer = min(seconds, key=lambda name: seconds[name] * handicaps.get(name, 1.0))
     told = ", ".join(f"{name} {1e3 * spent:.3g} ms" for name, spent in seconds.items())
-    logger.info("kernels: %s: %s of %s%s", question, answer, told, how)
+    logger.debug("kernels: %s: %s of %s%s", question, answer, told, how)
     return answer
 
 

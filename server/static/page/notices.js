@@ -12,7 +12,7 @@ export function Notices() {
   return html`
     <section class="notices" aria-label="Notices">
       ${now.since > 0 && html`<p class="notice bad" role="alert">Not reachable since ${seconds(now.now - now.since)}.
-        The page asks again every two seconds; what is here stays.</p>`}
+        It is asked again every two seconds; what it has begun may still come, and what is here stays.</p>`}
       ${!now.since && now.state === "SETUP_FAILED" && html`<${SetupFailed} detail=${now.detail} />`}
       ${!now.since && now.state === "DEFUNCT" && html`<p class="notice bad" role="alert">
         The engine has stopped for good: ${withCode(now.detail)}</p>`}

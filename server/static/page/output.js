@@ -9,6 +9,8 @@ import { Store } from "./store.js";
  *   `input`: the picture that was sent, null where a reload has lost it; `roundTrip`: milliseconds from sending to the answer; `at`: milliseconds since 1970
  */
 
+export const JPEG = "image/jpeg";
+
 export const canvas = document.createElement("canvas");
 canvas.width = canvas.height = 512;
 

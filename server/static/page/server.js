@@ -6,6 +6,8 @@ export const APP = "fal-ai/lcm-sd15-i2i";
 
 // Under a path of a proxy too: every URL is relative to the page's own.
 const BASE = new URL("./", document.baseURI);
+// A server that says nothing for as long as this is as good as gone.
+const HEALTH_MS = 5000;
 
 /** @param {string} path relative to the page */
 export const at = (path) => new URL(path, BASE);
@@ -79,6 +81,7 @@ export async function call(path, { body, method = body === undefined ? "GET" : "
   } catch (error) {
     throw signal?.aborted ? error : unreachable();
   }
+  if (health.state.since) wake();
   if (!answer.ok) throw await refused(answer);
   return answer;
 }
@@ -133,22 +136,58 @@ export async function token(app) {
   return String(await answer.json());
 }
 
+let wake = () => {};
+
+addEventListener("online", () => wake());
+document.addEventListener("visibilitychange", () => wake());
+
 /** Ask for the server's health now and from then on: often while it changes, never in a hidden tab. */
 export async function watchHealth() {
   for (;;) {
     if (!document.hidden) await askHealth();
     const { state, since } = health.state;
     const seconds = since || state === "READY" || state === "BUSY" ? 2 : 0.5;
-    await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+    await new Promise((resolve) => {
+      wake = () => resolve(undefined);
+      setTimeout(wake, seconds * 1000);
+    });
   }
 }
 
 export async function askHealth() {
   try {
-    const told = await (await call("health")).json();
+    const told = await (await call("health", { signal: AbortSignal.timeout(HEALTH_MS) })).json();
     health.set({ ...told, since: 0, now: Date.now() });
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
+  } catch {
+    // No answer, or too late, or of something else in the server's place: whatever it is, the server isn't there.
     health.set({ since: health.state.since || Date.now(), now: Date.now() });
   }
+}
+
+/** Resolves when the server is reachable again. @returns {Promise<void>} */
+export function back() {
+  return new Promise((resolve) => {
+    const stop = health.subscribe((now, before) => {
+      if (now.since || !before.since) return;
+      stop();
+      resolve();
+    });
+  });
+}
+
+/** Resolves once the server is reachable: at once if it is. @param {AbortSignal} signal @returns {Promise<void>} */
+export function reachable(signal) {
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) return reject(signal.reason);
+    if (!health.state.since) return resolve();
+    const stop = health.subscribe(({ since }) => {
+      if (since) return;
+      stop();
+      resolve();
+    });
+    signal.addEventListener("abort", () => {
+      stop();
+      reject(signal.reason);
+    });
+  });
 }

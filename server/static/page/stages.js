@@ -2,7 +2,10 @@
 
 import { html } from "./html.js";
 import { output } from "./output.js";
-import { useStore } from "./store.js";
+import { Store, useStore } from "./store.js";
+
+// Of live more often than this nobody reads the times, and each time costs the page a rendering.
+const TELL_MS = 250;
 
 /** @type {[string, string[], string][]} name, the keys of `timings`, class */
 const STAGES = [
@@ -29,8 +32,21 @@ export function stagesOf({ timings, roundTrip }) {
   return [...stages, { name: "network", kind: "network", ms: Math.max(0, rest) }].filter(({ ms }) => ms > 0);
 }
 
+/** The result whose times are shown. @type {Store<{result: import("./output.js").Result | null}>} */
+const told = new Store({ result: null });
+let due = 0;
+
+output.subscribe(({ result }, before) => {
+  if (result === before.result || due) return;
+  if (!result?.live) return told.set({ result });
+  due = setTimeout(() => {
+    due = 0;
+    told.set({ result: output.state.result });
+  }, TELL_MS);
+});
+
 export function Stages() {
-  const result = useStore(output, (state) => state.result);
+  const result = useStore(told, (state) => state.result);
   if (!result) return html`<div class="stages"></div>`;
   const stages = stagesOf(result);
   const all = stages.reduce((sum, { ms }) => sum + ms, 0);

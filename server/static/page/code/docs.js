@@ -33,6 +33,7 @@ function Api({ api }) {
   return html`
     <p class="soft">At ${coded(api.servers.map((/** @type {{url: string}} */ { url }) => `\`${url}\``).join(", "))}. ${api.info.description}</p>
     <p class="soft">${" "}<code>Authorization</code>: ${coded(api.components.securitySchemes.apiKeyAuth.description)}</p>
+    <h2>Calls</h2>
     ${calls.map((each) => html`<${Operation} key=${each.method + each.path} api=${api} ...${each} />`)}
     <h2>Words for errors</h2>
     <p class="soft">In <code>error_type</code>, and the header <code>X-Fal-Error-Type</code>.</p>
@@ -78,9 +79,9 @@ const Parameters = ({ list }) => html`
     html`<code>${name}</code>${required && html` <small>required</small>`}`, where, coded(description ?? schema.description ?? ""), limits(schema)])} />
 `;
 
-/** The fields of an object; nothing for what is no object. @param {{api: any, schema: Schema}} props */
+/** The fields of an object, or of what an event's data holds. @param {{api: any, schema: Schema}} props */
 function Fields({ api, schema }) {
-  const { properties = {}, required = [] } = resolved(api, schema);
+  const { properties = {}, required = [] } = resolved(api, schema.properties?.data?.["x-contentSchema"] ?? schema);
   const rows = Object.entries(properties).map(([name, field]) => [
     html`<code>${name}</code>${required.includes(name) && html` <small>required</small>`}`,
     typeOf(field),

@@ -16,7 +16,7 @@ import { hindrance, recording, toggleRecord } from "./record.js";
 import { savePictures } from "./save.js";
 
 export function Actions() {
-  const { result, shown } = useStore(output, (state) => state);
+  const [any, input] = [useStore(output, ({ result }) => result !== null), useStore(output, ({ result }) => Boolean(result?.input))];
   const mode = useStore(compare, (state) => state.mode);
   const films = useStore(recording, (state) => state.on);
   const [shared, setShared] = useState("");
@@ -30,15 +30,15 @@ export function Actions() {
   };
   return html`
     <div class="bar" role="group" aria-label="Result">
-      <${Action} icon="compare" word="Compare" pressed=${mode !== ""} disabled=${!result?.input} onClick=${toggleCompare}
-        title=${result && !result.input ? "What went in was not kept over the reload" : "What went in beside what came out"} />
+      <${Action} icon="compare" word="Compare" pressed=${mode !== ""} disabled=${!input} onClick=${toggleCompare}
+        title=${any && !input ? "What went in was not kept over the reload" : "What went in beside what came out"} />
       <${Action} icon="grid" word="Grid" title="Two settings against each other, in one picture" onClick=${() => grid.set({ open: true })} />
       <${Action} icon=${films ? "stop" : "record"} word=${films ? "Stop" : "Record"} pressed=${films} disabled=${hindrance !== ""}
         title=${hindrance || "A film of what comes out"} onClick=${toggleRecord} />
-      <${Action} icon="save" word="Save" title="The JPEG, as the server made it" disabled=${!result}
-        onClick=${() => result && savePictures(result)} />
-      <${Action} icon="reuse" word="Use as input" title="This picture goes in next" disabled=${!result}
-        onClick=${() => result && usePicture(result.pictures[shown])} />
+      <${Action} icon="save" word="Save" title="The JPEG, as the server made it" disabled=${!any}
+        onClick=${() => output.state.result && savePictures(output.state.result)} />
+      <${Action} icon="reuse" word="Use as input" title="This picture goes in next" disabled=${!any}
+        onClick=${() => output.state.result && usePicture(output.state.result.pictures[output.state.shown])} />
       <${Action} icon="share" word="Share" title="A link to these settings" onClick=${share} />
     </div>
     <${GridDialog} />

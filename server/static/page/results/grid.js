@@ -74,7 +74,7 @@ export async function makeGrid(across, down) {
     // All at once, so that they are of one picture also where it moves.
     const inputs = await Promise.all(cells.map((cell) => asked(cell)));
     for (const [index, { input }] of inputs.entries()) {
-      const answer = await patiently(() => call(`run/${APP}`, { body: input, signal }), signal);
+      const answer = await patiently(() => call(`run/${APP}`, { body: input, signal }), signal, true);
       const told = await answer.json();
       await sheet.put(index, blobOf(told.images[0].url), told.nsfw_content_detected[0]);
       grid.set({ done: index + 1 });

@@ -28,6 +28,10 @@ export const strip = new Store({ items: [], said: "" });
 /** What is in the strip, or on its way there. @type {WeakSet<Result>} */
 const known = new WeakSet();
 
+// Other tabs of this page: what one forgets is gone from all.
+const tabs = new BroadcastChannel(`fourstep ${at("").pathname}`);
+tabs.onmessage = forgetHere;
+
 // Live makes too many to keep all: the last one stays.
 output.subscribe(({ result }, before) => {
   if (result && result !== before.result && !result.live) void keep(result);
@@ -55,9 +59,14 @@ export async function keep(result) {
 }
 
 export async function forgetAll() {
+  forgetHere();
+  await tried(() => clear(database));
+  tabs.postMessage("forgotten");
+}
+
+function forgetHere() {
   for (const { url } of strip.state.items) URL.revokeObjectURL(url);
   strip.set({ items: [] });
-  await tried(() => clear(database));
 }
 
 /** Show a result again, with everything that it was made from. @param {Result} result */

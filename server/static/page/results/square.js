@@ -44,8 +44,10 @@ export function OutSquare() {
 
 /** Which of a result's pictures is seen. */
 function Pictures() {
-  const { result, shown } = useStore(output, (state) => state);
-  if (!result || result.pictures.length < 2) return null;
+  // Not what live shows, which is one picture: that would be a rendering for each frame.
+  const result = useStore(output, (state) => (state.result && state.result.pictures.length > 1 ? state.result : null));
+  const shown = useStore(output, (state) => state.shown);
+  if (!result) return null;
   return html`
     <div class="choice" role="radiogroup" aria-label="Pictures of this result">
       ${result.pictures.map((_, index) => html`

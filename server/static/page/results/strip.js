@@ -12,7 +12,8 @@ const SURE_MS = 4000;
 
 export function Strip() {
   const { items, said } = useStore(strip, (state) => state);
-  const shown = useStore(output, (state) => state.result);
+  // Not what live shows: that would be a rendering for each frame.
+  const shown = useStore(output, ({ result }) => (result?.live && items.every((each) => each.result !== result) ? null : result));
   return html`
     <section class="strip" aria-labelledby="strip-title">
       <header>

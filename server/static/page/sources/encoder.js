@@ -1,7 +1,7 @@
 /** JPEGs of a canvas: in a worker where the browser has them for canvases, else on the page's own thread. */
 
 /**
- * @typedef {{blob: Blob, dataUri: string}} Encoded
+ * @typedef {{blob: Blob, bytes: Uint8Array<ArrayBuffer>}} Encoded
  * @typedef {{crop: number[], width: number, height: number, quality: number}} How
  *   `crop`: what is taken of the canvas, as left, top, width, height; `width` and `height`: what it becomes
  */
@@ -86,7 +86,7 @@ async function onPage(canvas, { crop, width, height, quality }) {
   to.imageSmoothingQuality = "high";
   to.drawImage(canvas, crop[0], crop[1], crop[2], crop[3], 0, 0, width, height);
   const blob = await jpegOf(small, quality);
-  return { blob, dataUri: await uriOf(blob) };
+  return { blob, bytes: new Uint8Array(await blob.arrayBuffer()) };
 }
 
 /** The whole canvas as JPEG, made on the page's own thread. @param {HTMLCanvasElement} canvas @param {number} quality @returns {Promise<Blob>} */
@@ -97,7 +97,7 @@ export function jpegOf(canvas, quality) {
 }
 
 /** @param {Blob} blob @returns {Promise<string>} */
-function uriOf(blob) {
+export function uriOf(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(String(reader.result));

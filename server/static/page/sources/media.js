@@ -58,13 +58,23 @@ const NAMES = { camera: "Camera", screen: "Screen" };
 
 async function openCamera() {
   const { camera } = media.state;
-  const video = { deviceId: camera || undefined, width: { ideal: 1280 }, height: { ideal: 720 } };
+  const video = { deviceId: camera || undefined, ...asSent() };
   const given = await navigator.mediaDevices.getUserMedia({ video });
   const { facingMode, deviceId = "" } = given.getVideoTracks()[0].getSettings();
   // Who sees themselves expects a mirror; who sees the room does not.
   media.set({ mirror: facingMode !== "environment", camera: deviceId });
   return given;
 }
+
+/** A square as large as what is sent: a browser that can cuts and scales it before the page has it. */
+function asSent() {
+  const ideal = settings.state.side;
+  return { width: { ideal }, height: { ideal } };
+}
+
+settings.subscribe(({ side }, before) => {
+  if (side !== before.side && media.state.running === "camera") void stream?.getVideoTracks()[0].applyConstraints(asSent());
+});
 
 function openScreen() {
   const { CaptureController: Controller } = /** @type {any} */ (window);

@@ -22,7 +22,7 @@ let stroke = null;
 let penSeen = false;
 let asked = 0;
 
-const narrow = matchMedia("(max-width: 900px)");
+const narrow = matchMedia("(max-width: 56.25em)");
 
 /** @param {PointerEvent} event */
 function down(event) {

@@ -66,13 +66,16 @@ export function useLastPicture() {
 /** @type {Promise<void>} */
 let arriving = Promise.resolve();
 
+/** Resolves once the picture that is on its way is on the canvas. */
+export const arrived = () => arriving;
+
 /**
  * The canvas as JPEG, its longest side at most `side` pixels, its sides multiples of eight.
  * @param {{side: number, quality: number}} how
- * @returns {Promise<{blob: Blob, dataUri: string}>}
+ * @returns {Promise<import("./encoder.js").Encoded>}
  */
 export async function encoded(how) {
-  await arriving;
+  await arrived();
   return encode(canvas, how);
 }
 

@@ -9,5 +9,6 @@ scope.onmessage = async (/** @type {MessageEvent} */ { data: { bitmap, crop, wid
   to.drawImage(bitmap, crop[0], crop[1], crop[2], crop[3], 0, 0, width, height);
   bitmap.close();
   const blob = await canvas.convertToBlob({ type: "image/jpeg", quality });
-  scope.postMessage({ blob, dataUri: new scope.FileReaderSync().readAsDataURL(blob) });
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  scope.postMessage({ blob, bytes }, [bytes.buffer]);
 };

@@ -1,12 +1,15 @@
 /** Generate: one picture by `/stream`, with a preview after each step; ends early when it is cancelled. */
 
+import { uriOf } from "../sources/encoder.js";
 import { encoded } from "../sources/source.js";
 import { blobOf, output, preview, resultOf, show } from "../output.js";
-import { APP, Refusal, call, fieldsOf, wordsOf } from "../server.js";
+import { APP, Refusal, askHealth, call, fieldsOf, health, reachable, wordsOf } from "../server.js";
 import { dice, settings, values, wrong } from "../settings.js";
 import { say, sayWrong, work } from "../work.js";
 
 const QUALITY = 0.92;
+// What breaks each time, and not because the server ends, is not for asking again.
+const MOST_LOST = 3;
 
 /** @type {AbortController | null} */
 let running = null;
@@ -22,7 +25,9 @@ export async function generate() {
   work.set({ busy: "generate", said: "Waiting for the server …", wrong: false });
   try {
     if (!settings.state.seedLocked) settings.set({ seed: dice() });
-    await stream(await asked(), running.signal);
+    const { signal } = running;
+    const what = await asked();
+    await patiently(() => stream(what, signal), signal, true);
   } catch (error) {
     report(error, running.signal);
   } finally {
@@ -38,8 +43,8 @@ export async function generate() {
  */
 export async function asked(changes) {
   const { side, ...given } = { ...values(), side: settings.state.side, ...changes };
-  const { blob, dataUri } = await encoded({ side, quality: QUALITY });
-  return { input: { ...given, image_url: dataUri, sync_mode: true }, values: given, side, blob };
+  const { blob } = await encoded({ side, quality: QUALITY });
+  return { input: { ...given, image_url: await uriOf(blob), sync_mode: true }, values: given, side, blob };
 }
 
 /**
@@ -48,7 +53,7 @@ export async function asked(changes) {
  */
 async function stream(what, signal) {
   const begun = performance.now();
-  const answer = await patiently(() => call(`run/${APP}/stream`, { body: what.input, signal }), signal);
+  const answer = await call(`run/${APP}/stream`, { body: what.input, signal });
   /** @type {any} */
   let last = null;
   for await (const told of events(answer)) {
@@ -58,7 +63,7 @@ async function stream(what, signal) {
     } else if (told.images) {
       last = told;
     } else {
-      throw new Refusal(wordsOf(told, 0), { fields: fieldsOf(told.detail) });
+      throw new Refusal(wordsOf(told, 0), { status: 500, fields: fieldsOf(told.detail) });
     }
   }
   if (!last) throw new Refusal("The answer broke off");
@@ -69,29 +74,41 @@ async function stream(what, signal) {
 }
 
 /**
- * Try again while the server says that it is too much at once, after the pause that it asks for.
+ * Ask once the server is reachable; again while it says that it is too much at once, after the pause that it asks for.
  * @template T
  * @param {() => Promise<T>} ask
  * @param {AbortSignal} signal
+ * @param {boolean} [repeats] whether what broke off may be asked again: not, where the server may have taken it
  * @returns {Promise<T>}
  */
-export async function patiently(ask, signal) {
-  for (;;) {
+export async function patiently(ask, signal, repeats = false) {
+  for (let lost = 0; ; ) {
+    if (health.state.since) {
+      sayWrong("The server is not reachable: this goes on once it is back");
+      await reachable(signal);
+      say("Waiting for the server …");
+    }
     try {
       return await ask();
     } catch (error) {
-      if (!(error instanceof Refusal) || error.status !== 429) throw error;
-      say(`${error.message}. Again in ${error.retryAfter} s`);
-      await pause(error.retryAfter * 1000, signal);
+      if (!(error instanceof Refusal)) throw error;
+      if (error.status === 429) {
+        say(`${error.message}. Again in ${error.retryAfter} s`);
+        await pause(error.retryAfter * 1000, signal);
+      } else if (error.status === 0 && repeats && ++lost <= MOST_LOST) {
+        await askHealth();
+      } else {
+        throw error;
+      }
     }
   }
 }
 
-/** @param {number} milliseconds @param {AbortSignal} signal */
+/** @param {number} milliseconds @param {AbortSignal} [signal] */
 export function pause(milliseconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, milliseconds);
-    signal.addEventListener("abort", () => {
+    signal?.addEventListener("abort", () => {
       clearTimeout(timer);
       reject(signal.reason);
     });

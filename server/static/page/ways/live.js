@@ -3,34 +3,28 @@
  * frame, so that the newest wins. Where the network is the slow part, smaller and coarser JPEGs are sent.
  */
 
-import { encoded, source } from "../sources/source.js";
-import { resultOf, show } from "../output.js";
-import { APP, Refusal, access, at, fieldsOf, token, wordsOf } from "../server.js";
+import { arrived, encoded, source } from "../sources/source.js";
+import { JPEG, resultOf, show } from "../output.js";
+import { APP, Refusal, access, at, back, fieldsOf, health, token, wordsOf } from "../server.js";
 import { noneWrong, settings, values, wrong } from "../settings.js";
 import { Store } from "../store.js";
 import { say, sayWrong, work } from "../work.js";
-import { report } from "./generate.js";
+import { pause, report } from "./generate.js";
+import { Grade } from "./grade.js";
+import { pack, unpack } from "./msgpack.js";
 
-// From what looks best to what a slow network carries: JPEG quality, and the share of the chosen side.
-const GRADES = [
-  { quality: 0.92, share: 1 },
-  { quality: 0.8, share: 1 },
-  { quality: 0.65, share: 0.75 },
-  { quality: 0.5, share: 0.5 },
-];
-// The network is the slow part when it takes this share of a round trip, and more than this many milliseconds.
-const SLOW_SHARE = 0.6;
-const SLOW_MS = 60;
-// Frames after which the grade may change again.
-const GRADE_FRAMES = 12;
+// How often the figures are told: more often nobody reads them, and each time costs the page a rendering.
+const TELL_MS = 250;
+// How old a picture may be that was taken before its turn, beside what taking it takes, when there is a newer one.
+const STALE_MS = 20;
 const PAUSES_S = [0.5, 1, 2, 4, 8];
 const ANSWER_S = 30;
 
 /**
- * `dropped`: changes that no frame showed; `roundTrip`: milliseconds, smoothed; `grade`: index into what is sent.
- * @type {Store<{on: boolean, connected: boolean, rate: number, roundTrip: number, dropped: number, grade: number}>}
+ * `dropped`: changes that no frame showed; `roundTrip`: milliseconds, smoothed.
+ * @type {Store<{on: boolean, connected: boolean, rate: number, roundTrip: number, dropped: number}>}
  */
-export const live = new Store({ on: false, connected: false, rate: 0, roundTrip: 0, dropped: 0, grade: 0 });
+export const live = new Store({ on: false, connected: false, rate: 0, roundTrip: 0, dropped: 0 });
 
 /** @type {Session | null} */
 let session = null;
@@ -41,7 +35,7 @@ export function toggleLive() {
 
 export function startLive() {
   if (live.state.on || work.state.busy) return;
-  live.set({ on: true, rate: 0, roundTrip: 0, dropped: 0, grade: 0 });
+  live.set({ on: true, rate: 0, roundTrip: 0, dropped: 0 });
   work.set({ busy: "live", said: "Connecting …", wrong: false });
   session = new Session();
   void session.run();
@@ -73,10 +67,15 @@ class Session {
     this.version = -1;
     /** @type {number[]} the times of the last answers */
     this.times = [];
-    this.sinceGrade = 0;
+    this.dropped = this.told = 0;
+    // Milliseconds, smoothed: from sending to the answer, and of making a JPEG.
+    this.roundTrip = this.making = 0;
+    this.grade = new Grade();
     this.wake = () => {};
     const changed = () => this.wake();
-    this.unwatch = [source.subscribe(changed), settings.subscribe(changed)];
+    // Also where no frame is on its way, which would show that the socket is lost.
+    const gone = health.subscribe(({ since }, before) => void (since !== before.since && changed()));
+    this.unwatch = [source.subscribe(changed), settings.subscribe(changed), gone];
     /** @type {unknown} */
     this.settings = null;
   }
@@ -103,7 +102,7 @@ class Session {
         live.set({ connected: false });
         const seconds = PAUSES_S[Math.min(this.failures++, PAUSES_S.length - 1)];
         sayWrong(`${error.message}; again in ${seconds} s`);
-        await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+        await Promise.race([pause(seconds * 1000), back()]);
       }
     }
   }
@@ -118,9 +117,10 @@ class Session {
     });
     if (secret) url.searchParams.set("fal_jwt_token", secret);
     const socket = (this.socket = new WebSocket(url));
+    socket.binaryType = "arraybuffer";
     this.unauthorized = false;
     // A refused key is said before any frame is sent.
-    socket.onmessage = ({ data }) => (this.unauthorized ||= JSON.parse(data).status === "error");
+    socket.onmessage = ({ data }) => (this.unauthorized ||= read(data).status === "error");
     await new Promise((resolve, reject) => {
       socket.onopen = resolve;
       socket.onerror = socket.onclose = () => reject(new Lost("The server is not reachable"));
@@ -130,24 +130,43 @@ class Session {
     say("Live");
   }
 
-  /** Send a frame, await its answer, wait for a change; until the socket is lost. */
+  /**
+   * Send a frame, await its answer, wait for a change; until the socket is lost. The next picture is made while a frame
+   * is under way, so late that it is just ready when the answer comes.
+   */
   async serve() {
+    /** @type {ReturnType<Session["take"]> | null} */
+    let next = null;
     while (!this.ended) {
-      const begun = performance.now();
-      const changes = source.state.version - this.version;
-      if (this.version >= 0 && changes > 1) live.set({ dropped: live.state.dropped + changes - 1 });
-      this.version = source.state.version;
+      let taken = await (next ?? this.take());
+      const old = performance.now() - taken.at > 2 * this.making + STALE_MS;
+      if (next && old && taken.version !== source.state.version) taken = await this.take();
+      if (this.version >= 0) this.dropped += Math.max(0, taken.version - this.version - 1);
+      this.version = taken.version;
       this.settings = settings.state;
-      const { quality, share } = GRADES[live.state.grade];
-      const side = Math.max(128, Math.round((settings.state.side * share) / 8) * 8);
-      const { blob, dataUri } = await encoded({ side, quality });
+      next = null;
+      const soon = setTimeout(() => {
+        if (this.changed()) (next = this.take()).catch(() => {}); // it is awaited above, or the session has ended
+      }, this.roundTrip - 1.5 * this.making);
       const given = { ...values(), num_images: 1 };
       const id = String(++this.sent);
-      const told = await this.answer(JSON.stringify({ ...given, image_url: dataUri, sync_mode: true, request_id: id }), id);
+      const begun = performance.now();
+      const asked = this.answer(pack({ ...given, image_bytes: taken.bytes, request_id: id }), id);
+      const told = await asked.finally(() => clearTimeout(soon));
       if (this.ended) return;
-      if (told) await this.painted(told, performance.now() - begun, { values: given, side, input: blob });
-      if (!this.changed()) await new Promise((resolve) => (this.wake = () => resolve(undefined)));
+      if (told) this.painted(told, performance.now() - begun, { values: given, side: taken.side, input: taken.blob });
+      if (!next && !this.changed()) await new Promise((resolve) => (this.wake = () => resolve(undefined)));
     }
+  }
+
+  /** The picture as it is now, as JPEG. */
+  async take() {
+    await arrived();
+    const [at, { version }] = [performance.now(), source.state];
+    const how = this.grade.of(settings.state.side);
+    const made = await encoded(how);
+    this.making = smoothed(this.making, performance.now() - at);
+    return { ...made, at, version, side: how.side };
   }
 
   changed() {
@@ -156,7 +175,7 @@ class Session {
 
   /**
    * The answer to a frame; null for one that the server refuses, whose words are shown.
-   * @param {string} frame
+   * @param {Uint8Array<ArrayBuffer>} frame
    * @param {string} id
    */
   answer(frame, id) {
@@ -170,7 +189,7 @@ class Session {
         lost();
       };
       socket.onmessage = ({ data }) => {
-        const told = JSON.parse(data);
+        const told = read(data);
         if (told.status === "error") {
           clearTimeout(late);
           reject(keyWanted());
@@ -197,37 +216,30 @@ class Session {
    * @param {number} roundTrip
    * @param {{values: import("../settings.js").Values, side: number, input: Blob}} asked
    */
-  async painted(told, roundTrip, asked) {
+  painted(told, roundTrip, asked) {
     this.failures = 0;
     if (work.state.wrong) say("Live");
     noneWrong();
-    void show(resultOf(told, { ...asked, roundTrip, live: true }));
+    const pictures = told.images.map((/** @type {{content: BlobPart}} */ { content }) => new Blob([content], { type: JPEG }));
+    void show(resultOf(told, { ...asked, roundTrip, live: true }, pictures));
+    this.roundTrip = smoothed(this.roundTrip, roundTrip);
     const now = performance.now();
     this.times = [...this.times.filter((time) => now - time < 2000), now];
     const span = now - this.times[0];
-    live.set({
-      rate: span > 0 ? ((this.times.length - 1) * 1000) / span : 0,
-      roundTrip: live.state.roundTrip ? live.state.roundTrip * 0.8 + roundTrip * 0.2 : roundTrip,
-    });
-    this.grade(roundTrip, told.timings);
-  }
-
-  /**
-   * Step the quality down or up, by how much of the round trip the server did not account for.
-   * @param {number} roundTrip
-   * @param {Record<string, number>} timings
-   */
-  grade(roundTrip, timings) {
-    const network = roundTrip - ((timings.inference ?? 0) + (timings.queue ?? 0)) * 1000;
-    if (++this.sinceGrade < GRADE_FRAMES) return;
-    const { grade } = live.state;
-    const slow = network > SLOW_MS && network > roundTrip * SLOW_SHARE;
-    if (slow && grade < GRADES.length - 1) live.set({ grade: grade + 1 });
-    else if (!slow && grade > 0 && network < SLOW_MS / 3) live.set({ grade: grade - 1 });
-    else return;
-    this.sinceGrade = 0;
+    if (now - this.told > TELL_MS) {
+      this.told = now;
+      const rate = span > 0 ? ((this.times.length - 1) * 1000) / span : 0;
+      live.set({ rate, roundTrip: this.roundTrip, dropped: this.dropped });
+    }
+    this.grade.heard(roundTrip, told.timings);
   }
 }
+
+/** @param {number} mean @param {number} value */
+const smoothed = (mean, value) => (mean ? mean * 0.8 + value * 0.2 : value);
+
+/** What the server says: a text is JSON. @param {string | ArrayBuffer} data */
+const read = (data) => (typeof data === "string" ? JSON.parse(data) : unpack(data));
 
 function keyWanted() {
   access.set({ wanted: true });

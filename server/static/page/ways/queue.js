@@ -1,7 +1,7 @@
 /** Queue: jobs that outlive the page. Their ids are kept in this tab, so that a reload finds them again. */
 
 import { resultOf, show } from "../output.js";
-import { APP, Refusal, call } from "../server.js";
+import { APP, Refusal, call, reachable } from "../server.js";
 import { dice, settings } from "../settings.js";
 import { Store } from "../store.js";
 import { say } from "../work.js";
@@ -101,6 +101,7 @@ async function follow(id) {
       }
     }
     await pause(POLL_MS, controller.signal);
+    await reachable(controller.signal);
   }
 }
 
