@@ -15,7 +15,6 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 from typing_extensions import override
 
-from server import forms
 from server.access.auth import Auth
 from server.access.limits import Limits, ReleaseReservations
 from server.api import files, ops, platform, playground, proxy, queue, realtime, run, tokens, uploads, ws_run
@@ -27,6 +26,7 @@ from server.jobs.queue import Queue
 from server.jobs.sqlite.database import Database
 from server.jobs.sqlite.store import SQLiteStore
 from server.metrics import Metrics
+from server.nodes import forms
 from server.outbound.addresses import parse_networks
 from server.outbound.fetch import Fetch
 from server.settings import Settings

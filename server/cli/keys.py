@@ -3,11 +3,11 @@
 import datetime
 import functools
 
-from server import forms
 from server.access import api_keys as key_file
 from server.access.api_keys import Key
 from server.cli.arguments import KEY_LIMITS
 from server.cli.output import in_data_dir, show
+from server.nodes import forms
 from server.settings import Settings, SettingsError
 from server.webhooks.signing_keys import SigningKey, SigningKeys
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from server import forms
 from server.cli.output import show
+from server.nodes import forms
 from server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:  # an extra

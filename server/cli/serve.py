@@ -12,20 +12,22 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from server import forms, logs, memory
+from server import logs, memory
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli import progress
 from server.cli.launcher import RUN_FILE
 from server.cli.tools import every_device
-from server.data_dir import Held, locked, prepare, usable, write_whole
+from server.data_dir import Held, locked, prepare, read_secret, usable, write_whole
 from server.environment import affordable_budget, version
 from server.fal.hosts import parse_host
+from server.nodes import forms
 from server.settings import Settings, SettingsError
 from server.transport import listen, open_files, sockets
 from server.transport.sockets import Listeners
 from server.web.origin_guard import is_loopback
 from server.web.origins import origin_of
+from server.webhooks.signing_keys import SigningKeys
 
 LOG = logging.getLogger(__name__)
 
@@ -109,7 +111,13 @@ def _join(settings: Settings) -> None:
     if settings.database:
         from server.nodes.cluster import join  # noqa: PLC0415 (an extra)
 
-        asyncio.run(join(settings, lambda: forms.make_secrets(settings)))
+        asyncio.run(join(settings, lambda: _make_secrets(settings)))
+
+
+def _make_secrets(settings: Settings) -> None:
+    read_secret(settings.data_dir / "token.secret")
+    read_secret(settings.files_dir / "upload.secret")
+    SigningKeys(settings.webhook_keys_path)
 
 
 def _on_thread_error(raised: threading.ExceptHookArgs) -> None:

@@ -126,7 +126,7 @@ class SharedIndex(JobIndex):
         return snapshot.logs if snapshot else ()
 
     def of_interest(self) -> list[str]:
-        """Return the ids of the jobs that are to be kept up to date; forget what nobody wants to know any more."""
+        """Return the ids of the jobs that are to be kept up to date; forget what none wants to know any more."""
         since = self._clock() - self._asked_s
         for request_id in [each for each, at in self._asked.items() if at < since]:
             del self._asked[request_id]

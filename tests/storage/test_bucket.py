@@ -12,7 +12,7 @@ import pytest
 import server.storage.bucket
 from server.fal.errors import RequestError
 from server.fal.lifecycle import Acl, Lifecycle
-from server.forms import file_store
+from server.nodes.forms import file_store
 from server.settings import Settings, SettingsError
 from server.storage.bucket import bucket, expiry, opening
 from server.storage.bucket.objects import CHUNK_BYTES, PATIENCE_S

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 
-from server.forms import file_store
+from server.nodes.forms import file_store
 from server.settings import Settings
 
 PLACES = ["disk", "s3", "folder"]

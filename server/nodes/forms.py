@@ -13,7 +13,6 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from server.data_dir import read_secret
 from server.environment import s3_endpoint
 from server.jobs.errors import DatabaseError
 from server.jobs.index import JobIndex
@@ -22,7 +21,6 @@ from server.jobs.sqlite.mirror import Mirror
 from server.jobs.sqlite.outbox import SQLiteOutbox
 from server.settings import Settings, SettingsError
 from server.storage import location
-from server.webhooks.signing_keys import SigningKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -64,13 +62,6 @@ def check(settings: Settings) -> None:
         )
     if settings.database:
         check_extra()
-
-
-def make_secrets(settings: Settings) -> None:
-    """Make the secrets and keys of the data folder that are not there."""
-    read_secret(settings.data_dir / "token.secret")
-    read_secret(settings.files_dir / "upload.secret")
-    SigningKeys(settings.webhook_keys_path)
 
 
 def alone(settings: Settings, make: Callable[[Database], SQLiteStore]) -> Form:
