@@ -5,7 +5,7 @@ import { useEffect, useState } from "preact/hooks";
 
 import { html } from "../html.js";
 import { Notices } from "../notices.js";
-import { at, call, watchHealth } from "../server.js";
+import { at, callJson, watchHealth } from "../server.js";
 import { Try, resolved } from "./try.js";
 
 /** @typedef {any} Schema a part of the document */
@@ -13,7 +13,7 @@ import { Try, resolved } from "./try.js";
 function Page() {
   const [api, setApi] = useState(/** @type {any} */ (null));
   const [failed, setFailed] = useState("");
-  const read = async () => setApi(await (await call("openapi.json")).json());
+  const read = async () => setApi(await callJson("openapi.json"));
   useEffect(() => void read().catch((error) => setFailed(error.message)), []);
   return html`
     <header class="bar"><h1>fourstep: the API</h1>

@@ -4,7 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { html } from "../html.js";
 import { Icon } from "../icons.js";
-import { access, at, call } from "../server.js";
+import { access, at, callJson } from "../server.js";
 import { settings, values } from "../settings.js";
 import { onKey } from "../shortcuts.js";
 import { encoded } from "../sources/source.js";
@@ -29,7 +29,7 @@ export function CodeButtons() {
     if (dialog.current?.open) return;
     dialog.current?.showModal();
     try {
-      setDocument(await (await call("openapi.json")).json());
+      setDocument(await callJson("openapi.json"));
       setFailed("");
     } catch (error) {
       setFailed(/** @type {Error} */ (error).message);
