@@ -159,7 +159,7 @@ def test_a_limit_is_named_and_asked_again(visit):
         expect(other.locator("#said")).to_contain_text("Step 1")
         generate(page)
 
-        expect(page.locator("#said")).to_have_text(re.compile(r"Too many calls in flight.*Again in \d+ s"))
+        expect(page.locator("#said")).to_have_text(re.compile(r"Too many calls in flight.*again in \d+ s"))
         made(page)
 
 

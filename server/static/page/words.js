@@ -76,7 +76,7 @@ export const faults = {
 /** How far something is: nothing to be done about it. */
 export const news = {
   waiting: "Waiting for the server …",
-  again: (/** @type {string} */ why, /** @type {number} */ seconds) => `${why}. Again in ${seconds} s`,
+  again: (/** @type {string} */ why, /** @type {number} */ seconds) => `${why}; again in ${seconds} s`,
   step: (/** @type {number} */ step, /** @type {number} */ steps) => `Step ${step} of ${steps}`,
   made: (/** @type {number} */ ms, /** @type {number} */ seed) => `${ms} ms, seed ${seed}`,
   blackened: (/** @type {number} */ ms, /** @type {number} */ seed) => `${ms} ms, seed ${seed}, blackened by the safety checker`,
