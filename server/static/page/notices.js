@@ -24,7 +24,7 @@ export function Notices() {
 }
 
 /** Words of the server with `commands` in them, as it writes them. @param {string} words */
-const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+export const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
 
 /** The first sentence, and the rest behind it. @param {{words: string}} props */
 function Notice({ words }) {
