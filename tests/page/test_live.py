@@ -149,7 +149,7 @@ def test_it_goes_on_when_the_server_is_back(visit, tmp_path):
         eventually(page, lambda: figures(page)["rate"] > 3)
     finally:
         server.kill()
-    expect(page.locator("#said")).to_contain_text(re.compile("again in [0-9.]+ s"))
+    expect(page.locator("#said")).to_contain_text(re.compile("not reachable.*again in [0-9.]+ s"))
     expect(page.locator(".chip.state")).to_contain_text("not reachable")
     with serving("--model", "instant+jpeg:5", "--port", server.url.rpartition(":")[2], data_dir=tmp_path):
         expect(page.locator("#said")).to_have_text("Live")

@@ -243,3 +243,11 @@ def test_every_target_is_large_enough_for_a_finger(width: int, looked):
     small = [box for box in boxes if box and min(box["width"], box["height"]) < 43.9]
     assert len(boxes) > 5
     assert small == []
+
+
+@pytest.mark.parametrize("row", [".in > .bar", ".out > .bar"])
+@pytest.mark.parametrize("dress", DRESSES)
+def test_on_the_narrowest_screen_each_row_of_buttons_is_one_line(dress: str, row: str, looked):
+    buttons = looked(320, dress).locator(f"{row} button").all()
+
+    assert len({round(box["y"]) for button in buttons if (box := button.bounding_box())}) == 1

@@ -103,7 +103,7 @@ def test_the_light_goes_off_when_a_picture_is_taken(camera: Page):
 def test_the_light_goes_off_when_the_page_is_hidden(camera: Page):
     hide(camera)
 
-    said(camera, "The camera has stopped while the page was hidden. Press Camera to go on")
+    said(camera, "The camera has stopped while the page was hidden: press Camera to go on")
     shows(camera, GREEN, 0.1, 0.9)
     assert lights(camera) == ["ended"]
 
@@ -111,7 +111,7 @@ def test_the_light_goes_off_when_the_page_is_hidden(camera: Page):
 def test_a_camera_that_is_pulled_out_is_said(camera: Page):
     said_by(camera, 'streams[0].getTracks()[0].dispatchEvent(new Event("ended"))')
 
-    said(camera, "The camera has ended. Press Camera to go on")
+    said(camera, "The camera has ended: press Camera to go on")
 
 
 def test_a_camera_that_comes_too_late_is_let_go(page: Page):

@@ -235,7 +235,7 @@ def test_a_browser_that_cannot_record_says_so(page: Page):
     record = page.get_by_role("button", name="Record")
 
     expect(record).to_be_disabled()
-    expect(record).to_have_attribute("title", "This browser can't record a canvas as WebM")
+    expect(record).to_have_attribute("title", re.compile("can't record a canvas as WebM"))
 
 
 def test_a_result_of_the_strip_brings_everything_back_after_a_reload(compared: Page):
@@ -423,10 +423,10 @@ def test_escape_ends_a_grid_and_then_closes_it(page: Page):
 @pytest.mark.parametrize(
     ("strengths", "words"),
     [
-        ("0.5 much", "“much” is no number"),
-        ("0.5 1.5", "Strength goes from 0 to 1, 1.5 does not"),
-        ("0 0.1 0.2 0.3 0.4 0.5", "Write one to 5 values, such as 0.2, 0.4, 0.6, 0.8, 1"),
-        ("", "Write one to 5 values, such as 0.2, 0.4, 0.6, 0.8, 1"),
+        ("0.5 much", "“much” is no number: write one such as 0.2"),
+        ("0.5 1.5", "1.5 is out of range: Strength goes from 0 to 1"),
+        ("0 0.1 0.2 0.3 0.4 0.5", "These are no values, or too many: write one to 5, such as 0.2, 0.4, 0.6, 0.8, 1"),
+        ("", "These are no values, or too many: write one to 5, such as 0.2, 0.4, 0.6, 0.8, 1"),
     ],
 )
 def test_values_that_no_grid_can_have_are_refused_in_words(strengths: str, words: str, page: Page):
@@ -439,7 +439,9 @@ def test_values_that_no_grid_can_have_are_refused_in_words(strengths: str, words
 def test_steps_are_whole(page: Page):
     dialog = grid_of(page, "0.5", "1.5")
 
-    expect(dialog.get_by_label("Down: values")).to_have_accessible_description("Steps takes whole numbers, not 1.5")
+    expect(dialog.get_by_label("Down: values")).to_have_accessible_description(
+        "1.5 is no whole number: Steps takes only those"
+    )
 
 
 def test_no_key_acts_under_the_dialog(page: Page):

@@ -92,6 +92,38 @@ def test_a_server_that_is_gone_is_told_with_since_when_and_found_again(visit, tm
         made(page)
 
 
+@pytest.mark.parametrize("answer", ["<h1>Sign in</h1>", "", "null", "[]", '{"ok": true}'])
+def test_another_ones_answer_for_the_servers_health_is_not_reachable_until_it_is_gone(answer: str, page: Page):
+    page.route("**/health", lambda route: route.fulfill(body=answer, content_type="text/html"))
+    expect(page.locator(".notice", has_text="Not reachable since")).to_be_visible()
+    expect(page.locator(STATE)).to_contain_text("not reachable")
+    page.unroute("**/health")
+
+    expect(page.locator(STATE)).to_contain_text("READY")
+    expect(page.locator(".notice", has_text="Not reachable")).to_have_count(0)
+
+
+def test_another_ones_answer_in_place_of_a_job_is_told_and_the_job_can_be_put_again(page: Page):
+    page.route("**/queue/**", lambda route: route.fulfill(body="<h1>Sign in</h1>", content_type="text/html"))
+    page.get_by_role("button", name="Queue", exact=True).click()
+
+    expect(page.locator("#said")).to_contain_text("The answer is not this server's")
+    page.unroute("**/queue/**")
+    page.get_by_role("button", name="Queue", exact=True).click()
+    made(page)
+
+
+def test_the_limits_are_read_once_the_document_is_the_servers(visit, server: Server):
+    page = visit("/docs")
+    page.route("**/openapi.json", lambda route: route.fulfill(body="<h1>Sign in</h1>", content_type="text/html"))
+    page.goto(server.url)
+    page.wait_for_timeout(500)
+    expect(page.locator("#strength")).not_to_have_attribute("max", "1")
+    page.unroute("**/openapi.json")
+
+    expect(page.locator("#strength")).to_have_attribute("max", "1")
+
+
 def test_a_key_is_asked_for_and_kept_in_this_tab_only(visit):
     with serving("--model", "instant+jpeg", env={"FOURSTEP_KEYS": KEY}) as server:
         page = visit(server.url)
@@ -127,7 +159,7 @@ def test_a_limit_is_named_and_asked_again(visit):
         expect(other.locator("#said")).to_contain_text("Step 1")
         generate(page)
 
-        expect(page.locator("#said")).to_have_text(re.compile(r"Too many calls in flight.*Again in \d+ s"))
+        expect(page.locator("#said")).to_have_text(re.compile(r"Too many calls in flight.*again in \d+ s"))
         made(page)
 
 
@@ -139,7 +171,7 @@ def test_a_picture_that_is_too_large_for_the_server_is_told_in_words(page: Page,
     page.route("**/stream", refuse)
     generate(page)
 
-    expect(page.locator("#said")).to_have_text("The picture is larger than this server takes")
+    expect(page.locator("#said")).to_contain_text("The picture is larger than this server takes: choose a smaller")
 
 
 def test_an_unloaded_engine_is_woken(visit):

@@ -7,6 +7,7 @@ import { useStore } from "./store.js";
 import { cancel, generate } from "./ways/generate.js";
 import { live, toggleLive } from "./ways/live.js";
 import { cancelJob, forgetJob, queue, submit } from "./ways/queue.js";
+import { faults, news } from "./words.js";
 import { work } from "./work.js";
 
 export function Ask() {
@@ -49,12 +50,12 @@ function Said() {
   return html`<p class=${isWrong ? "said wrong" : "said"} id="said" role="status">${said}</p>`;
 }
 
-const WORDS = /** @type {Record<string, string>} */ ({
-  IN_QUEUE: "waits",
-  IN_PROGRESS: "is being made",
-  COMPLETED: "is done",
-  FAILED: "has failed",
-  GONE: "is gone",
+const WORDS = /** @type {Record<string, (id: string) => string>} */ ({
+  IN_QUEUE: news.jobWaits,
+  IN_PROGRESS: news.jobRuns,
+  COMPLETED: news.jobDone,
+  FAILED: faults.jobFailed,
+  GONE: faults.jobGone,
 });
 
 function Jobs() {
@@ -64,7 +65,7 @@ function Jobs() {
     <ul class="jobs" aria-label="Jobs in the queue">
       ${jobs.map(({ id, status, position, lines }) => html`
         <li key=${id}>
-          <span>Job ${id.slice(0, 8)} ${WORDS[status] ?? status}${position ? `, ${position} before it` : ""}</span>
+          <span>${(WORDS[status] ?? news.jobWaits)(id.slice(0, 8))}${position ? `, ${position} before it` : ""}</span>
           ${status === "IN_QUEUE" || status === "IN_PROGRESS"
             ? html`<button type="button" onClick=${() => cancelJob(id)}>Cancel</button>`
             : html`<button type="button" onClick=${() => forgetJob(id)}>Forget</button>`}

@@ -29,8 +29,6 @@ const PATHS = {
   fill: "M4 12l8-8 8 8-8 8zM4 12h16M20 16c1 1.5 1 3 0 4-1-1-1-2.500 0-4z",
   trash: "M4 7h16M9 7V4h6v3M6 7l1 13h10l1-13M10 11v5M14 11v5",
   mirror: "M12 3v18M9 7l-5 10h5zM15 7l5 10h-5z",
-  folder: "M3 6h6l2 2h10v11H3z",
-  help: "M9 9a3 3 0 114 2.800c-1 .5-1 1.200-1 2.200M12 17.500h.01",
   share: "M12 3v12M8 7l4-4 4 4M5 12v8h14v-8",
   queue: "M4 6h16M4 12h16M4 18h10",
 };

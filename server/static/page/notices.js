@@ -5,17 +5,18 @@ import { useState } from "preact/hooks";
 import { html } from "./html.js";
 import { access, health, useKey } from "./server.js";
 import { useStore } from "./store.js";
+import { faults } from "./words.js";
 
 export function Notices() {
   const now = useStore(health, (state) => state);
   const wanted = useStore(access, (state) => state.wanted);
   return html`
     <section class="notices" aria-label="Notices">
-      ${now.since > 0 && html`<p class="notice bad" role="alert">Not reachable since ${seconds(now.now - now.since)}.
-        It is asked again every two seconds; what it has begun may still come, and what is here stays.</p>`}
+      ${now.since > 0 && html`<p class="notice bad" role="alert">
+        ${faults.unreachableSince(Math.round((now.now - now.since) / 1000))}</p>`}
       ${!now.since && now.state === "SETUP_FAILED" && html`<${SetupFailed} detail=${now.detail} />`}
       ${!now.since && now.state === "DEFUNCT" && html`<p class="notice bad" role="alert">
-        The engine has stopped for good: ${withCode(now.detail)}</p>`}
+        ${faults.defunct}${withCode(now.detail)}</p>`}
       ${wanted && html`<${KeyForm} />`}
       ${!now.since && now.notice && html`<${Notice} words=${now.notice} />`}
     </section>
@@ -23,7 +24,7 @@ export function Notices() {
 }
 
 /** Words of the server with `commands` in them, as it writes them. @param {string} words */
-const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
+export const withCode = (words) => words.split("`").map((part, index) => (index % 2 ? html`<code>${part}</code>` : part));
 
 /** The first sentence, and the rest behind it. @param {{words: string}} props */
 function Notice({ words }) {
@@ -36,9 +37,6 @@ function Notice({ words }) {
     </details>
   `;
 }
-
-/** @param {number} milliseconds */
-const seconds = (milliseconds) => `${Math.round(milliseconds / 1000)} s`;
 
 /** The hint of the server, and the command in it to copy. @param {{detail: string}} props */
 function SetupFailed({ detail }) {
@@ -53,7 +51,7 @@ function SetupFailed({ detail }) {
       <p>${withCode(detail)}</p>
       ${command && html`<p><code>${command}</code>
         ${navigator.clipboard && html`<button type="button" onClick=${copy}>${copied ? "Copied" : "Copy"}</button>`}</p>`}
-      <p>The page goes on by itself once this is done.</p>
+      <p>${faults.setupFailed}</p>
     </div>
   `;
 }
@@ -66,7 +64,7 @@ function KeyForm() {
   };
   return html`
     <form class="notice" onSubmit=${use}>
-      <label>This server wants an API key. It is kept in this tab only.
+      <label>${faults.keyForm}
         <input type="password" autocomplete="off" placeholder="id:secret" value=${key}
           onInput=${(/** @type {any} */ { target }) => setKey(target.value)} />
       </label>

@@ -1,6 +1,7 @@
 /** The server that this page comes from: calls, their errors in words, its health, the key. */
 
 import { Store } from "./store.js";
+import { faults } from "./words.js";
 
 export const APP = "fal-ai/lcm-sd15-i2i";
 
@@ -70,20 +71,41 @@ export async function call(path, { body, method = body === undefined ? "GET" : "
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (access.state.key) headers.Authorization = `Key ${access.state.key}`;
-  let answer;
-  try {
-    answer = await fetch(at(path), {
-      method,
-      headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal,
-    });
-  } catch (error) {
-    throw signal?.aborted ? error : unreachable();
-  }
+  const answer = await reach(at(path), { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal });
   if (health.state.since) wake();
   if (!answer.ok) throw await refused(answer);
   return answer;
+}
+
+/**
+ * `fetch`, whose failure is a `Refusal` in words.
+ * @param {URL} url
+ * @param {RequestInit} request
+ */
+export async function reach(url, request) {
+  try {
+    return await fetch(url, request);
+  } catch (error) {
+    if (request.signal?.aborted) throw error;
+    if (!health.state.since) health.set({ since: Date.now(), now: Date.now() });
+    throw new Refusal(faults.unreachable);
+  }
+}
+
+/**
+ * The value in the server's answer. Raises as `call` does, and for an answer that is no JSON: a proxy may have made it.
+ * @param {string} path
+ * @param {Parameters<typeof call>[1]} [options]
+ * @returns {Promise<any>}
+ */
+export async function callJson(path, options) {
+  const answer = await call(path, options);
+  try {
+    return await answer.json();
+  } catch (error) {
+    if (options?.signal?.aborted) throw error;
+    throw new Refusal(error instanceof SyntaxError ? faults.foreign : faults.brokeOff);
+  }
 }
 
 /** @param {Response} answer */
@@ -102,10 +124,10 @@ async function refused(answer) {
  * @param {number} status
  */
 export function wordsOf(told, status) {
-  if (status === 401) return "This server wants an API key";
-  if (status === 413) return "The picture is larger than this server takes";
+  if (status === 401) return faults.keyWanted;
+  if (status === 413) return faults.tooLarge;
   if (Array.isArray(told.detail)) return told.detail.map((/** @type {any} */ each) => said(each)).join("; ");
-  return String(told.detail || told.message || `The server answered with status ${status}`);
+  return String(told.detail || told.message || faults.status(status));
 }
 
 /** @param {{loc?: unknown[], msg?: string}} item */
@@ -121,19 +143,13 @@ export function fieldsOf(detail) {
   return Object.fromEntries(detail.filter((each) => each.loc?.length > 1).map(({ loc, msg }) => [loc.at(-1), msg]));
 }
 
-function unreachable() {
-  if (!health.state.since) health.set({ since: Date.now(), now: Date.now() });
-  return new Refusal("The server is not reachable");
-}
-
 /**
  * A token for one socket; "" where there are no keys.
  * @param {string} app the alias
  */
 export async function token(app) {
   if (!access.state.key) return "";
-  const answer = await call("rest/tokens/", { body: { allowed_apps: [app], token_expiration: 60 } });
-  return String(await answer.json());
+  return String(await callJson("rest/tokens/", { body: { allowed_apps: [app], token_expiration: 60 } }));
 }
 
 let wake = () => {};
@@ -156,7 +172,8 @@ export async function watchHealth() {
 
 export async function askHealth() {
   try {
-    const told = await (await call("health", { signal: AbortSignal.timeout(HEALTH_MS) })).json();
+    const told = await callJson("health", { signal: AbortSignal.timeout(HEALTH_MS) });
+    if (typeof told?.state !== "string") throw new Refusal(faults.foreign);
     health.set({ ...told, since: 0, now: Date.now() });
   } catch {
     // No answer, or too late, or of something else in the server's place: whatever it is, the server isn't there.

@@ -1,6 +1,6 @@
 /** What is asked for beside the picture: the values, their limits from the server's own document, what is wrong. */
 
-import { Refusal, call } from "./server.js";
+import { Refusal, callJson } from "./server.js";
 import { Store } from "./store.js";
 
 const AGAIN_MS = 2000;
@@ -64,7 +64,7 @@ export function values() {
 export async function readLimits() {
   for (;;) {
     try {
-      const document = await (await call("openapi.json")).json();
+      const document = await callJson("openapi.json");
       return limits.set(document.components.schemas.LcmSd15I2iInput.properties);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;

@@ -4,8 +4,8 @@ import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
 
 import { html } from "../html.js";
-import { Notices } from "../notices.js";
-import { at, call, watchHealth } from "../server.js";
+import { Notices, withCode } from "../notices.js";
+import { at, callJson, watchHealth } from "../server.js";
 import { Try, resolved } from "./try.js";
 
 /** @typedef {any} Schema a part of the document */
@@ -13,7 +13,7 @@ import { Try, resolved } from "./try.js";
 function Page() {
   const [api, setApi] = useState(/** @type {any} */ (null));
   const [failed, setFailed] = useState("");
-  const read = async () => setApi(await (await call("openapi.json")).json());
+  const read = async () => setApi(await callJson("openapi.json"));
   useEffect(() => void read().catch((error) => setFailed(error.message)), []);
   return html`
     <header class="bar"><h1>fourstep: the API</h1>
@@ -31,8 +31,8 @@ function Page() {
 function Api({ api }) {
   const calls = Object.entries(api.paths).flatMap(([path, item]) => operations(path, item));
   return html`
-    <p class="soft">At ${coded(api.servers.map((/** @type {{url: string}} */ { url }) => `\`${url}\``).join(", "))}. ${api.info.description}</p>
-    <p class="soft">${" "}<code>Authorization</code>: ${coded(api.components.securitySchemes.apiKeyAuth.description)}</p>
+    <p class="soft">At ${withCode(api.servers.map((/** @type {{url: string}} */ { url }) => `\`${url}\``).join(", "))}. ${api.info.description}</p>
+    <p class="soft">${" "}<code>Authorization</code>: ${withCode(api.components.securitySchemes.apiKeyAuth.description)}</p>
     <h2>Calls</h2>
     ${calls.map((each) => html`<${Operation} key=${each.method + each.path} api=${api} ...${each} />`)}
     <h2>Words for errors</h2>
@@ -56,12 +56,12 @@ function Operation({ api, path, method, operation, socket }) {
   const answers = socket ? [["answer", { description: socket.description, content: { json: { schema: socket.receive } } }]] : Object.entries(operation.responses);
   return html`
     <details class="call">
-      <summary><b class="method">${method.toUpperCase()}</b> <code>${path}</code> <span>${coded(operation.summary)}</span></summary>
+      <summary><b class="method">${method.toUpperCase()}</b> <code>${path}</code> <span>${withCode(operation.summary)}</span></summary>
       ${operation.parameters?.length > 0 && html`<h3>Parameters</h3><${Parameters} list=${operation.parameters} />`}
       ${schema && html`<h3>${socket ? "Each input" : "Body"} <small>${kind}</small></h3><${Fields} api=${api} schema=${schema} />`}
       <h3>Answers</h3>
       <${Table} head=${["Status", "Says"]} rows=${answers.map(([status, answer]) => [status, html`
-        ${coded(answer.description)} ${success(status) && content(answer).map(([type, each]) => html`<small>${type}</small>
+        ${withCode(answer.description)} ${success(status) && content(answer).map(([type, each]) => html`<small>${type}</small>
           <${Fields} api=${api} schema=${each.schema} />`)}`])} />
       <${Try} api=${api} path=${path} method=${method} parameters=${operation.parameters ?? []} kind=${kind} schema=${schema} />
     </details>
@@ -76,7 +76,7 @@ const content = (answer) => Object.entries(answer.content ?? {});
 /** @param {{list: any[]}} props */
 const Parameters = ({ list }) => html`
   <${Table} head=${["Name", "Where", "What", "Limits"]} rows=${list.map(({ name, in: where, required, description, schema }) => [
-    html`<code>${name}</code>${required && html` <small>required</small>`}`, where, coded(description ?? schema.description ?? ""), limits(schema)])} />
+    html`<code>${name}</code>${required && html` <small>required</small>`}`, where, withCode(description ?? schema.description ?? ""), limits(schema)])} />
 `;
 
 /** The fields of an object, or of what an event's data holds. @param {{api: any, schema: Schema}} props */
@@ -85,7 +85,7 @@ function Fields({ api, schema }) {
   const rows = Object.entries(properties).map(([name, field]) => [
     html`<code>${name}</code>${required.includes(name) && html` <small>required</small>`}`,
     typeOf(field),
-    coded(field.description ?? ""),
+    withCode(field.description ?? ""),
     limits(field),
   ]);
   return rows.length > 0 && html`<${Table} head=${["Field", "Type", "What", "Limits"]} rows=${rows} />`;
@@ -111,9 +111,6 @@ function limits({ minimum, maximum, maxLength, enum: words, default: usual }) {
 
 /** A number, in few digits where JavaScript has not all of them. @param {number} value */
 const number = (value) => (Math.abs(value) <= Number.MAX_SAFE_INTEGER ? value : value.toPrecision(2));
-
-/** Text with `code` in it. @param {string} text */
-const coded = (text) => text.split("`").map((part, n) => (n % 2 ? html`<code>${part}</code>` : part));
 
 /** @param {{head: string[], rows: any[][]}} props */
 const Table = ({ head, rows }) => html`

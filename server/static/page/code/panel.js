@@ -4,7 +4,8 @@ import { useEffect, useRef, useState } from "preact/hooks";
 
 import { html } from "../html.js";
 import { Icon } from "../icons.js";
-import { access, at, call } from "../server.js";
+import { saveFile } from "../results/save.js";
+import { access, at, callJson } from "../server.js";
 import { settings, values } from "../settings.js";
 import { onKey } from "../shortcuts.js";
 import { encoded } from "../sources/source.js";
@@ -29,7 +30,7 @@ export function CodeButtons() {
     if (dialog.current?.open) return;
     dialog.current?.showModal();
     try {
-      setDocument(await (await call("openapi.json")).json());
+      setDocument(await callJson("openapi.json"));
       setFailed("");
     } catch (error) {
       setFailed(/** @type {Error} */ (error).message);
@@ -122,7 +123,5 @@ async function copyText(text, shown) {
 
 async function savePicture() {
   const { blob } = await encoded({ side: settings.state.side, quality: 0.92 });
-  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: "input.jpg" });
-  link.click();
-  URL.revokeObjectURL(link.href);
+  saveFile(blob, "input.jpg");
 }

@@ -9,6 +9,8 @@
  * @typedef {{language: string, call: string, way?: string, picture?: string}} Choice
  */
 
+import { faults } from "../words.js";
+
 /** @type {Record<string, string[]>} */
 export const CALLS = {
   JavaScript: ["run", "queue", "stream", "realtime"],
@@ -61,12 +63,12 @@ const lines = (each) => each.filter((line) => line !== null).map((line) => `${li
 
 /** @param {Choice} choice @param {Place} place @param {boolean} takeover */
 function note({ language }, { server, secure, localCa }, takeover) {
-  if (takeover) return "fal's names must lead here: `fourstep hosts` prints the lines for this machine's hosts file.";
+  if (takeover) return faults.takeover;
   if (language !== "Python" || localCa || server === secure) return "";
   const { hostname } = new URL(server);
   const names = isNamed(hostname, LOOPBACK) ? "" : ` --tls-names ${hostname}`;
-  if (!secure) return `fal's Python client speaks https only: start the server with \`--tls-port 8443${names}\`.`;
-  return `The server's certificate is not for this name: start it with \`${names.trim()}\` too.`;
+  if (!secure) return faults.httpsOnly(`--tls-port 8443${names}`);
+  return faults.otherName(names.trim());
 }
 
 /** @typedef {(choice: Choice, values: Values, place: Place, takeover: boolean) => {setup: (string | null)[], program: (string | null)[]}} Writer */

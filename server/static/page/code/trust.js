@@ -1,6 +1,7 @@
 /** The page on the local CA: whether there is one, whether its certificate is for this name, its fingerprint. */
 
-import { at, call } from "../server.js";
+import { at, callJson } from "../server.js";
+import { faults } from "../words.js";
 import { LOOPBACK, isNamed, placeOf } from "./snippets.js";
 
 const find = (/** @type {string} */ id) => /** @type {HTMLElement} */ (document.getElementById(id));
@@ -13,17 +14,17 @@ function say(words, command) {
 }
 
 try {
-  const api = await (await call("openapi.json")).json();
+  const api = await callJson("openapi.json");
   const place = placeOf(api, at("").href, false);
   const { hostname } = new URL(place.secure || place.server);
   const names = isNamed(hostname, LOOPBACK) ? "" : ` --tls-names ${hostname.replace(/[[\]]/g, "")}`;
   const ca = api["x-local-ca"];
   if (!ca) {
-    say("This server speaks no https. Start it with this too, and open this page again:", `--tls-port 8443${names}`);
+    say(faults.noHttps, `--tls-port 8443${names}`);
   } else if (place.secure && !place.localCa && place.secure !== place.server) {
-    say(`Its certificate is not for ${hostname}. Start it with this too, and open this page again:`, names.trim());
+    say(faults.otherHost(hostname), names.trim());
   } else if (place.secure === place.server) {
-    say("This page came by https: whatever opened it without a warning trusts this server already.");
+    say(faults.trusted);
   }
   if (ca) {
     find("sha256").textContent = ca.sha256;

@@ -3,8 +3,9 @@
 import { useState } from "preact/hooks";
 
 import { html } from "../html.js";
-import { access, at } from "../server.js";
+import { Refusal, access, at, reach } from "../server.js";
 import { Store, useStore } from "../store.js";
+import { faults } from "../words.js";
 
 // What earlier answers named, for later calls: `request_id`, and `name` and `ticket` of an upload.
 /** @type {Store<Record<string, string>>} */
@@ -33,7 +34,7 @@ export function Try(props) {
     try {
       await (method === "socket" ? converse(url, body, setAnswer) : ask(url, { method, headers, body, kind }, setAnswer));
     } catch (error) {
-      setAnswer({ status: "no answer", text: /** @type {Error} */ (error).message, pictures: [] });
+      setAnswer({ status: "no answer", text: error instanceof Refusal ? error.message : faults.brokeOff, pictures: [] });
     }
   };
   return html`
@@ -79,7 +80,7 @@ async function ask(url, { method, headers, body, kind }, tell) {
   const all = { ...headers, ...(kind && { "Content-Type": body instanceof File ? body.type : kind }) };
   if (access.state.key) Object.assign(all, { Authorization: `Key ${access.state.key}` });
   const begun = performance.now();
-  const answer = await fetch(url, { method: method.toUpperCase(), headers: all, body: kind ? body : undefined });
+  const answer = await reach(url, { method: method.toUpperCase(), headers: all, body: kind ? body : undefined });
   const status = () => `${answer.status} ${answer.statusText}, ${Math.round(performance.now() - begun)} ms`;
   if (answer.status === 401) access.set({ wanted: true });
   const type = answer.headers.get("Content-Type") ?? "";
@@ -99,7 +100,7 @@ function converse(url, body, tell) {
   return new Promise((resolve, reject) => {
     const socket = new WebSocket(url);
     socket.onopen = () => socket.send(body);
-    socket.onerror = () => reject(new Error("The socket could not be opened"));
+    socket.onerror = () => reject(new Refusal(faults.noSocket));
     socket.onmessage = ({ data }) => {
       tell({ status: "answer", ...shown([data]) });
       socket.close(1000);

@@ -8,6 +8,7 @@ import { output } from "../output.js";
 import { link } from "../share.js";
 import { usePicture } from "../sources/source.js";
 import { useStore } from "../store.js";
+import { faults, news } from "../words.js";
 import { say } from "../work.js";
 import { compare, toggleCompare } from "./compare.js";
 import { GridDialog } from "./grid_dialog.js";
@@ -23,7 +24,7 @@ export function Actions() {
   const share = async () => {
     try {
       await navigator.clipboard.writeText(link());
-      say("Link copied: the settings are in it, the picture is not");
+      say(news.copied);
     } catch {
       setShared(link()); // an insecure page has no clipboard, and a person may refuse it
     }
@@ -31,7 +32,7 @@ export function Actions() {
   return html`
     <div class="bar" role="group" aria-label="Result">
       <${Action} icon="compare" word="Compare" pressed=${mode !== ""} disabled=${!input} onClick=${toggleCompare}
-        title=${any && !input ? "What went in was not kept over the reload" : "What went in beside what came out"} />
+        title=${any && !input ? faults.inputLost : "What went in beside what came out"} />
       <${Action} icon="grid" word="Grid" title="Two settings against each other, in one picture" onClick=${() => grid.set({ open: true })} />
       <${Action} icon=${films ? "stop" : "record"} word=${films ? "Stop" : "Record"} pressed=${films} disabled=${hindrance !== ""}
         title=${hindrance || "A film of what comes out"} onClick=${toggleRecord} />
@@ -62,7 +63,7 @@ function LinkDialog({ text, close }) {
   return html`
     <dialog ref=${dialog} aria-label="Share" onClose=${close}>
       <form method="dialog" class="field">
-        <label for="link">The link to these settings <small>this page may not copy it: press Ctrl+C</small></label>
+        <label for="link">The link to these settings <small>${faults.noClipboard}</small></label>
         <input id="link" ref=${field} readonly value=${text} />
         <div class="bar"><button>Close</button></div>
       </form>

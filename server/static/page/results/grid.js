@@ -2,10 +2,11 @@
 
 import { Store } from "../store.js";
 import { SIDES, limits, settings } from "../settings.js";
-import { call, APP } from "../server.js";
+import { APP, callJson } from "../server.js";
 import { canvas as source } from "../sources/source.js";
 import { asked, patiently, report } from "../ways/generate.js";
 import { stopLive } from "../ways/live.js";
+import { faults, news } from "../words.js";
 import { say, work } from "../work.js";
 import { Sheet } from "./sheet.js";
 import { blobOf } from "../output.js";
@@ -43,15 +44,15 @@ export function cancelGrid() {
  */
 export function valuesIn(name, text) {
   const written = text.split(/[\s,;]+/).filter(Boolean);
-  const { label, whole } = AXES[name];
+  const { label, whole, proposed } = AXES[name];
   const { minimum = 0, maximum = Number.MAX_SAFE_INTEGER } =
     name === "side" ? { minimum: 64, maximum: Math.max(...SIDES) } : (limits.state[name] ?? {});
-  if (written.length < 1 || written.length > MOST) throw new RangeError(`Write one to ${MOST} values, such as ${AXES[name].proposed().join(", ")}`);
+  if (written.length < 1 || written.length > MOST) throw new RangeError(faults.count(MOST, proposed().join(", ")));
   return written.map((each) => {
     const value = Number(each);
-    if (Number.isNaN(value)) throw new RangeError(`“${each}” is no number`);
-    if (whole && !Number.isInteger(value)) throw new RangeError(`${label} takes whole numbers, not ${each}`);
-    if (value < minimum || value > maximum) throw new RangeError(`${label} goes from ${minimum} to ${maximum}, ${each} does not`);
+    if (Number.isNaN(value)) throw new RangeError(faults.noNumber(each, proposed()[0]));
+    if (whole && !Number.isInteger(value)) throw new RangeError(faults.notWhole(each, label));
+    if (value < minimum || value > maximum) throw new RangeError(faults.outside(value, label, minimum, maximum));
     return value;
   });
 }
@@ -67,20 +68,19 @@ export async function makeGrid(across, down) {
   const { signal } = (running = new AbortController());
   const rows = down ? down.values.map((value) => ({ [down.name]: value })) : [{}];
   const cells = rows.flatMap((row) => across.values.map((value) => ({ ...row, [across.name]: value, num_images: 1 })));
-  work.set({ busy: "grid", said: "Waiting for the server …", wrong: false });
+  work.set({ busy: "grid", said: news.waiting, wrong: false });
   grid.set({ done: 0, all: cells.length });
   try {
     const sheet = new Sheet(canvas, labelled(across), down && labelled(down), source.width / source.height, footing(across, down));
     // All at once, so that they are of one picture also where it moves.
     const inputs = await Promise.all(cells.map((cell) => asked(cell)));
     for (const [index, { input }] of inputs.entries()) {
-      const answer = await patiently(() => call(`run/${APP}`, { body: input, signal }), signal, true);
-      const told = await answer.json();
+      const told = await patiently(() => callJson(`run/${APP}`, { body: input, signal }), signal, true);
       await sheet.put(index, blobOf(told.images[0].url), told.nsfw_content_detected[0]);
       grid.set({ done: index + 1 });
-      say(`${index + 1} of ${cells.length}`);
+      say(news.cell(index + 1, cells.length));
     }
-    say(`The grid of ${cells.length} is done`);
+    say(news.grid(cells.length));
   } catch (error) {
     report(error, signal);
   } finally {

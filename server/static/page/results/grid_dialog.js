@@ -5,6 +5,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { html } from "../html.js";
 import { onKey } from "../shortcuts.js";
 import { useStore } from "../store.js";
+import { news } from "../words.js";
 import { work } from "../work.js";
 import { AXES, MOST, cancelGrid, canvas, grid, makeGrid, valuesIn } from "./grid.js";
 import { saveFile, timed } from "./save.js";
@@ -70,7 +71,7 @@ function Dialog() {
         </div>
       </form>
       ${runs && html`<progress value=${done} max=${all} aria-label="Pictures of the grid"></progress>`}
-      <p role="status" class=${wrong ? "said wrong" : "said"}>${all > 0 || wrong ? said : `The same picture and seed in each cell, up to ${MOST} by ${MOST}.`}</p>
+      <p role="status" class=${wrong ? "said wrong" : "said"}>${all > 0 || wrong ? said : news.gridHint(MOST)}</p>
       <div ref=${sheet} hidden=${all === 0} role="img" aria-label=${`Grid, ${done} of ${all} pictures`}></div>
     </dialog>
   `;

@@ -9,6 +9,7 @@ import { jpegOf } from "../sources/encoder.js";
 import { usePicture } from "../sources/source.js";
 import { Store } from "../store.js";
 import { live, stopLive } from "../ways/live.js";
+import { faults, news } from "../words.js";
 import { say } from "../work.js";
 
 /**
@@ -78,7 +79,7 @@ export async function restore(result) {
   settings.set({ ...values, seed, side, seedLocked: true });
   if (input) await usePicture(input);
   await show(result);
-  say(`Restored, seed ${seed}${input ? "" : "; the picture that went in was not kept"}`);
+  say((input ? news.restored : faults.restoredAlone)(seed));
 }
 
 /** @param {number} id @param {Result} result @param {Blob} thumb @returns {Kept} */
@@ -115,7 +116,7 @@ async function tried(act) {
   try {
     return await act();
   } catch {
-    strip.set({ said: "This browser keeps nothing here (a private window, or its storage is full): these go with the page" });
+    strip.set({ said: faults.nothingKept });
     return undefined;
   }
 }

@@ -2,6 +2,7 @@
 
 import { canvas } from "../output.js";
 import { Store } from "../store.js";
+import { faults, news } from "../words.js";
 import { say } from "../work.js";
 import { saveFile, timed } from "./save.js";
 
@@ -12,7 +13,7 @@ const LONGEST_MS = 600_000;
 const REPAINT_MS = 100;
 
 /** Why nothing can be recorded here; "" where it can. */
-export const hindrance = TYPE && "captureStream" in canvas ? "" : "This browser can't record a canvas as WebM";
+export const hindrance = TYPE && "captureStream" in canvas ? "" : faults.noRecorder;
 
 /** @type {Store<{on: boolean}>} */
 export const recording = new Store({ on: false });
@@ -41,9 +42,9 @@ function start() {
     recorder = null;
     recording.set({ on: false });
     saveFile(new Blob(pieces, { type: "video/webm" }), timed(".webm"));
-    say("The recording is saved");
+    say(news.recorded);
   };
   film.start(1000);
   recording.set({ on: true });
-  say("Recording what comes out");
+  say(news.recording);
 }

@@ -5,6 +5,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { html } from "../html.js";
 import { canvas, output, show } from "../output.js";
 import { Store, useStore } from "../store.js";
+import { faults, news } from "../words.js";
 import { CompareModes, Divider, over } from "./compare.js";
 
 const ANNOUNCE_MS = 5000;
@@ -17,7 +18,7 @@ const announced = new Store({ words: "", at: 0 });
 
 output.subscribe(({ result }, before) => {
   if (!result?.live || result === before.result || result.at - announced.state.at < ANNOUNCE_MS) return;
-  announced.set({ words: `A new picture, ${Math.round(result.roundTrip)} ms`, at: result.at });
+  announced.set({ words: news.picture(Math.round(result.roundTrip)), at: result.at });
 });
 
 canvas.setAttribute("role", "img");
@@ -33,7 +34,7 @@ export function OutSquare() {
   return html`
     <div class="square" ref=${host}>
       ${empty && html`<p class="empty">Press <b>Generate</b> for one picture,<br />or <b>Live</b> and see every change at once.</p>`}
-      ${unsafe && html`<p class="unsafe">The safety checker found this picture unsafe and blackened it. Another seed or prompt may do.</p>`}
+      ${unsafe && html`<p class="unsafe">${faults.unsafe}</p>`}
       <${Divider} />
       ${progress && html`<progress value=${progress.step} max=${progress.steps} aria-label="steps"></progress>`}
     </div>

@@ -6,6 +6,7 @@ import { html } from "../html.js";
 import { Icon } from "../icons.js";
 import { output } from "../output.js";
 import { useStore } from "../store.js";
+import { news } from "../words.js";
 import { MOST, forgetAll, restore, strip } from "./kept.js";
 
 const SURE_MS = 4000;
@@ -18,7 +19,7 @@ export function Strip() {
     <section class="strip" aria-labelledby="strip-title">
       <header>
         <h2 id="strip-title">Results</h2>
-        <p role="status">${said || `The last ${MOST} stay here, in this browser only.`}</p>
+        <p role="status">${said || news.kept(MOST)}</p>
         ${items.length > 0 && html`<${Forget} count=${items.length} />`}
       </header>
       <ul>

@@ -1,5 +1,6 @@
 /** Pictures dropped or pasted anywhere on the page. Text stays text. */
 
+import { faults } from "../words.js";
 import { source, usePicture } from "./source.js";
 
 /** @param {DragEvent} event */
@@ -23,7 +24,7 @@ addEventListener("drop", (event) => {
   event.preventDefault();
   const [file] = event.dataTransfer?.files ?? [];
   if (file) void usePicture(file);
-  else source.set({ said: "Nothing in that could be read: drop a file" });
+  else source.set({ said: faults.nothingDropped });
 });
 
 addEventListener("paste", (event) => {

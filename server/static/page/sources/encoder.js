@@ -1,5 +1,8 @@
 /** JPEGs of a canvas: in a worker where the browser has them for canvases, else on the page's own thread. */
 
+import { Refusal } from "../server.js";
+import { faults } from "../words.js";
+
 /**
  * @typedef {{blob: Blob, bytes: Uint8Array<ArrayBuffer>}} Encoded
  * @typedef {{crop: number[], width: number, height: number, quality: number}} How
@@ -92,7 +95,7 @@ async function onPage(canvas, { crop, width, height, quality }) {
 /** The whole canvas as JPEG, made on the page's own thread. @param {HTMLCanvasElement} canvas @param {number} quality @returns {Promise<Blob>} */
 export function jpegOf(canvas, quality) {
   return new Promise((resolve, reject) => {
-    canvas.toBlob((made) => (made ? resolve(made) : reject(new Error("No memory for a JPEG"))), "image/jpeg", quality);
+    canvas.toBlob((made) => (made ? resolve(made) : reject(new Refusal(faults.noMemory))), "image/jpeg", quality);
   });
 }
 

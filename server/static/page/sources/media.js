@@ -2,10 +2,11 @@
 
 import { settings } from "../settings.js";
 import { Store } from "../store.js";
+import { faults } from "../words.js";
 import { choice, repaint, sheets, source, turnTo } from "./source.js";
 import { context } from "./sheet.js";
 
-/** @typedef {"camera" | "screen"} Media */
+/** @typedef {import("../words.js").Media} Media */
 
 /**
  * `running`: whose light is on; `cameras`: those to choose from, `camera`: the id of the chosen one.
@@ -42,7 +43,7 @@ async function start(kind) {
     if (!isNewest()) return end(opened);
     stop();
     stream = opened;
-    opened.getVideoTracks()[0].onended = () => ended(opened, `The ${kind} has ended. Press ${NAMES[kind]} to go on`);
+    opened.getVideoTracks()[0].onended = () => ended(opened, faults.ended(kind));
     paint(kind, video);
     turnTo(kind);
     media.set({ running: kind });
@@ -53,8 +54,6 @@ async function start(kind) {
     if (isNewest()) source.set(reason(kind, /** @type {Error} */ (error)));
   }
 }
-
-const NAMES = { camera: "Camera", screen: "Screen" };
 
 async function openCamera() {
   const { camera } = media.state;
@@ -143,27 +142,19 @@ source.subscribe(({ kind }) => {
 
 document.addEventListener("visibilitychange", () => {
   const { running } = media.state;
-  if (document.hidden && running) ended(stream, `The ${running} has stopped while the page was hidden. Press ${NAMES[running]} to go on`);
+  if (document.hidden && running) ended(stream, faults.hidden(running));
 });
 
 /** Why there is no picture, and what would do. @param {Media} kind @param {Error} error */
 function reason(kind, { name, message }) {
-  const [a, again] = kind === "camera" ? ["The camera", "press Camera again"] : ["The screen", "press Screen again"];
-  if (!isSecureContext) {
-    return { said: `${a} needs https, or localhost: a browser gives it to no other page.`, trust: true };
-  }
+  if (!isSecureContext) return { said: faults.insecure(kind), trust: true };
+  const screen = kind === "screen";
   /** @type {Record<string, string>} */
   const words = {
-    TypeError: kind === "screen" ? "This browser can't share a screen: use one on a desktop" : "This browser has no camera for pages",
-    NotAllowedError:
-      kind === "screen" && !/system/i.test(message)
-        ? `No screen was chosen: ${again}, and choose one`
-        : `${a} is not allowed: allow it beside the page's address or in the system's settings, then ${again}`,
-    NotFoundError: `There is no ${kind}: connect one, then ${again}`,
-    NotReadableError:
-      kind === "screen"
-        ? `${a} can't be read: allow it in the system's settings, then ${again}`
-        : `${a} is in use by another program: close that, then ${again}`,
+    TypeError: screen ? faults.noScreens : faults.noCameras,
+    NotAllowedError: screen && !/system/i.test(message) ? faults.noneChosen : faults.notAllowed(kind),
+    NotFoundError: faults.notFound(kind),
+    NotReadableError: screen ? faults.unread : faults.inUse,
   };
-  return { said: words[name] ?? `${a} gives no picture (${message || name}): ${again}`, trust: false };
+  return { said: words[name] ?? faults.noFrames(kind, message || name), trust: false };
 }

@@ -1,5 +1,7 @@
 /** Pictures from files: decoded apart from the page's thread, turned as their camera was held, large ones reduced. */
 
+import { faults } from "../words.js";
+
 // The server's longest side: more would be sent for nothing.
 const MAX_SIDE = 1024;
 // What a browser can decode without failing on a phone: four bytes each.
@@ -18,7 +20,7 @@ export async function read(file) {
   try {
     const { width, height } = await sizeOf(file);
     if (width * height > MAX_PIXELS) {
-      throw new Unreadable(`This picture has ${Math.round((width * height) / 1e6)} megapixels; up to ${MAX_PIXELS / 1e6} work here`);
+      throw new Unreadable(faults.tooManyPixels(Math.round((width * height) / 1e6), MAX_PIXELS / 1e6));
     }
     const share = MAX_SIDE / Math.max(width, height);
     if (share >= 1) return await createImageBitmap(file);
@@ -44,8 +46,5 @@ async function sizeOf(file) {
 /** @param {Blob} file */
 async function reason(file) {
   const head = await file.slice(0, 12).text().catch(() => "");
-  if (/^....ftyp(hei|hev|mif1|msf1)/s.test(head)) {
-    return `This browser can't read HEIC, the iPhone's own kind: send it as ${KINDS}`;
-  }
-  return `This is no picture that the browser can read: it takes ${KINDS}`;
+  return /^....ftyp(hei|hev|mif1|msf1)/s.test(head) ? faults.heic(KINDS) : faults.noPicture(KINDS);
 }

@@ -5,6 +5,7 @@ import { encoded } from "../sources/source.js";
 import { blobOf, output, preview, resultOf, show } from "../output.js";
 import { APP, Refusal, askHealth, call, fieldsOf, health, reachable, wordsOf } from "../server.js";
 import { dice, settings, values, wrong } from "../settings.js";
+import { faults, news } from "../words.js";
 import { say, sayWrong, work } from "../work.js";
 
 const QUALITY = 0.92;
@@ -22,7 +23,7 @@ export function cancel() {
 export async function generate() {
   if (work.state.busy) return;
   running = new AbortController();
-  work.set({ busy: "generate", said: "Waiting for the server …", wrong: false });
+  work.set({ busy: "generate", said: news.waiting, wrong: false });
   try {
     if (!settings.state.seedLocked) settings.set({ seed: dice() });
     const { signal } = running;
@@ -58,7 +59,7 @@ async function stream(what, signal) {
   let last = null;
   for await (const told of events(answer)) {
     if (told.progress) {
-      say(`Step ${told.progress.step} of ${told.progress.steps}`);
+      say(news.step(told.progress.step, told.progress.steps));
       await preview(blobOf(told.images[0].url), told.progress);
     } else if (told.images) {
       last = told;
@@ -66,7 +67,7 @@ async function stream(what, signal) {
       throw new Refusal(wordsOf(told, 0), { status: 500, fields: fieldsOf(told.detail) });
     }
   }
-  if (!last) throw new Refusal("The answer broke off");
+  if (!last) throw new Refusal(faults.brokeOff);
   const roundTrip = performance.now() - begun;
   const { values: given, side, blob } = what;
   await show(resultOf(last, { values: given, side, input: blob, roundTrip, live: false }));
@@ -84,16 +85,16 @@ async function stream(what, signal) {
 export async function patiently(ask, signal, repeats = false) {
   for (let lost = 0; ; ) {
     if (health.state.since) {
-      sayWrong("The server is not reachable: this goes on once it is back");
+      sayWrong(faults.waitsForServer);
       await reachable(signal);
-      say("Waiting for the server …");
+      say(news.waiting);
     }
     try {
       return await ask();
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (error.status === 429) {
-        say(`${error.message}. Again in ${error.retryAfter} s`);
+        say(news.again(error.message, error.retryAfter));
         await pause(error.retryAfter * 1000, signal);
       } else if (error.status === 0 && repeats && ++lost <= MOST_LOST) {
         await askHealth();
@@ -129,7 +130,7 @@ export async function* events(answer) {
       piece = await reader.read();
     } catch (error) {
       if (/** @type {Error} */ (error).name === "AbortError") throw error;
-      throw new Refusal("The connection broke off");
+      throw new Refusal(faults.brokeOff);
     }
     if (piece.done) return;
     text += decoder.decode(piece.value, { stream: true }).replaceAll("\r", "");
@@ -144,8 +145,8 @@ export async function* events(answer) {
 
 /** @param {any} told @param {number} roundTrip */
 export function words(told, roundTrip) {
-  const flagged = told.nsfw_content_detected.filter(Boolean).length;
-  return `${Math.round(roundTrip)} ms, seed ${told.seed}${flagged ? ", blackened by the safety checker" : ""}`;
+  const say = told.nsfw_content_detected.some(Boolean) ? news.blackened : news.made;
+  return say(Math.round(roundTrip), told.seed);
 }
 
 /**
@@ -155,12 +156,12 @@ export function words(told, roundTrip) {
  */
 export function report(error, signal) {
   if (signal?.aborted) {
-    say("Cancelled");
+    say(news.cancelled);
   } else if (error instanceof Refusal) {
     wrong.set(error.fields);
     sayWrong(error.message);
   } else {
-    sayWrong("The page has failed; reload it");
+    sayWrong(faults.pageFailed);
     throw error;
   }
 }

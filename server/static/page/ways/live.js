@@ -8,6 +8,7 @@ import { JPEG, resultOf, show } from "../output.js";
 import { APP, Refusal, access, at, back, fieldsOf, health, token, wordsOf } from "../server.js";
 import { noneWrong, settings, values, wrong } from "../settings.js";
 import { Store } from "../store.js";
+import { faults, news } from "../words.js";
 import { say, sayWrong, work } from "../work.js";
 import { pause, report } from "./generate.js";
 import { Grade } from "./grade.js";
@@ -36,13 +37,13 @@ export function toggleLive() {
 export function startLive() {
   if (live.state.on || work.state.busy) return;
   live.set({ on: true, rate: 0, roundTrip: 0, dropped: 0 });
-  work.set({ busy: "live", said: "Connecting …", wrong: false });
+  work.set({ busy: "live", said: news.connecting, wrong: false });
   session = new Session();
   void session.run();
 }
 
 /** @param {string} [why] */
-export function stopLive(why = "Live is off") {
+export function stopLive(why = news.off) {
   if (!live.state.on) return;
   session?.end();
   session = null;
@@ -52,7 +53,7 @@ export function stopLive(why = "Live is off") {
 }
 
 document.addEventListener("visibilitychange", () => {
-  if (document.hidden) stopLive("Live has stopped while the page was hidden");
+  if (document.hidden) stopLive(faults.liveHidden);
 });
 
 /** From the switch to the switch; sockets come and go. */
@@ -101,7 +102,7 @@ class Session {
         }
         live.set({ connected: false });
         const seconds = PAUSES_S[Math.min(this.failures++, PAUSES_S.length - 1)];
-        sayWrong(`${error.message}; again in ${seconds} s`);
+        sayWrong(news.again(error.message, seconds));
         await Promise.race([pause(seconds * 1000), back()]);
       }
     }
@@ -123,11 +124,11 @@ class Session {
     socket.onmessage = ({ data }) => (this.unauthorized ||= read(data).status === "error");
     await new Promise((resolve, reject) => {
       socket.onopen = resolve;
-      socket.onerror = socket.onclose = () => reject(new Lost("The server is not reachable"));
+      socket.onerror = socket.onclose = () => reject(new Lost(faults.unreachable));
     });
     if (this.ended) return socket.close(1000);
     live.set({ connected: true });
-    say("Live");
+    say(news.live);
   }
 
   /**
@@ -182,7 +183,7 @@ class Session {
     const socket = /** @type {WebSocket} */ (this.socket);
     return new Promise((resolve, reject) => {
       const late = setTimeout(() => socket.close(), ANSWER_S * 1000);
-      const lost = () => reject(new Lost("The connection is lost"));
+      const lost = () => reject(new Lost(faults.lost));
       socket.onerror = lost;
       socket.onclose = () => {
         clearTimeout(late);
@@ -218,7 +219,7 @@ class Session {
    */
   painted(told, roundTrip, asked) {
     this.failures = 0;
-    if (work.state.wrong) say("Live");
+    if (work.state.wrong) say(news.live);
     noneWrong();
     const pictures = told.images.map((/** @type {{content: BlobPart}} */ { content }) => new Blob([content], { type: JPEG }));
     void show(resultOf(told, { ...asked, roundTrip, live: true }, pictures));
@@ -243,7 +244,7 @@ const read = (data) => (typeof data === "string" ? JSON.parse(data) : unpack(dat
 
 function keyWanted() {
   access.set({ wanted: true });
-  return new Refusal("This server wants an API key", { status: 401 });
+  return new Refusal(faults.keyWanted, { status: 401 });
 }
 
 /** The socket is gone, or could not be had; another may be. */

@@ -1,9 +1,10 @@
 /** Queue: jobs that outlive the page. Their ids are kept in this tab, so that a reload finds them again. */
 
 import { resultOf, show } from "../output.js";
-import { APP, Refusal, call, reachable } from "../server.js";
+import { APP, Refusal, call, callJson, reachable } from "../server.js";
 import { dice, settings } from "../settings.js";
 import { Store } from "../store.js";
+import { faults, news } from "../words.js";
 import { say } from "../work.js";
 import { asked, patiently, pause, report, words } from "./generate.js";
 
@@ -46,13 +47,12 @@ export async function submit() {
     if (!settings.state.seedLocked) settings.set({ seed: dice() });
     const { input, values, side, blob } = await asked();
     const body = { ...input, sync_mode: undefined };
-    const answer = await patiently(() => call(`queue/${APP}`, { body }), controller.signal);
-    const { request_id: id } = await answer.json();
+    const { request_id: id } = await patiently(() => callJson(`queue/${APP}`, { body }), controller.signal);
     inputs.set(id, blob);
     /** @type {Job} */
     const job = { id, status: "IN_QUEUE", position: null, lines: [], values, side };
     queue.set({ jobs: [job, ...queue.state.jobs] });
-    say("In the queue");
+    say(news.queued);
     void follow(id);
   } catch (error) {
     report(error);
@@ -65,7 +65,7 @@ export async function cancelJob(id) {
   forgetJob(id);
   try {
     await call(`queue/${APP}/requests/${id}/cancel`, { method: "PUT" });
-    say("Cancelled");
+    say(news.cancelled);
   } catch (error) {
     if (error instanceof Refusal && error.status === 400) return; // it has ended meanwhile
     if (job) queue.set({ jobs: [job, ...queue.state.jobs] });
@@ -85,8 +85,7 @@ async function follow(id) {
   const controller = new AbortController();
   while (queue.state.jobs.some((job) => job.id === id)) {
     try {
-      const answer = await call(`queue/${APP}/requests/${id}/status?logs=1`);
-      const told = await answer.json();
+      const told = await callJson(`queue/${APP}/requests/${id}/status?logs=1`);
       change(id, {
         status: told.status,
         position: told.queue_position ?? null,
@@ -113,7 +112,7 @@ async function finish(id) {
   const begun = queue.state.jobs.find((job) => job.id === id);
   if (!begun) return;
   try {
-    const told = await (await call(`queue/${APP}/requests/${id}`)).json();
+    const told = await callJson(`queue/${APP}/requests/${id}`);
     const pictures = await Promise.all(told.images.map(fetched));
     const { values, side } = begun;
     const input = inputs.get(id) ?? null;
@@ -121,8 +120,10 @@ async function finish(id) {
     say(words(told, (told.timings.inference ?? 0) * 1000));
     forgetJob(id);
   } catch (error) {
-    if (error instanceof Refusal && isPassing(error)) throw error;
-    change(id, { status: "FAILED", lines: [/** @type {Error} */ (error).message] });
+    const refusal = error instanceof Refusal ? error : null;
+    if (refusal && isPassing(refusal)) throw error;
+    change(id, { status: "FAILED", lines: [refusal?.message ?? faults.pageFailed] });
+    if (!refusal) throw error;
   }
 }
 
