@@ -150,6 +150,13 @@ class Forms(RuleBasedStateMachine):
 
         self._all(beat)
 
+    @rule(worker=st.integers(0, WORKERS - 1))
+    def take_over(self, worker):
+        """A worker that runs nothing: what it has claimed, or others have, is put back and claimed again in time."""
+        self.forward(STEPS_S[worker])
+        self.heartbeat(worker, [])
+        self._all(lambda form: self._stores[worker][form].claim(3))
+
     @rule(request_id=ids, logs=st.sampled_from([(), LOGS]))
     def cancel(self, request_id, logs):
         self._all(lambda form: self._stores[0][form].cancel(request_id, logs))
