@@ -123,7 +123,8 @@ class ConnectionSettings(LimitSettings):
     lameduck: Seconds | None = setting(
         None,
         "seconds between SIGTERM and closing the sockets, within drain-timeout: /ready is 503 and no job is begun, but"
-        " calls are still answered until the balancer in front has noticed; none: 0",
+        " calls are still answered until the balancer in front has noticed; none: 0, with a database 3, or drain-timeout"
+        " if that is less",
     )
 
     @override
@@ -131,6 +132,11 @@ class ConnectionSettings(LimitSettings):
         super().__post_init__()
         if self.lameduck is not None and self.lameduck > self.drain_timeout:
             raise SettingsError(f"lameduck: {self.lameduck:g} s are more than drain-timeout, {self.drain_timeout} s")
+
+    @property
+    def lameduck_s(self) -> float:
+        """Seconds between SIGTERM and closing the sockets."""
+        return self.lameduck or 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -246,3 +252,12 @@ class ClusterSettings(DataSettings):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(ListenSettings, ModelSettings, AccessSettings, StorageSettings, FetchSettings, ClusterSettings):
     """Every section: what the operator decided. A running server never changes its mind."""
+
+    @property
+    @override
+    def lameduck_s(self) -> float:
+        if (
+            self.lameduck is None and self.database
+        ):  # then there is a balancer, most likely, and its two checks take 2 s
+            return min(3.0, self.drain_timeout)
+        return super().lameduck_s

@@ -62,6 +62,20 @@ def test_all_and_none_stand_alone(device):
         load({"device": device}, {})
 
 
+@pytest.mark.parametrize(
+    ("chosen", "seconds"),
+    [
+        ({}, 0),
+        ({"database": "postgresql://db/x"}, 3),
+        ({"database": "postgresql://db/x", "drain_timeout": 2}, 2),
+        ({"database": "postgresql://db/x", "lameduck": 0.0}, 0),
+        ({"lameduck": 5.0}, 5),
+    ],
+)
+def test_a_server_with_a_database_is_a_lame_duck_of_itself(chosen, seconds):
+    assert Settings(**chosen).lameduck_s == seconds
+
+
 def test_a_lame_duck_lives_no_longer_than_the_drain():
     with pytest.raises(SettingsError, match="lameduck: 16 s are more than drain-timeout, 15 s"):
         load({"lameduck": 16.0}, {})

@@ -182,9 +182,9 @@ def _check_open(settings: Settings) -> None:
 
 def _check_engines(settings: Settings) -> None:
     """Refuse to accept jobs that no engine would do."""
-    if not settings.devices:
+    if not (settings.devices or settings.database):
         raise SettingsError(
-            "--device none is for one of several boxes, whose jobs the others do. Hint: --device auto on a box alone"
+            "--device none is for one of several boxes, whose jobs the others do. Hint: --device auto, or --database"
         )
 
 

@@ -195,7 +195,7 @@ class _Server(uvicorn.Server):
     @override
     async def on_tick(self, counter: int) -> bool:
         stopped = await super().on_tick(counter)
-        return stopped and self._since_stop() >= (self._settings.lameduck or 0)
+        return stopped and self._since_stop() >= self._settings.lameduck_s
 
     @override
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import re
 import shutil
@@ -22,7 +23,7 @@ from server.settings import Settings
 from tests.clients.kit import Clients
 from tests.clients.test_javascript_client import PROXY_ROUTE
 from tests.support.haproxy import CONFIG, PROGRAM, Box, balancing, environment, three_boxes
-from tests.support.server_process import APP, CALL, until
+from tests.support.server_process import APP, CALL, serving, until
 
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="needs haproxy"),
@@ -219,7 +220,7 @@ def test_a_boxs_own_refusal_stays_as_it_is(balancer):
 
 def test_who_leaves_ends_the_call_on_the_box(tmp_path):
     with (
-        Box(tmp_path / "box", "--model", "instant:60000") as box,
+        Box(tmp_path / "box", "--model", "instant:5000") as box,
         balancing(tmp_path / "balancer", [box.address]) as balancer,
     ):
         with pytest.raises(TimeoutError):
@@ -235,15 +236,17 @@ def test_who_leaves_ends_the_call_on_the_box(tmp_path):
 @pytest.mark.slow
 def test_a_silent_event_stream_is_kept_open_by_its_comments(tmp_path):
     with (
-        Box(tmp_path / "box", "--model", "instant:17000") as box,
-        balancing(tmp_path / "balancer", [box.address]) as balancer,
+        serving("--model", "instant:17000", ready=False) as server,  # it tries itself first, and says nothing meanwhile
+        balancing(tmp_path / "balancer", [server.host], wait=False) as balancer,
     ):
+        balancer.wait_up("queue", 1)
         accepted = call(balancer, "POST", QUEUE, INPUT).json()
-        stream = call(balancer, "GET", f"{QUEUE}/requests/{accepted['request_id']}/status/stream")
+        stream = f"{balancer.url}{QUEUE}/requests/{accepted['request_id']}/status/stream"
+        with urllib.request.urlopen(stream, timeout=30) as events:
+            lines = itertools.takewhile(lambda line: line != b": keep-alive\n", events)
 
-    lines = stream.body.decode().splitlines()
-    assert ": keep-alive" in lines
-    assert '"COMPLETED"' in lines[-2]
+            assert {line[:6] for line in lines} == {b"data: ", b"\n"}
+            assert events.readline() == b"\n"  # else the stream has ended
 
 
 # --- what it says itself

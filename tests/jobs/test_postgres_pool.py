@@ -274,3 +274,27 @@ async def test_what_was_committed_survives_a_kill(own):
         await asyncio.gather(*submitting)
 
         assert sorted(await own.fetch(own.url(name), "SELECT id FROM jobs")) == sorted((each,) for each in accepted)
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_found(postgres):
+    hosts = f"127.0.0.1:1,127.0.0.1:{postgres.port}"
+    async with pooled(f"postgresql://fourstep@{hosts}/postgres?target_session_attrs=read-write") as pool:
+        assert await pool.fetch(ONE) == [(1,)]
+
+
+async def test_a_primary_that_becomes_a_standby_is_left_and_looked_for_until_patience_is_over(postgres):
+    name = await migrated_copy(postgres)
+    url = f"{postgres.url(name)}?target_session_attrs=read-write"
+    async with pooled(url, patience_s=1.0) as pool:
+        store = PostgresStore(pool, MemoryPayloads(), node="a")
+        await store.submit(NewJob(app="a/b", input=b"{}"))
+        await postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await pool.fetch(Statement("demote", "SELECT set_config('default_transaction_read_only', 'on', false)"))
+
+        with pytest.raises(DatabaseError) as failed:
+            await store.submit(NewJob(app="a/b", input=b"{}"))
+        assert "one of the hosts takes writes" in failed.value.hint
+        await postgres.execute(
+            f"SET default_transaction_read_only = off; ALTER DATABASE {name} RESET default_transaction_read_only"
+        )
+        assert await store.submit(NewJob(app="a/b", input=b"{}"))

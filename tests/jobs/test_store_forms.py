@@ -5,7 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, assume, settings
+from hypothesis import HealthCheck, Phase, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, multiple, rule, run_state_machine_as_test
 
@@ -150,6 +150,13 @@ class Forms(RuleBasedStateMachine):
 
         self._all(beat)
 
+    @rule(worker=st.integers(0, WORKERS - 1))
+    def take_over(self, worker):
+        """A worker that runs nothing: what it has claimed, or others have, is put back and claimed again in time."""
+        self.forward(STEPS_S[worker])
+        self.heartbeat(worker, [])
+        self._all(lambda form: self._stores[worker][form].claim(3))
+
     @rule(request_id=ids, logs=st.sampled_from([(), LOGS]))
     def cancel(self, request_id, logs):
         self._all(lambda form: self._stores[0][form].cancel(request_id, logs))
@@ -244,6 +251,11 @@ def forms(tmp_path, postgres):
 
 def test_both_forms_answer_the_same(forms):
     chosen = settings(
-        max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=30,
+        stateful_step_count=30,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        database=None,
+        phases=[Phase.generate],  # an example takes a second, and shrinking one an hour
     )
     run_state_machine_as_test(forms, settings=chosen)

@@ -36,7 +36,7 @@ def programs() -> Path:
 class Cluster:
     """A PostgreSQL server that can be killed and started again on the same data. Superuser `fourstep`, no password."""
 
-    def __init__(self, folder: Path, *settings: str) -> None:
+    def __init__(self, folder: Path, *settings: str, primary: "Cluster | None" = None) -> None:
         self.folder = folder
         self.port = free_port()
         self.template: str | None = None  # a database that tests copy
@@ -45,8 +45,11 @@ class Cluster:
         self._owner = next((user for user in USERS if _exists(user)), "") if os.getuid() == 0 else ""
         if self._owner:
             shutil.chown(folder, self._owner)
-        initdb = (programs() / "initdb", "-D", folder / "data", "-U", "fourstep", "-A", "trust", "-E", "UTF8")
-        self._run(*map(str, initdb), "--locale=C", "--no-sync")
+        data = str(folder / "data")
+        if primary is None:
+            self._run("initdb", "-D", data, "-U", "fourstep", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
+        else:
+            self._run("pg_basebackup", "-D", data, "-R", "-c", "fast", "--no-sync", "-d", primary.url())
 
     def url(self, database: str = "postgres", port: int | None = None) -> str:
         """Return the URL of a database, perhaps by a proxy's port."""
@@ -115,6 +118,14 @@ class Cluster:
         for pid in [self.pid, *_children(self.pid)]:
             os.kill(pid, signal.SIGCONT)
 
+    async def follow_synchronously(self) -> None:
+        """Let no commit be answered before a standby has it. To be called once one runs."""
+        await self.execute("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
+
+    async def promote(self) -> None:
+        """Make this standby the primary."""
+        await self.execute("SELECT pg_promote()")
+
     async def execute(self, *statements: str, database: str = "postgres") -> None:
         """Execute statements, each in a transaction of its own."""
         connection = await asyncpg.connect(self.url(database))
@@ -142,17 +153,21 @@ class Cluster:
     def _as_owner(self, *command: str) -> list[str]:
         return ["setpriv", f"--reuid={self._owner}", "--clear-groups", *command] if self._owner else list(command)
 
-    def _run(self, *command: str) -> None:
-        subprocess.run(self._as_owner(*command), check=True, capture_output=True, cwd=self.folder)
+    def _run(self, program: str, *arguments: str) -> None:
+        command = self._as_owner(str(programs() / program), *arguments)
+        subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
 
 
 @contextlib.contextmanager
-def cluster(*settings: str) -> Iterator[Cluster]:
-    """Context of a running PostgreSQL with these settings (`name=value`), in memory where there is room for it."""
+def cluster(*settings: str, primary: Cluster | None = None) -> Iterator[Cluster]:
+    """Context of a running PostgreSQL with these settings (`name=value`), in memory where there is room for it.
+
+    With `primary` it is a standby of that one, which runs.
+    """
     memory = Path("/dev/shm")
     root = memory if memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3 else None
     with tempfile.TemporaryDirectory(prefix="fourstep-postgres-", dir=root) as folder:
-        made = Cluster(Path(folder), *settings)
+        made = Cluster(Path(folder), *settings, primary=primary)
         try:
             made.start()
             yield made

@@ -10,7 +10,7 @@ from server.jobs.errors import DatabaseError
 _HINTS = {
     "28": "give the right user and password in FOURSTEP_DATABASE or in ~/.pgpass",
     "3D000": "create the database, or name another in FOURSTEP_DATABASE",
-    "42501": "let this user create and change tables in the database: GRANT ALL ON SCHEMA public TO its user",
+    "42501": "let this user own the database and its tables, or: GRANT ALL ON SCHEMA public TO its user",
     "25006": "name all hosts, and target_session_attrs=read-write, so that the one that takes writes is found",
     "53100": "free some space on the database's disk",
     "53300": "raise max_connections of PostgreSQL: each server needs up to 8",
