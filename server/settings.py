@@ -123,8 +123,8 @@ class ConnectionSettings(LimitSettings):
     lameduck: Seconds | None = setting(
         None,
         "seconds between SIGTERM and closing the sockets, within drain-timeout: /ready is 503 and no job is begun, but"
-        " calls are still answered until the balancer in front has noticed; none: 0, with a database 3, or drain-timeout"
-        " if that is less",
+        " calls are still answered until the balancer in front has noticed; none: 0, with a database 3, or"
+        " drain-timeout if that is less",
     )
 
     @override
