@@ -11,7 +11,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
@@ -56,6 +56,34 @@ class _Engines(Collector):
             restarts.add_metric([device], sum(engine["restarts"] for engine in here))
             graphs_failed.add_metric([device], any(engine["graphs_failed"] for engine in here))
         yield from (ready, unloaded, restarts, graphs_failed)
+
+
+class _Cluster(Collector):
+    """The series of a server that shares its database, made anew at each scrape; none for one that is alone."""
+
+    def __init__(self) -> None:
+        self.present: Mapping[str, Any] | None = None
+
+    @override
+    def collect(self) -> Iterator[Metric]:
+        if self.present is None:
+            return
+        yield GaugeMetricFamily(
+            "fourstep_database_up", "1 while the database that servers share can be reached", self.present["up"]
+        )
+        nodes = GaugeMetricFamily("fourstep_nodes", "Servers on the database", labels=["state"])
+        for state, count in self.present["nodes"].items():
+            nodes.add_metric([state], count)
+        claims = CounterMetricFamily(
+            "fourstep_claims", "Looks for jobs in the database, by what was found", labels=["result"]
+        )
+        for result, count in self.present["claims"].items():
+            claims.add_metric([result], count)
+        fenced = CounterMetricFamily(
+            "fourstep_fenced", "Results refused since another server had the job, or it had ended"
+        )
+        fenced.add_metric([], self.present["fenced"])
+        yield from (nodes, claims, fenced)
 
 
 class Metrics:
@@ -113,6 +141,13 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self._registry,
         )
+        self._wait = Gauge(
+            "fourstep_queue_wait_seconds",
+            "Expected wait of a job submitted now, by recent work and what all engines do at once",
+            registry=self._registry,
+        )
+        self._cluster = _Cluster()
+        self._registry.register(self._cluster)
         self._engines = _Engines()
         self._registry.register(self._engines)
         self._children: dict[Any, Any] = {}
@@ -166,9 +201,17 @@ class Metrics:
         self._stored.set(size)
         self._files.set(files)
 
-    def render(self, engines: Sequence[Mapping[str, Any]], queue_length: int, body_bytes: int) -> bytes:
-        """Return all metrics in Prometheus' text format, with the present state of engines, queue and memory."""
-        self._queue.set(queue_length)
+    def queued(self, length: int, wait_s: float) -> None:
+        """Say how many jobs wait at present, and how long one more would."""
+        self._queue.set(length)
+        self._wait.set(wait_s)
+
+    def shared(self, present: Mapping[str, Any]) -> None:
+        """Say how the database is, and the other servers: `Cluster.samples`."""
+        self._cluster.present = present
+
+    def render(self, engines: Sequence[Mapping[str, Any]], body_bytes: int) -> bytes:
+        """Return all metrics in Prometheus' text format, with the present state of engines and memory."""
         self._memory.set(body_bytes)
         self._build.clear()
         ready = {(engine["torch"], engine["model"], engine["dtype"]) for engine in engines if engine["model"]}

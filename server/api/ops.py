@@ -54,7 +54,12 @@ async def metrics(request: Request) -> Response:
     """Answer with the metrics."""
     ctx = context(request)
     ctx.metrics.stored(*ctx.files.used)
-    body = ctx.metrics.render(ctx.pool.engines, ctx.queue.length(), ctx.limits.memory_used)
+    room = ctx.pool.capacity
+    if ctx.cluster is not None:
+        ctx.metrics.shared(ctx.cluster.samples())
+        room += ctx.cluster.room_elsewhere()
+    ctx.metrics.queued(ctx.queue.length(), ctx.queue.expected_wait_s(room))
+    body = ctx.metrics.render(ctx.pool.engines, ctx.limits.memory_used)
     return Response(body, media_type=CONTENT_TYPE)
 
 

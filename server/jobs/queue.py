@@ -139,6 +139,10 @@ class Queue:
         """Number of running jobs."""
         return self._runner.in_flight
 
+    def expected_wait_s(self, room: int) -> float:
+        """Return how long a job would wait that is submitted now, where `room` jobs are done at once; 0 if unknown."""
+        return self.length() * (self._runner.mean_s or 0.0) / max(room, 1)
+
     def wake(self) -> None:
         """Look for work now. To be called when the capacity has grown."""
         self._runner.wake()

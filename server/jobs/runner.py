@@ -24,6 +24,8 @@ LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_WEIGHT = 0.1  # of the newest job in the average: it follows a change within some twenty
+
 
 class Runner:
     """Claims and runs jobs, and brings `index` up to date. Knows nothing of the queue.
@@ -56,6 +58,7 @@ class Runner:
         self._running: set[Attempt] = set()
         self._nudge = asyncio.Event()
         self._drained_at = 0.0
+        self._mean_s: float | None = None
         self.draining = False
         self._patient = True
 
@@ -63,6 +66,11 @@ class Runner:
     def in_flight(self) -> int:
         """Number of running jobs."""
         return len(self._running)
+
+    @property
+    def mean_s(self) -> float | None:
+        """Seconds that a job took of late, on average; None before the first."""
+        return self._mean_s
 
     def wake(self) -> None:
         """Look for work now. To be called when there is more work or more capacity."""
@@ -212,6 +220,7 @@ class Runner:
         def follow(mine: bool) -> None:  # noqa: FBT001 - what `finish` resolves to
             if mine:
                 self._index.finished(job.id, result, took)
+                self._mean_s = took if self._mean_s is None else self._mean_s + _WEIGHT * (took - self._mean_s)
 
         await self._insist(lambda: self._store.finish(job, result, logs, took), follow)
 

@@ -29,6 +29,7 @@ T = TypeVar("T")
 ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
 BEATS_IN_A_LEASE = 5
 MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
+SILENT_S = 5 * MEMBER_S  # without a sign of life for longer a server does not count
 OFFSET_S = 30.0  # of a clock, from which on /health says so
 
 
@@ -120,8 +121,23 @@ class Cluster:
 
     def elsewhere(self, what: str, owner: str) -> int:
         """Return how many `calls` or `sessions` of a limited key are in flight at other servers."""
+        return sum(node.counts.get(owner, {}).get(what, 0) for node in self._heard_of())
+
+    def room_elsewhere(self) -> int:
+        """Return how many jobs the engines of other running servers do at once."""
+        return sum(node.room for node in self._heard_of() if not node.draining)
+
+    def samples(self) -> Mapping[str, Any]:
+        """Return what metrics say of the database and of all servers."""
         others = self._nodes.others if self._nodes else ()
-        return sum(node.counts.get(owner, {}).get(what, 0) for node in others if node.silent_s < MEMBER_S * 5)
+        heard_of = self._heard_of()
+        leaving = sum(node.draining for node in heard_of)
+        nodes = {"running": 1 + len(heard_of) - leaving, "leaving": leaving, "silent": len(others) - len(heard_of)}
+        return {"up": self.pool.up, "nodes": nodes, "claims": self.store.claims, "fenced": self.store.fenced}
+
+    def _heard_of(self) -> list[Node]:
+        """Return the other servers that have shown signs of life of late."""
+        return [node for node in (self._nodes.others if self._nodes else ()) if node.silent_s < SILENT_S]
 
     def health(self) -> Mapping[str, Any]:
         """Return what `/health` says of the database and of this server's clock."""
@@ -130,7 +146,7 @@ class Cluster:
         if self.pool.down_since is not None:
             said["database_away_s"] = round(time.time() - self.pool.down_since, 1)
         if nodes is not None:
-            said["nodes"] = 1 + sum(node.silent_s < MEMBER_S * 5 for node in nodes.others)
+            said["nodes"] = 1 + len(self._heard_of())
             if abs(nodes.offset_s) > OFFSET_S:
                 said["clock_offset_s"] = round(nodes.offset_s, 1)
         return said

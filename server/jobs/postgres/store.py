@@ -1,6 +1,7 @@
 """The job store in PostgreSQL, as one server sees it: claims and leases are those of its node, new at each start."""
 
 import asyncio
+import collections
 import logging
 import uuid
 from collections.abc import Collection, Coroutine, Mapping, Sequence
@@ -53,6 +54,8 @@ class PostgresStore(JobStore):
         self._payloads = Payloads(pool, payloads, inline_bytes)
         self._usage = Usage(pool, measured_s)
         self._waiting = Waiting()
+        self.claims = collections.Counter({"jobs": 0, "none": 0})  # that found some, and that found none
+        self.fenced = 0  # results refused, since the job was another's by then or had ended
         self._unread: set[int] = set()  # seqs of claimed jobs whose inputs are on their way
 
     # --- a job's life
@@ -90,6 +93,7 @@ class PostgresStore(JobStore):
             rows = await self.pool.fetch(sql.CLAIM_IN_TURN, count, self.node, self._lease_s, without, after_others)
         else:
             rows = await self.pool.fetch(sql.CLAIM, count, self.node, self._lease_s, without)
+        self.claims["jobs" if rows else "none"] += 1
         jobs = [reading.job_of(row) for row in rows]
         if any(row["input_object"] is not None for row in rows):
             jobs = await self._read_inputs(jobs, rows)
@@ -125,7 +129,9 @@ class PostgresStore(JobStore):
         else:
             ended = await self.pool.fetch(sql.FINISH_OUTSIDE, *arguments, name)
             self._payloads.let_go(row[0] for row in ended)
-        return bool(ended or await self.pool.fetch(sql.FINISHED, job.seq, job.fence, self.node))
+        mine = bool(ended or await self.pool.fetch(sql.FINISHED, job.seq, job.fence, self.node))
+        self.fenced += not mine
+        return mine
 
     @override
     def cancel(self, request_id: str, logs: Sequence[LogLine]) -> asyncio.Future[Outcome]:
