@@ -92,7 +92,7 @@ class Forms(RuleBasedStateMachine):
         timed=st.booleans(),
         hooked=st.booleans(),
         stored=st.booleans(),
-        result=st.none() | results,
+        result=st.sampled_from([None, None, None, None, Result.success({"seed": 2})]),
     )
     def submit(self, owner, priority, warning, timed, hooked, stored, result):  # noqa: PLR0917 - by name
         wish = NewJob(
@@ -252,7 +252,7 @@ def forms(tmp_path, postgres):
 def test_both_forms_answer_the_same(forms):
     chosen = settings(
         max_examples=30,
-        stateful_step_count=30,
+        stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
