@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from server.jobs.job import Outcome, Status
-from server.jobs.postgres import statements
 from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
+from server.jobs.postgres.statements import CLAIM
 from server.jobs.postgres.store import PostgresStore
 from tests.jobs.forms import LEASE, PostgresForm
 from tests.jobs.test_store import DONE, OTHER, new, submitted, two_workers_publish
@@ -266,15 +266,13 @@ async def test_a_webhook_goes_to_one_server(form, two):
 
 
 @pytest.mark.parametrize(("skips", "claimed"), [(True, 2), (False, None)], ids=["shipped", "control"])
-async def test_a_claim_passes_by_what_another_is_taking_only_by_skip_locked(form, two, monkeypatch, skips, claimed):
+async def test_a_claim_passes_by_what_another_is_taking_only_by_skip_locked(form, two, skips, claimed):
     first, *_ = [await submitted(two[0]) for _ in range(3)]
-    if not skips:
-        text = statements.CLAIM.text.replace(" SKIP LOCKED", "")
-        monkeypatch.setattr(statements, "CLAIM", Statement("claim", text))
+    claim = CLAIM if skips else Statement("claim", CLAIM.text.replace(" SKIP LOCKED", ""))
     connection = await asyncpg.connect(form.cluster.url(form.name))
     async with connection.transaction():
         await connection.execute("SELECT FROM jobs WHERE id = $1 FOR UPDATE", first)
-        claiming = two[1].claim(3)
+        claiming = two[1].pool.write(two[1].pool.fetch(claim, 3, two[1].node, LEASE, []))
         await asyncio.wait([claiming], timeout=1.0)
         found = len(claiming.result()) if claiming.done() else None
     await claiming
@@ -288,8 +286,8 @@ async def test_control_a_claim_by_subquery_takes_more_than_it_was_asked_for(form
         await submitted(two[0])
     for setting in ("enable_hashjoin", "enable_mergejoin", "enable_hashagg", "enable_sort", "enable_material"):
         await form.execute(f"ALTER DATABASE {form.name} SET {setting} = off")
-    picked = statements.CLAIM.text.partition("MATERIALIZED (")[2].partition(")\n")[0]
-    control = statements.CLAIM.text.partition("\n")[2].partition("UPDATE jobs SET")[2]
+    picked = CLAIM.text.partition("MATERIALIZED (")[2].partition(")\n")[0]
+    control = CLAIM.text.partition("\n")[2].partition("UPDATE jobs SET")[2]
     text = "UPDATE jobs SET" + control.partition("FROM picked")[0]
     returning = "RETURNING" + control.partition("RETURNING")[2].replace("input, input_object", "NULL, NULL")
 

@@ -92,7 +92,7 @@ class Forms(RuleBasedStateMachine):
         timed=st.booleans(),
         hooked=st.booleans(),
         stored=st.booleans(),
-        result=st.none() | results,
+        result=st.sampled_from([None, None, None, None, Result.success({"seed": 2})]),
     )
     def submit(self, owner, priority, warning, timed, hooked, stored, result):  # noqa: PLR0917 - by name
         wish = NewJob(
@@ -212,6 +212,14 @@ class Forms(RuleBasedStateMachine):
         self._all(sizes)
 
     def teardown(self):
+        """Whatever the sequence was: take over and let go of all that there is, and read each job."""
+        self.bytes_by_owner()
+        self._all(lambda form: self._stores[0][form].claim(9))
+        for worker in range(WORKERS):
+            self.take_over(worker)
+        self._all(lambda form: self._forms[form].outbox.due(9))
+        self._all(lambda form: self._stores[0][form].expire(0.0, 9))
+        self.bytes_by_owner()
         for wish in self._known:
             self._all(lambda form, wish=wish: self._stores[0][form].load(wish.id))
             self._all(lambda form, wish=wish: self._stores[1][form].result(wish.id))
@@ -249,10 +257,11 @@ def forms(tmp_path, postgres):
             runner.run(form.close())
 
 
+@pytest.mark.slow
 def test_both_forms_answer_the_same(forms):
     chosen = settings(
-        max_examples=30,
-        stateful_step_count=30,
+        max_examples=20,
+        stateful_step_count=50,
         deadline=None,
         suppress_health_check=list(HealthCheck),
         database=None,
