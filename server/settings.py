@@ -13,8 +13,21 @@ from msgspec import Meta
 from typing_extensions import override
 
 from pipelines.messages import EngineConfig
-from server.basic_settings import DataSettings, FetchSettings, LogSettings, QueueSettings, RequestSettings
-from server.section import Count, Minutes, Port, Positive, Seconds, SettingsError, Wait, setting
+from server.section import (
+    Count,
+    DataSettings,
+    FetchSettings,
+    LogSettings,
+    Minutes,
+    Port,
+    Positive,
+    QueueSettings,
+    RequestSettings,
+    Seconds,
+    SettingsError,
+    Wait,
+    setting,
+)
 
 __all__ = [
     "DataSettings",
@@ -123,8 +136,8 @@ class ConnectionSettings(LimitSettings):
     lameduck: Seconds | None = setting(
         None,
         "seconds between SIGTERM and closing the sockets, within drain-timeout: /ready is 503 and no job is begun, but"
-        " calls are still answered until the balancer in front has noticed; none: 0, with a database 3, or"
-        " drain-timeout if that is less",
+        " calls are still answered until the balancer in front has noticed; none: 0, with a database 3"
+        " (no more than drain-timeout)",
     )
 
     @override

@@ -143,6 +143,29 @@ async def test_a_result_of_one_server_is_an_input_of_another(boxes):
     assert await two.files.read(stored) == JPEG
 
 
+async def test_what_one_server_permits_and_links_to_another_takes_and_serves(tmp_path, anywhere, monkeypatch):
+    """The servers have one secret between them, as a file that was copied."""
+    monkeypatch.setitem(app_client.CHOSEN, "files", anywhere)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        (folder / "files").mkdir(parents=True)
+        (folder / "files" / "upload.secret").write_bytes(SECRET)
+    async with (
+        app_client.serving(folders[0], files=Files) as one,
+        app_client.serving(folders[1], files=Files) as two,
+    ):
+        urls = (await one.call("POST", "/rest/storage/upload/initiate", body={"content_type": "image/jpeg"})).json()
+        put = await two.call("PUT", urls["upload_url"], body=JPEG)
+        upload = await one.call("GET", urls["file_url"], headers={"range": "bytes=2-3"})
+        answer = await one.call("POST", app_client.RUN, body={**app_client.INPUT, "sync_mode": False})
+        result = await two.call("GET", answer.json()["images"][0]["url"])
+        again = {**app_client.INPUT, "image_url": urls["file_url"]}
+        used = await two.call("POST", app_client.RUN, body=again)
+
+    assert (put.status, upload.status, upload.body) == (200, 206, JPEG[2:4])
+    assert (result.body, used.status) == (app_client.JPEG, 200)
+
+
 @pytest.mark.parametrize("size", [0, 1, bucket._SMALL_BYTES, bucket._SMALL_BYTES + 1, 2 * CHUNK_BYTES + 7])
 async def test_a_file_of_any_size_is_whole(boxes, size):
     one, two = boxes
@@ -440,6 +463,24 @@ async def test_the_whole_server_answers_while_its_store_is_away(tmp_path, s3, pr
     assert upload.headers["retry-after"] == "1"
 
 
+async def test_a_job_whose_result_can_not_be_stored_goes_back_and_ends_well(tmp_path, s3, proxy, monkeypatch):
+    monkeypatch.setitem(app_client.CHOSEN, "files", s3.bucket())
+    async with app_client.serving(tmp_path, files=Files) as web:
+        proxy.fault = 503
+        body = {**app_client.INPUT, "sync_mode": False}
+        job = (await web.call("POST", app_client.QUEUE, body=body)).json()["request_id"]
+        for _ in range(2):
+            await asyncio.wait_for(web.engines.running.get(), 20)
+        away = (await web.call("GET", f"{app_client.QUEUE}/requests/{job}/status")).json()["status"]
+        proxy.fault = None
+        await asyncio.wait_for(web.call("GET", f"{app_client.QUEUE}/requests/{job}/status/stream"), 20)
+        result = (await web.call("GET", f"{app_client.QUEUE}/requests/{job}")).json()
+        picture = await web.call("GET", result["images"][0]["url"])
+
+    assert away != "COMPLETED"
+    assert picture.body == app_client.JPEG
+
+
 # --- refused at the start ----------------------------------------------------------------------------------------
 
 
@@ -510,6 +551,15 @@ async def test_a_right_that_is_missing_is_named_at_the_start(tmp_path, s3, proxy
     assert said == (
         f"files: no right to {right} in {place}. Hint: let whoever has AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         " store, read, list and delete there"
+    )
+
+
+async def test_a_folder_that_can_not_be_written_is_said_at_the_start(tmp_path):
+    said = await started(tmp_path, "file:///proc/self")
+
+    assert said == (
+        "files: /proc/self can't be used (No such file or directory)."
+        " Hint: let this user write there, or mount it again"
     )
 
 

@@ -33,7 +33,7 @@ CHUNK_BYTES = 5 << 20
 _PAGE = 1000
 
 _STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]+)")
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 class Found(NamedTuple):
@@ -172,6 +172,6 @@ def reason(error: Exception) -> str:
     text = str(error)
     if status := _STATUS.search(text):
         return f"it answered {status[1].strip()}"
-    if number := _OS_ERROR.search(text):
+    if number := OS_ERROR.search(text):
         return os.strerror(int(number[1]))
     return "it can't be reached" if "HTTP error" in text else f"its client failed ({type(error).__name__})"

@@ -5,6 +5,7 @@ wrong for good is refused; a store that can't be reached may be back in a moment
 """
 
 import functools
+import os
 import re
 import secrets
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from server.fal.errors import RequestError
 from server.settings import SettingsError, StorageSettings
 from server.storage.bucket.bucket import Bucket
 from server.storage.bucket.expiry import Lock, unshared
-from server.storage.bucket.objects import PATIENCE_S, Objects
+from server.storage.bucket.objects import OS_ERROR, PATIENCE_S, Objects
 from server.storage.disk import DiskStore
 from server.storage.ledger import Ledger, Size
 from server.storage.location import Location
@@ -35,8 +36,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
 # What the client says when no variable holds credentials, and the machine has no role.
 _NO_KEYS = ("Missing AccessKeyId", "Missing SecretAccessKey", "/latest/api/token", "/latest/meta-data")
-# What a store says that lets this caller in no more; and a file system of a folder: EPERM, EACCES, EROFS.
-_DENIED = re.compile(r"status code: 40[13]|\(os error (1|13|30)\)")
+_DENIED = re.compile(r"status code: 40[13]")
 
 
 def opened(where: Location, *, endpoint: str = "", patience_s: float = PATIENCE_S) -> Objects:
@@ -103,12 +103,14 @@ def _refusal(error: Exception, where: Location, what: str) -> SettingsError | No
     text = str(error)
     if any(sign in text for sign in _NO_KEYS):
         return SettingsError(f"files: no credentials for {where.text}. Hint: set {_KEYS}")
-    if where.bucket and isinstance(error, FileNotFoundError):
+    if where.folder and (number := OS_ERROR.search(text)):
+        hint = "Hint: let this user write there, or mount it again"
+        return SettingsError(f"files: {where.folder} can't be used ({os.strerror(int(number[1]))}). {hint}")
+    if isinstance(error, FileNotFoundError):
         hint = "Hint: make it, or correct --files, AWS_ENDPOINT_URL or AWS_REGION"
         return SettingsError(f"files: there is no bucket {where.bucket}. {hint}")
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError, PermissionError)) or _DENIED.search(text):
-        owner = f"whoever has {_KEYS}" if where.bucket else "this user"
-        hint = f"Hint: let {owner} store, read, list and delete there"
+    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or _DENIED.search(text):
+        hint = f"Hint: let whoever has {_KEYS} store, read, list and delete there"
         return SettingsError(f"files: no right to {what} in {where.text}. {hint}")
     if "scheme is not allowed" in text or "builder error" in text:
         hint = "Hint: https://, or AWS_ALLOW_HTTP=true in a network that no stranger listens to"

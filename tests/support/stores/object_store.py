@@ -7,11 +7,8 @@ with s3_server() as s3:                      # one for a session
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 
 from server.nodes.forms import file_store
@@ -48,34 +45,31 @@ def call(url, method):
         return answer.read()
 
 
-def free_port():
-    """A port of loopback that nobody has."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+# Prints the port that it got: none is free for certain before it is taken.
+PROGRAM = """
+import threading
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+threading.Event().wait()
+"""
 
 
 @contextlib.contextmanager
 def s3_server():
     """An S3 server, which forgets all at its end."""
-    port = free_port()
-    command = [sys.executable, "-W", "ignore", "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     environment = {**os.environ, "AWS_DEFAULT_REGION": "us-east-1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 60
-        while True:
-            try:
-                call(f"http://127.0.0.1:{port}/", "GET")
-                break
-            except (OSError, urllib.error.URLError):
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.05)
-        yield S3(port)
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        try:
+            yield S3(int(process.stdout.readline()))
+        finally:
+            process.kill()
 
 
 def files_in(folder, make, files="", **chosen):
