@@ -148,7 +148,8 @@ def test_sigterm_ends_server_and_engines(tmp_path):
         os.kill(engines[0], 0)
 
 
-LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"
+LOCAL = "on this machine; for others: `fourstep keys add NAME` and --host 0.0.0.0"
+KEYED = "on any machine, with a key"
 
 
 @pytest.mark.parametrize(
@@ -156,14 +157,15 @@ LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows 
     [
         ({}, f"page: http://localhost:8000/ ({LOCAL})"),
         ({"host": "127.0.0.2"}, f"page: http://127.0.0.2:8000/ ({LOCAL})"),
-        ({"keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "0.0.0.0", "allow_anonymous": True}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "[::]", "keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "192.168.1.5", "keys": "a:b"}, "page: http://192.168.1.5:8000/ (under any Host)"),
-        ({"public_url": "https://box.example/four"}, f"page: https://box.example/four/ ({LOCAL})"),
+        ({"keys": "a:b"}, "page: http://localhost:8000/ (on this machine; for others: --host 0.0.0.0)"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "page: http://localhost:8000/ (on any machine, without a key)"),
+        ({"host": "[::]", "keys": "a:b"}, f"page: http://localhost:8000/ ({KEYED})"),
+        ({"host": "192.168.1.5", "keys": "a:b"}, f"page: http://192.168.1.5:8000/ ({KEYED})"),
+        ({"public_url": "https://box.example/four", "keys": "a:b"}, f"page: https://box.example/four/ ({KEYED})"),
+        ({"public_url": "https://box.example/four"}, "page: https://box.example/four/ (on any machine, without a key)"),
     ],
 )
-def test_the_page_is_named_with_the_hosts_that_may_open_it(settings, said, tmp_path):
+def test_the_page_is_named_with_where_it_opens(settings, said, tmp_path):
     settings = Settings(data_dir=tmp_path, **settings)
     url = f"http://{settings.addresses[0]}:8000"
 
