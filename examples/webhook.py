@@ -7,6 +7,8 @@
     curl 'http://localhost:8000/queue/fal-ai/lcm-sd15-i2i?fal_webhook=http://127.0.0.1:9000/' \
       -H 'Content-Type: application/json' -d '{"prompt": "a beach",
       "image_url": "https://storage.googleapis.com/falserverless/model_tests/lcm/beach.png"}'
+
+A server with keys wants one more header of that call: -H "Authorization: Key $FAL_KEY"
 """
 
 import base64

@@ -215,7 +215,7 @@ def banner(settings: Settings, urls: dict[str, str], warning: str = "") -> str:
     closed = has_keys(settings)
     lines = [
         f"fourstep {version()} serves on {urls['url']}",
-        f"  page: {_page(settings, urls['url'])} ({_hosts(settings, closed=closed)})",
+        f"  page: {_page(settings, urls['url'])} ({_opens(settings, closed=closed)})",
         f"  data: {settings.data_dir}",
     ]
     if closed:
@@ -245,8 +245,9 @@ def _page(settings: Settings, url: str) -> str:
     return f"http://localhost:{url.rpartition(':')[2]}/" if named else f"{url}/"
 
 
-def _hosts(settings: Settings, *, closed: bool) -> str:
-    """Return under which `Host` the page is answered, as `server.web.origin_guard` decides."""
-    if closed or settings.allow_anonymous:
-        return "under any Host"
-    return "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"
+def _opens(settings: Settings, *, closed: bool) -> str:
+    """Return who may open the page: where the server listens, and what `server.web.origin_guard` lets in."""
+    if settings.public_url or not all(map(is_loopback, settings.addresses)):
+        return "on any machine, with a key" if closed else "on any machine, without a key"
+    need = "--host 0.0.0.0" if closed else "`fourstep keys add NAME` and --host 0.0.0.0"
+    return f"on this machine; for others: {need}"

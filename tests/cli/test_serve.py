@@ -149,6 +149,7 @@ def test_sigterm_ends_server_and_engines(tmp_path):
         os.kill(engines[0], 0)
 
 
+<<<<<<< HEAD
 def test_a_box_alone_needs_an_engine(tmp_path):
     done = serve(tmp_path, "--device", "none", "--port", "0")
 
@@ -187,6 +188,10 @@ def test_a_lame_duck_answers_calls_and_leaves_its_jobs_to_the_next_start(tmp_pat
 
 
 LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"
+=======
+LOCAL = "on this machine; for others: `fourstep keys add NAME` and --host 0.0.0.0"
+KEYED = "on any machine, with a key"
+>>>>>>> 948aa6c3685d8709cd424d2b85dc4d8411549ffb
 
 
 @pytest.mark.parametrize(
@@ -194,14 +199,15 @@ LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows 
     [
         ({}, f"page: http://localhost:8000/ ({LOCAL})"),
         ({"host": "127.0.0.2"}, f"page: http://127.0.0.2:8000/ ({LOCAL})"),
-        ({"keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "0.0.0.0", "allow_anonymous": True}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "[::]", "keys": "a:b"}, "page: http://localhost:8000/ (under any Host)"),
-        ({"host": "192.168.1.5", "keys": "a:b"}, "page: http://192.168.1.5:8000/ (under any Host)"),
-        ({"public_url": "https://box.example/four"}, f"page: https://box.example/four/ ({LOCAL})"),
+        ({"keys": "a:b"}, "page: http://localhost:8000/ (on this machine; for others: --host 0.0.0.0)"),
+        ({"host": "0.0.0.0", "allow_anonymous": True}, "page: http://localhost:8000/ (on any machine, without a key)"),
+        ({"host": "[::]", "keys": "a:b"}, f"page: http://localhost:8000/ ({KEYED})"),
+        ({"host": "192.168.1.5", "keys": "a:b"}, f"page: http://192.168.1.5:8000/ ({KEYED})"),
+        ({"public_url": "https://box.example/four", "keys": "a:b"}, f"page: https://box.example/four/ ({KEYED})"),
+        ({"public_url": "https://box.example/four"}, "page: https://box.example/four/ (on any machine, without a key)"),
     ],
 )
-def test_the_page_is_named_with_the_hosts_that_may_open_it(settings, said, tmp_path):
+def test_the_page_is_named_with_where_it_opens(settings, said, tmp_path):
     settings = Settings(data_dir=tmp_path, **settings)
     url = f"http://{settings.addresses[0]}:8000"
 

@@ -47,6 +47,13 @@ def snippet(language, call, document, base, *, keys=False, picture="file", way="
     return evaluated(f"snippet(given.choice, given.values, {place})", **given)
 
 
+def saved(program: str, folder: Path) -> str:
+    """Save a program under the name that its first line gives, and return that."""
+    name = program.split()[1].removesuffix(":")
+    (folder / name).write_text(program)
+    return name
+
+
 def run(
     text: dict[str, str], language: str, folder: Path, wrap: Callable[[Sequence[str]], list[str]] = list, **env: str
 ) -> "subprocess.CompletedProcess[str]":
@@ -55,13 +62,11 @@ def run(
     if language == "curl":
         command = text["program"]
     elif language == "Python":
-        (folder / "picture.py").write_text(text["program"])
-        command = f"{sys.executable} picture.py"
+        command = f"{sys.executable} {saved(text['program'], folder)}"
     else:
         install_javascript()
         (folder / "node_modules").symlink_to(JS / "node_modules")
-        (folder / "picture.mjs").write_text(text["program"])
-        command = f"{node()} picture.mjs"
+        command = f"{node()} {saved(text['program'], folder)}"
     return subprocess.run(
         wrap(["env", f"--chdir={folder}", "bash", "-c", f"{text['setup']}{command}"]),
         env=clean_env(env),

@@ -1,13 +1,20 @@
 """What the page shows of its server: starting, set up wrong, gone, a key wanted, too much at once, under a path."""
 
 import contextlib
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+from safetensors.torch import save_file
 
+from pipelines.hub import layout, sd15
+from tests.support import checkpoint_layouts, fake_hub
 from tests.support.path_proxy import under_a_path
-from tests.support.server_process import Server, serving, start_server, until
+from tests.support.server_process import Server, clean_env, serving, start_server, until
 
 GONE = "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|status of 50[34]"
 STATE = ".chip.state"
@@ -49,6 +56,38 @@ def test_a_model_that_is_not_there_is_told_with_what_to_do_and_the_page_goes_on_
         expect(page.get_by_text("goes on by itself")).to_have_count(0)
         generate(page)
         made(page)
+
+
+def pull(tmp_path, *flags: str, env: dict[str, str]) -> None:
+    """Run `fourstep pull` against a hub that has tiny weights by the names of the real ones."""
+    base, lora = tmp_path / "base", tmp_path / "lora"
+    base.mkdir()
+    lora.mkdir()
+    factors = checkpoint_layouts.lora_factors(checkpoint_layouts.write_folder(base)["unet"], rank=4)
+    save_file(checkpoint_layouts.kohya(factors, alpha=8.0), lora / layout.LORA)
+    with fake_hub.serving({sd15.BASE: base, sd15.LCM_LORA: lora}) as hub:
+        command = [Path(sys.executable).with_name("fourstep"), "pull", *flags]
+        environment = clean_env(env | {"HF_ENDPOINT": hub.url, "NO_PROXY": "*"})
+        subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_page_goes_on_by_itself_once_the_weights_are_pulled(visit, tmp_path):
+    env = {"HF_HOME": str(tmp_path / "home")}
+    flags = ("--model", "sd15", "--device", "cpu", "--dtype", "float32")
+    with serving(*flags, data_dir=tmp_path, env=env, ready=False) as server:
+        page = visit(server.url)
+        visit.allow("status of 503")
+        expect(page.locator(STATE)).to_contain_text("SETUP_FAILED", timeout=60_000)
+        expect(page.get_by_role("alert").filter(has_text="fourstep pull")).to_contain_text("goes on by itself")
+        generate(page)
+        expect(page.locator("#said")).to_contain_text("fourstep pull")
+        pull(tmp_path, *flags, env=env)
+
+        expect(page.locator(STATE)).to_contain_text("READY", timeout=120_000)
+        expect(page.get_by_text("fourstep pull")).to_have_count(0)
+        generate(page)
+        made(page, 60)
 
 
 def test_the_command_of_the_hint_is_copied(visit, server: Server):
@@ -194,6 +233,40 @@ def test_the_page_works_under_a_path_of_a_proxy(visit):
         page.get_by_role("button", name="Queue", exact=True).click()
         expect(page.locator("#said")).to_have_text("In the queue")
         made(page)
+
+
+def test_two_keys_are_live_in_two_tabs_under_a_path_each_by_tokens_of_its_own(visit, tmp_path):
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(under_a_path(lambda: int(server.url.rpartition(":")[2])))
+        flags = ("--model", "instant+jpeg", "--public-url", url, "--log-format", "json")
+        env = {"FOURSTEP_KEYS": "one:first,two:second"}
+        server = stack.enter_context(serving(*flags, data_dir=tmp_path, env=env))
+        one = visit(url)
+        visit.allow("status of 401")
+        two = one.context.new_page()
+        two.goto(url)
+        for tab, key in ((one, "one:first"), (two, "two:second")):
+            generate(tab)
+            tab.get_by_label("API key").fill(key)
+            tab.get_by_label("API key").press("Enter")
+        tokens = [connected(tab) for tab in (one, two, one)]
+        for tab in (one, two):
+            expect(tab.get_by_role("img", name="the picture that came out")).to_be_visible()
+
+        assert len(set(tokens)) == 3
+    ended = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if '"realtime"' in line]
+    assert sorted(line["key"] for line in ended) == ["one", "one", "two"]
+
+
+def connected(page: Page) -> str:
+    """Make the page live, anew if it is; return the token of its connection."""
+    live = page.get_by_role("button", name="Live", exact=True)
+    if live.get_attribute("aria-pressed") == "true":
+        live.click()
+    with page.expect_websocket() as opened:
+        live.click()
+    expect(page.locator("#said")).to_have_text("Live")
+    return opened.value.url.partition("fal_jwt_token=")[2]
 
 
 @pytest.mark.parametrize("detail", ["", "<img src=x onerror=alert(1)>"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,9 @@ def under_a_path(port: Callable[[], int]) -> Iterator[str]:
             if path == self.path or not path.startswith("/"):
                 self.send_error(404)
                 return
+            if "Upgrade" in self.headers:
+                self.tunnel(path)
+                return
             with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port(), timeout=60)) as there:
                 there.request(self.command, path, body, dict(self.headers))
                 answer = there.getresponse()
@@ -32,6 +36,17 @@ def under_a_path(port: Callable[[], int]) -> Iterator[str]:
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
+
+        def tunnel(self, path: str) -> None:
+            """Pass a websocket on: its handshake, then whatever comes from either side until one ends."""
+            self.close_connection = True
+            head = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+            with socket.create_connection(("127.0.0.1", port())) as there:
+                there.sendall(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1"))
+                back = threading.Thread(target=_pass_on, args=(there.recv, self.connection))
+                back.start()
+                _pass_on(self.rfile.read1, there)
+                back.join()
 
         do_POST = do_GET  # noqa: N815 — the library's names
 
@@ -46,3 +61,11 @@ def under_a_path(port: Callable[[], int]) -> Iterator[str]:
         finally:
             proxy.shutdown()
             thread.join()
+
+
+def _pass_on(read: Callable[[int], bytes], to: socket.socket) -> None:
+    """Pass bytes on until there are no more, and say so."""
+    with contextlib.suppress(OSError):  # either side may be gone
+        while piece := read(65536):
+            to.sendall(piece)
+        to.shutdown(socket.SHUT_WR)

@@ -111,7 +111,7 @@ function javascript({ call, picture }, values, place, takeover) {
   return {
     setup: [...trusting("ca.pem", ["NODE_EXTRA_CA_CERTS"], place, takeover), ...key(place, "")],
     program: [
-      `// npm install @fal-ai/client${call === "realtime" ? "; Node 22 or newer" : ""}`,
+      `// picture.mjs: npm install @fal-ai/client${call === "realtime" ? "; Node 22 or newer" : ""}`,
       `import { ${file ? "readFile, " : ""}writeFile } from "node:fs/promises";`,
       'import { fal } from "@fal-ai/client";',
       "",
@@ -141,7 +141,7 @@ function python({ call, picture }, values, place, takeover) {
   const asked = [`    "${APP}",`, `    arguments=${body("    ")},`];
   const calls = /** @type {Record<string, string[]>} */ ({
     run: ["result = fal_client.run(", ...asked, ")"],
-    queue: ["result = fal_client.subscribe(", ...asked, "    on_queue_update=print,", ")"],
+    queue: ["result = fal_client.subscribe(", ...asked, "    on_enqueue=print,", ")"],
     stream: [
       "for result in fal_client.stream(",
       ...asked,
@@ -159,7 +159,7 @@ function python({ call, picture }, values, place, takeover) {
   return {
     setup: [...trusting("bundle.pem", ["SSL_CERT_FILE"], place, takeover || !place.secure), hosts, ...key(place, "any:thing")],
     program: [
-      "# pip install fal-client",
+      "# picture.py: pip install fal-client",
       "import urllib.request",
       "",
       "import fal_client",

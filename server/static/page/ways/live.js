@@ -63,8 +63,7 @@ class Session {
     this.unauthorized = false;
     /** @type {WebSocket | null} */
     this.socket = null;
-    this.failures = 0;
-    this.sent = 0;
+    this.failures = this.sent = 0;
     this.version = -1;
     /** @type {number[]} the times of the last answers */
     this.times = [];
