@@ -149,7 +149,6 @@ def test_sigterm_ends_server_and_engines(tmp_path):
         os.kill(engines[0], 0)
 
 
-<<<<<<< HEAD
 def test_a_box_alone_needs_an_engine(tmp_path):
     done = serve(tmp_path, "--device", "none", "--port", "0")
 
@@ -187,11 +186,8 @@ def test_a_lame_duck_answers_calls_and_leaves_its_jobs_to_the_next_start(tmp_pat
         assert again.get(f"{running}/status")["status"] == "COMPLETED"
 
 
-LOCAL = "Host: localhost or a loopback address; `fourstep keys add NAME` allows others"
-=======
 LOCAL = "on this machine; for others: `fourstep keys add NAME` and --host 0.0.0.0"
 KEYED = "on any machine, with a key"
->>>>>>> 948aa6c3685d8709cd424d2b85dc4d8411549ffb
 
 
 @pytest.mark.parametrize(
