@@ -50,6 +50,7 @@ def snippet(language, call, document, base, *, keys=False, picture="file", way="
 def saved(program: str, folder: Path) -> str:
     """Save a program under the name that its first line gives, and return that."""
     name = program.split()[1].removesuffix(":")
+    assert name in {"picture.py", "picture.mjs"}, program.splitlines()[0]
     (folder / name).write_text(program)
     return name
 
