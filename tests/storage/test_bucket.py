@@ -47,7 +47,7 @@ class Clock:
 class Box:
     """One server's files at a place that others share, and `store`, the bucket behind them."""
 
-    def __init__(self, folder, place, *, patience_s=PATIENCE_S, blocks=QUOTA, share=0.5, lock=expiry.unshared):
+    def __init__(self, folder, place, *, patience_s=30.0, blocks=QUOTA, share=0.5, lock=expiry.unshared):
         self.clock = Clock()
         self.folder = folder
         where = parse(place)
@@ -377,7 +377,7 @@ async def proxy(s3, monkeypatch):
 @pytest.fixture
 def behind(tmp_path, s3, proxy):
     """A server whose store is behind the proxy."""
-    return Box(tmp_path, s3.bucket())
+    return Box(tmp_path, s3.bucket(), patience_s=PATIENCE_S)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
