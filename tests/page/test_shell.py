@@ -70,6 +70,14 @@ def test_a_button_that_has_the_focus_keeps_its_own_enter(page: Page):
     expect(page.locator("#said")).to_be_empty()
 
 
+def test_every_module_is_asked_for_with_the_page_and_not_one_after_the_other(page: Page):
+    asked = "performance.getEntriesByType('resource').map(each => each.name).filter(name => /[.]m?js$/.test(name))"
+    preloaded = "[...document.querySelectorAll('link[rel=modulepreload]')].map(each => each.href)"
+
+    own = {f"{page.url}static/page/{name}" for name in ("app.js", "sources/worker.js")}  # the page's, and a worker's
+    assert set(said_by(page, asked)) - own == set(said_by(page, preloaded)) - own
+
+
 @pytest.mark.parametrize(
     ("deed", "fault"),
     [
