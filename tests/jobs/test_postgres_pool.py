@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import socket
 import time
 
 import pytest
@@ -280,6 +281,18 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_found(postgres):
     hosts = f"127.0.0.1:1,127.0.0.1:{postgres.port}"
     async with pooled(f"postgresql://fourstep@{hosts}/postgres?target_session_attrs=read-write") as pool:
         assert await pool.fetch(ONE) == [(1,)]
+
+
+async def test_a_silent_host_leaves_time_for_the_next_and_is_asked_last_from_then_on(postgres):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{postgres.port}"
+        async with pooled(f"postgresql://fourstep@{hosts}/postgres", patience_s=1.0) as pool:
+            first = await pool.fetch(ONE)
+            began = time.monotonic()
+            await asyncio.gather(*(pool.fetch(SLEEP, 0.05) for _ in range(8)))
+
+            assert first == [(1,)]
+            assert time.monotonic() - began < 0.5
 
 
 async def test_a_primary_that_becomes_a_standby_is_left_and_looked_for_until_patience_is_over(postgres):

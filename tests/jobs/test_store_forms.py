@@ -139,6 +139,7 @@ class Forms(RuleBasedStateMachine):
     def release(self, claim, refund, delay_s):
         worker, jobs = claim
         self._all(lambda form, job: self._stores[worker][form].release(job, refund=refund, delay_s=delay_s), jobs)
+        self._all(lambda form: self._stores[1 - worker][form].claim(1))
 
     @rule(worker=st.integers(0, WORKERS - 1), running=st.lists(claims, max_size=3))
     def heartbeat(self, worker, running):

@@ -1,5 +1,6 @@
 """One connection to PostgreSQL with its prepared statements."""
 
+import re
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -55,6 +56,34 @@ async def opened(url: str, *, timeout_s: float, statement_s: float = 0.0) -> Any
             "idle_in_transaction_session_timeout": "60000",  # the lock of a frozen server's chore goes to another
         },
     )
+
+
+class Hosts:
+    """The hosts of a URL, asked one after the other. asyncpg would spend all its time on the first that is silent."""
+
+    def __init__(self, url: str) -> None:
+        scheme, separator, rest = url.partition("://")
+        authority = re.split(r"[/?]", rest, maxsplit=1)[0]
+        user, at, hosts = authority.rpartition("@")
+        start, end = f"{scheme}{separator}{user}{at}", rest.removeprefix(authority)
+        self._urls = [f"{start}{host}{end}" for host in hosts.split(",")]  # the one that answered last comes first
+
+    async def open(self, *, timeout_s: float, statement_s: float = 0.0) -> Any:
+        """Return a connection to the first host that can be used. Raises the last one's error."""
+        until = time.monotonic() + timeout_s
+        urls = [*self._urls]
+        for number, url in enumerate(urls, 1):
+            share_s = left(until) / (len(urls) - number + 1)
+            try:
+                raw = await opened(url, timeout_s=share_s, statement_s=statement_s)
+            except Exception:
+                if number == len(urls):
+                    raise
+            else:
+                self._urls.remove(url)
+                self._urls.insert(0, url)
+                return raw
+        raise AssertionError
 
 
 def left(until: float) -> float:

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 
 from server.jobs.errors import DatabaseTooNew, DatabaseUnusable
 from server.jobs.postgres import faults, tables
-from server.jobs.postgres.connection import opened
+from server.jobs.postgres.connection import Hosts
 
 OLDEST_SERVER = 15
 CONNECT_S = 10.0
@@ -61,7 +61,7 @@ STEPS: tuple[Step, ...] = (_FIRST,)
 async def migrate(url: str, steps: Sequence[Step] = STEPS, *, timeout_s: float = CONNECT_S) -> None:
     """Bring the database up to date. Raises `DatabaseUnusable` where that, or work on it, is not possible."""
     try:
-        connection = await opened(url, timeout_s=timeout_s)
+        connection = await Hosts(url).open(timeout_s=timeout_s)
         try:
             check_server(connection.get_server_version().major)
             async with connection.transaction():

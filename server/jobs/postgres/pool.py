@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from server.jobs.postgres import faults
-from server.jobs.postgres.connection import Connection, Rows, Statement, left, opened
+from server.jobs.postgres.connection import Connection, Hosts, Rows, Statement, left
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Pool:
         kept_idle_s: float = KEPT_IDLE_S,
         observe: Callable[[str, float], None] = lambda operation, seconds: None,
     ) -> None:
-        self._url = url
+        self._hosts = Hosts(url)
         self._patience_s = patience_s
         self._kept_idle_s = kept_idle_s
         self._observe = observe
@@ -218,7 +218,7 @@ class Pool:
         return None
 
     async def _open(self, until: float) -> Connection:
-        connection = Connection(await opened(self._url, timeout_s=left(until), statement_s=self._patience_s + 1.0))
+        connection = Connection(await self._hosts.open(timeout_s=left(until), statement_s=self._patience_s + 1.0))
         self.opened += 1
         return connection
 
