@@ -72,7 +72,7 @@ class Queue:
         self._index = index
         self._follower = follower
         self.webhook_due = self._index.webhook_due
-        self._retention = Retention(store, self._index.forget, settings, key_share=key_share)
+        self._retention = Retention(store, self._index.forget, settings, key_share=key_share, chore=follower.chore)
         self._runner = Runner(
             store,
             self._index,
@@ -94,7 +94,7 @@ class Queue:
             (self._times.tick, self._tick),
             (self._times.heartbeat, self._runner.heartbeat),
             (self._times.quota, self._retention.keep_quota),
-            (self._times.expire, self._expire),
+            (self._times.expire, self._retention.expire),
         ):
             self._housekeeping.append(_start(f"queue-{work.__name__}", self._every(every_s, work)))
 
@@ -255,11 +255,6 @@ class Queue:
         for request_id in await self._follower.tick():
             self._runner.cancel(request_id)
         self._index.wake_waiting()
-
-    async def _expire(self) -> None:
-        async with self._follower.chore("expire") as mine:
-            if mine:
-                await self._retention.expire()
 
 
 def _start(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

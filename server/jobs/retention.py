@@ -8,8 +8,10 @@ refused where twice the quota is used and no old result is left to drop, so that
 """
 
 import collections
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
 
 from server.fal.errors import overloaded
 from server.jobs.errors import DatabaseError, log_database_error
@@ -24,7 +26,10 @@ EXPIRE_AT_ONCE = 200  # jobs expired in one transaction, so that submits wait mi
 
 
 class Retention:
-    """Expires the jobs of one database. `forgotten` is called with the request ids whose payloads are deleted."""
+    """Expires the jobs of one database. `forgotten` is called with the request ids whose payloads are deleted.
+
+    `chore`: context of what one server at a time does for all.
+    """
 
     def __init__(
         self,
@@ -33,11 +38,13 @@ class Retention:
         settings: QueueSettings,
         *,
         key_share: float = 1.0,
+        chore: Callable[[str], AbstractAsyncContextManager[bool]] = lambda name: contextlib.nullcontext(True),  # noqa: FBT003
     ) -> None:
         self._store = store
         self._forgotten = forgotten
         self._settings = settings
         self._key_share = key_share
+        self._chore = chore
         self._wiped = False  # since the write-ahead log was last emptied
         self._to_forget: set[str] = set()  # those that could not be wiped because the disk was full
         self._inputs: collections.Counter[str] = collections.Counter()  # bytes by owner, where they may be too many
@@ -92,17 +99,27 @@ class Retention:
         self.disk_full = used > quota
         if self.disk_full:
             heaviest_first = (self._inputs + collections.Counter(await self._store.result_bytes())).most_common()
-            dropped = False
-            for owner, _ in heaviest_first:
-                if dropped := await self._expire_some(FRESH_S, owner) > 0:
-                    break
+            async with self._chore("quota") as mine:
+                dropped = not mine or await self._drop_old(owner for owner, _ in heaviest_first)
             self._heaviest = heaviest_first[0][0] if heaviest_first and (dropped or used <= 2 * quota) else None
         if self.disk_full or self._wiped:
             wiped, self._wiped = self._wiped, False
             await self._store.tidy(wiped=wiped)
 
+    async def _drop_old(self, owners: Iterable[str]) -> bool:
+        """Expire old results of the first of these owners who has some. Return whether one has."""
+        for owner in owners:
+            if await self._expire_some(FRESH_S, owner):
+                return True
+        return False
+
     async def expire(self) -> None:
         """Expire results by age and delete old tombstones. To be called every half minute."""
+        async with self._chore("expire") as mine:
+            if mine:
+                await self._expire()
+
+    async def _expire(self) -> None:
         while await self._expire_some(self._settings.result_ttl) == EXPIRE_AT_ONCE:
             pass
         await self._store.delete_tombstones(self._settings.tombstone_ttl, EXPIRE_AT_ONCE)
