@@ -12,7 +12,7 @@ PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-sho
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
+.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short chaos-fleet chaos-fleet-short chaos-fleet-quick fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -73,6 +73,15 @@ chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be 
 
 chaos-short: $(VENV)/.dev ## the same in two minutes
 	$(BIN)/python -m tests.chaos --jobs 150
+
+chaos-fleet: $(VENV)/.dev ## the same of three servers on one PostgreSQL behind HAProxy, both installed (an hour)
+	$(BIN)/python -m tests.chaos --fleet --jobs 10000 $(FLAGS)
+
+chaos-fleet-short: $(VENV)/.dev ## the same with 2 000 jobs (quarter of an hour)
+	$(BIN)/python -m tests.chaos --fleet --jobs 2000 $(FLAGS)
+
+chaos-fleet-quick: $(VENV)/.dev ## the same with 50 jobs and no controls (a minute)
+	$(BIN)/python -m tests.chaos --fleet --jobs 50
 
 fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5xx, no fault, no leak (minutes)
 	$(BIN)/python -m tests.fuzz $(FLAGS)

@@ -1,11 +1,16 @@
 """Fault injection: each guarantee of the server under its fault, and controls in which it must fail.
 
     python -m tests.chaos [--jobs 2000]        (--jobs 150 is the short form)
+    python -m tests.chaos --fleet              R1c alone
 
 R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
      answered before they are on disk must lose some; workers without the fence must publish some twice.
      The same with the server frozen past every lease, ping and deadline. Control: a server that renews its leases too
      late must run jobs again.
+R1c  the same of three servers behind HAProxy on one PostgreSQL, which is SIGKILLed too and whose answers are lost.
+     Controls: without the fence some must be published twice; a heartbeat by the server's name must keep a job for
+     ever whose claim went unheard; results judged by what was last heard must change; claims without locks must run
+     jobs again.
 R2   requests that make the engine fail, hang and die, batched with others. Control: without a second try others must
      fail too.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
@@ -39,6 +44,7 @@ from tests.chaos.webhook_delivery import delivered
 
 # With fewer jobs, those hit by a single kill are too large a percentage: such figures are shown and not judged.
 JUDGED_FROM = 1000
+JUDGED_FLEET_FROM = 200  # with fewer, R1c is run without its controls
 SHORT_PATIENCE_S = 3.0
 
 RELATIONS = {"=": operator.eq, "<": operator.lt, "≤": operator.le, "≥": operator.ge}
@@ -149,6 +155,47 @@ def parts(jobs):
         )
 
 
+def fleet_parts(jobs):
+    """Yield the parts of several servers as `parts` does."""
+    from tests.chaos.fleet import tormented  # what it needs is an extra
+
+    short = jobs < JUDGED_FROM
+    times = {"database_killed_every_s": 8.0, "patience_s": SHORT_PATIENCE_S} if short else {}
+    again = {} if short else {"run_again_percent": "< 3"}
+    quiet = {"database_killed_every_s": 3600.0, "broken": 0.0}
+    yield (
+        "R1c",
+        lambda folder: tormented(folder, jobs, **times),
+        NOTHING_LOST | dict.fromkeys(("published_twice", "answers_5xx", "tracebacks"), "= 0") | again,
+    )
+    if jobs < JUDGED_FLEET_FROM:
+        return
+    yield (
+        "R1c control: no fence",
+        lambda folder: tormented(
+            folder, 60, faults=["box frozen"] * 4, work_ms=400, **quiet, broken_promise="no_fence"
+        ),
+        {"published_twice": "≥ 1"},
+    )
+    yield (
+        "R1c control: heartbeat by the server's name",
+        lambda folder: tormented(
+            folder, 60, faults=["engine killed"], **quiet | {"broken": 0.5}, wait_s=30, broken_promise="by_node"
+        ),
+        {"unfinished": "≥ 1"},
+    )
+    yield (
+        "R1c control: results as last heard",
+        lambda folder: tormented(folder, 60, faults=["engine killed"], **quiet, broken_promise="cached"),
+        {"changed_results": "≥ 1"},
+    )
+    yield (
+        "R1c control: claims without locks",
+        lambda folder: tormented(folder, 60, faults=["engine killed"], **quiet, broken_promise="no_lock"),
+        {"run_again_percent": "≥ 10"},
+    )
+
+
 def holds(value, bound):
     relation, limit = bound.split()
     return RELATIONS[relation](value, float(limit))
@@ -159,9 +206,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--only", default="", help="run the parts whose names begin with this")
+    parser.add_argument("--fleet", action="store_true", help="several servers on one database (R1c), and nothing else")
     asked = parser.parse_args()
     report, broken, load = {}, [], os.getloadavg()[0]
-    for name, run, bounds in parts(asked.jobs):
+    for name, run, bounds in (fleet_parts if asked.fleet else parts)(asked.jobs):
         if not name.startswith(asked.only):
             continue
         began = time.monotonic()

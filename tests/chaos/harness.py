@@ -169,11 +169,13 @@ class Clients:
     """Threads that each submit a job and wait for its result, for the number of jobs given to `allow`.
 
     `accepted`: request id → seed, of submits answered with 200. `results`: request id → digest of the result.
+    `server_errors`: how many answers were 5xx.
     """
 
     def __init__(self, port, count=4, query=lambda: "", prompt=""):
         self.accepted = {}
         self.results = {}
+        self.server_errors = 0
         self._port = port
         self._query = query
         self._prompt = prompt
@@ -235,6 +237,7 @@ class Clients:
         while not self._done.is_set():
             with contextlib.suppress(OSError, http.client.HTTPException):
                 status, answer = call(self._port, method, path, body)
+                self.server_errors += status >= 500
                 if status != 429:
                     return status, answer
             time.sleep(POLL_S)

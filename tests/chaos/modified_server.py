@@ -22,6 +22,7 @@ The first argument is a JSON object of the differences; all else is the server a
     one_owner           control: all stored files count for one owner
     shared_decoder      control: data URIs are decoded on the threads that store files, in one go
     no_shares           control: connections and status streams have no limit for one key
+    broken_promise      control, of one of several servers: see tests/chaos/modified_fleet.py
 """
 
 import asyncio
@@ -170,6 +171,10 @@ def main():
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
     if asked.get("one_pool"):
         pool["command"] = (sys.executable, "-P", str(ONE_POOL_ENGINE))
+    if asked.get("broken_promise"):
+        from tests.chaos.modified_fleet import break_promise  # an extra
+
+        break_promise(asked["broken_promise"])
     times = {"heartbeat": asked["heartbeat_s"]} if "heartbeat_s" in asked else {}
     store = Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else SQLiteStore
     retries = {"retries": 0} if asked.get("no_retries") else {}
