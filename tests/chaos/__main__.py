@@ -9,8 +9,7 @@ R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLe
      late must run jobs again.
 R1c  the same of three servers behind HAProxy on one PostgreSQL, which is SIGKILLed too and whose answers are lost.
      Controls: without the fence some must be published twice; a heartbeat by the server's name must keep a job for
-     ever whose claim went unheard; results judged by what was last heard must change; claims without locks must run
-     jobs again.
+     ever whose claim went unheard; results judged by what was last heard must change.
 R2   requests that make the engine fail, hang and die, batched with others. Control: without a second try others must
      fail too.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
@@ -177,22 +176,21 @@ def fleet_parts(jobs):
         ),
         {"published_twice": "≥ 1"},
     )
+    unheard = quiet | {"broken": 0.5, "answer": rb"UPDATE [1-9]", "faults": ["engine killed"], "wait_s": 60}
+    yield (
+        "R1c claims that go unheard",
+        lambda folder: tormented(folder, 60, **unheard),
+        {"connections_broken": "≥ 1", "unfinished": "= 0"},
+    )
     yield (
         "R1c control: heartbeat by the server's name",
-        lambda folder: tormented(
-            folder, 60, faults=["engine killed"], **quiet | {"broken": 0.5}, wait_s=30, broken_promise="by_node"
-        ),
+        lambda folder: tormented(folder, 60, **unheard, broken_promise="by_node"),
         {"unfinished": "≥ 1"},
     )
     yield (
         "R1c control: results as last heard",
         lambda folder: tormented(folder, 60, faults=["engine killed"], **quiet, broken_promise="cached"),
         {"changed_results": "≥ 1"},
-    )
-    yield (
-        "R1c control: claims without locks",
-        lambda folder: tormented(folder, 60, faults=["engine killed"], **quiet, broken_promise="no_lock"),
-        {"run_again_percent": "≥ 10"},
     )
 
 

@@ -6,19 +6,24 @@ What was sent had reached the database by then: a COMMIT whose answer is lost ha
 import asyncio
 import contextlib
 import random
+import re
 import threading
 
 LOOK_S = 0.5  # between two draws of connections to break
 
 
 class BreakingProxy:
-    """`share`: the part of the open connections that is broken twice a second. `broken`: how many were."""
+    """`share`: the part of the open connections that is broken twice a second, each at its next answer like `answer`.
 
-    def __init__(self, target, share):
+    `broken`: how many were.
+    """
+
+    def __init__(self, target, share, answer=b""):
         self.share = share
         self.broken = 0
         self.port = 0
         self._target = target
+        self._answer = re.compile(answer)
         self._chance = random.Random(share)
         self._doomed = {}  # open connection → whether its next answer is swallowed
 
@@ -31,8 +36,8 @@ class BreakingProxy:
             return
         self._doomed[writer] = False
         ways = [
-            asyncio.ensure_future(_pass_on(reader, to_there, lambda: False)),
-            asyncio.ensure_future(_pass_on(there, writer, lambda: self._swallows(writer))),
+            asyncio.ensure_future(_pass_on(reader, to_there, lambda data: False)),
+            asyncio.ensure_future(_pass_on(there, writer, lambda data: self._swallows(writer, data))),
         ]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -43,9 +48,10 @@ class BreakingProxy:
             to_there.close()
             writer.close()
 
-    def _swallows(self, writer):
-        self.broken += self._doomed[writer]
-        return self._doomed[writer]
+    def _swallows(self, writer, data):
+        swallows = self._doomed[writer] and self._answer.search(data) is not None
+        self.broken += swallows
+        return swallows
 
     async def doom(self):
         """Draw connections to break, for ever."""
@@ -58,15 +64,15 @@ class BreakingProxy:
 async def _pass_on(reader, writer, is_swallowed):
     """Pass bytes on until there are no more, or until some are to be swallowed."""
     with contextlib.suppress(OSError):
-        while (data := await reader.read(1 << 16)) and not is_swallowed():
+        while (data := await reader.read(1 << 16)) and not is_swallowed(data):
             writer.write(data)
             await writer.drain()
 
 
 @contextlib.contextmanager
-def breaking_proxy(target, share):
+def breaking_proxy(target, share, answer=b""):
     """Context of a proxy on a port of its own in front of loopback's port `target`, in a thread."""
-    proxy = BreakingProxy(target, share)
+    proxy = BreakingProxy(target, share, answer)
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
 

@@ -158,13 +158,15 @@ def tormented(
     per_fault=150,
     database_killed_every_s=15.0,
     broken=BROKEN,
+    answer=b"",
     work_ms=20,
     wait_s=None,
     **differences,
 ):
     """Cause the `faults` in turn, one for every `per_fault` jobs and each at least once; return what was seen.
 
-    `broken`: part of the connections to the database that is broken twice a second. `work_ms`: what a job takes.
+    `broken`: part of the connections to the database that is broken twice a second, at an answer like
+    `answer`. `work_ms`: what a job takes.
     `wait_s`: for all to end, beyond which jobs count as unfinished; `differences`: those of the modified server.
     """
     chance = random.Random(jobs)
@@ -174,7 +176,7 @@ def tormented(
         database = stack.enter_context(cluster())
         asyncio.run(migrate(database.url()))
         asyncio.run(database.execute(*_WITNESS))
-        proxy = stack.enter_context(breaking_proxy(database.port, broken))
+        proxy = stack.enter_context(breaking_proxy(database.port, broken, answer))
         url = database.url(port=proxy.port)
         boxes = stack.enter_context(boxes_on(folder, url, work_ms=work_ms, **differences))
         balancer = stack.enter_context(balancing(folder / "balancer", [f"127.0.0.1:{box.port}" for box in boxes]))

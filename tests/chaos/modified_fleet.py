@@ -34,11 +34,6 @@ def cached():
     SharedIndex.get = lambda self, request_id, **_: get(self, request_id)
 
 
-def no_lock():
-    for name in ("CLAIM", "CLAIM_IN_TURN"):
-        _changed(name, "FOR UPDATE SKIP LOCKED", "")
-
-
 def break_promise(name):
     """Break the promise of this name in the server that this process becomes."""
-    {"no_fence": no_fence, "by_node": by_node, "cached": cached, "no_lock": no_lock}[name]()
+    {"no_fence": no_fence, "by_node": by_node, "cached": cached}[name]()
