@@ -10,15 +10,15 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
 
 from server import logs, memory
 from server.access.auth import has_keys
 from server.app import Parts, create_app
 from server.cli import progress
 from server.cli.launcher import RUN_FILE
+from server.cli.output import sole_server
 from server.cli.tools import every_device
-from server.data_dir import Held, locked, prepare, read_secret, usable, write_whole
+from server.data_dir import prepare, read_secret, usable, write_whole
 from server.environment import affordable_budget, version
 from server.fal.hosts import parse_host
 from server.nodes import forms
@@ -46,7 +46,7 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
     settings, warning = open_files.within(open_files.raise_limit(), settings)
     with (
         usable(settings.data_dir),
-        _sole_server(settings),
+        sole_server(settings),
         contextlib.closing(sockets.bind(settings)) as listeners,
     ):
         logs.configure(settings.log_level, settings.log_format)
@@ -186,18 +186,6 @@ def _check_engines(settings: Settings) -> None:
         raise SettingsError(
             "--device none is for one of several boxes, whose jobs the others do. Hint: --device auto, or --database"
         )
-
-
-@contextlib.contextmanager
-def _sole_server(settings: Settings) -> Iterator[None]:
-    """Hold the data directory's lock: two servers would expire each other's files. It ends with the process."""
-    try:
-        with locked(settings.data_dir / "lock", wait=False):
-            yield
-    except Held as error:
-        raise SettingsError(
-            f"another server runs on {settings.data_dir}. Hint: stop it, or choose another --data-dir"
-        ) from error
 
 
 def _urls(settings: Settings, listeners: Listeners) -> dict[str, str]:

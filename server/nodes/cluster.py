@@ -38,13 +38,13 @@ async def join(settings: ClusterSettings, make: Callable[[], None]) -> None:
 
     `make` makes those that this server lacks. Raises `SettingsError` where the database can't be used.
     """
-    async with _opened(settings) as pool:
+    async with opened(settings) as pool:
         await Documents(pool, settings.data_dir).join(make)
 
 
 async def found(settings: ClusterSettings) -> list[Node]:
     """Return every server of the database. Raises `SettingsError` where it can't be used."""
-    async with _opened(settings) as pool:
+    async with opened(settings) as pool:
         return await all_nodes(pool)
 
 
@@ -53,12 +53,12 @@ async def edit(settings: ClusterSettings, name: str, act: Callable[[], T]) -> T:
 
     Raises `SettingsError` where the database can't be used.
     """
-    async with _opened(settings) as pool, Documents(pool, settings.data_dir).editing(name):
+    async with opened(settings) as pool, Documents(pool, settings.data_dir).editing(name):
         return act()
 
 
 @contextlib.asynccontextmanager
-async def _opened(settings: ClusterSettings) -> AsyncIterator[Pool]:
+async def opened(settings: ClusterSettings) -> AsyncIterator[Pool]:
     """Context of a command's work on the database. Raises `SettingsError` where it can't be used."""
     await migrate(settings.database)
     pool = Pool(settings.database, patience_s=settings.database_patience)

@@ -13,6 +13,7 @@ from pathlib import Path
 from server.data_dir import write_whole
 from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
+from server.settings import SettingsError
 
 LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,26 @@ class Documents:
             if (file := self._folder / name).exists():
                 await self._pool.write(self._pool.fetch(_FIRST, name, file.read_bytes()))
         await self.pull()
+
+    async def give(self) -> None:
+        """Put this folder's documents into the table. Raises `SettingsError` where the table has other secrets.
+
+        Keys come first: a table that has this folder's secrets has had its keys, and may have newer ones.
+        """
+        theirs = {row["name"]: row["body"] for row in await self._pool.fetch(_NEWER, [], [])}
+        mine = {name: (self._folder / name).read_bytes() for name in NAMES if (self._folder / name).exists()}
+        if other := next((name for name in SECRETS if mine.get(name) != theirs.get(name, mine.get(name))), None):
+            raise SettingsError(
+                f"database: it has another {other} than {self._folder}, whose tokens and upload URLs would not hold."
+                " Hint: name a database on which no server has been started yet, or another schema:"
+                " ?search_path=fourstep"
+            )
+        for name, body in mine.items():
+            await self._pool.write(self._pool.fetch(_FIRST, name, body))
+
+    async def count(self) -> int:
+        """Return how many documents are in the table."""
+        return len([row for row in await self._pool.fetch(_NEWER, [], []) if row["name"] in NAMES])
 
     async def pull(self, *, joining: bool = False) -> None:
         """Bring the copies up to date. Raises `DatabaseError`, and leaves them as they are."""
