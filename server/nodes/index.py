@@ -73,9 +73,11 @@ class SharedIndex(JobIndex):
         if snapshot.completed:
             self._drop(snapshot.id)
             return snapshot
+        self._asked[snapshot.id] = self._clock()
+        if snapshot.id in self._here and (known := self._jobs.get(snapshot.id)):
+            return known  # with log lines that only this server has
         if place is not None:
             self._places[snapshot.id] = place
-        self._asked[snapshot.id] = self._clock()
         self._jobs[snapshot.id] = snapshot
         return msgspec.structs.replace(snapshot, queue_position=self._position(snapshot))
 
@@ -128,9 +130,9 @@ class SharedIndex(JobIndex):
     def of_interest(self) -> list[str]:
         """Return the ids of the jobs that are to be kept up to date; forget what none wants to know any more."""
         since = self._clock() - self._asked_s
-        for request_id in [each for each, at in self._asked.items() if at < since]:
-            del self._asked[request_id]
-            if request_id not in self._here and request_id not in self._watched:
+        for request_id in list(self._jobs):
+            wanted = request_id in self._here or request_id in self._watched
+            if not wanted and self._asked.get(request_id, since) <= since:
                 self._drop(request_id)
         return list(self._jobs)
 
