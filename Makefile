@@ -96,7 +96,7 @@ neighbours: $(VENV)/.dev ## a good client beside neighbours and strangers who ta
 	$(BIN)/python -m tests.chaos.neighbours $(FLAGS)
 
 neighbours-short: $(VENV)/.dev ## the same in minutes
-	$(BIN)/python -m tests.chaos.neighbours --rounds 1 --seconds 3
+	$(BIN)/python -m tests.chaos.neighbours --rounds 1 --seconds 2
 
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)

@@ -83,7 +83,7 @@ def test_the_version_is_that_of_the_installation():
     ("flags", "env"), [(["--compile"], {}), ([], {"FOURSTEP_COMPILE": "1"}), ([], {}), (["--no-compile"], {})]
 )
 def test_the_setting_of_a_compiler_is_taken_and_does_nothing(flags, env, tmp_path):
-    done = fourstep("bench", "--model", "instant", "--data-dir", str(tmp_path), *flags, env=env)
+    done = fourstep("bench", "--model", "instant", "--seconds", "1", "--data-dir", str(tmp_path), *flags, env=env)
 
     assert done.returncode == 0
     assert ("--compile (FOURSTEP_COMPILE) does nothing any more" in done.stderr) == bool("--compile" in flags or env)

@@ -275,7 +275,7 @@ def test_on_a_busy_machine_forms_are_compared_by_one_thread(waits, path, monkeyp
     torch.set_num_threads(2)
     try:
         forms = {"packed": lambda: computes, "plain": lambda: lambda: time.sleep(0.1)}
-        with caplog.at_level("INFO"):
+        with caplog.at_level("DEBUG"):
             chosen = Choices(path, machine=ADA).choose("product", forms, rule="packed")
         assert torch.get_num_threads() == 2
     finally:

@@ -105,8 +105,8 @@ LOCAL_CA = {"names": ["localhost", "127.0.0.1", "::1", "*.box.lan"]}
 @pytest.mark.parametrize(
     ("base", "servers", "note", "host"),
     [
-        ("http://localhost:8000/", [], "start the server with `--tls-port 8443`.", "localhost:8443"),
-        ("http://10.0.0.7:8000/", [], "with `--tls-port 8443 --tls-names 10.0.0.7`.", "10.0.0.7:8443"),
+        ("http://localhost:8000/", [], "start the server with `--tls-port 8443`", "localhost:8443"),
+        ("http://10.0.0.7:8000/", [], "with `--tls-port 8443 --tls-names 10.0.0.7`", "10.0.0.7:8443"),
         (
             "http://10.0.0.7:8000/",
             ["https://10.0.0.7:8443"],

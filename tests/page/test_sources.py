@@ -222,7 +222,7 @@ def test_more_pixels_than_a_browser_holds_are_refused(page: Page):
     board = Image.new("1", (20_000, 10_000))
     choose(page, encoded(board))
 
-    said(page, "200 megapixels; up to 120 work here")
+    said(page, "200 megapixels: up to 120 work here")
 
 
 def test_of_two_files_the_later_is_shown_though_it_is_ready_first(page: Page):

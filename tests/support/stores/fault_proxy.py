@@ -33,6 +33,8 @@ class FaultProxy:
             while await self._request(reader, writer):
                 pass
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async def _request(self, reader, writer):
         head = await reader.readuntil(b"\r\n\r\n")
@@ -60,12 +62,16 @@ class FaultProxy:
                 await writer.drain()
         finally:
             to_writer.close()
+            with contextlib.suppress(ConnectionError):
+                await to_writer.wait_closed()
         return False  # the answer says that the connection ends
 
-    def cut(self):
+    async def cut(self):
         """End what hangs."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager
@@ -78,4 +84,5 @@ async def fault_proxy(target):
         yield proxy
     finally:
         server.close()
-        proxy.cut()
+        await asyncio.sleep(0)  # a connection that was accepted just now has its task from here on
+        await proxy.cut()
