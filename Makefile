@@ -30,8 +30,8 @@ test coverage: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev ## run the tests, as many at once as there are cores (up to four)
 	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
 
-coverage: $(VENV)/.dev ## the tests again, the slowest named, and the floor on what they reach in this process
-	$(BIN)/python -m pytest $(PARALLEL) --durations=25 --cov --cov-report= $(FLAGS)
+coverage: $(VENV)/.dev ## the tests again but for the longest, the slowest named, and the floor on what they reach in this process
+	$(BIN)/python -m pytest $(PARALLEL) -m "not long" --durations=25 --cov --cov-report= $(FLAGS)
 	$(BIN)/coverage report --skip-covered
 
 check: $(PARTS) ## lint, types, import contracts, audit, tests, short chaos, fuzz, neighbours and GPU benchmark

@@ -35,6 +35,7 @@ def test_live_and_the_start_are_measured() -> None:
     assert 0 < figures["usable_s"] < 20
 
 
+@pytest.mark.long
 def test_what_is_slow_misses_its_gates() -> None:
     status, figures = run("--seconds", "2", "--starts", "1", "--fault", "slow", "--fault", "busy", "--fault", "late")
 
@@ -42,6 +43,7 @@ def test_what_is_slow_misses_its_gates() -> None:
     assert figures["missed"] == ["frames_s", "round_trip_ms", "task_p95_ms", "usable_s"]
 
 
+@pytest.mark.long
 def test_what_grows_or_waits_or_fails_misses_its_gates() -> None:
     faults = ("--fault", "leak", "--fault", "stale", "--fault", "lost")
     status, figures = run("--seconds", "0", "--starts", "0", "--minutes", "0.4", *SMALL, *faults)

@@ -126,6 +126,7 @@ def dress(request: pytest.FixtureRequest, driver: Driver) -> Iterator[str]:
         driver.prefer(name, USUAL[name])
 
 
+@pytest.mark.long
 def test_the_page_fits_its_windows_and_is_kept_as_pictures(dress: str, visit: Visit):
     page = visit()
     generate(page)
@@ -185,6 +186,7 @@ def test_the_cameras_pictures_are_painted_many_times_a_second_and_recorded(page:
     assert b"\x1f\x43\xb6\x75" in film  # a cluster: there are frames
 
 
+@pytest.mark.long
 def test_a_file_is_taken_and_what_is_none_is_said(page: Tab, tmp_path: Path):
     choose(page, tmp_path / "a.jpg", jpeg(RED, (300, 200)))
     page.becomes(f"document.querySelector('{IN}').width === 300")
@@ -194,6 +196,7 @@ def test_a_file_is_taken_and_what_is_none_is_said(page: Tab, tmp_path: Path):
     assert size(page) == [300, 200]
 
 
+@pytest.mark.long
 def test_a_phones_picture_is_reduced_and_turned(page: Tab, tmp_path: Path):
     image = Image.new("RGB", (4032, 3024), RED)
     image.paste(GREY, (0, 0, 4032, 1512))
@@ -222,6 +225,7 @@ def give(page: Tab, event: str, data: bytes) -> None:
     )
 
 
+@pytest.mark.long
 def test_a_picture_is_dropped_and_pasted_anywhere(page: Tab):
     give(page, "drop", jpeg(RED))
     painted(page, IN, RED)
@@ -240,6 +244,7 @@ def test_a_job_is_found_again_after_a_reload(visit: Visit, slow: Server):
     page.says(r"ms, seed \d+")
 
 
+@pytest.mark.long
 def test_a_result_of_the_strip_brings_everything_back_after_a_reload(page: Tab, tmp_path: Path):
     choose(page, tmp_path / "a.jpg", jpeg(GREY))
     painted(page, IN, GREY)
@@ -253,6 +258,7 @@ def test_a_result_of_the_strip_brings_everything_back_after_a_reload(page: Tab, 
     painted(page, OUT, GREY)
 
 
+@pytest.mark.long
 def test_compare_shows_the_input_left_of_the_divider_and_the_difference(page: Tab, tmp_path: Path):
     choose(page, tmp_path / "a.jpg", jpeg((120, 120, 120)))
     painted(page, IN, GREY)
@@ -267,6 +273,7 @@ def test_compare_shows_the_input_left_of_the_divider_and_the_difference(page: Ta
     painted(page, OUT, (120, 0, 120))
 
 
+@pytest.mark.long
 def test_save_gives_the_bytes_of_the_server(page: Tab, driver: Driver):
     answered(page, RED)
     generate(page)
@@ -275,6 +282,7 @@ def test_save_gives_the_bytes_of_the_server(page: Tab, driver: Driver):
     assert saved(driver, "fourstep-1.jpg").read_bytes() == jpeg(RED)
 
 
+@pytest.mark.long
 def test_a_grid_is_made_saved_and_closed_by_escape(page: Tab, driver: Driver):
     page.keys("g")
     page.press("Make the grid")
@@ -287,6 +295,7 @@ def test_a_grid_is_made_saved_and_closed_by_escape(page: Tab, driver: Driver):
     assert min(sheet.size) > 1000
 
 
+@pytest.mark.long
 def test_dialogs_open_and_close_by_keys_and_what_the_code_panel_shows_is_copied(page: Tab):
     page.keys("c")
     page.press("Python", "radio")
@@ -305,6 +314,7 @@ def test_dialogs_open_and_close_by_keys_and_what_the_code_panel_shows_is_copied(
     page.becomes(f"document.querySelector('#prompt').value === {json.dumps(shown)}")
 
 
+@pytest.mark.long
 def test_the_pages_on_the_api_and_the_ca_are_shown(page: Tab, server: Server):
     LOOKS.mkdir(parents=True, exist_ok=True)
     for path, css in (("docs", "details.call"), ("trust", "#how .notice")):

@@ -219,7 +219,7 @@ def test_a_phone_shows_both_pictures_whole_above_its_foot(size: tuple[int, int],
 
 
 @pytest.mark.parametrize("state", STATES)
-@pytest.mark.parametrize(("width", "dress"), [(1280, "light"), (390, "dark")])
+@pytest.mark.parametrize(("width", "dress"), [pytest.param(1280, "light", marks=pytest.mark.long), (390, "dark")])
 def test_axe_objects_to_nothing(state: str, width: int, dress: str, looked):
     page = looked(width, dress)
     STATES[state](page)

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import urllib.request
 
+import pytest
+
 from server.nodes.forms import file_store
 from server.settings import Settings
 
-PLACES = ["disk", "s3", "folder"]
+PLACES = ["disk", "s3", pytest.param("folder", marks=pytest.mark.long)]
 VARIABLES = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "NO_PROXY": "127.0.0.1"}
 
 
