@@ -56,6 +56,7 @@ class Runner:
         self._key_share = key_share
         self._times = times
         self._running: set[Attempt] = set()
+        self._claimed: dict[str, Job] = {}  # that are about to run: heartbeats name them too
         self._nudge = asyncio.Event()
         self._drained_at = 0.0
         self._mean_s: float | None = None
@@ -108,7 +109,7 @@ class Runner:
     async def heartbeat(self) -> None:
         """Renew the leases, and release lapsed ones."""
         before = list(self._running)
-        held = await self._store.heartbeat([attempt.job for attempt in before])
+        held = await self._store.heartbeat([*(attempt.job for attempt in before), *self._claimed.values()])
         for attempt in before:
             if held.fences.get(attempt.job.id) != attempt.job.fence:
                 attempt.cancel()
@@ -134,7 +135,8 @@ class Runner:
 
     async def _claim(self, count: int) -> list[Job]:
         try:
-            return await self._store.claim(count, after_others=self._well_served(count), without=self._held_up())
+            claim = self._store.claim(count, after_others=self._well_served(count), without=self._held_up())
+            return await commit(claim, lambda jobs: self._claimed.update({job.id: job for job in jobs}))
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
         except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
@@ -183,6 +185,7 @@ class Runner:
         self._nudge.clear()
 
     def _spawn(self, job: Job) -> None:
+        del self._claimed[job.id]
         known = self._index.get(job.id)
         if known is not None and known.completed:  # cancelled since it was claimed
             return

@@ -412,16 +412,14 @@ async def test_cancelling_a_running_job_stops_it(tmp_path, held):
 
 async def test_a_job_that_is_cancelled_between_its_claim_and_its_run_holds_no_place(tmp_path, held):
     async with serving(tmp_path, held) as queue:
-        store, runner, loop = queue._store, queue._runner, asyncio.get_running_loop()
-        claim = store.claim
+        runner = queue._runner
+        spawn = runner._spawn
 
-        def claim_and_cancel(*arguments, **options):
-            claimed = claim(*arguments, **options)
-            # Before the claimer goes on: so the cancellation comes between its new task and that task's first step.
-            claimed.add_done_callback(lambda jobs: [loop.call_soon(runner.cancel, job.id) for job in jobs.result()])
-            return claimed
+        def spawn_and_cancel(job):
+            spawn(job)
+            runner.cancel(job.id)  # between its new task and that task's first step
 
-        store.claim = claim_and_cancel
+        runner._spawn = spawn_and_cancel
         await queue.submit(new())
 
         async with asyncio.timeout(10):
@@ -743,6 +741,32 @@ async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held):
         later.now = 1e12
         await SQLiteStore(queue._store.database, later).heartbeat(())
         await held.until(lambda: held.cancelled == [1])
+
+
+async def test_a_claimed_job_is_named_by_heartbeats_before_it_runs(tmp_path, held):
+    async with serving(tmp_path, held, times=QueueTimes(heartbeat=0.01)) as queue:
+        meet, beat, going, named = queue._runner._meet, queue._store.heartbeat, asyncio.Event(), []
+
+        async def meet_later(job):
+            await going.wait()
+            await meet(job)
+
+        def beat_and_tell(running):
+            named.append([job.id for job in running])
+            return beat(running)
+
+        queue._runner._meet, queue._store.heartbeat = meet_later, beat_and_tell
+        job = await queue.submit(new())
+        try:
+            await eventually(lambda: [job.id] in named)
+            assert queue.in_flight == 0
+        finally:
+            going.set()
+        await held.until(lambda: held.running == 1)
+        named.clear()
+        await eventually(lambda: named)
+
+        assert named[0] == [job.id]
 
 
 # --- privacy and expiry

@@ -1,5 +1,6 @@
 """What is let go of finished jobs: by age, by disk quota, on delivery. The same for every form of the store."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -18,10 +19,11 @@ pytestmark = pytest.mark.anyio
 class Expiring:
     """A retention, and the request ids that it has forgotten."""
 
-    def __init__(self, store, **settings) -> None:
+    def __init__(self, store, *, mine=True, **settings) -> None:
         self.forgotten = []
         chosen = Settings(**{"result_ttl": 5.0, "tombstone_ttl": 1e9, **settings})
-        self.retention = Retention(store, self.forgotten.extend, chosen, key_share=chosen.key_share)
+        options = {"key_share": chosen.key_share, "chore": lambda _: contextlib.nullcontext(mine)}
+        self.retention = Retention(store, self.forgotten.extend, chosen, **options)
 
 
 async def test_results_expire_by_age_and_leave_a_tombstone(form, store):
@@ -35,6 +37,17 @@ async def test_results_expire_by_age_and_leave_a_tombstone(form, store):
     assert await store.result(old) is None
     assert (await store.load(old)).expired
     assert await store.result(young) == DONE
+
+
+async def test_what_another_server_lets_go_this_one_leaves_to_it(form, store):
+    await finished(store, result=Result(200, b"x" * 3_000_000))
+    await form.forward(FRESH_S + 1)
+    expiring = Expiring(store, mine=False, jobs_quota_bytes=1_000_000)
+    await expiring.retention.expire()
+    await expiring.retention.keep_quota()
+
+    assert expiring.forgotten == []
+    assert [is_refused(expiring, owner) for owner in ("", "another")] == [True, False]
 
 
 async def test_a_tombstone_is_forgotten_in_its_time(form, store):

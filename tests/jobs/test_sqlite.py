@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+import threading
 
 import pytest
 import sqlalchemy as sa
@@ -9,11 +10,14 @@ import sqlalchemy as sa
 from server.jobs import schema
 from server.jobs.errors import DatabaseError, DatabaseTooNew
 from server.jobs.job import LogLine, Result, Status
+from server.jobs.retention import FRESH_S
 from server.jobs.sqlite import statements
 from server.jobs.sqlite.database import Database
 from server.jobs.sqlite.statements import STEPS
+from server.jobs.store import GRACE_S
 from tests.chaos.fencing import Unfenced
 from tests.jobs.forms import SQLiteForm
+from tests.jobs.test_retention import Expiring
 from tests.jobs.test_store import DONE, claimed, finished, submitted, two_workers_publish
 
 pytestmark = pytest.mark.anyio
@@ -102,37 +106,51 @@ async def test_an_input_is_dropped_once_it_is_answered(store):
     assert await store.database.read(inputs) == [None]
 
 
+async def test_a_claim_that_has_waited_for_long_is_not_taken_for_one_that_went_unheard(form, store):
+    request_id, going = await submitted(store), threading.Event()
+    store.database.write(lambda _: going.wait(10))
+    claim = store.claim(1)
+    await form.forward(GRACE_S + 1)
+    beat = store.heartbeat(())
+    going.set()
+
+    assert ([job.id for job in await claim], (await beat).requeued) == ([request_id], [])
+
+
 @pytest.mark.parametrize(("input_size", "output_size"), [(40_000, 9_000), (9_000, 40_000), (50, 50)])
 async def test_nothing_of_a_private_job_is_left_on_disk(form, store, input_size, output_size):
     output = Result(200, b"canary-" * (output_size // 7))
     given = {"input": b"canary-" * (input_size // 7), "call": {"wish": "canary-"}}
     request_id = await finished(store, result=output, store_io=False, **given)
-    wiped = await store.wipe_private(request_id)
-    await store.tidy(wiped=True)
+    expiring = Expiring(store)
+    await expiring.retention.forget(request_id)
+    await expiring.retention.keep_quota()
 
     left = b"".join(file.read_bytes() for file in form.path.parent.iterdir())
     assert b"canary-" not in left
-    assert wiped == [request_id]
+    assert expiring.forgotten == [request_id]
     assert (await store.load(request_id)).expired
 
 
 @pytest.mark.parametrize("webhook", [None, "http://receiver/hook"])
 async def test_nothing_of_a_deleted_job_is_left_on_disk(form, store, webhook):
     request_id = await finished(store, result=Result(200, b"canary-" * 5000), webhook=webhook)
-    wiped = await store.wipe(request_id)
-    await store.tidy(wiped=True)
+    expiring = Expiring(store)
+    await expiring.retention.delete(request_id)
+    await expiring.retention.keep_quota()
 
     left = b"".join(file.read_bytes() for file in form.path.parent.iterdir())
     assert b"canary-" not in left
-    assert wiped == [request_id]
+    assert expiring.forgotten == [request_id]
     assert await store.result(request_id) is None
 
 
-async def test_expired_payloads_give_their_disk_back(form, store):
+async def test_over_the_quota_old_payloads_give_their_disk_back(form, store):
     await finished(store, result=Result(200, b"x" * 4_000_000))
+    await form.forward(FRESH_S)
     full = await store.used_bytes()
-    await store.expire(0.0, 10)
-    await store.tidy(wiped=True)
+    await Expiring(store, jobs_quota_bytes=1_000_000).retention.keep_quota()
+    await store.database.empty_log()
 
     assert await store.used_bytes() < full - 4_000_000
     assert form.path.stat().st_size < full - 4_000_000

@@ -42,6 +42,7 @@ class SQLiteStore(JobStore):
         self.clock = clock or SteadyClock()
         self._lease_s = lease_s
         self._worker = uuid.uuid4().hex
+        self._claiming: set[asyncio.Future[list[Job]]] = set()  # claims that wait, perhaps for another program's lock
 
     # --- a job's life
 
@@ -93,7 +94,10 @@ class SQLiteStore(JobStore):
             jobs = [rows.job_of(row, inputs.get(row.seq), now) for row in claimed]
             return sorted(jobs, key=lambda job: (job.priority, job.seq))
 
-        return self.database.write(operation)
+        claim = self.database.write(operation)
+        self._claiming.add(claim)
+        claim.add_done_callback(self._claiming.discard)
+        return claim
 
     @override
     def finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> asyncio.Future[bool]:
@@ -165,11 +169,13 @@ class SQLiteStore(JobStore):
         now = self.clock()
         until = now + self._lease_s
         mine = {"by": self._worker, "seqs": [job.seq for job in running]}
+        all_heard = not self._claiming  # else one that has waited for long would be taken for one that went unheard
 
         def operation(connection: sa.Connection) -> Held:
             # In one transaction: a clock that is set in between would end live leases.
             held: dict[str, int] = dict(connection.execute(sql.HEARTBEAT, mine | {"until": until}).all())
-            unknown = connection.execute(sql.RELEASE_UNKNOWN, mine | {"before": until - GRACE_S}).scalars()
+            unheard = mine | {"before": until - GRACE_S}
+            unknown = connection.execute(sql.RELEASE_UNKNOWN, unheard).scalars() if all_heard else ()
             return Held(held, [*unknown, *connection.execute(sql.RELEASE_LAPSED, {"now": now}).scalars()])
 
         return self.database.write(operation)
