@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # an extra
 
 _LINE_S = 10.0  # between two lines where no line can move
 _WIDTH = 30
-_SILENT_S = 5.0
 _COLUMNS = ("name", "address", "release", "model", "devices", "room", "busy", "sockets", "last heard of")
 
 
@@ -48,7 +47,7 @@ def nodes(settings: Settings, *, json: bool) -> int:
 
 def differences(there: Sequence["Node"]) -> list[str]:
     """Return a line for each thing in which running servers differ and pictures may."""
-    running = [node for node in there if node.silent_s < _SILENT_S]
+    running = [node for node in there if not node.silent]
     lines = []
     for what in ("model", "release"):
         names: dict[str, list[str]] = {}
@@ -62,7 +61,7 @@ def differences(there: Sequence["Node"]) -> list[str]:
 
 
 def _row(node: "Node") -> tuple[str, ...]:
-    state = f"{node.silent_s:.0f} s ago" + (", silent" if node.silent_s >= _SILENT_S else "")
+    state = f"{node.silent_s:.0f} s ago" + (", silent" if node.silent else "")
     return (
         node.name,
         node.address,

@@ -29,7 +29,6 @@ T = TypeVar("T")
 ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
 BEATS_IN_A_LEASE = 5
 MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
-SILENT_S = 5 * MEMBER_S  # without a sign of life for longer a server does not count
 OFFSET_S = 30.0  # of a clock, from which on /health says so
 
 
@@ -137,7 +136,7 @@ class Cluster:
 
     def _heard_of(self) -> list[Node]:
         """Return the other servers that have shown signs of life of late."""
-        return [node for node in (self._nodes.others if self._nodes else ()) if node.silent_s < SILENT_S]
+        return [node for node in (self._nodes.others if self._nodes else ()) if not node.silent]
 
     def health(self) -> Mapping[str, Any]:
         """Return what `/health` says of the database and of this server's clock."""

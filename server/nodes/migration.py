@@ -13,7 +13,7 @@ from server.jobs.moving.moved import Count, Moved
 from server.jobs.postgres.payloads import Payloads
 from server.jobs.postgres.pool import Pool
 from server.jobs.sqlite.database import Database, usable
-from server.nodes.cluster import SILENT_S, opened
+from server.nodes.cluster import opened
 from server.nodes.documents import NAMES, Documents
 from server.nodes.payloads import ObjectPayloads
 from server.nodes.row import all_nodes
@@ -103,7 +103,7 @@ async def _over(sides: _Sides) -> list[Compared]:
 
 async def _back(sides: _Sides) -> list[Compared]:
     settings = sides.settings
-    if running := [node.name for node in await all_nodes(sides.pool) if node.silent_s < SILENT_S]:
+    if running := [node.name for node in await all_nodes(sides.pool) if not node.silent]:
         raise SettingsError(f"database: {', '.join(running)} still use it. Hint: stop every server first")
     if settings.jobs_path.exists():
         await _check_no_jobs(settings.jobs_path)

@@ -10,6 +10,7 @@ import msgspec
 from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
 
+SILENT_S = 5.0  # without a sign of life for longer a server does not count
 GONE_S = 86_400.0  # a row of a server that has been silent for longer is deleted
 
 _BEAT = Statement(
@@ -58,6 +59,11 @@ class Node:
     draining: bool = False
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     silent_s: float = 0.0
+
+    @property
+    def silent(self) -> bool:
+        """Whether it has shown no sign of life of late."""
+        return self.silent_s >= SILENT_S
 
 
 class Nodes:

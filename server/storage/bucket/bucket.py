@@ -22,6 +22,7 @@ from server.storage.bucket.paths import (
     Record,
     blocks_of,
     full_if_gone,
+    part_path,
     parts_of,
     path_of,
     size_of,
@@ -115,7 +116,7 @@ class Bucket(Store):
                 await self._objects.put(expiry.marker(key, self._now() + _PARTS_S), b"")
             await self._reserve(key, total(kept).plus(on_disk(size)))
             try:
-                await self._put(draft, size, f"{key}/{number:05}-{etag}")
+                await self._put(draft, size, part_path(name, number, etag))
             except BaseException:
                 await self._usage.reserve(key, total(before.values()))
                 raise

@@ -17,7 +17,7 @@ from server.data_dir import read_secret
 from server.storage.bucket import expiry
 from server.storage.bucket.bucket import Bucket
 from server.storage.bucket.objects import CHUNK_BYTES, Objects
-from server.storage.bucket.paths import META_ENDING
+from server.storage.bucket.paths import META_ENDING, part_at, part_path
 from server.storage.disk import DiskStore
 from server.storage.layout import Layout
 from server.storage.ledger import Ledger, Size
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     @property
     def path(self) -> str:
         """Its path in the object store."""
-        return f"parts/{self.name}/{self.number:05}-{self.etag}"
+        return part_path(self.name, self.number, self.etag)
 
 
 class There(NamedTuple):
@@ -84,10 +84,7 @@ class FilesMove:
         async for page in self._objects.pages("stored"):
             files |= {each.path.rpartition("/")[2]: each.size for each in page if not each.path.endswith(META_ENDING)}
         async for page in self._objects.pages("parts"):
-            for each in page:
-                _, name, last = each.path.split("/")
-                number, _, etag = last.partition("-")
-                parts.append(Part(name, int(number), etag, each.size))
+            parts += [Part(*part_at(each.path), each.size) for each in page]
         return There(files, parts)
 
     async def put(self, found: There, done: Callable[[], None]) -> None:

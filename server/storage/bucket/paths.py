@@ -39,13 +39,25 @@ def parts_of(name: str) -> str:
     return f"parts/{name}"
 
 
+def part_path(name: str, number: int, etag: str) -> str:
+    """Return the path of a part of an upload."""
+    return f"{parts_of(name)}/{number:05}-{etag}"
+
+
+def part_at(path: str) -> tuple[str, int, str]:
+    """Return the name, number and etag of the part at a path."""
+    _, name, last = path.split("/")
+    number, _, etag = last.partition("-")
+    return name, int(number), etag
+
+
 async def stored_parts(objects: Objects, name: str) -> dict[tuple[int, str], Found]:
     """Return the parts of an upload that are stored, by number and etag."""
     found = {}
     async for page in objects.pages(parts_of(name)):
         for each in page:
-            number, _, etag = each.path.rpartition("/")[2].partition("-")
-            found[int(number), etag] = each
+            _, number, etag = part_at(each.path)
+            found[number, etag] = each
     return found
 
 
