@@ -743,6 +743,19 @@ async def test_a_worker_whose_lease_was_lost_is_stopped(tmp_path, held):
         await held.until(lambda: held.cancelled == [1])
 
 
+async def test_what_the_follower_says_must_not_go_on_is_stopped(tmp_path, held):
+    async with serving(tmp_path, held, times=QueueTimes(tick=3600.0)) as queue:
+        job = await queue.submit(new(seed=1))
+        await held.until(lambda: held.running == 1)
+
+        async def tick():
+            return [job.id]
+
+        queue._follower.tick = tick
+        await queue._tick()
+        await held.until(lambda: held.cancelled == [1])
+
+
 async def test_a_claimed_job_is_named_by_heartbeats_before_it_runs(tmp_path, held):
     async with serving(tmp_path, held, times=QueueTimes(heartbeat=0.01)) as queue:
         meet, beat, going, named = queue._runner._meet, queue._store.heartbeat, asyncio.Event(), []
