@@ -47,9 +47,18 @@ class SharedStore(JobStore, Protocol):
 class Refresh(Follower):
     """Keeps `index` up to date with `store`."""
 
-    def __init__(self, store: SharedStore, index: SharedIndex) -> None:
+    def __init__(
+        self,
+        store: SharedStore,
+        index: SharedIndex,
+        *,
+        places_share: float = PLACES_SHARE,
+        log_every_s: float = LOG_EVERY_S,
+    ) -> None:
         self._store = store
         self._index = index
+        self._places_share = places_share
+        self._log_every_s = log_every_s
         self._logged: dict[str, tuple[int, int]] = {}  # by request id: fence, and lines that are stored of that run
         self._places_at = self._log_at = self._overdue_at = 0.0  # monotonic times at which each is due
 
@@ -117,12 +126,12 @@ class Refresh(Follower):
             return
         self._index.place(await self._store.places(waiting))
         now = time.monotonic()
-        self._places_at = now + (now - began) / PLACES_SHARE
+        self._places_at = now + (now - began) / self._places_share
 
     async def _write_logs(self) -> None:
         if time.monotonic() < self._log_at:
             return
-        self._log_at = time.monotonic() + LOG_EVERY_S
+        self._log_at = time.monotonic() + self._log_every_s
         here = self._index.here()
         self._logged = {each: at for each, at in self._logged.items() if each in here and here[each].fence == at[0]}
         for request_id, job in list(here.items()):

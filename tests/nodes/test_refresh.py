@@ -7,7 +7,6 @@ import pytest
 
 from server.jobs.job import LogLine, Status
 from server.jobs.store import State
-from server.nodes import refresh
 from server.nodes.index import SharedIndex
 from server.nodes.refresh import Refresh
 from tests.nodes.test_shared_index import LINE, job
@@ -120,10 +119,10 @@ async def test_what_is_stored_no_longer_is_forgotten(store, index, follower):
     assert index.get("gone") is None
 
 
-async def test_places_are_told_but_asked_for_no_more_often_than_their_share(store, index, follower, monkeypatch):
+async def test_places_are_told_but_asked_for_no_more_often_than_their_share(store, index):
+    follower = Refresh(store, index, places_share=1e-9)
     index.found(job("waits"), 0)
     store.states = [state("waits", Status.IN_QUEUE, fence=0, node=None)]
-    monkeypatch.setattr(refresh, "PLACES_SHARE", 1e-9)
     await follower.tick()
     await follower.tick()
 
@@ -131,8 +130,8 @@ async def test_places_are_told_but_asked_for_no_more_often_than_their_share(stor
     assert store.asked.count("places") == 1
 
 
-async def test_lines_of_a_long_run_are_stored_once_each(store, index, follower, monkeypatch):
-    monkeypatch.setattr(refresh, "LOG_EVERY_S", 0.0)
+async def test_lines_of_a_long_run_are_stored_once_each(store, index):
+    follower = Refresh(store, index, log_every_s=0.0)
     run_here(index)
     store.states = [state("here")]
     index.logged("here", LogLine(1.0, "INFO", "first"))
