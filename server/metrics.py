@@ -59,31 +59,31 @@ class _Engines(Collector):
 
 
 class _Cluster(Collector):
-    """The series of a server that shares its database, made anew at each scrape; none for one that is alone."""
+    """The series of a server that shares its database, made anew at each scrape; no samples of one that is alone."""
 
     def __init__(self) -> None:
         self.present: Mapping[str, Any] | None = None
 
     @override
     def collect(self) -> Iterator[Metric]:
-        if self.present is None:
-            return
-        yield GaugeMetricFamily(
-            "fourstep_database_up", "1 while the database that servers share can be reached", self.present["up"]
+        up = GaugeMetricFamily("fourstep_database_up", "1 while the database that servers share can be reached")
+        nodes = GaugeMetricFamily(
+            "fourstep_nodes", "Servers on that database, by state: running, leaving, silent", labels=["state"]
         )
-        nodes = GaugeMetricFamily("fourstep_nodes", "Servers on the database", labels=["state"])
-        for state, count in self.present["nodes"].items():
-            nodes.add_metric([state], count)
         claims = CounterMetricFamily(
-            "fourstep_claims", "Looks for jobs in the database, by what was found", labels=["result"]
+            "fourstep_claims", "Looks for jobs in that database, by result: jobs, none", labels=["result"]
         )
-        for result, count in self.present["claims"].items():
-            claims.add_metric([result], count)
         fenced = CounterMetricFamily(
             "fourstep_fenced", "Results refused since another server had the job, or it had ended"
         )
-        fenced.add_metric([], self.present["fenced"])
-        yield from (nodes, claims, fenced)
+        if self.present is not None:
+            up.add_metric([], self.present["up"])
+            for state, count in self.present["nodes"].items():
+                nodes.add_metric([state], count)
+            for result, count in self.present["claims"].items():
+                claims.add_metric([result], count)
+            fenced.add_metric([], self.present["fenced"])
+        yield from (up, nodes, claims, fenced)
 
 
 class Metrics:
