@@ -199,10 +199,11 @@ def _node(cluster: "Cluster", settings: Settings, resources: Resources, queue: Q
     from server.nodes.row import Node  # noqa: PLC0415 (only where there are others)
 
     pool, limits = resources.pool, resources.limits
+    host = cluster.name if settings.addresses[0] in {"0.0.0.0", "::"} else settings.addresses[0]  # noqa: S104
     return Node(
         id=cluster.id,
         name=cluster.name,
-        address=f"{settings.addresses[0]}:{settings.port}",
+        address=f"{host}:{settings.port}",
         release=version(),
         devices=[f"{engine['device']} {engine['state']}" for engine in pool.engines],
         model=pool.model,

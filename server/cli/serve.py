@@ -83,8 +83,9 @@ def run(settings: Settings, parts: Parts = _SHIPPED) -> int:
             os._exit(STOPPED_AT_ONCE)  # as a kill would, which loses nothing; engines end with this process
 
         watching: list[asyncio.Task[None]] = []
-        if listeners.https:  # port 0 has become a port
-            settings = dataclasses.replace(settings, tls_port=listeners.https.port)
+        # Port 0 has become a port.
+        tls_port = listeners.https.port if listeners.https else settings.tls_port
+        settings = dataclasses.replace(settings, port=listeners.http.port, tls_port=tls_port)
         _join(settings)
         app = create_app(settings, parts)
         try:
