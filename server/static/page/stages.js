@@ -29,7 +29,7 @@ export function stagesOf({ timings, roundTrip }) {
     ms: keys.reduce((sum, key) => sum + (timings[key] ?? 0) * 1000, 0),
   }));
   const rest = roundTrip - ((timings.inference ?? 0) + (timings.queue ?? 0)) * 1000;
-  return [...stages, { name: "network", kind: "network", ms: Math.max(0, rest) }].filter(({ ms }) => ms > 0);
+  return [...stages.filter(({ ms }) => ms > 0), { name: "network", kind: "network", ms: Math.max(0, rest) }];
 }
 
 /** The result whose times are shown. @type {Store<{result: import("./output.js").Result | null}>} */
