@@ -223,12 +223,12 @@ def test_the_next_picture_is_made_while_a_frame_is_under_way(visit):
         page = visit(server.url)
         said_by(
             page,
-            "(() => { const [take, send] = [createImageBitmap, WebSocket.prototype.send]; globalThis.order = [];"
+            "(() => { const take = createImageBitmap; globalThis.order = [];"
             "globalThis.createImageBitmap = (from, ...rest) => {"
             " if (from instanceof HTMLCanvasElement) order.push('take'); return take(from, ...rest); };"
-            "WebSocket.prototype.send = function (data) { order.push('send');"
-            " this.addEventListener('message', () => order.push('heard'), { once: true });"
-            "send.call(this, data); } })()",
+            "globalThis.WebSocket = class extends WebSocket {"  # hears each answer before the page does
+            " constructor(url) { super(url); this.addEventListener('message', () => order.push('heard')); }"
+            " send(data) { order.push('send'); super.send(data); } }; })()",
         )
         camera(page)
         live(page)
