@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,10 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
+from server.cli.main import main
 from server.cli.output import sole_server
 from server.jobs.moving import sqlite
 from server.jobs.sqlite.database import Database
@@ -56,13 +61,22 @@ def command(*words):
 
 
 def migrate(env, folder, *words):
-    return subprocess.run(
-        command("--data-dir", folder, *words),
-        env=clean_env(env),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    """Run the command in this process, on a thread, as it has a loop of its own; return what is left of it."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as stdout,
+        contextlib.redirect_stderr(io.StringIO()) as stderr,
+        mock.patch.dict(os.environ, clean_env(env), clear=True),
+        ThreadPoolExecutor(1) as thread,
+    ):
+        asked = ["migrate", "--data-dir", str(folder), *map(str, words)]
+        ended = thread.submit(main, asked).exception(timeout=120)
+    assert isinstance(ended, SystemExit), ended
+    if isinstance(ended.code, str):  # as Python's own end of a program does
+        stderr.write(f"{ended.code}\n")
+    return SimpleNamespace(
+        returncode=1 if isinstance(ended.code, str) else ended.code or 0,
+        stdout=stdout.getvalue(),
+        stderr=stderr.getvalue(),
     )
 
 
