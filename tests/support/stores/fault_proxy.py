@@ -6,6 +6,7 @@ async with fault_proxy(port) as proxy:
 
 import asyncio
 import contextlib
+import socket
 
 
 class FaultProxy:
@@ -24,11 +25,16 @@ class FaultProxy:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    async def serve(self, reader, writer):
-        """One connection, request by request."""
-        task = asyncio.current_task()
+    def take(self, taken):
+        """Serve a socket, and close it in the end, whenever that comes."""
+        task = asyncio.create_task(self._serve(taken))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: taken.close())
+
+    async def _serve(self, taken):
+        """One connection, request by request."""
+        reader, writer = await asyncio.open_connection(sock=taken)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while await self._request(reader, writer):
                 pass
@@ -76,13 +82,22 @@ class FaultProxy:
 
 @contextlib.asynccontextmanager
 async def fault_proxy(target):
-    """The proxy in front of a port of loopback."""
+    """The proxy in front of a port of loopback. At the end every connection is closed that was taken."""
     proxy = FaultProxy(target)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    proxy.port = server.sockets[0].getsockname()[1]
-    try:
-        yield proxy
-    finally:
-        server.close()
-        await asyncio.sleep(0)  # a connection that was accepted just now has its task from here on
-        await proxy.cut()
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.0)  # asyncio waits
+        proxy.port = listener.getsockname()[1]
+
+        async def accept():
+            while True:
+                taken, _ = await loop.sock_accept(listener)
+                proxy.take(taken)
+
+        accepting = asyncio.create_task(accept())
+        try:
+            yield proxy
+        finally:
+            accepting.cancel()
+            await asyncio.gather(accepting, return_exceptions=True)
+            await proxy.cut()
