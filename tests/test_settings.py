@@ -1,12 +1,14 @@
 """Flags, environment and defaults become settings, or a message that says what would do."""
 
 import dataclasses
+import importlib.util
 import math
 from pathlib import Path
 
 import pytest
 
 from server.environment import FIELDS, SECTIONS, child_environment, load, parse
+from server.nodes import forms
 from server.settings import QueueSettings, Settings, SettingsError
 
 
@@ -79,6 +81,33 @@ def test_a_server_with_a_database_is_a_lame_duck_of_itself(chosen, seconds):
 def test_a_lame_duck_lives_no_longer_than_the_drain():
     with pytest.raises(SettingsError, match="lameduck: 16 s are more than drain-timeout, 15 s"):
         load({"lameduck": 16.0}, {})
+
+
+def test_a_database_may_have_its_password_in_the_variable_but_in_no_flag():
+    url = "postgresql://fourstep:secret@db/fourstep"
+
+    assert load({}, {"FOURSTEP_DATABASE": url}).database == url
+    with pytest.raises(SettingsError, match=r"a password in a flag\. Hint: .*pgpass"):
+        load({"database": url}, {})
+
+
+@pytest.mark.parametrize("url", ["mysql://db/fourstep", "db", "/var/lib/jobs.sqlite"])
+def test_a_database_is_a_postgresql(url):
+    with pytest.raises(SettingsError, match="begins with no postgresql://"):
+        load({"database": url}, {})
+
+
+def test_a_database_wants_files_that_all_servers_reach():
+    with pytest.raises(SettingsError, match=r"needs files that all servers reach\. Hint: --files"):
+        forms.check(load({"database": "postgresql://db/fourstep"}, {}))
+
+
+def test_without_the_extra_a_database_is_refused_with_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    settings = load({"database": "postgresql://db/fourstep", "files": "file:///mnt/shared"}, {})
+
+    with pytest.raises(SettingsError, match=r"needs asyncpg, .*Hint: pip install 'fourstep\[cluster\]'"):
+        forms.check(settings)
 
 
 def test_a_variable_that_names_no_setting_is_an_error():
