@@ -42,12 +42,12 @@ class Fleet:
         """Return a server's data folder."""
         return self.folder / f"box{number}"
 
-    def start(self, number: int, *flags: str, ready: bool = True) -> Server:
-        """Start a server, or start it again."""
+    def start(self, number: int, *flags: str, ready: bool = True, release: Path | None = None) -> Server:
+        """Start a server, or start it again. `release`: folder of another release's files."""
         where = self.data_dir(number)
         where.mkdir(exist_ok=True)
         names = ("--node", f"box{number}")
-        server = start_server(*self.flags, *names, *flags, data_dir=where, env=self.env)
+        server = start_server(*self.flags, *names, *flags, data_dir=where, env=self.env | of_release(release))
         self.servers[number] = server
         if ready:
             until(lambda: server.get("/health")["state"] in {"READY", "BUSY"})
@@ -107,9 +107,14 @@ def fleet(folder: Path, url: str, count: int, *flags: str) -> Iterator[Fleet]:
         servers.close()
 
 
-def environment(servers: Fleet) -> dict[str, str]:
+def of_release(files: Path | None) -> dict[str, str]:
+    """Return the variables with which a program is of another release; of this one without."""
+    return {"PYTHONPATH": str(files)} if files else {}
+
+
+def environment(servers: Fleet, release: Path | None = None) -> dict[str, str]:
     """Return the whole environment of a command beside the servers."""
-    return clean_env(servers.env)
+    return clean_env(servers.env | of_release(release))
 
 
-__all__ = ["QUEUE", "Answer", "Cluster", "Fleet", "environment", "fleet"]
+__all__ = ["QUEUE", "Answer", "Cluster", "Fleet", "environment", "fleet", "of_release"]
