@@ -94,7 +94,8 @@ class JobStore(Protocol):
         """Renew the leases of the jobs that this worker runs, then put back those whose lease has run out.
 
         In this order, so that a frozen worker keeps its jobs if no other has taken them. Put back are also jobs
-        claimed by this worker more than `GRACE_S` ago which are not among `running`: the claim's answer was lost.
+        claimed by this worker more than `GRACE_S` ago (of several servers at most a third of the lease) which are not
+        among `running`: the claim's answer was lost.
         """
         ...
 

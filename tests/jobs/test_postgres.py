@@ -246,6 +246,17 @@ async def test_a_claim_whose_answer_was_lost_is_released(form, store):
     assert await store.heartbeat(()) == ({}, [lost])
 
 
+async def test_a_claim_that_went_unheard_costs_no_try_however_short_the_lease_is(form):
+    lost = await submitted(form.store)
+    hasty, other = (form.worker(lease_s=3.0) for _ in range(2))
+    form.pool.lose(1)
+    await hasty.claim(1)
+    await form.forward(1.1)
+
+    assert await hasty.heartbeat(()) == ({}, [lost])
+    assert [job.attempt for job in await other.claim(1)] == [1]
+
+
 # --- payloads
 
 

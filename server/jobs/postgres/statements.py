@@ -216,7 +216,7 @@ WITH beat AS (
     WHERE seq = ANY ($3::bigint[]) AND worker = $1 AND {RUNNING} RETURNING id, fence
 ), lost AS MATERIALIZED (
     SELECT seq, worker = $1 AS unheard FROM jobs WHERE {RUNNING} AND (
-        worker = $1 AND seq <> ALL ($3::bigint[]) AND lease_until <= {NOW} + greatest($2::float8 - $4::float8, 0)
+        worker = $1 AND seq <> ALL ($3::bigint[]) AND lease_until <= {NOW} + $2::float8 - $4::float8
         OR worker <> $1 AND lease_until < {NOW} AND (SELECT beating_since FROM beat) <= {NOW} - $2::float8
     ) FOR UPDATE SKIP LOCKED
 ), back AS (

@@ -43,14 +43,13 @@ class PostgresStore(JobStore):
         *,
         node: str,
         lease_s: float = LEASE_S,
-        grace_s: float = GRACE_S,
         inline_bytes: int = INLINE_BYTES,
         measured_s: float = 1.0,
     ) -> None:
         self.pool = pool
         self.node = node
         self._lease_s = lease_s
-        self._grace_s = grace_s
+        self._grace_s = min(GRACE_S, lease_s / 3)  # others who took over what went unheard would count it as a try
         self._payloads = Payloads(pool, payloads, inline_bytes)
         self._usage = Usage(pool, measured_s)
         self._waiting = Waiting()
