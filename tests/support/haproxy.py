@@ -154,6 +154,7 @@ def _wait_bound(balancer: Balancer) -> None:
     while True:
         assert balancer.process.poll() is None, balancer.log
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", balancer.alive_port)):
+            balancer.say("show version")  # its socket has its name a moment later
             return
         assert time.monotonic() < end, balancer.log
         time.sleep(0.02)
