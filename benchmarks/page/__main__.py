@@ -30,6 +30,8 @@ from benchmarks.harness.process import memory_mib
 from benchmarks.page.visit import Visit, browser
 from benchmarks.peers import processor
 from server.cli.launcher import RUN_FILE
+from tests.support.browsers.chromium import said_by
+from tests.support.haproxy import free_port
 
 # Gate and goal; whether more is better.
 GATES = {
@@ -72,6 +74,7 @@ def live(chromium, options):
     engine = "instant+jpeg:60" if "slow" in options.fault else "instant+jpeg:20"
     with serving("--model", engine) as server:
         visit = Visit(chromium, server.url, options.fault)
+        visit.open()
         visit.go_live(options.warm_up)
         visit.wait(options.seconds)
         seen = visit.seen()
@@ -97,16 +100,22 @@ def usable(chromium, options):
     """Measure how soon the form may be used while a model loads."""
     took = []
     for _ in range(options.starts):
-        with serving("--model", "demo", ready=False) as server:
+        port = free_port()
+        visit = Visit(chromium, f"http://localhost:{port}", options.fault)  # who opens the page has a browser already
+        with serving("--model", "demo", "--port", str(port), ready=False) as server:
             bound = (server.data_dir / RUN_FILE).stat().st_mtime
-            visit = Visit(chromium, server.url, options.fault)
+            visit.open()
             visit.page.get_by_label("Prompt", exact=True).fill("a cat")
             state = server.get("/health")["state"]
             if state != "STARTING":
                 sys.exit(f"The model was there before the page ({state}): nothing is measured")
-            took.append(visit.seen()["usable"] / 1e3 - bound)
+            took.append((visit.seen()["usable"] / 1e3, bound, said_by(visit.page, "performance.timeOrigin") / 1e3))
             visit.close()
-    return {"usable_s": statistics.median(took), "usable_longest_s": max(took)}
+    return {
+        "usable_s": statistics.median(usable - bound for usable, bound, _ in took),
+        "usable_longest_s": max(usable - bound for usable, bound, _ in took),
+        "usable_of_the_page_s": statistics.median(usable - begun for usable, _, begun in took),
+    }
 
 
 def growth(moments, values):
@@ -123,6 +132,7 @@ def memory(chromium, options):
     with serving("--model", options.model) as server:
         [engine] = [each["pid"] for each in server.get("/health")["engines"]]
         visit = Visit(chromium, server.url, options.fault)
+        visit.open()
         visit.go_live(options.warm_up)
         moments, rows = [], []
         end = time.monotonic() + options.minutes * 60

@@ -28,7 +28,7 @@ def browser(camera_fps):
 
 
 class Visit:
-    """A page with a fresh profile."""
+    """A page with a fresh profile for the server at `url`; empty until `open`."""
 
     def __init__(self, browser, url, faults=()):
         self._browser = browser
@@ -39,7 +39,9 @@ class Visit:
         if "late" in faults:
             self.page.route(re.compile("app\\.js"), lambda route: (time.sleep(1), route.continue_()))
         self._url, self._context = url, context
-        self.page.goto(url, wait_until="commit")
+
+    def open(self):
+        self.page.goto(self._url, wait_until="commit")
 
     def go_live(self, warm_up):
         """Start camera and live, and forget what was seen in the first `warm_up` seconds."""

@@ -75,6 +75,22 @@ def test_each_frame_is_a_change(camera: Page):
     assert said_by(camera, VERSION) > before + 2
 
 
+def test_what_is_sent_is_the_newest_frame_also_where_it_was_not_shown(camera: Page):
+    seen = "document.querySelector('.in .square canvas').toDataURL()"
+    begun = said_by(camera, "performance.now()")
+    said_by(camera, f"performance.now = () => {begun + 1e6}")  # so that no frame after the next is due
+    version = said_by(camera, VERSION)
+    becomes(camera, lambda: said_by(camera, VERSION) > version + 1)
+    shown = said_by(camera, seen)
+    version = said_by(camera, VERSION)
+    becomes(camera, lambda: said_by(camera, VERSION) > version + 5)
+    assert said_by(camera, seen) == shown
+
+    sent(camera)
+
+    assert said_by(camera, seen) != shown
+
+
 def test_a_camera_is_a_mirror_until_it_is_told_otherwise(camera: Page):
     mirror = camera.get_by_role("button", name="Mirror")
     expect(mirror).to_have_attribute("aria-pressed", "true")

@@ -1,4 +1,4 @@
-/** The page: its layout, what happens when it opens, its keys. */
+/** The page: its layout, what happens when it opens, its keys. What can be asked comes first, the pictures next. */
 
 import { render } from "preact";
 
@@ -7,34 +7,33 @@ import { Controls } from "./controls.js";
 import { Foot } from "./foot.js";
 import { html } from "./html.js";
 import { Notices } from "./notices.js";
-import { Actions } from "./results/actions.js";
-import { readKept } from "./results/kept.js";
-import { OutSquare } from "./results/square.js";
-import { Strip } from "./results/strip.js";
 import { watchHealth } from "./server.js";
 import { dice, readLimits, settings } from "./settings.js";
 import { readFragment } from "./share.js";
 import { onKey } from "./shortcuts.js";
-import { SourceBar } from "./sources/bar.js";
 import { useExample } from "./sources/source.js";
-import { InSquare } from "./sources/square.js";
-import { Stages } from "./stages.js";
+import { Store, useStore } from "./store.js";
 import { Top } from "./top.js";
 import { cancel, generate } from "./ways/generate.js";
 import { stopLive, toggleLive } from "./ways/live.js";
 import { resume } from "./ways/queue.js";
 
+/** @type {Store<{pictures: typeof import("./pictures.js") | null}>} */
+const parts = new Store({ pictures: null });
+
 function Page() {
+  const pictures = useStore(parts, (state) => state.pictures);
+  const blank = html`<div class="bar blank"></div><div class="square"></div>`;
   return html`
     <${Top} />
     <${Notices} />
     <main>
-      <section class="in" aria-label="In"><${SourceBar} /><${InSquare} /></section>
-      <section class="out" aria-label="Out"><${Actions} /><${OutSquare} /><${Stages} /></section>
+      <section class="in" aria-label="In">${pictures ? html`<${pictures.In} />` : blank}</section>
+      <section class="out" aria-label="Out">${pictures ? html`<${pictures.Out} />` : blank}</section>
       <${Ask} />
       <${Controls} />
     </main>
-    <${Strip} />
+    ${pictures && html`<${pictures.Strip} />`}
     <${Foot} />
   `;
 }
@@ -49,8 +48,9 @@ onKey("Escape", "Close and cancel", () => {
 
 render(html`<${Page} />`, document.body);
 void watchHealth();
-void readKept();
 resume();
 void useExample();
+const pictures = import("./pictures.js").then((module) => parts.set({ pictures: module }));
 await readLimits();
 readFragment();
+await pictures;

@@ -1,6 +1,6 @@
 /** The line on top: name, how the server is, the queue, the speed of live, code and API. */
 
-import { CodeButtons } from "./code/panel.js";
+import { CodeButtons } from "./code/buttons.js";
 import { html } from "./html.js";
 import { health } from "./server.js";
 import { useStore } from "./store.js";

@@ -1,13 +1,12 @@
-/** Code: what is on screen as a program to copy; beside its button, the way to the API's page. */
+/** Code: what is on screen as a program to copy. */
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 
 import { html } from "../html.js";
 import { Icon } from "../icons.js";
 import { saveFile } from "../results/save.js";
-import { access, at, callJson } from "../server.js";
+import { access, at } from "../server.js";
 import { settings, values } from "../settings.js";
-import { onKey } from "../shortcuts.js";
 import { encoded } from "../sources/source.js";
 import { useStore } from "../store.js";
 import { CALLS, placeOf, snippet } from "./snippets.js";
@@ -22,37 +21,8 @@ const ABOUT = {
   realtime: "One socket for pictures that change all the time.",
 };
 
-export function CodeButtons() {
-  const dialog = useRef(/** @type {HTMLDialogElement | null} */ (null));
-  const [document, setDocument] = useState(/** @type {any} */ (null));
-  const [failed, setFailed] = useState("");
-  const open = async () => {
-    if (dialog.current?.open) return;
-    dialog.current?.showModal();
-    try {
-      setDocument(await callJson("openapi.json"));
-      setFailed("");
-    } catch (error) {
-      setFailed(/** @type {Error} */ (error).message);
-    }
-  };
-  useEffect(() => onKey("c", "Code", () => void open()), []);
-  return html`
-    <button type="button" onClick=${open}><${Icon} name="code" /> <span class="word">Code</span></button>
-    <a class="button" href=${at("docs").href} target="_blank">API</a>
-    <dialog class="code" ref=${dialog} aria-labelledby="code-title">
-      <form method="dialog" class="bar">
-        <h2 id="code-title">What is on screen, as code</h2>
-        <button class="square-button" aria-label="Close"><${Icon} name="close" /></button>
-      </form>
-      ${failed && html`<p class="wrong" role="alert">${failed}</p>`}
-      ${document && html`<${Panel} document=${document} />`}
-    </dialog>
-  `;
-}
-
 /** @param {{document: any}} props */
-function Panel({ document }) {
+export function Panel({ document }) {
   useStore(settings, (state) => state);
   const key = useStore(access, (state) => state.key);
   const [choice, setChoice] = useState({ language: "JavaScript", call: "run", picture: "file", way: "address" });

@@ -3,10 +3,13 @@
 import { settings } from "../settings.js";
 import { Store } from "../store.js";
 import { faults } from "../words.js";
-import { choice, repaint, sheets, source, turnTo } from "./source.js";
+import { canvas, choice, sheets, source, touched, turnTo } from "./source.js";
 import { context } from "./sheet.js";
 
 /** @typedef {import("../words.js").Media} Media */
+
+// A frame for the eye, thirty of sixty a second; what is sent is the newest all the same.
+const SHOWN_EVERY_MS = 25;
 
 /**
  * `running`: whose light is on; `cameras`: those to choose from, `camera`: the id of the chosen one.
@@ -89,12 +92,26 @@ async function listCameras() {
 }
 navigator.mediaDevices?.addEventListener("devicechange", () => void listCameras());
 
-/** Paint each frame until the stream is another one. @param {Media} kind @param {HTMLVideoElement} video @param {MediaStream} of */
+/**
+ * Paint the frames until the stream is another one: for the eye, and whichever is the newest when a picture is taken.
+ * @param {Media} kind
+ * @param {HTMLVideoElement} video
+ * @param {MediaStream} of
+ */
 function follow(kind, video, of) {
+  const sheet = sheets[kind];
+  let shown = 0;
+  const show = () => {
+    sheet.behind = null;
+    shown = performance.now();
+    paint(kind, video);
+    sheet.paint(canvas);
+  };
   const next = () => {
     if (stream !== of) return;
-    paint(kind, video);
-    repaint();
+    if (performance.now() - shown < SHOWN_EVERY_MS) sheet.behind = show;
+    else show();
+    touched();
     wait();
   };
   const wait = () => (video.requestVideoFrameCallback ? video.requestVideoFrameCallback(next) : requestAnimationFrame(next));
@@ -121,6 +138,7 @@ function paint(kind, video) {
 }
 
 export function stop() {
+  if (media.state.running) sheets[media.state.running].behind = null;
   end(stream);
   stream = null;
   media.set({ running: null });

@@ -14,6 +14,8 @@ export class Sheet {
     this.base = canvasOf(512, 512);
     context(this.base).fillStyle = "#fff";
     context(this.base).fillRect(0, 0, 512, 512);
+    /** @type {(() => void) | null} paints the newest frame of a source that moves, if that was not shown */
+    this.behind = null;
     this.forget();
   }
 

@@ -76,6 +76,7 @@ export const arrived = () => arriving;
  */
 export async function encoded(how) {
   await arrived();
+  sheet().behind?.();
   return encode(canvas, how);
 }
 
