@@ -149,6 +149,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 form.follower,
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
+                calls=lambda: pool.calls,
                 settings=settings,
                 key_share=settings.key_share,
                 **form.queue_options,

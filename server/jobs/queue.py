@@ -52,7 +52,8 @@ class Follower(Protocol):
 
 
 class Queue:
-    """The queue of one server. `capacity()`: how many jobs may be with the engines at once, 0 while there is none."""
+    """The queue of one server. `capacity()`: how many jobs may be with the engines at once, 0 while there is none;
+    `calls()`: how many other requests are."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Queue:
         run: Run,
         *,
         capacity: Callable[[], int],
+        calls: Callable[[], int] = lambda: 0,
         settings: QueueSettings,
         key_share: float,
         times: QueueTimes = SHIPPED,
@@ -79,6 +81,7 @@ class Queue:
             run,
             find=follower.find,
             capacity=capacity,
+            calls=calls,
             key_share=key_share,
             times=times,
         )

@@ -32,9 +32,11 @@ class Runner:
 
     `find` brings a job into the index which is not there.
 
-    `capacity()` returns how many jobs may be with the engines at once: 0 while none can be had. `key_share` is the
-    part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be decoded come
-    on top: their owners get no more of them than that part while others wait, and than twice the capacity else.
+    `capacity()` returns how many jobs may be with the engines at once: 0 while none can be had; `calls()` how many
+    other requests are. A job for which these leave no room is claimed once it has waited for `times.left`. `key_share`
+    is the part of the engines that one owner may have while others wait. Jobs that wait for a large picture to be
+    decoded come on top: their owners get no more of them than that part while others wait, and than twice the capacity
+    else.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Runner:
         *,
         find: Callable[[str], Awaitable[Snapshot | None]],
         capacity: Callable[[], int],
+        calls: Callable[[], int],
         key_share: float,
         times: QueueTimes,
     ) -> None:
@@ -53,6 +56,7 @@ class Runner:
         self._run = run
         self._find = find
         self._capacity = capacity
+        self._calls = calls
         self._key_share = key_share
         self._times = times
         self._running: set[Attempt] = set()
@@ -133,16 +137,30 @@ class Runner:
             if len(claimed) < free:
                 await self._wait_for_work()
 
-    async def _claim(self, count: int) -> list[Job]:
+    async def _claim(self, free: int) -> list[Job]:
+        """Claim jobs for which the engines have room; and old ones, up to `free` in all."""
+        room = max(0, free - self._calls()) if self._times.left else free
+        served, held_up = self._well_served(free), self._held_up()
+        claimed: list[Job] = []
         try:
-            claim = self._store.claim(count, after_others=self._well_served(count), without=self._held_up())
-            return await commit(claim, lambda jobs: self._claimed.update({job.id: job for job in jobs}))
+            if room:
+                claimed += await self._keep(self._store.claim(room, after_others=served, without=held_up))
+            if len(claimed) == room < free:
+                without = [*served, *held_up]
+                old = self._store.claim_old(free - room, waited_s=self._times.left, without=without)
+                claimed += await self._keep(old)
         except DatabaseError as error:
             log_database_error(LOG, "jobs could not be claimed", error)
         except Exception as error:  # noqa: BLE001 - a job that can't be read must not end the scheduler
             fault("jobs could not be claimed", error)
+        else:
+            return claimed
         await asyncio.sleep(self._times.disk_retry)
-        return []
+        return claimed
+
+    async def _keep(self, claim: asyncio.Future[list[Job]]) -> list[Job]:
+        """Return what was claimed. Heartbeats name it from then on, also if the waiter was cancelled."""
+        return await commit(claim, lambda jobs: self._claimed.update({job.id: job for job in jobs}))
 
     async def _meet(self, job: Job) -> None:
         """Bring a job into the index that was submitted to another server."""

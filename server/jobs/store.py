@@ -68,6 +68,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def claim_old(self, count: int, *, waited_s: float, without: Collection[str] = ()) -> asyncio.Future[list[Job]]:
+        """Claim those of the next `count` waiting jobs, in the same order, that were accepted `waited_s` ago."""
+        ...
+
     def finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> asyncio.Future[bool]:
         """Publish a worker's result. False if the job is no longer that worker's: then nothing was changed.
 

@@ -27,6 +27,7 @@ LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
+LEFT_S = 5.0  # until a server that is busy with calls takes a job all the same: then all others are, too
 BEATS_IN_A_LEASE = 5
 MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
 OFFSET_S = 30.0  # of a clock, from which on /health says so
@@ -84,7 +85,7 @@ class Cluster:
         self.outbox = PostgresOutbox(self.pool, node=self.id)
         self.index = SharedIndex()
         self.follower = Refresh(self.store, self.index)
-        self.times = QueueTimes(ask=ASK_S, heartbeat=settings.lease / BEATS_IN_A_LEASE)
+        self.times = QueueTimes(ask=ASK_S, left=LEFT_S, heartbeat=settings.lease / BEATS_IN_A_LEASE)
         self._folder = settings.data_dir
         self._nodes: Nodes | None = None
 

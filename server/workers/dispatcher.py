@@ -13,7 +13,7 @@ decoded.
 import collections
 from collections.abc import Sequence
 
-from pipelines.messages import Decoded, Large, fair_limit
+from pipelines.messages import Decoded, Large, Priority, fair_limit
 from server.workers.fair_queue import FairQueue
 from server.workers.pending import PendingRequest
 from server.workers.supervisor import State, Supervisor
@@ -38,6 +38,12 @@ class Dispatcher:
     def assigned(self) -> list[PendingRequest]:
         """Return the requests that are assigned to an engine."""
         return [pending for assigned in self._assigned.values() for pending in assigned.values()]
+
+    @property
+    def calls(self) -> int:
+        """Return the number of requests that are no jobs and take capacity, or wait for it."""
+        requests = (*self.assigned, *self.waiting)
+        return sum(pending.priority <= Priority.RUN and not pending.decoding for pending in requests)
 
     def count(self, supervisor: Supervisor) -> int:
         """Return the number of requests that are assigned to an engine."""

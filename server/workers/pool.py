@@ -93,9 +93,7 @@ class Pool(Owner):
     @property
     def detail(self) -> str:
         """Return the progress of loading or what the operator has to do, human-readable; "" when all is well."""
-        return next(
-            (supervisor.detail for supervisor in self._supervisors if self._state_of(supervisor) is self.state), ""
-        )
+        return next((each.detail for each in self._supervisors if self._state_of(each) is self.state), "")
 
     @property
     def model(self) -> str:
@@ -119,6 +117,11 @@ class Pool(Owner):
     def capacity(self) -> int:
         """Return the number of requests that the engines, ready or unloaded, take at once, all together."""
         return sum(each.capacity for each in self._supervisors if each.state in {State.READY, State.UNLOADED})
+
+    @property
+    def calls(self) -> int:
+        """Return the number of requests that are no jobs and take capacity, or wait for it."""
+        return self._dispatcher.calls
 
     async def start(self) -> None:
         """Start the engines; return at once, before they have loaded."""

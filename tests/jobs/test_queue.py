@@ -85,12 +85,12 @@ class Engines:
 
 
 @contextlib.asynccontextmanager
-async def serving(folder, engines, *, capacity=2, grace_s=0.0, clock=None, times=SHIPPED, **settings):
+async def serving(folder, engines, *, capacity=2, calls=0, grace_s=0.0, clock=None, times=SHIPPED, **settings):
     """A started queue on the database in `folder`."""
     store = SQLiteStore(Database(folder / "jobs.sqlite"), clock)
     room = capacity if callable(capacity) else lambda: capacity
     arguments = {"capacity": room, "settings": Settings(data_dir=folder, **settings), "key_share": 0.5}
-    queue = queue_on(store, engines.run, **arguments, times=times)
+    queue = queue_on(store, engines.run, calls=lambda: calls, **arguments, times=times)
     await queue.start()
     try:
         yield queue
@@ -233,6 +233,30 @@ async def test_jobs_wait_while_there_is_no_engine_and_run_once_there_is(tmp_path
         queue.wake()
 
         assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_a_server_that_is_alone_takes_jobs_beside_calls(tmp_path, engines):
+    async with serving(tmp_path, engines, capacity=2, calls=9) as queue:
+        job = await queue.submit(new())
+
+        assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_jobs_are_left_to_others_while_calls_leave_no_room_until_they_are_old(tmp_path, held):
+    clock, looks = Clock(), []
+    async with serving(tmp_path, held, capacity=4, calls=2, clock=clock, times=QueueTimes(ask=0.01, left=5.0)) as queue:
+        claim_old = queue._store.claim_old
+        queue._store.claim_old = lambda *args, **options: looks.append(args) or claim_old(*args, **options)
+        for seed in range(5):
+            await queue.submit(new(seed=seed))
+        await held.until(lambda: held.running == 2)
+        await eventually(lambda: looks[3:])
+        young = held.begun[:]
+        clock.now += 6.0
+        await held.until(lambda: held.running == 4)
+
+    assert (young, held.begun) == ([0, 1], [0, 1, 2, 3])
+    assert looks[:3] == [(2,)] * 3
 
 
 def large_of(engines, owner):

@@ -76,6 +76,27 @@ async def test_some_owners_come_after_all_others(store):
     assert [job.owner for job in rest] == ["many", "many"]
 
 
+async def test_old_jobs_are_claimed_and_those_behind_them_stay(form, store):
+    old = [await submitted(store, priority=priority) for priority in (Priority.LOW, Priority.NORMAL)]
+    await form.forward(9.0)
+    young = await submitted(store)
+
+    first = await store.claim_old(2, waited_s=5.0)
+    second = await store.claim_old(2, waited_s=5.0)
+
+    assert [job.id for job in first] == [old[1]]  # the young one is the next in order, and counts
+    assert [job.id for job in second] == [old[0]]
+    assert [job.id for job in await store.claim(9)] == [young]
+
+
+async def test_old_jobs_of_some_owners_stay(form, store):
+    for owner in ("many", "few"):
+        await store.submit(new(owner=owner))
+    await form.forward(9.0)
+
+    assert [job.owner for job in await store.claim_old(9, waited_s=5.0, without=["many"])] == ["few"]
+
+
 async def test_a_claimed_job_is_what_was_submitted(form, store):
     wish = new(owner="key-1", call={"cdn": "http://h/cdn"}, start_timeout=5.0, no_retry=True)
     await store.submit(wish)

@@ -130,6 +130,19 @@ class Forms(RuleBasedStateMachine):
         )
         return multiple(*((worker, pair) for pair in zip(*jobs, strict=True)))
 
+    @rule(
+        target=claims,
+        worker=st.integers(0, WORKERS - 1),
+        count=st.integers(1, 3),
+        waited_s=st.sampled_from([8.0, 40.0]),
+        without=st.just([]) | owners,
+    )
+    def claim_old(self, worker, count, waited_s, without):
+        jobs = self._all(
+            lambda form: self._stores[worker][form].claim_old(count, waited_s=waited_s, without=without),
+        )
+        return multiple(*((worker, pair) for pair in zip(*jobs, strict=True)))
+
     @rule(claim=consumes(claims), result=results, logs=st.sampled_from([(), LOGS[:1], LOGS]))
     def finish(self, claim, result, logs):
         worker, jobs = claim

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -75,6 +76,21 @@ def test_jobs_of_one_server_are_done_by_both(pair):
 
     done = [(pair.data_dir(number) / "log").read_text() for number in (1, 2)]
     assert all(any(f"job {path.rpartition('/')[2]}" in log for path in paths) for log in done)
+
+
+def test_jobs_go_to_the_server_that_has_no_calls_to_answer(pair):
+    runs = [threading.Thread(target=pair.ask, args=(1, f"/run/{APP}", CALL)) for _ in range(12)]
+    for run in runs:
+        run.start()
+    until(lambda: pair.ask(1, "/health").body["state"] == "BUSY")
+    paths = [pair.submit(1) for _ in range(3)]
+    for path in paths:
+        pair.completed(1, path)
+    for run in runs:
+        run.join()
+
+    log = (pair.data_dir(2) / "log").read_text()
+    assert all(f"job {path.rpartition('/')[2]}" in log for path in paths)
 
 
 def test_a_file_of_one_server_is_served_by_the_other(pair):

@@ -45,7 +45,7 @@ class Engines:
                 "torch": "2.0",
             }
         ]
-        self.capacity = 1
+        self.capacity, self.calls = 1, 0
         self.gate = asyncio.Event()
         self.gate.set()
         self.finish = asyncio.Event()

@@ -548,6 +548,20 @@ def is_running(pid):
 
 
 @pytest.mark.anyio
+async def test_calls_are_counted_apart_from_jobs_whether_they_run_or_wait():
+    async with pool_of("cpu", model="instant:200") as pool:
+        priorities = [Priority.REALTIME, Priority.RUN, Priority.NORMAL, Priority.LOW] * 9  # more than an engine takes
+        runs = [asyncio.create_task(pool.run(work(f"{n}", priority=each))) for n, each in enumerate(priorities)]
+        await until(lambda: len(pool._ids) == len(runs))
+        during = pool.calls
+        for run in runs:
+            run.cancel()
+        await until(lambda: pool.calls == 0)
+
+    assert during == 18
+
+
+@pytest.mark.anyio
 async def test_a_pool_without_devices_is_well_and_does_nothing():
     pool = Pool(EngineConfig(model="instant", data_dir=""), ())
     await pool.start()

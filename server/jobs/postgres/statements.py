@@ -102,6 +102,17 @@ WITH picked AS MATERIALIZED ({_PICKED} ORDER BY priority, seq LIMIT $1 FOR UPDAT
 {_CLAIMED}
 """,
 )
+# and: seconds. Those of the next ones that have waited for that long; the others, which are not locked, stay.
+CLAIM_OLD: Final = Statement(
+    "claim",
+    f"""
+WITH next AS MATERIALIZED ({_PICKED} ORDER BY priority, seq LIMIT $1), picked AS MATERIALIZED (
+    SELECT seq FROM jobs WHERE seq IN (SELECT seq FROM next) AND {WAITING} AND submitted_at <= {NOW} - $5::float8
+    FOR UPDATE SKIP LOCKED
+)
+{_CLAIMED}
+""",
+)
 # and: owners who come after all others.
 CLAIM_IN_TURN: Final = Statement(
     "claim",

@@ -85,13 +85,16 @@ class PostgresStore(JobStore):
     def claim(
         self, count: int, *, after_others: Collection[str] = (), without: Collection[str] = ()
     ) -> asyncio.Future[list[Job]]:
-        return self.pool.write(self._claim(count, list(after_others), list(without)))
-
-    async def _claim(self, count: int, after_others: list[str], without: list[str]) -> list[Job]:
         if after_others:
-            rows = await self.pool.fetch(sql.CLAIM_IN_TURN, count, self.node, self._lease_s, without, after_others)
-        else:
-            rows = await self.pool.fetch(sql.CLAIM, count, self.node, self._lease_s, without)
+            return self.pool.write(self._claim(sql.CLAIM_IN_TURN, count, without, list(after_others)))
+        return self.pool.write(self._claim(sql.CLAIM, count, without))
+
+    @override
+    def claim_old(self, count: int, *, waited_s: float, without: Collection[str] = ()) -> asyncio.Future[list[Job]]:
+        return self.pool.write(self._claim(sql.CLAIM_OLD, count, without, waited_s))
+
+    async def _claim(self, statement: Statement, count: int, without: Collection[str], *more: object) -> list[Job]:
+        rows = await self.pool.fetch(statement, count, self.node, self._lease_s, list(without), *more)
         self.claims["jobs" if rows else "none"] += 1
         jobs = [reading.job_of(row) for row in rows]
         if any(row["input_object"] is not None for row in rows):

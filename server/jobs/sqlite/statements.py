@@ -23,16 +23,15 @@ INSERT_PAYLOAD = sa.insert(payloads)
 INSERT_EVENTS = sa.insert(events)
 INSERT_WEBHOOK = sa.insert(outbox)
 
-CLAIM = (
+_next = (
+    sa.select(jobs.c.seq)
+    .where(waiting, jobs.c.not_before <= _b("now"), jobs.c.owner.not_in(_b("passed_over", expanding=True)))
+    .order_by(jobs.c.priority, jobs.c.seq)
+    .limit(_b("count"))
+)
+_old = _next.add_columns(jobs.c.submitted_at).subquery()
+_claim = (
     sa.update(jobs)
-    .where(
-        jobs.c.seq.in_(
-            sa.select(jobs.c.seq)
-            .where(waiting, jobs.c.not_before <= _b("now"), jobs.c.owner.not_in(_b("passed_over", expanding=True)))
-            .order_by(jobs.c.priority, jobs.c.seq)
-            .limit(_b("count"))
-        )
-    )
     .values(
         status=Status.IN_PROGRESS.value,
         attempts=jobs.c.attempts + 1,
@@ -53,6 +52,8 @@ CLAIM = (
         jobs.c.start_by,
     )
 )
+CLAIM = _claim.where(jobs.c.seq.in_(_next))
+CLAIM_OLD = _claim.where(jobs.c.seq.in_(sa.select(_old.c.seq).where(_old.c.submitted_at <= _b("before"))))
 INPUTS = sa.select(payloads.c.job, payloads.c.input).where(payloads.c.job.in_(_b("seqs", expanding=True)))
 
 _mine = (running, jobs.c.worker == _b("by"))

@@ -79,15 +79,25 @@ class SQLiteStore(JobStore):
     def claim(
         self, count: int, *, after_others: Collection[str] = (), without: Collection[str] = ()
     ) -> asyncio.Future[list[Job]]:
+        last = list(without)
+        return self._claim(sql.CLAIM, count, [[*after_others, *without], last] if after_others else [last])
+
+    @override
+    def claim_old(self, count: int, *, waited_s: float, without: Collection[str] = ()) -> asyncio.Future[list[Job]]:
+        return self._claim(sql.CLAIM_OLD, count, [list(without)], before=self.clock() - waited_s)
+
+    def _claim(
+        self, which: sa.Executable, count: int, turns: list[list[str]], **values: float
+    ) -> asyncio.Future[list[Job]]:
+        """Claim up to `count` jobs. `turns`: the owners who are passed over at first, then, if there is room left."""
         now = self.clock()
 
         def operation(connection: sa.Connection) -> list[Job]:
-            claim = {"by": self._worker, "until": now + self._lease_s, "now": now}
+            claim = {"by": self._worker, "until": now + self._lease_s, "now": now, **values}
             claimed: list[sa.Row[*tuple[Any, ...]]] = []
-            last = list(without)
-            for passed_over in [[*after_others, *without], last] if after_others else [last]:
+            for passed_over in turns:
                 left = {"count": count - len(claimed), "passed_over": passed_over}
-                claimed += connection.execute(sql.CLAIM, claim | left).all()
+                claimed += connection.execute(which, claim | left).all()
             if not claimed:
                 return []
             inputs = dict(connection.execute(sql.INPUTS, {"seqs": [row.seq for row in claimed]}).all())
