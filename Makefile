@@ -80,8 +80,8 @@ chaos-fleet: $(VENV)/.dev ## the same of three servers on one PostgreSQL behind 
 chaos-fleet-short: $(VENV)/.dev ## the same with 2 000 jobs (quarter of an hour)
 	$(BIN)/python -m tests.chaos --fleet --jobs 2000 $(FLAGS)
 
-chaos-fleet-quick: $(VENV)/.dev ## the same with 50 jobs and no controls (a minute)
-	$(BIN)/python -m tests.chaos --fleet --jobs 50
+chaos-fleet-quick: $(VENV)/.dev ## the same with 200 jobs (a minute)
+	$(BIN)/python -m tests.chaos --fleet --jobs 200
 
 fuzz: $(VENV)/.dev ## 20 000 malformed requests to every route and socket: no 5xx, no fault, no leak (minutes)
 	$(BIN)/python -m tests.fuzz $(FLAGS)

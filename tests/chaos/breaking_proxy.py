@@ -5,6 +5,7 @@ What was sent had reached the database by then: a COMMIT whose answer is lost ha
 
 import asyncio
 import contextlib
+import math
 import random
 import re
 import threading
@@ -15,12 +16,13 @@ LOOK_S = 0.5  # between two draws of connections to break
 class BreakingProxy:
     """`share`: the part of the open connections that is broken twice a second, each at its next answer like `answer`.
 
-    `broken`: how many were.
+    `broken`: how many were; no more than `most` are.
     """
 
-    def __init__(self, target, share, answer=b""):
+    def __init__(self, target, share, answer=b"", most=math.inf):
         self.share = share
         self.broken = 0
+        self.most = most
         self.port = 0
         self._target = target
         self._answer = re.compile(answer)
@@ -49,9 +51,14 @@ class BreakingProxy:
             writer.close()
 
     def _swallows(self, writer, data):
-        swallows = self._doomed[writer] and self._answer.search(data) is not None
+        swallows = self._doomed[writer] and self.broken < self.most and self._answer.search(data) is not None
         self.broken += swallows
         return swallows
+
+    def close(self):
+        """End all connections."""
+        for writer in self._doomed:
+            writer.close()
 
     async def doom(self):
         """Draw connections to break, for ever."""
@@ -70,9 +77,9 @@ async def _pass_on(reader, writer, is_swallowed):
 
 
 @contextlib.contextmanager
-def breaking_proxy(target, share, answer=b""):
+def breaking_proxy(target, share, answer=b"", most=math.inf):
     """Context of a proxy on a port of its own in front of loopback's port `target`, in a thread."""
-    proxy = BreakingProxy(target, share, answer)
+    proxy = BreakingProxy(target, share, answer, most)
     loop = asyncio.new_event_loop()
     started, stop = threading.Event(), asyncio.Event()
 
@@ -84,10 +91,8 @@ def breaking_proxy(target, share, answer=b""):
         await stop.wait()
         server.close()
         dooming.cancel()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        proxy.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()

@@ -1,9 +1,10 @@
 """R1c: three servers on one PostgreSQL behind HAProxy, while all of them, their engines and the database are killed."""
 
 import asyncio
+import collections
 import contextlib
-import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -23,20 +24,24 @@ from tests.support.server_process import APP, clean_env
 
 FAULTS = ("box killed", "box frozen", "engine killed", "engine frozen")
 LEASE_S = 2
-FROZEN_S = (LEASE_S + 1.0, LEASE_S + 2.5)  # past the lease, and until another box has done the jobs
+FROZEN_S = (LEASE_S + 1.5, LEASE_S + 2.5)  # past the lease, and until another box has done the jobs
 STARTED_WITHIN_S = 120.0  # three at once, on a busy machine
 BROKEN = 0.05  # of the connections to the database, twice a second
 
-# Written by a trigger in the publishing transaction, whichever box's it is.
+# Written by a trigger in the transaction that publishes a job or lets it wait again, whichever box's it is.
 _WITNESS = (
-    "CREATE TABLE witness (job bigint NOT NULL)",
-    """CREATE FUNCTION published() RETURNS trigger LANGUAGE plpgsql AS $$
-       BEGIN INSERT INTO witness VALUES (NEW.seq); RETURN NULL; END $$""",
-    """CREATE TRIGGER published AFTER UPDATE OF status ON jobs
-       FOR EACH ROW WHEN (NEW.status = 'COMPLETED') EXECUTE FUNCTION published()""",
+    "CREATE TABLE witness (job bigint NOT NULL, what text NOT NULL)",
+    """CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$
+       BEGIN INSERT INTO witness VALUES (NEW.seq, CASE
+           WHEN NEW.status = 'COMPLETED' THEN 'published'
+           WHEN NEW.attempts < OLD.attempts THEN 'unheard'
+           WHEN OLD.lease_until < extract(epoch FROM now()) THEN 'taken over'
+           ELSE 'given back' END); RETURN NULL; END $$""",
+    """CREATE TRIGGER witness AFTER UPDATE OF status ON jobs
+       FOR EACH ROW WHEN (NEW.status <> 'IN_PROGRESS') EXECUTE FUNCTION witness()""",
 )
 _HISTORY = """
-SELECT jobs.id, jobs.status, jobs.attempts, (SELECT count(*) FROM witness WHERE job = seq),
+SELECT jobs.id, jobs.status, jobs.attempts, ARRAY(SELECT what FROM witness WHERE job = seq),
     (SELECT count(*) FROM events WHERE job = seq AND message LIKE 'The engine ended%')
 FROM jobs
 """
@@ -70,6 +75,10 @@ class Box:
                 return health["state"] in {"READY", "BUSY"} and health["engines"][0]["pid"] != but_not
 
         until(ready, f"{self.folder.name} is ready", STARTED_WITHIN_S)
+
+    def works(self):
+        """Return whether it runs a job now."""
+        return call(self.port, "GET", "/health")[1]["queue"]["running"]
 
     def log(self):
         """Return what it has logged."""
@@ -107,6 +116,8 @@ def cause(box, fault, chance):
         box.kill()
         box.start()
     elif fault == "box frozen":
+        with contextlib.suppress(Failed):  # idle it would lose nothing
+            until(box.works, f"{box.folder.name} has a job", 1)
         box.freeze(chance.uniform(*FROZEN_S))
         box.wait_ready()
     else:
@@ -134,15 +145,15 @@ class Power(threading.Thread):
 
 
 @contextlib.contextmanager
-def boxes_on(folder, url, *, work_ms, **differences):
-    """Context of three running servers on one database, those of `tests.chaos.modified_server`."""
+def boxes_on(folder, url, count, *, work_ms, **differences):
+    """Context of so many running servers on one database, those of `tests.chaos.modified_server`."""
     (folder / "shared").mkdir()
     env = clean_env({"FOURSTEP_DATABASE": url, "FOURSTEP_FILES": f"file://{folder / 'shared'}"})
     command = [sys.executable, "-m", "tests.chaos.modified_server", json.dumps(differences), "serve"]
-    command += ["--model", f"instant:{work_ms}", "--lease", str(LEASE_S)]
-    boxes = [Box(folder / f"box{number}", env, command) for number in range(1, BOXES + 1)]
+    command += ["--model", f"instant:{work_ms}", "--lease", str(LEASE_S), "--lameduck", "0"]
+    boxes = [Box(folder / f"box{number}", env, command) for number in range(1, count + 1)]
     try:
-        with ThreadPoolExecutor(BOXES) as pool:  # together: each takes seconds
+        with ThreadPoolExecutor(count) as pool:  # together: each takes seconds
             list(pool.map(Box.start, boxes))
         yield boxes
     finally:
@@ -156,47 +167,51 @@ def tormented(
     *,
     faults=FAULTS,
     per_fault=150,
+    count=BOXES,
     database_killed_every_s=15.0,
     broken=BROKEN,
     answer=b"",
+    most_broken=math.inf,
     work_ms=20,
     wait_s=None,
     **differences,
 ):
     """Cause the `faults` in turn, one for every `per_fault` jobs and each at least once; return what was seen.
 
-    `broken`: part of the connections to the database that is broken twice a second, at an answer like
-    `answer`. `work_ms`: what a job takes.
-    `wait_s`: for all to end, beyond which jobs count as unfinished; `differences`: those of the modified server.
+    `count`: of servers. `broken`: part of the connections to the database that is broken twice a second, at an answer
+    like `answer`, until there were `most_broken`. `work_ms`: what a job takes. `wait_s`: for all to end, beyond which
+    jobs count as unfinished. `differences`: those of the modified server.
     """
     chance = random.Random(jobs)
-    causes = max(len(faults), jobs // per_fault)
+    causes = max(len(faults), jobs // per_fault) if faults else 0
     done = dict.fromkeys(faults, 0)
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(cluster())
         asyncio.run(migrate(database.url()))
         asyncio.run(database.execute(*_WITNESS))
-        proxy = stack.enter_context(breaking_proxy(database.port, broken, answer))
+        proxy = stack.enter_context(breaking_proxy(database.port, broken, answer, most_broken))
         url = database.url(port=proxy.port)
-        boxes = stack.enter_context(boxes_on(folder, url, work_ms=work_ms, **differences))
+        boxes = stack.enter_context(boxes_on(folder, url, count, work_ms=work_ms, **differences))
         balancer = stack.enter_context(balancing(folder / "balancer", [f"127.0.0.1:{box.port}" for box in boxes]))
         clients = Clients(balancer.http_port, count=6)
         stack.callback(clients.close)
         power = Power(database, database_killed_every_s)
         power.start()
         try:
-            for number, (fault, share) in enumerate(zip(itertools.cycle(faults), shares(jobs, causes), strict=False)):
+            for number, share in enumerate(shares(jobs, max(1, causes))):
                 clients.allow(share)
-                clients_work(clients, chance.uniform(*WORK_S))
-                cause(boxes[number % BOXES], fault, chance)
-                done[fault] += 1
+                if faults:
+                    fault = faults[number % len(faults)]
+                    clients_work(clients, chance.uniform(*WORK_S))
+                    cause(boxes[number % count], fault, chance)
+                    done[fault] += 1
             _ended(clients, wait_s or 60 + jobs / 5)
         finally:
             power.stop()
         clients.close()
         seen = _audit(database, balancer.http_port, clients)
-        for box in boxes:
-            box.stop()
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(Box.stop, boxes))
         tracebacks = sum(box.log().count("Traceback") for box in boxes)
     return {**done, "database_killed": power.cuts, "connections_broken": proxy.broken, **seen, "tracebacks": tracebacks}
 
@@ -223,6 +238,7 @@ def _audit(database, port, clients):
     if not rows:
         raise Failed("no job was accepted")
     stored = {row[0] for row in rows}
+    seen = [collections.Counter(what) for _, _, _, what, _ in rows]
     again = sum(attempts > 1 or reruns > 0 for _, _, attempts, _, reruns in rows)
     return {
         "accepted": len(clients.accepted),
@@ -230,8 +246,12 @@ def _audit(database, port, clients):
         "lost": lost + len(clients.accepted.keys() - stored),
         "unfinished": sum(status != "COMPLETED" for _, status, *_ in rows),
         "changed_results": changed,
-        "published_twice": sum(row[3] > 1 for row in rows),
-        "never_published": sum(row[3] == 0 for row in rows),
+        "published_twice": sum(each["published"] > 1 for each in seen),
+        "never_published": sum(each["published"] == 0 for each in seen),
         "run_again_percent": round(100 * again / len(rows), 2),
+        "taken_over": sum(each["taken over"] > 0 for each in seen),
+        "given_back": sum(each["given back"] > 0 for each in seen),
+        "rerun_by_the_pool": sum(row[4] > 0 for row in rows),
+        "claims_unheard": sum(each["unheard"] for each in seen),
         "answers_5xx": clients.server_errors + errors,
     }

@@ -3,7 +3,6 @@
 no_fence     a result is written whoever holds the job by now, and over another
 by_node      a heartbeat renews all that the database thinks this server holds, not what it runs
 cached       what this server last heard of a job answers for its result, too
-no_lock      two servers may pick the same waiting job
 """
 
 from server.jobs.attempt import Attempt
