@@ -18,7 +18,8 @@ R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Co
 R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
      are on disk must lose some. Skipped, with a message, where no mount can be made.
 R10  SIGTERM under load.
-R10c three servers behind HAProxy, restarted in turn under load. The same with a balancer that tries no other box.
+R10c three servers on one PostgreSQL behind HAProxy, restarted in turn under runs, sockets, jobs and streams. The same
+     with a balancer that tries no other box.
      Control: then some calls must fail without the lame duck.
 
 All of it uses loopback and `--model instant`. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
@@ -139,7 +140,8 @@ def parts(jobs):
     yield (
         "R10c",
         lambda folder: rolled(folder, 1 if short else 3000),
-        {"failed": "= 0", "closed_otherwise": "= 0", "sockets_moved": "≥ 3"} | in_full({"slowest_move_ms": "≤ 100"}),
+        {"failed": "= 0", "closed_otherwise": "= 0", "sockets_moved": "≥ 3"}
+        | in_full({"streams_moved": "≥ 1", "slowest_move_ms": "≤ 100"}),
     )
     if not short:
         yield (

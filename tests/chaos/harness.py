@@ -157,10 +157,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def call(port, method, path, body=None, timeout=20):
+def call(port, method, path, body=None, timeout=20, *, headers=None):
     """Return status and JSON of one call on a new connection. Raises `OSError` and `HTTPException`."""
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)) as connection:
-        connection.request(method, path, body and json.dumps(body), {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json"} | (headers or {})
+        connection.request(method, path, body and json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
 

@@ -1,42 +1,60 @@
-"""R10c: three servers behind HAProxy are restarted in turn, by SIGTERM, while clients run pictures and keep sockets."""
+"""R10c: three servers on one PostgreSQL behind HAProxy are restarted in turn, under clients of all kinds."""
 
+import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
+from pipelines.messages import Priority
+from server.jobs.postgres.migrations import migrate
 from tests.chaos.harness import PICTURE, Failed, call, until
 from tests.support.haproxy import three_boxes
+from tests.support.postgres import cluster
 from tests.support.server_process import APP
 
 INPUT = {"prompt": "", "image_url": PICTURE, "seed": 1, "sync_mode": True}
-FRAME_S = 0.1  # between two frames of a client, which draws
+PAUSE_S = 0.1  # of a client between two frames, runs or looks: others need time to start servers
 STUCK_S = 10.0
-RUNS, SOCKETS = 6, 3
+CLIENTS = {"run": 6, "realtime": 3, "queue": 2, "stream": 3}
 # The balancer tries a refused connection on another box, which hides most of what a box without lame duck does.
 ONE_TRY = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
 
+# Jobs of low priority wait for longer than a box takes to leave, as behind a long queue: their streams are cut.
+_LONG_QUEUE = (
+    f"""CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN NEW.not_before := NEW.submitted_at + {STUCK_S / 2}; RETURN NEW; END $$""",
+    f"""CREATE TRIGGER late BEFORE INSERT ON jobs
+        FOR EACH ROW WHEN (NEW.priority = {Priority.LOW:d}) EXECUTE FUNCTION late()""",
+)
+
 
 class Load:
-    """Clients of one balancer, each in a thread. `failures`: what was said to calls that got no picture."""
+    """Clients of one balancer, each in a thread. `failures`: what was said to calls that did not get what they asked.
+
+    `moves_ms`: from a socket's close to the next one's opening. `odd_closes`: with another code than 1000.
+    `streams_moved`: streams that ended before their job, and went on at another box.
+    """
 
     def __init__(self, port):
         self.calls = 0
         self.failures = []
-        self.moves_ms = []  # from a socket's close to the next one's opening
-        self.odd_closes = 0  # with another code than 1000
+        self.moves_ms = []
+        self.odd_closes = self.streams_moved = 0
         self._port = port
         self._stopped = threading.Event()
         self._lock = threading.Lock()
+        self._streams = set()  # open connections
 
     @contextlib.contextmanager
-    def running(self, kinds):
-        """`kinds`: how many clients of each of the methods `run`, `realtime`."""
-        clients = [getattr(self, kind) for kind, count in kinds.items() for _ in range(count)]
+    def running(self):
+        """Context in which the clients call."""
+        clients = [getattr(self, kind) for kind, count in CLIENTS.items() for _ in range(count)]
         threads = [threading.Thread(target=client) for client in clients]
         for thread in threads:
             thread.start()
@@ -44,17 +62,33 @@ class Load:
             yield
         finally:
             self._stopped.set()
+            self._cut_streams()
             for thread in threads:
                 thread.join()
 
     def run(self):
         """One run after the other, each on a connection of its own."""
+        while not self._stopped.wait(PAUSE_S):
+            self._call("POST", f"/run/{APP}", INPUT)
+
+    def queue(self):
+        """One job after the other: submit, poll, fetch, each on a connection of its own."""
+        while not self._stopped.wait(PAUSE_S):
+            if accepted := self._call("POST", f"/queue/{APP}", INPUT):
+                job = f"/queue/{APP}/requests/{accepted['request_id']}"
+                while (said := self._call("GET", f"{job}/status")) and said["status"] != "COMPLETED":
+                    time.sleep(PAUSE_S)
+                self._call("GET", job)
+
+    def stream(self):
+        """Follow one late job after the other by its stream; by the next stream, where one ends before the job."""
         while not self._stopped.is_set():
-            try:
-                status, _ = call(self._port, "POST", f"/run/{APP}", INPUT)
-                self._note(None if status == 200 else f"status {status}")
-            except (OSError, http.client.HTTPException) as error:
-                self._note(type(error).__name__)
+            if accepted := self._call("POST", f"/queue/{APP}", INPUT, {"X-Fal-Queue-Priority": "low"}):
+                job = f"/queue/{APP}/requests/{accepted['request_id']}"
+                while (last := self._follow(f"{job}/status/stream")) and last["status"] != "COMPLETED":
+                    self.streams_moved += 1
+                if last:
+                    self._call("GET", job)
 
     def realtime(self):
         """Frames on one socket; when it is closed, on the next one. What a close left unanswered is sent again."""
@@ -62,10 +96,10 @@ class Load:
         while not self._stopped.is_set():
             try:
                 url = f"ws://127.0.0.1:{self._port}/run/{APP}/realtime"
-                with connect(url, open_timeout=STUCK_S, close_timeout=1) as socket:
+                with connect(url, open_timeout=STUCK_S, close_timeout=1) as websocket:
                     if closed_at is not None:
                         self.moves_ms.append((time.monotonic() - closed_at) * 1e3)
-                    code = self._draw(socket)
+                    code = self._draw(websocket)
                     closed_at = time.monotonic()
             except (OSError, InvalidHandshake) as error:
                 self._note(type(error).__name__)
@@ -73,16 +107,63 @@ class Load:
             else:
                 self.odd_closes += code not in {None, 1000}
 
-    def _draw(self, socket):
+    def _draw(self, websocket):
         """Send frames until the socket is closed, and return its code; None when the load ends."""
-        while not self._stopped.wait(FRAME_S):
+        while not self._stopped.wait(PAUSE_S):
             try:
-                socket.send(json.dumps(INPUT))
-                answer = json.loads(socket.recv(timeout=STUCK_S))
+                websocket.send(json.dumps(INPUT))
+                answer = json.loads(websocket.recv(timeout=STUCK_S))
             except ConnectionClosed as error:
                 return error.rcvd.code if error.rcvd else 1006
             self._note(None if "images" in answer else f"{answer.get('error')}")
         return None
+
+    def _call(self, method, path, body=None, headers=None):
+        """Return the JSON of one call; None if it failed."""
+        what = path.partition("/requests/")[0] + path.partition("/requests/")[2][36:]
+        try:
+            status, answer = call(self._port, method, path, body, headers=headers)
+        except (OSError, http.client.HTTPException) as error:
+            self._note(f"{method} {what}: {type(error).__name__}")
+            return None
+        self._note(None if status in {200, 202} else f"{method} {what}: status {status}")
+        return answer if status in {200, 202} else None
+
+    def _follow(self, path):
+        """Return the last status that a stream tells; None if it failed, or the load has ended."""
+        failure, events = None, []
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=STUCK_S)) as connection:
+            try:
+                connection.connect()
+                with self._open(connection.sock):
+                    connection.request("GET", path)
+                    answer = connection.getresponse()
+                    events = [json.loads(line[6:]) for line in answer if line.startswith(b"data: ")]
+                if not events:
+                    failure = f"GET status/stream: status {answer.status}"
+            except (OSError, http.client.HTTPException) as error:
+                failure = f"GET status/stream: {type(error).__name__}"
+        if self._stopped.is_set():
+            return None
+        self._note(failure)
+        return None if failure else events[-1]
+
+    @contextlib.contextmanager
+    def _open(self, sock):
+        """Context of a stream on a socket, which is cut when the load ends."""
+        with self._lock:
+            self._streams.add(sock)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams.discard(sock)
+
+    def _cut_streams(self):
+        with self._lock:
+            for each in self._streams:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
 
     def _note(self, failure):
         with self._lock:
@@ -91,15 +172,28 @@ class Load:
                 self.failures.append(failure)
 
 
-def rolled(folder, calls, *, lameduck=3, one_try=False, kinds=None):
+@contextlib.contextmanager
+def fleet(folder, *flags, changes):
+    """Context of three servers on one database, and their balancer. `changes`: as of `balancing`."""
+    shared = folder / "shared"
+    shared.mkdir()
+    with cluster() as database:
+        asyncio.run(migrate(database.url()))
+        asyncio.run(database.execute(*_LONG_QUEUE))
+        env = {"FOURSTEP_DATABASE": database.url(), "FOURSTEP_FILES": f"file://{shared}"}
+        with three_boxes(folder, *flags, env=env, changes=changes) as running:
+            yield running
+
+
+def rolled(folder, calls, *, lameduck=3, one_try=False):
     """Restart each of three servers, and again until so many calls were made; return what was seen.
 
     `one_try`: the balancer tries no other box.
     """
     restarts = 0
-    with three_boxes(folder, "--lameduck", str(lameduck), changes=ONE_TRY if one_try else None) as (boxes, balancer):
+    with fleet(folder, "--lameduck", str(lameduck), changes=ONE_TRY if one_try else None) as (boxes, balancer):
         load = Load(balancer.http_port)
-        with load.running(kinds or {"run": RUNS, "realtime": SOCKETS}):
+        with load.running():
             until(lambda: load.calls > 100, "calls are answered")
             while restarts < len(boxes) or load.calls < calls:
                 box = boxes[restarts % len(boxes)]
@@ -118,5 +212,6 @@ def rolled(folder, calls, *, lameduck=3, one_try=False, kinds=None):
         "failed": len(load.failures),
         "sockets_moved": len(load.moves_ms),
         "closed_otherwise": load.odd_closes,
+        "streams_moved": load.streams_moved,
         "slowest_move_ms": round(max(load.moves_ms, default=0.0), 1),
     }

@@ -163,10 +163,11 @@ def _wait_bound(balancer: Balancer) -> None:
 class Box:
     """A server that keeps its port over its lives, as the configuration names it."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None) -> None:
         folder.mkdir()
         self.folder = folder
         self.port = free_port()
+        self._env = env
         self._flags = ("--model", "instant:20", *flags, "--port", str(self.port))
         self._server: Server | None = None
 
@@ -183,7 +184,7 @@ class Box:
 
     def start(self) -> None:
         """Start it; return when it is ready."""
-        self._server = start_server(*self._flags, data_dir=self.folder)
+        self._server = start_server(*self._flags, data_dir=self.folder, env=self._env)
         self._server.wait_ready()
 
     def __enter__(self) -> "Box":
@@ -197,10 +198,10 @@ class Box:
 
 @contextlib.contextmanager
 def three_boxes(
-    folder: Path, *flags: str, changes: Mapping[str, str] | None = None
+    folder: Path, *flags: str, env: Mapping[str, str] | None = None, changes: Mapping[str, str] | None = None
 ) -> Iterator[tuple[list[Box], Balancer]]:
     """Three servers behind a balancer; what a test has ended stays so. `changes`: as of `balancing`."""
-    boxes = [Box(folder / f"box{number}", *flags) for number in range(1, BOXES + 1)]
+    boxes = [Box(folder / f"box{number}", *flags, env=env) for number in range(1, BOXES + 1)]
     with contextlib.ExitStack() as stack:
         with ThreadPoolExecutor(BOXES) as pool:  # together: each takes seconds
             list(pool.map(stack.enter_context, boxes))
