@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,10 @@ _SHIPPED = Parts()
 
 def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
     """Return the server for these settings. Raises `SettingsError` for a setting which can't be used."""
-    auth, metrics, signing_keys = Auth(settings), Metrics(version()), SigningKeys(settings.webhook_keys_path)
+    metrics, signing_keys = Metrics(version()), SigningKeys(settings.webhook_keys_path)
+    cluster = forms.cluster(settings, metrics.database) if settings.database else None
+    clock = cluster.now if cluster else time.time
+    auth = Auth(settings, clock)
     times = {"start_timeout_s": settings.start_timeout, "idle_unload_s": 60 * settings.idle_unload}
     pool = parts.pool(settings.engine, settings.devices, **times)
 
@@ -121,7 +125,6 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
         model = await pool.loaded_model()
         return model == "demo" or model.startswith("instant")
 
-    cluster = forms.cluster(settings, metrics.database) if settings.database else None
     elsewhere = forms.file_store(settings, cluster)
     fetch = parts.fetch(settings, key_share=settings.key_share, samples=samples, abandoned=metrics.lookup_abandoned)
 
@@ -179,6 +182,7 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 signing_keys=signing_keys,
                 allowed=parse_networks(settings.allow_net),
                 cluster=cluster,
+                clock=clock,
             )
             yield
 

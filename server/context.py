@@ -1,7 +1,8 @@
 """The `Context` of the request handlers: made once when the server starts, at `request.app.state.ctx`."""
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from starlette.requests import HTTPConnection
@@ -22,7 +23,7 @@ class Context(Resources):
     """The parts of the server that routes use. `generate` is the use case with its resources bound.
 
     `allowed`: networks inside that webhooks may lead to. `listening`: how the server is reached. `cluster`: the other
-    servers, if there are any.
+    servers, if there are any. `clock`: Unix time in seconds, of all of them.
     """
 
     settings: AccessSettings
@@ -33,6 +34,7 @@ class Context(Resources):
     auth: Auth
     signing_keys: SigningKeys
     cluster: "Cluster | None" = None
+    clock: Callable[[], float] = time.time
 
 
 def context(connection: HTTPConnection) -> Context:

@@ -7,7 +7,6 @@ script in it can run.
 """
 
 import re
-import time
 from collections.abc import AsyncIterator
 from email.utils import formatdate
 from urllib.parse import quote
@@ -38,7 +37,7 @@ async def file(request: Request) -> Response:
     if stored is None:
         raise _not_found()
     reader = _reader(request, stored)
-    headers = _headers(stored)
+    headers = _headers(stored, ctx.clock())
     if _unchanged(request.headers.get("if-none-match", ""), headers["ETag"]):
         return Response(status_code=304, headers=headers)
     found = _check_range(request, {headers["ETag"], headers["Last-Modified"]}, stored.size)
@@ -108,9 +107,9 @@ def _key(request: Request) -> str | None:
     return caller.id
 
 
-def _headers(stored: Stored) -> dict[str, str]:
+def _headers(stored: Stored, now: float) -> dict[str, str]:
     public = _is_public(stored)
-    left = max(0, min(int(stored.expires - time.time()), _A_YEAR_S))
+    left = max(0, min(int(stored.expires - now), _A_YEAR_S))
     headers = {
         "Cache-Control": f"public, max-age={left}, immutable" if public else "private, no-store",
         "Content-Security-Policy": "default-src 'none'; sandbox",

@@ -16,7 +16,6 @@ The query parameter `storage_type` is ignored.
 """
 
 import datetime
-import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -85,11 +84,11 @@ async def initiate(request: Request) -> Response:
 
 async def cdn_token(request: Request) -> Response:
     """Answer with a token for `/cdn/files/upload`. `expires_at` has an offset: Python can't compare it otherwise."""
-    caller = find_caller(request)
-    expires = datetime.datetime.fromtimestamp(int(time.time()) + CDN_TOKEN_SECONDS, datetime.UTC)
+    ctx, caller = context(request), find_caller(request)
+    expires = datetime.datetime.fromtimestamp(int(ctx.clock()) + CDN_TOKEN_SECONDS, datetime.UTC)
     return json_response(
         {
-            "token": context(request).auth.issue(caller, CDN_TOKEN_SECONDS, audience="cdn"),
+            "token": ctx.auth.issue(caller, CDN_TOKEN_SECONDS, audience="cdn"),
             "token_type": "Bearer",
             "base_url": base_url(request.scope, "cdn"),
             "expires_at": expires.isoformat(),

@@ -30,7 +30,7 @@ ASK_S = 0.05  # between two claims of a server with room: nothing tells it that 
 LEFT_S = 5.0  # until a server that is busy with calls takes a job all the same: then all others are, too
 BEATS_IN_A_LEASE = 5
 MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
-OFFSET_S = 30.0  # of a clock, from which on /health says so
+OFFSET_S = 30.0  # of a clock, from which on it is wrong: /health says so, and the database's counts
 
 
 async def join(settings: ClusterSettings, make: Callable[[], None]) -> None:
@@ -119,6 +119,10 @@ class Cluster:
                 away = False
             await asyncio.sleep(MEMBER_S)
 
+    def now(self) -> float:
+        """Return Unix time: this machine's, or the database's where the machine's clock is wrong."""
+        return time.time() - self._offset_s
+
     def elsewhere(self, what: str, owner: str) -> int:
         """Return how many `calls` or `sessions` of a limited key are in flight at other servers."""
         return sum(node.counts.get(owner, {}).get(what, 0) for node in self._heard_of())
@@ -135,18 +139,23 @@ class Cluster:
         nodes = {"running": 1 + len(heard_of) - leaving, "leaving": leaving, "silent": len(others) - len(heard_of)}
         return {"up": self.pool.up, "nodes": nodes, "claims": self.store.claims, "fenced": self.store.fenced}
 
+    @property
+    def _offset_s(self) -> float:
+        """By how much this machine's clock is wrong; 0 where it is right but for what a slow answer may feign."""
+        offset_s = self._nodes.offset_s if self._nodes else 0.0
+        return offset_s if abs(offset_s) > OFFSET_S else 0.0
+
     def _heard_of(self) -> list[Node]:
         """Return the other servers that have shown signs of life of late."""
         return [node for node in (self._nodes.others if self._nodes else ()) if not node.silent]
 
     def health(self) -> Mapping[str, Any]:
         """Return what `/health` says of the database and of this server's clock."""
-        nodes = self._nodes
         said: dict[str, Any] = {"node": self.name, "database": "up" if self.pool.up else "away"}
         if self.pool.down_since is not None:
             said["database_away_s"] = round(time.time() - self.pool.down_since, 1)
-        if nodes is not None:
+        if self._nodes is not None:
             said["nodes"] = 1 + len(self._heard_of())
-            if abs(nodes.offset_s) > OFFSET_S:
-                said["clock_offset_s"] = round(nodes.offset_s, 1)
+        if self._offset_s:
+            said["clock_offset_s"] = round(self._offset_s, 1)
         return said

@@ -88,7 +88,7 @@ def shared(cluster: Cluster) -> Form:
         index=cluster.index,
         follower=cluster.follower,
         queue_options={"times": cluster.times},
-        deliverer_options={"longest_sleep_s": LOOK_S},
+        deliverer_options={"longest_sleep_s": LOOK_S, "clock": cluster.now},
         cluster=cluster,
     )
 
@@ -129,7 +129,7 @@ def file_store(settings: Settings, cluster: Cluster | None = None) -> dict[str, 
     except ModuleNotFoundError as error:
         raise SettingsError(f"files: {where.text} needs {error.name}, which is not installed. {_EXTRA}") from error
     make = functools.partial(opening.bucket, where, settings, key_share=settings.key_share, endpoint=s3_endpoint())
-    return {"store": make() if cluster is None else make(lock=lambda: cluster.pool.chore("files"))}
+    return {"store": make() if cluster is None else make(lock=lambda: cluster.pool.chore("files"), clock=cluster.now)}
 
 
 def check_extra() -> None:

@@ -303,6 +303,17 @@ def test_an_expired_token_is_refused(auth):
     assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
 
 
+def test_a_token_ends_by_the_clock_of_all_servers(settings):
+    now = 1_000_000.0
+    auth = Auth(settings, lambda: now)
+    token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"])
+    caller = auth.caller(connection(f"Bearer {token}"), LCM_SD15_I2I).id
+    now += 120
+
+    assert caller == "alice"
+    assert refusal(auth, connection(query=f"fal_jwt_token={token}")).status == 401
+
+
 def test_a_token_counts_only_where_an_app_is_called(auth):
     token = auth.issue(Caller("alice", "alice"), 120, ["lcm-sd15-i2i"])
 

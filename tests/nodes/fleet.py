@@ -4,7 +4,7 @@ import contextlib
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +24,13 @@ class Answer(NamedTuple):
 
 
 class Fleet:
-    """Servers by number. `flags`: of all; `url`: of the database, perhaps by a proxy."""
+    """Servers by number. `flags`: of all; `url`: of the database, perhaps by a proxy; `own`: variables of one."""
 
-    def __init__(self, folder: Path, url: str, flags: Sequence[str]) -> None:
+    def __init__(self, folder: Path, url: str, flags: Sequence[str], own: Mapping[int, Mapping[str, str]]) -> None:
         self.folder = folder
         self.url = url
         self.flags = flags
+        self.own = own
         self.servers: dict[int, Server] = {}
         (folder / "shared").mkdir(exist_ok=True)
 
@@ -47,16 +48,30 @@ class Fleet:
         where = self.data_dir(number)
         where.mkdir(exist_ok=True)
         names = ("--node", f"box{number}")
-        server = start_server(*self.flags, *names, *flags, data_dir=where, env=self.env | of_release(release))
+        env = self.env | of_release(release) | self.own.get(number, {})
+        server = start_server(*self.flags, *names, *flags, data_dir=where, env=env)
         self.servers[number] = server
         if ready:
             until(lambda: server.get("/health")["state"] in {"READY", "BUSY"})
         return server
 
-    def ask(self, number: int, path: str, body: Any = None, method: str = "", key: str = "") -> Answer:
-        """Return what a server answers."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Key {key}"} if key else {})
+    def ask(
+        self,
+        number: int,
+        path: str,
+        body: Any = None,
+        method: str = "",
+        key: str = "",
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Return what a server answers. `body`: bytes as they are, anything else as JSON."""
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {
+            "Content-Type": "application/json",
+            **({"Authorization": f"Key {key}"} if key else {}),
+            **(headers or {}),
+        }
         url = path if path.startswith("http") else self.servers[number].url + path
         request = urllib.request.Request(url, data, headers, method=method or None)
         try:
@@ -94,9 +109,11 @@ def _answer(answer: Any) -> Answer:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path, url: str, count: int, *flags: str) -> Iterator[Fleet]:
-    """Context of so many running servers."""
-    servers = Fleet(folder, url, flags)
+def fleet(
+    folder: Path, url: str, count: int, *flags: str, own: Mapping[int, Mapping[str, str]] | None = None
+) -> Iterator[Fleet]:
+    """Context of so many running servers. `own`: as of `Fleet`."""
+    servers = Fleet(folder, url, flags, own or {})
     try:
         for number in range(1, count + 1):
             servers.start(number, ready=False)

@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -126,8 +127,9 @@ def bucket(
     endpoint: str = "",
     lock: Lock = unshared,
     usage: Usage | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> Callable[[DiskStore, Names], Bucket]:
-    """Return what makes the store at a location. `lock`, `usage`: those that all servers share, if any.
+    """Return what makes the store at a location. `lock`, `usage`, `clock`: those that all servers share, if any.
 
     Raises `SettingsError`.
     """
@@ -142,6 +144,7 @@ def bucket(
             ttl_s=settings.file_ttl,
             check=functools.partial(check, objects, where),
             lock=lock,
+            clock=clock,
         )
 
     return make
