@@ -237,6 +237,15 @@ async def test_a_submit_whose_answer_was_lost_is_one_job(form, store):
     assert [job.id for job in await store.claim(9)] == [wish.id]
 
 
+async def test_the_name_of_a_payload_whose_answer_was_lost_is_noted_once(form, store):
+    form.pool.lose(1)  # that of the note
+    wish = new(store_io=False)
+
+    await store.submit(wish)
+
+    assert [job.input for job in await store.claim(9)] == [wish.input]
+
+
 async def test_a_claim_whose_answer_was_lost_is_released(form, store):
     lost = await submitted(store)
     form.pool.lose(1)

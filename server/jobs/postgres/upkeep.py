@@ -48,7 +48,9 @@ DELETE FROM jobs USING old WHERE jobs.seq = old.seq
 # --- objects that no row names
 
 # Arguments: name, seconds until it is deleted if no row has come to name it.
-PUTTING: Final = Statement("putting", f"INSERT INTO objects (name, due_at) VALUES ($1, {NOW} + $2::float8)")
+PUTTING: Final = Statement(
+    "putting", f"INSERT INTO objects (name, due_at) VALUES ($1, {NOW} + $2::float8) ON CONFLICT DO NOTHING"
+)
 # Argument: how many. They are this server's for a minute.
 ORPHANS: Final = Statement(
     "orphans",
