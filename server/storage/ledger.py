@@ -45,6 +45,22 @@ class Size(NamedTuple):
 NOTHING = Size(0, 0)
 
 
+class Quota(NamedTuple):
+    """What all together may have. `share`: part of it that one owner may take when others want it."""
+
+    size: Size
+    share: float
+
+    def short(self, wanted: Size) -> int | None:
+        """Return of what there is too little for so much: 0 for bytes, 1 for files, None for nothing."""
+        return next((which for which in range(2) if wanted[which] > self.size[which]), None)
+
+    def gives_own(self, which: int, owner: bytes, mine: int, heaviest: int) -> bool:
+        """Return whether room for an owner who would have `mine` is made of his own; else of the heaviest one's."""
+        within_share = owner == COMMON or mine <= self.share * self.size[which]
+        return not within_share or mine >= heaviest
+
+
 @functools.lru_cache(4096)  # one object for all files of as many blocks: a server has a hundred thousand
 def _blocks(blocks: int, files: int) -> Size:
     return Size(blocks * BLOCK_BYTES, files)
@@ -53,6 +69,11 @@ def _blocks(blocks: int, files: int) -> Size:
 def on_disk(size: int, *, meta: bool = False) -> Size:
     """Return what a file of `size` bytes takes; `meta`: with a metadata file."""
     return _blocks(max(1, -(-size // BLOCK_BYTES)) + meta, 1 + meta)
+
+
+def named_in(key: str) -> str:
+    """Return the name in the key of an item."""
+    return key.partition("/")[2].partition("/")[0] or key
 
 
 class Victim(NamedTuple):
@@ -74,15 +95,17 @@ class _Account:
         return self.unfinished if "/" in key else self.stored
 
 
-class Ledger:
-    """The items of all owners. A key is a stored file's name, or `folder/name` of what is unfinished.
+_NOBODY = (COMMON, _Account())
 
-    `share`: part of the quota that one owner may take when others want it. `account`: tag of the owner, by name.
+
+class Ledger:
+    """The items of all owners. A key is a stored file's name, or `folder/name…` of what is unfinished.
+
+    `share`: see `Quota`. `account`: tag of the owner, by name.
     """
 
     def __init__(self, quota: Size, share: float, account: Callable[[str], bytes]) -> None:
-        self._quota = quota
-        self._share = share
+        self._quota = Quota(quota, share)
         self._read = account
         self._account = functools.lru_cache(1024)(account)  # each item is looked up several times while it is written
         self._accounts: dict[bytes, _Account] = {}
@@ -91,7 +114,7 @@ class Ledger:
 
     def owner(self, key: str) -> bytes:
         """Return the tag of an item's owner."""
-        return self._account(key.rpartition("/")[2])
+        return self._account(named_in(key))
 
     def size(self, key: str) -> Size | None:
         """Return an item's size; None if there is no such item."""
@@ -124,23 +147,27 @@ class Ledger:
         `unfinished`: after the stored files of its owner, his other unfinished ones may go.
         """
         wanted = self.used.plus(more)
-        short = next((which for which in range(2) if wanted[which] > self._quota[which]), None)
+        short = self._quota.short(wanted)
         if short is None:
             return None
-        heaviest = max(self._accounts.items(), key=lambda item: item[1].used[short], default=(COMMON, _Account()))
+        heaviest = max(self._accounts.items(), key=lambda item: (item[1].used[short], item[0]), default=_NOBODY)
         owner = heaviest[0] if key is None else self.owner(key)
         own = self._accounts.get(owner, _Account())
         mine = own.used[short] + more[short]
-        within_share = owner == COMMON or mine <= self._share * self._quota[short]
-        if not within_share or mine >= heaviest[1].used[short]:
+        if self._quota.gives_own(short, owner, mine, heaviest[1].used[short]):
             of = own.stored or (own.unfinished if unfinished else {})
             return Victim(next((item for item in of if item != key), None), own=True)
         of = heaviest[1].stored or heaviest[1].unfinished
         return Victim(next(iter(of)), own=False)
 
+    def below(self, folder: str) -> list[str]:
+        """Return the unfinished items whose keys go on after `folder/`."""
+        account = self._accounts.get(self.owner(folder), _Account())
+        return [key for key in account.unfinished if key.startswith(f"{folder}/")]
+
     def exceeds(self, more: Size) -> bool:
         """Return whether so much is more than the whole quota."""
-        return any(more[which] > self._quota[which] for which in range(2))
+        return self._quota.short(more) is not None
 
     # --- counting anew
 
@@ -150,7 +177,7 @@ class Ledger:
 
     def replaced(self, found: Iterable[tuple[str, Size]]) -> "Ledger":
         """Return a ledger of the stored files that were found since `recount`, oldest first."""
-        ledger = Ledger(self._quota, self._share, self._read)
+        ledger = Ledger(*self._quota, self._read)
         for key, size in found:
             ledger.set(key, size)
         return ledger

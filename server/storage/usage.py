@@ -1,24 +1,28 @@
 """What a bucket's files take, by owner: the rules of `ledger`, for items that other servers change too.
 
-A key is a file's name, or `parts/NAME` for all parts of an upload; `Names.account` tells its owner.
+A key is a file's name, `parts/NAME/…` for a part of an upload, or `parts/NAME` for all of them; `Names.account` tells
+its owner. Parts have a key each, since they come to several servers at once.
 """
 
 import heapq
 import time
 from asyncio import to_thread
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from typing_extensions import override
 
 from server.storage.disk import FRESH_S
 from server.storage.full import StorageFull
-from server.storage.ledger import NOTHING, Ledger, Size
+from server.storage.ledger import NOTHING, Ledger, Quota, Size
 from server.storage.names import COMMON
+
+# Between two recounts.
+RECOUNT_S = 3600.0
 
 
 class Item(NamedTuple):
-    """What a listing has found. `created`: Unix time."""
+    """A file or part that a listing has found. `created`: Unix time."""
 
     created: float
     key: str
@@ -48,8 +52,20 @@ class Usage(Protocol):
     async def excess(self) -> list[str]:
         """Return what has to be deleted to keep the quota, and count it no more."""
 
+    async def recount_is_due(self) -> bool:
+        """Return whether it is time for a recount."""
+
     async def recount(self, pages: AsyncIterator[Sequence[Item]], writing: Callable[[], Collection[str]]) -> None:
         """Count what the pages of a listing have found, and those that are being written, instead of what was."""
+
+
+# Makes the usage for a quota, from what tells the tag of a name's owner.
+MakeUsage: TypeAlias = Callable[[Quota, Callable[[str], bytes]], Usage]
+
+
+def upload_of(key: str) -> str:
+    """Return the key that goes with an item: of a part, that of its whole upload, which is nothing without it."""
+    return "/".join(key.split("/")[:2])
 
 
 class MemoryUsage(Usage):
@@ -59,6 +75,7 @@ class MemoryUsage(Usage):
         self._ledger = ledger
         self._now = clock
         self._created: dict[str, float] = {}  # of those which are fresh
+        self._counted_at = -RECOUNT_S
 
     @property
     @override
@@ -84,10 +101,10 @@ class MemoryUsage(Usage):
         victim = self._ledger.victim(more, key, unfinished=newest)
         if victim is None:
             return None
-        spared = victim.key is None or (victim.own and not newest and self._is_fresh(victim.key))
-        if spared or self._ledger.exceeds(more):
+        spared = victim.own and not newest and victim.key is not None and self._is_fresh(victim.key)
+        if victim.key is None or spared or self._ledger.exceeds(more):
             raise StorageFull(by_key=self._ledger.owner(key) != COMMON)
-        return victim.key
+        return upload_of(victim.key)
 
     def _is_fresh(self, key: str) -> bool:
         return 0 <= self._now() - self._created.get(key, 0.0) < FRESH_S
@@ -95,16 +112,21 @@ class MemoryUsage(Usage):
     @override
     async def forget(self, keys: Collection[str]) -> None:
         for key in keys:
-            self._ledger.remove(key)
-            self._created.pop(key, None)
+            for each in (key, *self._ledger.below(key)):
+                self._ledger.remove(each)
+                self._created.pop(each, None)
 
     @override
     async def excess(self) -> list[str]:
         gone: list[str] = []
         while (victim := self._ledger.victim(NOTHING)) is not None and victim.key and not self._is_fresh(victim.key):
-            await self.forget([victim.key])
-            gone.append(victim.key)
+            gone.append(upload_of(victim.key))
+            await self.forget(gone[-1:])
         return gone
+
+    @override
+    async def recount_is_due(self) -> bool:
+        return time.monotonic() - self._counted_at >= RECOUNT_S
 
     @override
     async def recount(self, pages: AsyncIterator[Sequence[Item]], writing: Callable[[], Collection[str]]) -> None:
@@ -118,3 +140,9 @@ class MemoryUsage(Usage):
             **{each.key: each.created for page in found for each in page if each.created > self._now() - FRESH_S},
             **{key: made for key, made in self._created.items() if self._is_fresh(key)},
         }
+        self._counted_at = time.monotonic()
+
+
+def in_memory(quota: Quota, account: Callable[[str], bytes]) -> Usage:
+    """Return the usage of a server that is alone."""
+    return MemoryUsage(Ledger(*quota, account))

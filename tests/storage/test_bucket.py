@@ -18,7 +18,7 @@ from server.storage.bucket import bucket, expiry, opening
 from server.storage.bucket.objects import CHUNK_BYTES, PATIENCE_S
 from server.storage.files import Files
 from server.storage.ledger import BLOCK_BYTES as BLOCK
-from server.storage.ledger import Ledger, Size
+from server.storage.ledger import Ledger, Quota, Size
 from server.storage.location import parse
 from server.storage.names import Names
 from server.storage.usage import MemoryUsage
@@ -47,7 +47,7 @@ class Clock:
 class Box:
     """One server's files at a place that others share, and `store`, the bucket behind them."""
 
-    def __init__(self, folder, place, *, patience_s=30.0, blocks=QUOTA, share=0.5, lock=expiry.unshared):
+    def __init__(self, folder, place, *, patience_s=30.0, blocks=QUOTA, share=0.5, lock=expiry.unshared, usage=None):
         self.clock = Clock()
         self.folder = folder
         where = parse(place)
@@ -55,11 +55,15 @@ class Box:
         (folder / "files").mkdir(parents=True)
         (folder / "files" / "upload.secret").write_bytes(SECRET)
 
+        def in_memory(quota, account):
+            return MemoryUsage(Ledger(*quota, account), self.clock)
+
         def make(spool, names):
+            self.usage = (usage or in_memory)(Quota(Size(blocks * BLOCK, 1000), share), names.account)
             self.store = bucket.Bucket(
                 self.objects,
                 spool,
-                MemoryUsage(Ledger(Size(blocks * BLOCK, 1000), share, names.account), self.clock),
+                self.usage,
                 ttl_s=30 * DAY_S,
                 check=lambda: opening.check(self.objects, where),
                 lock=lock,
@@ -344,6 +348,15 @@ async def test_what_others_have_stored_counts_after_a_sweep(tmp_path, anywhere):
     await two.store.sweep()
 
     assert two.files.used == one.files.used == Size(9 * BLOCK, 2)
+
+
+async def test_parts_that_come_together_all_count(tmp_path, anywhere):
+    box = Box(tmp_path, anywhere)
+    upload = box.permit()
+
+    await asyncio.gather(*[box.files.receive_part(upload, 1 + at, stream(bytes(BLOCK)), None) for at in range(3)])
+
+    assert box.files.used == Size(3 * BLOCK, 3)
 
 
 async def test_beyond_a_smaller_quota_the_oldest_go(tmp_path, anywhere):

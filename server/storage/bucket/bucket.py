@@ -27,18 +27,16 @@ from server.storage.bucket.paths import (
     path_of,
     size_of,
     stored_parts,
-    total,
 )
 from server.storage.disk import DiskStore
 from server.storage.layout import HEAD_BYTES, Meta
-from server.storage.ledger import NOTHING, Size, on_disk
+from server.storage.ledger import Size, on_disk
 from server.storage.names import NAME
 from server.storage.store import MissingPart, Store, Stored
 from server.storage.usage import Item, Usage
 
 # Parts go a day after the first: no upload URL is valid for as long.
 _PARTS_S = 86400.0
-_RECOUNT_S = 3600.0
 # Objects of this size need no turn: a request has that much memory reserved for an upload.
 _SMALL_BYTES = 2 << 20
 # Larger objects that are stored at once, each of which takes up to three chunks of memory.
@@ -72,7 +70,6 @@ class Bucket(Store):
         self._now = clock
         self._writing: set[str] = set()
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
-        self._counted_at = -_RECOUNT_S
 
     @property
     @override
@@ -111,20 +108,14 @@ class Bucket(Store):
             kept = [part for (other, _), part in before.items() if other != number]
             if sum(part.size for part in kept) + size > limit:
                 return False
-            key = parts_of(name)
             if not before:
-                await self._objects.put(expiry.marker(key, self._now() + _PARTS_S), b"")
-            await self._reserve(key, total(kept).plus(on_disk(size)))
-            try:
-                await self._put(draft, size, part_path(name, number, etag))
-            except BaseException:
-                await self._usage.reserve(key, total(before.values()))
-                raise
+                await self._objects.put(expiry.marker(parts_of(name), self._now() + _PARTS_S), b"")
+            key, put = part_path(name, number, etag), functools.partial(self._put, draft, size)
+            await self._counted(key, size, functools.partial(put, key), before=(number, etag) in before)
             # What this part replaces: never one that came beside it.
-            await expiry.for_each(
-                [part.path for (other, tag), part in before.items() if other == number and tag != etag],
-                self._objects.delete,
-            )
+            replaced = [part.path for (other, tag), part in before.items() if other == number and tag != etag]
+            await expiry.for_each(replaced, self._objects.delete)
+            await self._usage.forget(replaced)
         return True
 
     @override
@@ -158,24 +149,31 @@ class Bucket(Store):
         newest: bool = False,
     ) -> None:
         path, expires = path_of(name), self._now() + (self._ttl_s if seconds is None else seconds)
-        self._writing.add(name)
-        written = False
-        try:
-            await self._reserve(name, on_disk(size), newest=newest)
+
+        async def put() -> None:
             await asyncio.gather(
                 self._objects.put(expiry.marker(name, expires), b""),
                 self._objects.put(path + META_ENDING, msgspec.json.encode(Record(expires, meta))),
             )
             await write(path)
+
+        await self._counted(name, size, put, newest=newest)
+
+    async def _counted(
+        self, key: str, size: int, put: Callable[[], Awaitable[None]], *, newest: bool = False, before: bool = False
+    ) -> None:
+        """Count an item, then put it; what can't be put counts no more, unless it was there `before`."""
+        self._writing.add(key)
+        written = before
+        try:
+            while victims := await self._usage.reserve(key, on_disk(size), newest=newest):
+                await expiry.for_each(victims, self._drop)
+            await put()
             written = True
         finally:
-            self._writing.discard(name)
+            self._writing.discard(key)
             if not written:
-                await self._usage.forget([name])
-
-    async def _reserve(self, key: str, size: Size, *, newest: bool = False) -> None:
-        while victims := await self._usage.reserve(key, size, newest=newest):
-            await expiry.for_each(victims, self._drop)
+                await self._usage.forget([key])
 
     async def _put(self, draft: Path, size: int, path: str) -> None:
         if size <= _SMALL_BYTES:
@@ -245,9 +243,8 @@ class Bucket(Store):
             if ours:
                 async for keys, folder in expiry.due(self._objects, self._now()):
                     await expiry.for_each(keys, functools.partial(self._expire, folder))
-        if time.monotonic() - self._counted_at >= _RECOUNT_S:
-            await self._usage.recount(self._items(), lambda: self._writing)
-            self._counted_at = time.monotonic()
+                if await self._usage.recount_is_due():
+                    await self._usage.recount(self._items(), lambda: self._writing)
         await expiry.for_each(await self._usage.excess(), self._drop)
 
     async def _expire(self, folder: str, key: str) -> None:
@@ -261,13 +258,8 @@ class Bucket(Store):
         await self._objects.delete(f"{folder}/{key}")
 
     async def _items(self) -> AsyncIterator[list[Item]]:
-        parts: dict[str, Item] = {}
         async for page in self._objects.pages("parts"):
-            for found in page:
-                key = found.path.rpartition("/")[0]
-                before = parts.get(key, Item(found.modified, key, NOTHING))
-                parts[key] = before._replace(size=before.size.plus(on_disk(found.size)))
-        yield list(parts.values())
+            yield [Item(found.modified, found.path, on_disk(found.size)) for found in page]
         async for page in self._objects.pages("stored"):
             yield [
                 Item(found.modified, found.path.rpartition("/")[2], on_disk(found.size))

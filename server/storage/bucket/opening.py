@@ -25,10 +25,10 @@ from server.storage.bucket.bucket import Bucket
 from server.storage.bucket.expiry import Lock, unshared
 from server.storage.bucket.objects import OS_ERROR, PATIENCE_S, Objects
 from server.storage.disk import DiskStore
-from server.storage.ledger import Ledger, Size
+from server.storage.ledger import Quota, Size
 from server.storage.location import Location
 from server.storage.names import Names
-from server.storage.usage import MemoryUsage, Usage
+from server.storage.usage import MakeUsage, in_memory
 
 if TYPE_CHECKING:  # at run time it has none of them
     from obstore.store import ClientConfig, S3Config
@@ -126,10 +126,10 @@ def bucket(
     key_share: float,
     endpoint: str = "",
     lock: Lock = unshared,
-    usage: Usage | None = None,
+    usage: MakeUsage = in_memory,
     clock: Callable[[], float] = time.time,
 ) -> Callable[[DiskStore, Names], Bucket]:
-    """Return what makes the store at a location. `lock`, `usage`, `clock`: those that all servers share, if any.
+    """Return what makes the store at a location. `lock`, `usage`, `clock`: those that servers share, if any.
 
     Raises `SettingsError`.
     """
@@ -140,7 +140,7 @@ def bucket(
         return Bucket(
             objects,
             spool,
-            usage or MemoryUsage(Ledger(quota, key_share, names.account)),
+            usage(Quota(quota, key_share), names.account),
             ttl_s=settings.file_ttl,
             check=functools.partial(check, objects, where),
             lock=lock,

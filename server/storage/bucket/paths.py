@@ -7,8 +7,7 @@ parts/ab12….zip/00001-89ab…      a part of an upload: its number, and the di
 
 import asyncio
 import contextlib
-import functools
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,6 @@ import msgspec
 from server.storage.bucket.objects import Found, Objects
 from server.storage.full import StorageFull
 from server.storage.layout import Meta
-from server.storage.ledger import NOTHING, Size, on_disk
 
 META_ENDING = ".meta.json"
 _READ_BYTES = 1 << 20
@@ -35,12 +33,12 @@ def path_of(name: str) -> str:
 
 
 def parts_of(name: str) -> str:
-    """Return the folder of an upload's parts; the key, too, under which they are counted."""
+    """Return the folder of an upload's parts."""
     return f"parts/{name}"
 
 
 def part_path(name: str, number: int, etag: str) -> str:
-    """Return the path of a part of an upload."""
+    """Return the path of a part of an upload, which is counted by it, too."""
     return f"{parts_of(name)}/{number:05}-{etag}"
 
 
@@ -59,11 +57,6 @@ async def stored_parts(objects: Objects, name: str) -> dict[tuple[int, str], Fou
             _, number, etag = part_at(each.path)
             found[number, etag] = each
     return found
-
-
-def total(parts: Iterable[Found]) -> Size:
-    """Return what parts count together."""
-    return functools.reduce(Size.plus, (on_disk(part.size) for part in parts), NOTHING)
 
 
 def size_of(draft: Path) -> int:
