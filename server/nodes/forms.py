@@ -129,7 +129,12 @@ def file_store(settings: Settings, cluster: Cluster | None = None) -> dict[str, 
     except ModuleNotFoundError as error:
         raise SettingsError(f"files: {where.text} needs {error.name}, which is not installed. {_EXTRA}") from error
     make = functools.partial(opening.bucket, where, settings, key_share=settings.key_share, endpoint=s3_endpoint())
-    return {"store": make() if cluster is None else make(lock=lambda: cluster.pool.chore("files"), clock=cluster.now)}
+    if cluster is None:
+        return {"store": make()}
+    from server.nodes import usage  # noqa: PLC0415
+
+    lock = functools.partial(cluster.pool.chore, "files")
+    return {"store": make(lock=lock, usage=usage.shared(cluster.pool), clock=cluster.now)}
 
 
 def check_extra() -> None:

@@ -50,7 +50,7 @@ async def test_a_release_that_is_too_old_for_the_schema_says_so(postgres):
     url = postgres.url(await postgres.new_database())
     await migrate(url, [*STEPS, Step(["SELECT 1"], serves=1)])
     await migrate(url)
-    await migrate(url, [*STEPS, Step(["SELECT 1"], serves=1), Step(["SELECT 1"], serves=2)])
+    await migrate(url, [*STEPS, Step(["SELECT 1"], serves=1), Step(["SELECT 1"], serves=len(STEPS) + 1)])
 
     with pytest.raises(DatabaseTooNew, match="upgrade fourstep"):
         await migrate(url)

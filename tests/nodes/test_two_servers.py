@@ -93,7 +93,7 @@ def test_jobs_go_to_the_server_that_has_no_calls_to_answer(pair):
     assert all(f"job {path.rpartition('/')[2]}" in log for path in paths)
 
 
-def test_a_file_of_one_server_is_served_by_the_other(pair):
+def test_a_file_of_one_server_is_served_by_the_other_and_counts_for_both(pair, postgres, database):
     path = pair.submit(1)
     pair.completed(1, path)
     url = pair.ask(1, path).body["images"][0]["url"]
@@ -102,6 +102,9 @@ def test_a_file_of_one_server_is_served_by_the_other(pair):
     here, other = pair.ask(1, there), pair.ask(2, there)
     assert here.body[:2] == b"\xff\xd8"
     assert (other.status, other.body) == (200, here.body)
+    counted = asyncio.run(postgres.fetch(database, "SELECT files FROM files"))
+    assert counted
+    assert set(counted) == {(1,)}
 
 
 def test_a_job_is_cancelled_at_another_server_than_that_which_runs_it(pair):

@@ -31,6 +31,7 @@ _WORTH_A_TRY = (
     asyncpg.ReadOnlySQLTransactionError,  # it was the primary until now
     asyncpg.InvalidAuthorizationSpecificationError,  # perhaps a standby that has not heard of the user yet
     asyncpg.InvalidCachedStatementError,  # a newer release has changed a table
+    asyncpg.UniqueViolationError,  # another server was first; the next try sees what it has stored
     asyncpg.InternalClientError,  # no host takes writes at present; or bytes that are no protocol
     OSError,  # also TimeoutError and SSLError
 )

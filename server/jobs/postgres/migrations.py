@@ -54,8 +54,27 @@ _FIRST = Step(
     ],
     serves=1,
 )
+_FILES = Step(
+    [
+        "DROP TABLE files",  # nothing was ever in it
+        """
+CREATE TABLE files (
+    name text NOT NULL, part text NOT NULL, owner text NOT NULL, bytes bigint NOT NULL, files integer NOT NULL,
+    created_at float8 NOT NULL, PRIMARY KEY (name, part)
+)
+""",
+        "CREATE INDEX files_oldest ON files (owner, (part <> ''), created_at)",
+        "ALTER TABLE files SET (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000)",
+        """
+CREATE TABLE files_used (owner text PRIMARY KEY, bytes bigint NOT NULL, files bigint NOT NULL) WITH (fillfactor = 10)
+""",
+        "INSERT INTO files_used (owner, bytes, files) VALUES ('', 0, 0)",
+        "ALTER TABLE fleet ADD COLUMN files_counted_at float8 NOT NULL DEFAULT 0",
+    ],
+    serves=1,
+)
 # A step that has shipped is never changed: add the next one.
-STEPS: tuple[Step, ...] = (_FIRST,)
+STEPS: tuple[Step, ...] = (_FIRST, _FILES)
 
 
 async def migrate(url: str, steps: Sequence[Step] = STEPS, *, timeout_s: float = CONNECT_S) -> None:

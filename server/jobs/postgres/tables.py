@@ -1,10 +1,12 @@
 """Tables of a PostgreSQL that several servers share: those of every form, with some columns more, and others.
 
+They are as the first of the `migrations` makes them; what a later one has changed is there.
+
 objects    payloads in the object store that no row names
 fleet      one row of what all servers do together
 nodes      one row per running server
 documents  small files which each server reads: keys, secrets
-files      stored files, for quotas and expiry
+files      stored files, for quotas (made anew by the second step)
 """
 
 from typing import Any
@@ -81,7 +83,7 @@ sa.Table(
     sa.Column("body", sa.LargeBinary, nullable=False),
 )
 
-# Uploads and results in the object store, for quotas and expiry.
+# Uploads and results in the object store. Never used in this form: see the second step.
 sa.Table(
     "files",
     shared,
