@@ -12,7 +12,7 @@ PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-sho
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo serve test coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short chaos-fleet chaos-fleet-short chaos-fleet-quick fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
+.PHONY: help demo serve test test-fleet coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short chaos-fleet chaos-fleet-short chaos-fleet-quick fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,10 +25,13 @@ serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:
 	$(BIN)/fourstep serve --model auto --tls-port 8443 $(FLAGS)
 
 # Tests start some hundred processes: each would compile every module anew where the machine's settings forbid to keep it.
-test coverage: export PYTHONDONTWRITEBYTECODE :=
+test test-fleet coverage: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(VENV)/.dev ## run the tests, as many at once as there are cores (up to four)
 	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
+
+test-fleet: $(VENV)/.dev ## the tests of clients, each server of theirs three on one PostgreSQL behind HAProxy (half an hour)
+	$(BIN)/python -m pytest --fleet tests/clients tests/api/test_playground.py tests/api/test_schemathesis.py $(FLAGS)
 
 coverage: $(VENV)/.dev ## the tests again but for the longest, the slowest named, and the floor on what they reach in this process
 	$(BIN)/python -m pytest $(PARALLEL) -m "not long" --durations=25 --cov --cov-report= $(FLAGS)

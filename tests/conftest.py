@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from pipelines import log_lines
+from tests.nodes.alone import reason
+from tests.nodes.boxes import taken_for_one
 from tests.support.postgres import Cluster, cluster
 from tests.support.server_process import Server, serving
 from tests.support.stores import object_store
@@ -23,6 +25,21 @@ ALLOWED_SKIPS = ("needs a private mount namespace",)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The workers share the cores. torch's threads on top of that, here and in servers, would wait for each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What is taken for a server: one, or three behind HAProxy."""
+    parser.addoption("--fleet", action="store_true", help="three servers behind HAProxy in place of each")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fleet(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--fleet`, each server that a test starts is three behind HAProxy, by one PostgreSQL."""
+    if not request.config.getoption("--fleet"):
+        yield
+        return
+    with cluster("max_connections=500") as database, taken_for_one(database):
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -92,8 +109,14 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return server.bucket()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the modules that take long: one left for the end would keep the other workers waiting."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Begin with the modules that take long: one left for the end would keep the other workers waiting.
+
+    With `--fleet`, leave out what holds of one server only.
+    """
+    if config.getoption("--fleet"):
+        config.hook.pytest_deselected(items=[item for item in items if reason(item.nodeid)])
+        items[:] = [item for item in items if not reason(item.nodeid)]
     long = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in long)
 

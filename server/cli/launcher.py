@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,14 +101,17 @@ def start(
     env: Mapping[str, str] | None = None,
     log: IO[bytes] | None = None,
     timeout: float = 30,
+    program: Sequence[str] = (),
 ) -> Server:
     """Start `fourstep serve` on free ports and return once it answers HTTP (the model may still be loading).
 
-    `env` replaces the environment. Its log goes to `log`, else to this process's stderr.
+    `env` replaces the environment. Its log goes to `log`, else to this process's stderr. `program`: what is started in
+    place of `fourstep`, with the same arguments.
     """
     run_file = data_dir / RUN_FILE
     run_file.unlink(missing_ok=True)
-    command = [str(Path(sys.executable).with_name("fourstep")), "serve", "--data-dir", str(data_dir), "--port", "0"]
+    program = program or (str(Path(sys.executable).with_name("fourstep")),)
+    command = [*program, "serve", "--data-dir", str(data_dir), "--port", "0"]
     process = subprocess.Popen([*command, *flags], stdin=subprocess.DEVNULL, stderr=log, env=env)
     end = time.monotonic() + timeout
     while time.monotonic() < end and process.poll() is None:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from pipelines.images.codec import encode
 from server.transport.takeover import hosts_lines
 from tests.clients.kit import Clients
 from tests.clients.sandbox import Sandbox, SandboxError, sandbox
-from tests.support.server_process import Server, clean_env, serving
+from tests.support.server_process import PROGRAM, STARTED_WITHIN_S, Server, addresses, clean_env, serving
 
 KEY = "test-key:0123456789abcdef"
 # Receivers of webhooks run beside the clients.
@@ -52,8 +51,8 @@ class Takeover:
         )
 
 
-@pytest.fixture(scope="session")
-def picture() -> str:
+@pytest.fixture(scope="session", name="picture")
+def fixture_picture() -> str:
     """A small input picture as a data URI."""
     across = numpy.linspace(0, 255, 96, dtype=numpy.uint8)
     pixels = numpy.stack(numpy.broadcast_arrays(across[:, None], across[None, :], numpy.uint8(90)), axis=-1)
@@ -69,8 +68,11 @@ def slow() -> Iterator[Server]:
 
 def count(server: Server, metric: str, label: str = "") -> int:
     """What a server's counter stands at, summed over its labels, or over those that have `label`."""
-    with urllib.request.urlopen(f"{server.url}/metrics") as page:
-        return sum_of(metric, page.read().decode(), label)
+    found = 0
+    for url in addresses(server.data_dir):
+        with urllib.request.urlopen(f"{url}/metrics") as page:
+            found += sum_of(metric, page.read().decode(), label)
+    return found
 
 
 def sum_of(metric: str, page: str, label: str = "") -> int:
@@ -140,8 +142,7 @@ def taking_over(
 
 @contextlib.contextmanager
 def _serving(box: Sandbox, data_dir: Path, program: Sequence[str], *flags: str) -> Iterator[None]:
-    fourstep = [str(Path(sys.executable).with_name("fourstep"))]
-    command = [*(program or fourstep), "serve", "--data-dir", str(data_dir), "--port", "0", *flags]
+    command = [*(program or PROGRAM), "serve", "--data-dir", str(data_dir), "--port", "0", *flags]
     with (data_dir / "log").open("ab") as log:
         server = subprocess.Popen(box.wrap(command), env=clean_env({"FOURSTEP_KEYS": KEY}), stderr=log)
     try:
@@ -154,7 +155,7 @@ def _serving(box: Sandbox, data_dir: Path, program: Sequence[str], *flags: str) 
 
 def _wait_ready(box: Sandbox, server: "subprocess.Popen[bytes]", data_dir: Path) -> None:
     run_file = data_dir / "server.json"
-    end = time.monotonic() + 60
+    end = time.monotonic() + STARTED_WITHIN_S
     while not run_file.exists():
         assert server.poll() is None, (data_dir / "log").read_text()
         assert time.monotonic() < end, "the server does not come up"
@@ -167,7 +168,7 @@ def _wait_ready(box: Sandbox, server: "subprocess.Popen[bytes]", data_dir: Path)
         "    except urllib.error.HTTPError:\n"
         "        time.sleep(0.1)\n"
         "sys.exit('not ready')\n",
-        _run_file(data_dir)["url"] + "/ready",
+        addresses(data_dir)[-1] + "/ready",
     )
 
 

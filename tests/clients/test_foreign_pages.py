@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz.values import data_uri_of, pictures
 from tests.support.browsers import firefox
 from tests.support.browsers.chromium import ANY_HOST_IS_HERE, chromium, program
-from tests.support.server_process import APP, Server, post, serving, until
+from tests.support.server_process import APP, Server, addresses, post, serving, until
 
 ELSEWHERE = "elsewhere.test"
 WAYS = 13  # twelve requests and a websocket
@@ -82,8 +82,10 @@ def page_server(folder: Path) -> Iterator[int]:
 
 def counted(server: Server, metric: str) -> int:
     """The sum of a metric over its labels, but for what asks for it."""
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=60) as answer:
-        lines = answer.read().decode().splitlines()
+    lines = []
+    for url in addresses(server.data_dir):
+        with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+            lines += answer.read().decode().splitlines()
     found = [line for line in lines if re.match(rf"{metric}(\{{|\s)", line) and 'route="metrics"' not in line]
     return round(sum(float(line.rpartition(" ")[2]) for line in found))
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +15,9 @@ from tests.support.postgres import Cluster
 from tests.support.server_process import APP, CALL, clean_env, start_server, until
 
 QUEUE = f"/queue/{APP}"
+
+# A server is killed when what has started it is.
+_WITH_US = ("setpriv", "--pdeathsig", "KILL", str(Path(sys.executable).with_name("fourstep")))
 
 
 class Answer(NamedTuple):
@@ -49,7 +54,7 @@ class Fleet:
         where.mkdir(exist_ok=True)
         names = ("--node", f"box{number}")
         env = self.env | of_release(release) | self.own.get(number, {})
-        server = start_server(*self.flags, *names, *flags, data_dir=where, env=env)
+        server = start_server(*self.flags, *names, *flags, data_dir=where, env=env, program=_WITH_US)
         self.servers[number] = server
         if ready:
             until(lambda: server.get("/health")["state"] in {"READY", "BUSY"})
@@ -114,14 +119,13 @@ def fleet(
 ) -> Iterator[Fleet]:
     """Context of so many running servers. `own`: as of `Fleet`."""
     servers = Fleet(folder, url, flags, own or {})
-    try:
-        for number in range(1, count + 1):
-            servers.start(number, ready=False)
-        for number in range(1, count + 1):
-            until(lambda number=number: servers.ask(number, "/health").body["state"] in {"READY", "BUSY"})
-        yield servers
-    finally:
-        servers.close()
+    # Together: each takes seconds. The threads stay, since what one has started ends with it.
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            list(pool.map(servers.start, range(1, count + 1)))
+            yield servers
+        finally:
+            servers.close()
 
 
 def of_release(files: Path | None) -> dict[str, str]:

@@ -120,15 +120,21 @@ def environment(folder: Path, boxes: Sequence[str] = (), *, ports: Sequence[int]
 
 @contextlib.contextmanager
 def balancing(
-    folder: Path, boxes: Sequence[str], *, wait: bool = True, changes: Mapping[str, str] | None = None
+    folder: Path,
+    boxes: Sequence[str],
+    *,
+    wait: bool = True,
+    changes: Mapping[str, str] | None = None,
+    http: int = 0,
+    https: int = 0,
 ) -> Iterator[Balancer]:
     """HAProxy in front of `boxes` (host:port of each), once it knows that they are up (unless `wait` is false).
 
-    `changes`: what is replaced in the configuration, for a control.
+    `changes`: what is replaced in the configuration, for a control. `http`, `https`: ports; 0 for free ones.
     """
     assert PROGRAM, "HAProxy is not installed. Hint: apt-get install haproxy"
     folder.mkdir(exist_ok=True)
-    ports = free_port(), free_port(), free_port()
+    ports = http or free_port(), https or free_port(), free_port()
     env = environment(folder, boxes, ports=ports)
     text = CONFIG.read_text()
     for old, new in (changes or {}).items():

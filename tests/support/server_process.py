@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 import urllib.request
@@ -14,13 +15,16 @@ from typing import Any
 from server.app import Parts
 from server.cli import serve as serving_command
 from server.cli.arguments import command_line
-from server.cli.launcher import Server, running, start
+from server.cli.launcher import RUN_FILE, Server, running, start
 from server.environment import FIELDS, load
 
 __all__ = [
     "APP",
     "CALL",
+    "PROGRAM",
+    "STARTED_WITHIN_S",
     "Server",
+    "addresses",
     "clean_env",
     "loopback",
     "post",
@@ -38,6 +42,10 @@ CALL = {
     "seed": 7,
     "sync_mode": True,
 }
+
+# What is taken for one server: `fourstep`, or with `--fleet` three servers behind HAProxy (tests/nodes/boxes.py).
+PROGRAM = [str(Path(sys.executable).with_name("fourstep"))]
+STARTED_WITHIN_S = 120.0
 
 # Test machines may preset trust stores, keys and proxies: a test sets its own.
 _NOT_INHERITED = (
@@ -68,13 +76,23 @@ def serving(
     with contextlib.ExitStack() as stack:
         where = data_dir or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fourstep-")))
         log = stack.enter_context((where / "log").open("ab"))
-        yield stack.enter_context(running(where, *flags, ready=ready, env=clean_env(env), log=log))
+        options = {"env": clean_env(env), "log": log, "program": PROGRAM, "timeout": STARTED_WITHIN_S}
+        yield stack.enter_context(running(where, *flags, ready=ready, **options))
 
 
-def start_server(*flags: str, data_dir: Path, env: Mapping[str, str] | None = None) -> Server:
+def start_server(
+    *flags: str, data_dir: Path, env: Mapping[str, str] | None = None, program: Sequence[str] = ()
+) -> Server:
     """A server for tests that kill it: the caller ends it. Its log is appended to `data_dir/log`."""
     with (data_dir / "log").open("ab") as log:
-        return start(data_dir, *flags, env=clean_env(env), log=log)
+        return start(data_dir, *flags, env=clean_env(env), log=log, program=program or PROGRAM)
+
+
+def addresses(data_dir: Path) -> list[str]:
+    """The URL of a server, or of each of those that are taken for one."""
+    found = json.loads((data_dir / RUN_FILE).read_text())
+    urls: list[str] = found.get("boxes", [found["url"]])
+    return urls
 
 
 def serve(parts: Parts, argv: Sequence[str]) -> int:

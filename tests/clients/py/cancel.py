@@ -5,9 +5,8 @@ from kit import APP, INPUT, OPTIONS, fault, say
 
 before = [fal_client.submit(APP, INPUT) for _ in range(OPTIONS.get("behind", 0))]
 handle = fal_client.submit(APP, INPUT)
-while OPTIONS.get("when_running") and isinstance(handle.status(), fal_client.Queued):
+while (was := type(handle.status()).__name__) == "Queued" and OPTIONS.get("when_running"):
     pass
-was = type(handle.status()).__name__
 handle.cancel()
 for other in before:
     other.cancel()
