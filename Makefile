@@ -10,7 +10,9 @@ TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
 PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-short gpu-dry-short
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
-PARALLEL := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# One more than there are cores, since tests often wait for the processes that they start.
+WORKERS = $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
+PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo serve test test-fleet coverage check parts lint types imports audit documents lock locked vendor chaos chaos-short chaos-fleet chaos-fleet-short chaos-fleet-quick fuzz faults fuzz-short slow-clients neighbours neighbours-short gpu-dry gpu-dry-short peers demo-model clean
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ serve: $(VENV)/.runtime ## serve on http://127.0.0.1:8000 and https://127.0.0.1:
 # Tests start some hundred processes: each would compile every module anew where the machine's settings forbid to keep it.
 test test-fleet coverage: export PYTHONDONTWRITEBYTECODE :=
 
-test: $(VENV)/.dev ## run the tests, as many at once as there are cores (up to four)
+test: $(VENV)/.dev ## run the tests, one more at once than there are cores (up to four)
 	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
 
 test-fleet: $(VENV)/.dev ## the tests of clients, each server of theirs three on one PostgreSQL behind HAProxy (half an hour)
@@ -98,8 +100,8 @@ slow-clients: $(VENV)/.dev ## good clients beside 300 slow connections and 100 w
 neighbours: $(VENV)/.dev ## a good client beside neighbours and strangers who take all they can get (quarter of an hour)
 	$(BIN)/python -m tests.chaos.neighbours $(FLAGS)
 
-neighbours-short: $(VENV)/.dev ## the same in minutes
-	$(BIN)/python -m tests.chaos.neighbours --rounds 1 --seconds 2
+neighbours-short: $(VENV)/.dev ## one each of those who take files, processors, names and sockets (a minute and a half)
+	$(BIN)/python -m tests.chaos.neighbours --rounds 1 --seconds 2 --only many "large pictures, jpeg" names strangers
 
 faults: $(VENV)/.dev ## a thousand calls of the real clients while their connections break
 	$(BIN)/python -m tests.chaos.broken_connections $(FLAGS)

@@ -9,6 +9,9 @@ import pytest
 
 from tests.support.program_start import start
 
+# `make check` runs the whole of it in a part of its own.
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 MEASURED = ("numbers", "floors", "norms", "kernels", "attention", "upsampling")
 

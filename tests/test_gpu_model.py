@@ -40,6 +40,7 @@ def row(told: Told, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("network", "figures"),
     [

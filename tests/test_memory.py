@@ -108,7 +108,13 @@ def started(folder, *command):
     return Server(process, folder, bound["url"], bound["tls_url"])
 
 
-@pytest.mark.parametrize("place", ["run", "job", "write", "callback", "task", "thread", "housekeeping"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("run", "job", "thread"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("write", "callback", "task", "housekeeping")),
+    ],
+)
 def test_a_process_without_memory_says_so_and_ends_with_its_engines(tmp_path, place):
     server = started(tmp_path, sys.executable, "-m", "tests.support.exhausted_server", place, "serve")
     engines = [child.pid for child in psutil.Process(server.pid).children()]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # OpenVINO is no dependency: its pair is measured where it is installed, and left out with a hint where it is not.
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 Report = dict[str, Any]
 

@@ -138,18 +138,18 @@ def test_under_fals_names_there_are_no_pages(instant, host, secure):
     port = int(instant.tls_host.rpartition(":")[2])
     paths = [*DOCUMENTS, "/static/", *{Path(path).suffix: path for path in FILES}.values(), "/static/beach.jpg"]
     found = {}
+    if secure:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30)
+        connection.sock = trust.wrap_socket(connection_to(port), server_hostname=host)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", int(instant.url.rpartition(":")[2]), timeout=30)
     for path in paths:
-        if secure:
-            connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=30)
-            connection.sock = trust.wrap_socket(connection_to(port), server_hostname=host)
-        else:
-            connection = http.client.HTTPConnection("127.0.0.1", int(instant.url.rpartition(":")[2]), timeout=30)
         for method in ("GET", "HEAD"):
             connection.request(method, path, headers={"Host": host})
             answer = connection.getresponse()
             body = answer.read()
             found[method, path] = (answer.status, sorted(json.loads(body)) if body and answer.status == 404 else [])
-        connection.close()
+    connection.close()
 
     wanted = {("GET", path): (404, ["detail", "message"]) for path in paths}
     wanted |= {("HEAD", path): (404, []) for path in paths}

@@ -171,7 +171,7 @@ def judged(cases, harmed, *, full):
 def main():
     """Run the attacks one after the other; print each one's table as it ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="run the attacks whose names begin with this")
+    parser.add_argument("--only", nargs="+", default=[""], help="run the attacks whose names begin with one of these")
     parser.add_argument("--rounds", type=int, default=FULL_ROUNDS)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--attack", nargs=2, metavar=("NAME", "PORT"), help="be the attacker of one attack")
@@ -183,9 +183,9 @@ def main():
         target = Target(port=int(port), key=BAD)
         asyncio.run(attack_until_told(attack.run, target))
         return
-    chosen = [attack for attack in attacks() if attack.name.startswith(asked.only)]
+    chosen = [attack for attack in attacks() if attack.name.startswith((*asked.only,))]
     if not chosen:
-        parser.error(f"no attack's name begins with {asked.only!r}")
+        parser.error(f"no attack's name begins with any of {asked.only}")
     report, held, load = {}, True, os.getloadavg()[0]
     for attack in chosen:
         began = time.monotonic()

@@ -17,6 +17,7 @@ def fixture_faulty(picture, tmp_path_factory):
         yield found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("language", "call", "times"),

@@ -56,7 +56,7 @@ class Firefox:
             yield
 
 
-@pytest.fixture(params=[Chromium, Firefox])
+@pytest.fixture(params=[Chromium, pytest.param(Firefox, marks=pytest.mark.long)])
 def browser(request, tmp_path):
     return request.param(tmp_path / "home")
 

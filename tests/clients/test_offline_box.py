@@ -104,6 +104,7 @@ def run(lines: str, folder: Path, **env: str) -> "subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_wheels_and_weights_are_carried_to_a_box_that_serves_with_them(clone, hub, tmp_path):
     index = {"PIP_FIND_LINKS": str(tmp_path / "index"), "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0"}

@@ -182,6 +182,7 @@ def test_deno_calls_through_the_proxy(clients, instant):
 # --- LiteLLM ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_litellm_posts_to_its_api_base(by_environment, instant):
     bases = [instant.url, instant.tls_url]

@@ -148,7 +148,9 @@ def nothing_is_read(*_):
     pytest.fail("weights are looked for")
 
 
-@pytest.mark.parametrize("model", ["sd15", "auto", "folder"])
+@pytest.mark.parametrize(
+    "model", ["sd15", *(pytest.param(each, marks=pytest.mark.long) for each in ("auto", "folder"))]
+)
 def test_real_weights_do_not_run_on_a_processor_because_a_card_is_out_of_order(model, unused, tmp_path, monkeypatch):
     checkpoint_layouts.write_folder(tmp_path / "model")
     if model == "auto":
@@ -164,7 +166,12 @@ def test_real_weights_do_not_run_on_a_processor_because_a_card_is_out_of_order(m
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "named"), [("auto", "auto", True), ("demo", "auto", True), ("demo", "cpu", False)]
+    ("model", "device", "named"),
+    [
+        ("demo", "cpu", False),
+        pytest.param("auto", "auto", True, marks=pytest.mark.long),
+        pytest.param("demo", "auto", True, marks=pytest.mark.long),
+    ],
 )
 def test_the_demo_model_serves_all_the_same_and_names_the_card(model, device, named, unused, tmp_path):
     loaded = loader.load(EngineConfig(model=model, data_dir=str(tmp_path), device=device), lambda fraction, what: None)

@@ -171,7 +171,7 @@ def test_memory_that_the_host_writes_again_must_have_been_read():
     assert made.tolist() == [2, 2, 2]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.long)])
 @pytest.mark.parametrize("make_vae", [tiny_models.vae, tiny_models.tiny_vae])
 def test_no_stage_reads_a_number_on_the_device_or_takes_one_from_elsewhere(dtype, make_vae):
     """On a device that has no numbers: so nothing waits for them, and all of it can be captured."""

@@ -886,6 +886,7 @@ class Witness:
         process.close()
 
 
+@pytest.mark.long
 def test_ten_kills_lose_no_job_and_give_no_job_two_results(tmp_path):
     witness = Witness()
     for life in range(10):

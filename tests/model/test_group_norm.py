@@ -64,12 +64,14 @@ def test_the_kernels_compute_the_norm_to_one_rounding(dtype, make):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("pixel < last; pixel += rows", "pixel < last - 1; pixel += rows"),
-        ("load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);", "0.0f : 0.0f);"),
+        pytest.param("pixel < last; pixel += rows", "pixel < last - 1; pixel += rows", marks=pytest.mark.long),
+        pytest.param(
+            "load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);", "0.0f : 0.0f);", marks=pytest.mark.long
+        ),
         ("load(shift[(long long)picture * of_shift + channel + i]) : 0.0f);", "0.0f / 0.0f : 0.0f);"),  # not the last
         ("all.y / numbers + eps", "all.y / numbers"),
         ("count * (mean - middle) * (mean - middle)", "0.0f"),
-        ("-value)", "value)"),
+        pytest.param("-value)", "value)", marks=pytest.mark.long),
     ],
 )
 def test_a_fault_of_the_kernels_is_found_at_the_start(right, wrong, make):
@@ -232,7 +234,9 @@ def test_the_operator_is_what_torch_expects_of_one(shift):
 
 @pytest.mark.parametrize(
     ("architecture", "number"),
-    [(each, "HALF") for each in ARCHITECTURES] + [("sm_80", "BFLOAT"), ("sm_75", "FLOAT"), ("sm_120", "FLOAT")],
+    [("sm_80", "BFLOAT"), ("sm_120", "FLOAT")]
+    + [pytest.param(each, "HALF", marks=pytest.mark.long) for each in ARCHITECTURES]
+    + [pytest.param("sm_75", "FLOAT", marks=pytest.mark.long)],
 )
 def test_the_kernels_compile_for_every_card_that_torch_has_code_for(architecture, number):
     pytest.importorskip("cuda.bindings.nvrtc", reason="needs NVRTC (extra cuda-compiler)")

@@ -233,7 +233,11 @@ def test_long_attention_in_bfloat16_is_what_was_faster(answer, monkeypatch):
 @x86
 @pytest.mark.parametrize(
     ("environment", "dtype"),
-    [({}, "float32"), ({}, "bfloat16"), (AVX2, "float32")],
+    [
+        ({}, "float32"),
+        pytest.param({}, "bfloat16", marks=pytest.mark.long),
+        pytest.param(AVX2, "float32", marks=pytest.mark.long),
+    ],
     ids=["float32", "bfloat16", "avx2"],
 )
 def test_no_weights_are_converted_at_a_second_call(environment, dtype):

@@ -218,6 +218,7 @@ def _kill_once_jobs_move(env, folder, fetch):
     running.wait()
 
 
+@pytest.mark.long
 async def test_killed_in_the_middle_it_goes_on(folder, env, postgres, tmp_path):
     await _multiply(folder, 2000)
     env = env | {"FOURSTEP_INLINE_BYTES": "2000"}

@@ -50,7 +50,7 @@ def test_what_a_stopping_server_has_begun_still_comes(visit, tmp_path: Path):
         expect(page.locator(GONE)).to_be_visible()
 
 
-@pytest.mark.parametrize("work", ["Generate", "Queue"])
+@pytest.mark.parametrize("work", [pytest.param("Generate", marks=pytest.mark.long), "Queue"])
 def test_what_a_stopping_server_had_no_time_for_is_made_by_the_next(work: str, visit, tmp_path: Path):
     with told_to_stop(visit, tmp_path, work, 8000, "--drain-timeout", "1") as (page, server):
         server.process.wait(20)

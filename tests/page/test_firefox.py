@@ -156,6 +156,7 @@ def test_a_stroke_is_drawn_by_mouse_and_finger_and_undone(page: Tab):
     painted(page, IN, BLACK)
 
 
+@pytest.mark.long
 def test_a_preview_is_shown_after_each_step_and_then_the_picture(visit: Visit, slow: Server):
     page = visit(slow.url)
     page.press("Generate")
@@ -234,6 +235,7 @@ def test_a_picture_is_dropped_and_pasted_anywhere(page: Tab):
     painted(page, IN, GREY)
 
 
+@pytest.mark.long
 def test_a_job_is_found_again_after_a_reload(visit: Visit, slow: Server):
     page = visit(slow.url)
     page.press("Queue")
@@ -323,6 +325,7 @@ def test_the_pages_on_the_api_and_the_ca_are_shown(page: Tab, server: Server):
         (LOOKS / f"firefox-{path}.png").write_bytes(page.picture())
 
 
+@pytest.mark.long
 def test_live_with_a_key_goes_on_when_its_server_is_gone_and_back(visit: Visit, tmp_path: Path):
     keys = {"FOURSTEP_KEYS": "one:secret"}
     server = start_server("--model", "instant+jpeg", data_dir=tmp_path, env=keys)

@@ -71,6 +71,7 @@ def pull(tmp_path, *flags: str, env: dict[str, str]) -> None:
         subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_page_goes_on_by_itself_once_the_weights_are_pulled(visit, tmp_path):
     env = {"HF_HOME": str(tmp_path / "home")}

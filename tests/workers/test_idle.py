@@ -235,6 +235,7 @@ def test_every_way_to_a_picture_loads_an_unloaded_model(server, way):
     assert [engine["restarts"] for engine in server.get("/health")["engines"]] == [0, 0]
 
 
+@pytest.mark.long
 def test_the_built_in_model_gives_its_memory_back_and_makes_the_same_picture_again(tmp_path):
     flags = ("--model", "demo", "--max-batch", "1", "--idle-unload", "0.02")
     with serving(*flags, data_dir=tmp_path) as running:
