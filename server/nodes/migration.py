@@ -23,6 +23,9 @@ from server.storage.bucket import moving, opening
 from server.storage.bucket.moving import FilesMove
 from server.storage.bucket.objects import Objects
 
+# For the files' place, which may be slow or busy: no caller waits.
+PATIENCE_S = 15.0
+
 # Told how far a step is: its name, how many items are done, how many there are.
 Tell = Callable[[str, int, int], None]
 
@@ -59,7 +62,7 @@ async def move(settings: Settings, endpoint: str, tell: Tell, *, back: bool) -> 
     Raises `SettingsError` for what the operator has to change first.
     """
     where = location.parse(settings.files)
-    objects = opening.opened(where, endpoint=endpoint)
+    objects = opening.opened(where, endpoint=endpoint, patience_s=PATIENCE_S)
     await opening.check(objects, where)
     try:
         async with opened(settings) as pool:

@@ -91,6 +91,8 @@ class Visits:
         self.watches.append(Watch(context, base or "/".join(url.split("/")[:3])))
         page = context.new_page()
         page.goto(f"{base}/{url.lstrip('/')}" if base else url)
+        if page.locator("section.in").count():  # its form comes first
+            page.get_by_role("group", name="Source").wait_for()
         return page
 
     def allow(self, pattern: str) -> None:
