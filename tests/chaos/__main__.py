@@ -15,6 +15,7 @@ R2   requests that make the engine fail, hang and die, batched with others. Cont
      fail too.
 R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Controls: without retries some must stay
      undelivered; a changed body must not pass for signed.
+R3c  the same of three servers behind HAProxy on one PostgreSQL. Control: without the lease some must come twice.
 R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
      are on disk must lose some. Skipped, with a message, where no mount can be made.
 R10  SIGTERM under load.
@@ -41,7 +42,7 @@ from tests.chaos.frozen_server import frozen
 from tests.chaos.full_disk import NoMount, full_disk
 from tests.chaos.queue_kills import drained, killed_under_load
 from tests.chaos.rolling import rolled
-from tests.chaos.webhook_delivery import delivered
+from tests.chaos.webhook_delivery import delivered, delivered_by_several
 
 # With fewer jobs, those hit by a single kill are too large a percentage: such figures are shown and not judged.
 JUDGED_FROM = 1000
@@ -119,6 +120,17 @@ def parts(jobs):
         lambda folder: delivered(folder, 60, kills=1, no_retries=True),
         {"undelivered": "≥ 1"},
     )
+    if not short:
+        yield (
+            "R3c",
+            lambda folder: delivered_by_several(folder, jobs, kills=jobs // 200),
+            {"undelivered": "= 0", "bad_signatures": "= 0", "tampered_passed": "= 0", "twice_percent": "≤ 1"},
+        )
+        yield (
+            "R3c control: no lease of webhooks",
+            lambda folder: delivered_by_several(folder, 200, kills=1, broken_promise="not_leased"),
+            {"twice_percent": "≥ 2"},
+        )
     yield (
         "R8",
         lambda folder: full_disk(folder, 1 if short else 10),

@@ -145,12 +145,12 @@ class Power(threading.Thread):
 
 
 @contextlib.contextmanager
-def boxes_on(folder, url, count, *, work_ms, **differences):
+def boxes_on(folder, url, count, *, work_ms=20, flags=(), **differences):
     """Context of so many running servers on one database, those of `tests.chaos.modified_server`."""
     (folder / "shared").mkdir()
     env = clean_env({"FOURSTEP_DATABASE": url, "FOURSTEP_FILES": f"file://{folder / 'shared'}"})
     command = [sys.executable, "-m", "tests.chaos.modified_server", json.dumps(differences), "serve"]
-    command += ["--model", f"instant:{work_ms}", "--lease", str(LEASE_S), "--lameduck", "0"]
+    command += ["--model", f"instant:{work_ms}", "--lease", str(LEASE_S), "--lameduck", "0", *flags]
     boxes = [Box(folder / f"box{number}", env, command) for number in range(1, count + 1)]
     try:
         with ThreadPoolExecutor(count) as pool:  # together: each takes seconds

@@ -3,11 +3,16 @@
 no_fence     a result is written whoever holds the job by now, and over another
 by_node      a heartbeat renews all that the database thinks this server holds, not what it runs
 cached       what this server last heard of a job answers for its result, too
+not_leased   webhooks that another server sends are due, too
 """
+
+import functools
 
 from server.jobs.attempt import Attempt
 from server.jobs.postgres import statements
-from server.jobs.postgres.statements import RUNNING
+from server.jobs.postgres.outbox import PostgresOutbox
+from server.jobs.postgres.statements import NOW, RUNNING
+from server.nodes import cluster
 from server.nodes.index import SharedIndex
 
 
@@ -33,6 +38,15 @@ def cached():
     SharedIndex.get = lambda self, request_id, **_: get(self, request_id)
 
 
-def break_promise(name):
-    """Break the promise of this name in the server that this process becomes."""
-    {"no_fence": no_fence, "by_node": by_node, "cached": cached}[name]()
+def not_leased():
+    _changed("DUE", f"(leased_until <= {NOW} OR leased_by = $1)", "true")
+    _changed("NEXT_DUE", "CASE WHEN leased_by <> $1 THEN leased_until END", "NULL")
+
+
+def modify(broken_promise, webhook_lease_s):
+    """Break the promise of this name, if any, in the server that this process becomes, and set what is not None."""
+    if broken_promise:
+        promises = {"no_fence": no_fence, "by_node": by_node, "cached": cached, "not_leased": not_leased}
+        promises[broken_promise]()
+    if webhook_lease_s is not None:
+        cluster.PostgresOutbox = functools.partial(PostgresOutbox, lease_s=webhook_lease_s)

@@ -8,6 +8,7 @@ The first argument is a JSON object of the differences; all else is the server a
     faulty              engines that do what the prompt says: see tests/support/faulty_engine.py
     webhook_scale       what the waits between a webhook's attempts are multiplied with
     webhook_timeout_s   seconds that a receiver may take
+    webhook_lease_s     seconds after which another server sends what one has taken, of several
     lease_s             seconds after which a silent server has lost its jobs
     heartbeat_s         seconds between its signs of life
     one_pool            control: large pictures are decoded on the threads of all others
@@ -171,10 +172,10 @@ def main():
         pool["command"] = (sys.executable, "-P", str(FAULTY_ENGINE))
     if asked.get("one_pool"):
         pool["command"] = (sys.executable, "-P", str(ONE_POOL_ENGINE))
-    if asked.get("broken_promise"):
-        from tests.chaos.modified_fleet import break_promise  # an extra
+    if asked.get("broken_promise") or "webhook_lease_s" in asked:
+        from tests.chaos import modified_fleet  # an extra
 
-        break_promise(asked["broken_promise"])
+        modified_fleet.modify(asked.get("broken_promise"), asked.get("webhook_lease_s"))
     times = {"heartbeat": asked["heartbeat_s"]} if "heartbeat_s" in asked else {}
     store = Hasty if asked.get("hasty") else LetsGo if asked.get("lets_go_first") else SQLiteStore
     retries = {"retries": 0} if asked.get("no_retries") else {}

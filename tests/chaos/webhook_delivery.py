@@ -1,7 +1,12 @@
-"""R3: webhooks to receivers of which some fail and some hang at first, while the server is killed."""
+"""R3 and R3c: webhooks to receivers of which some fail and some hang at first, while the server is killed, or servers.
 
+R3c has three servers on one PostgreSQL behind HAProxy, of which one after the other is killed.
+"""
+
+import asyncio
 import base64
 import collections
+import contextlib
 import hashlib
 import http.server
 import random
@@ -12,12 +17,18 @@ import urllib.parse
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from server.jobs.postgres.migrations import migrate
+from tests.chaos.fleet import boxes_on, cause
 from tests.chaos.harness import Clients, Victim, call, shares, until
+from tests.support.haproxy import BOXES, balancing
+from tests.support.postgres import cluster
 
 FAILING, HANGING = 0.30, 0.05  # of the receivers
 REFUSALS = 2  # how often each of those does so before it takes a delivery
 SCALE = 1e-3  # of the waits: the first after 7 ms, the tenth after 3.6 s; as shipped: 7 s and an hour
 TIMEOUT_S = 1.0  # as shipped: 15
+# Three servers and a database share the machine: what is late there must not count as refused, eleven times in a row.
+SHARED = {"webhook_scale": 4 * SCALE, "webhook_timeout_s": 2 * TIMEOUT_S, "webhook_lease_s": 4 * TIMEOUT_S}
 SIGNED = ("Request-Id", "User-Id", "Timestamp")
 OLDEST_S = 300  # of a timestamp, as fal tells receivers to check
 
@@ -81,7 +92,7 @@ class Receivers:
             takes = kind == "good" or self._tries[request_id] > REFUSALS
             self.taken[request_id] += takes
         if not takes and kind == "hanging":
-            self._over.wait(4 * TIMEOUT_S)
+            self._over.wait(8 * TIMEOUT_S)
             return
         handler.send_response(200 if takes else 500)
         handler.send_header("Content-Length", "0")
@@ -113,6 +124,36 @@ def delivered(folder, jobs, *, kills, no_retries=False):
             victim.stop()
     finally:
         receivers.close()
+    return seen(receivers, clients, kills, jwks)
+
+
+def delivered_by_several(folder, jobs, *, kills, **differences):
+    """R3c. Kill one of the servers `kills` times in turn; return what the receivers saw.
+
+    `differences`: those of the modified server.
+    """
+    chance = random.Random(jobs)
+    with contextlib.ExitStack() as stack:
+        receivers = stack.enter_context(contextlib.closing(Receivers()))
+        database = stack.enter_context(cluster())
+        asyncio.run(migrate(database.url()))
+        servers = boxes_on(folder, database.url(), BOXES, flags=("--allow-net", "127.0.0.1"), **SHARED, **differences)
+        boxes = stack.enter_context(servers)
+        balancer = stack.enter_context(balancing(folder / "balancer", [f"127.0.0.1:{box.port}" for box in boxes]))
+        query = lambda: "?" + urllib.parse.urlencode({"fal_webhook": receivers.url()})  # noqa: E731
+        clients = stack.enter_context(contextlib.closing(Clients(balancer.http_port, query=query)))
+        for number, share in enumerate(shares(jobs, kills)):
+            clients.allow(share)
+            time.sleep(chance.uniform(0.3, 1.0))
+            cause(boxes[number % BOXES], "box killed", chance)
+        clients.join(timeout=60 + jobs / 5)
+        settle(receivers, clients.accepted, quiet_s=16 * TIMEOUT_S)
+        jwks = call(balancer.http_port, "GET", "/.well-known/jwks.json")[1]
+    return seen(receivers, clients, kills, jwks)
+
+
+def seen(receivers, clients, kills, jwks):
+    """Return the figures of what the receivers saw."""
     taken = [receivers.taken[request_id] for request_id in clients.accepted]
     return {
         "jobs": len(taken),
@@ -126,9 +167,8 @@ def delivered(folder, jobs, *, kills, no_retries=False):
     }
 
 
-def settle(receivers, accepted):
+def settle(receivers, accepted, quiet_s=4 * TIMEOUT_S):
     """Return when all are delivered, or none has come for longer than any attempt takes."""
-    quiet_s = 4 * TIMEOUT_S
     count, since = -1, time.monotonic()
 
     def settled():

@@ -85,7 +85,9 @@ def start_server(
 ) -> Server:
     """A server for tests that kill it: the caller ends it. Its log is appended to `data_dir/log`."""
     with (data_dir / "log").open("ab") as log:
-        return start(data_dir, *flags, env=clean_env(env), log=log, program=program or PROGRAM)
+        return start(
+            data_dir, *flags, env=clean_env(env), log=log, program=program or PROGRAM, timeout=STARTED_WITHIN_S
+        )
 
 
 def addresses(data_dir: Path) -> list[str]:
