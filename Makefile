@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A laptop may take torch's CPU build: make demo TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 TORCH_INDEX := $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL))
 FLAGS ?=
-PARTS := lint types imports audit coverage chaos-short fuzz-short neighbours-short gpu-dry-short
+PARTS := lint types imports audit coverage chaos-short chaos-fleet-quick fuzz-short neighbours-short gpu-dry-short
 # One worker runs a whole module of tests; tests/conftest.py puts the modules that take long first.
 # One more than there are cores, since tests often wait for the processes that they start.
 WORKERS = $(shell $(PYTHON) -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
@@ -76,13 +76,13 @@ audit: $(VENV)/.dev ## known vulnerabilities among the pinned versions, where th
 chaos: $(VENV)/.dev ## kill, freeze and stop servers under load: nothing may be lost (twenty minutes)
 	$(BIN)/python -m tests.chaos $(FLAGS)
 
-chaos-short: $(VENV)/.dev ## the same in two minutes
+chaos-short: $(VENV)/.dev ## the same in two minutes, with fewer controls
 	$(BIN)/python -m tests.chaos --jobs 150
 
-chaos-fleet: $(VENV)/.dev ## the same of three servers on one PostgreSQL behind HAProxy, both installed (an hour)
+chaos-fleet: $(VENV)/.dev ## the same of three servers on one PostgreSQL behind HAProxy, both installed (twenty minutes)
 	$(BIN)/python -m tests.chaos --fleet --jobs 10000 $(FLAGS)
 
-chaos-fleet-short: $(VENV)/.dev ## the same with 2 000 jobs (quarter of an hour)
+chaos-fleet-short: $(VENV)/.dev ## the same with 2 000 jobs (five minutes)
 	$(BIN)/python -m tests.chaos --fleet --jobs 2000 $(FLAGS)
 
 chaos-fleet-quick: $(VENV)/.dev ## the same with 200 jobs (a minute)

@@ -1,6 +1,7 @@
 """Servers that share a database, each with one promise broken: for the controls of R1c.
 
-no_fence     a result is written whoever holds the job by now, and over another
+no_stop      a job that is another server's by now goes on to its end
+no_fence     the same, and its result is written whoever holds the job by now, and over another
 by_node      a heartbeat renews all that the database thinks this server holds, not what it runs
 cached       what this server last heard of a job answers for its result, too
 not_leased   webhooks that another server sends are due, too
@@ -22,8 +23,12 @@ def _changed(name, old, new):
     setattr(statements, name, statement._replace(text=statement.text.replace(old, new)))
 
 
-def no_fence():
+def no_stop():
     Attempt.cancel = lambda self: None
+
+
+def no_fence():
+    no_stop()
     for name in ("FINISH", "FINISH_OUTSIDE"):
         _changed(name, f"seq = $1 AND fence = $2 AND {RUNNING}", "seq = $1 AND fence >= $2")
 
@@ -46,7 +51,7 @@ def not_leased():
 def modify(broken_promise, webhook_lease_s):
     """Break the promise of this name, if any, in the server that this process becomes, and set what is not None."""
     if broken_promise:
-        promises = {"no_fence": no_fence, "by_node": by_node, "cached": cached, "not_leased": not_leased}
-        promises[broken_promise]()
+        promises = (no_stop, no_fence, by_node, cached, not_leased)
+        {promise.__name__: promise for promise in promises}[broken_promise]()
     if webhook_lease_s is not None:
         cluster.PostgresOutbox = functools.partial(PostgresOutbox, lease_s=webhook_lease_s)

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 from pipelines.messages import Priority
 from server.jobs.postgres.migrations import migrate
 from tests.chaos.harness import PICTURE, Failed, call, until
-from tests.support.haproxy import three_boxes
+from tests.support.haproxy import BOXES, three_boxes
 from tests.support.postgres import cluster
 from tests.support.server_process import APP
 
@@ -185,29 +185,29 @@ def fleet(folder, *flags, changes):
             yield running
 
 
-def rolled(folder, calls, *, lameduck=3, one_try=False):
-    """Restart each of three servers, and again until so many calls were made; return what was seen.
+def rolled(folder, calls, *, restarts=BOXES, lameduck=3, one_try=False):
+    """Restart three servers in turn, so often and until so many calls were made; return what was seen.
 
     `one_try`: the balancer tries no other box.
     """
-    restarts = 0
+    done = 0
     with fleet(folder, "--lameduck", str(lameduck), changes=ONE_TRY if one_try else None) as (boxes, balancer):
         load = Load(balancer.http_port)
         with load.running():
             until(lambda: load.calls > 100, "calls are answered")
-            while restarts < len(boxes) or load.calls < calls:
-                box = boxes[restarts % len(boxes)]
+            while done < restarts or load.calls < calls:
+                box = boxes[done % len(boxes)]
                 if box.server.stop():
                     raise Failed((box.folder / "log").read_text()[-2000:])
                 box.start()
                 balancer.wait_up("run", 1, 2, 3)
-                restarts += 1
+                done += 1
             enough = load.calls + 50
             until(lambda: load.calls > enough, "calls are answered at the end")
     for failure in sorted(set(load.failures)):
         print(f"    failed {load.failures.count(failure)} times: {failure}", flush=True)
     return {
-        "restarts": restarts,
+        "restarts": done,
         "calls": load.calls,
         "failed": len(load.failures),
         "sockets_moved": len(load.moves_ms),
