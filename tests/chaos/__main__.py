@@ -18,6 +18,8 @@ R3   webhooks to failing and hanging receivers while the server is SIGKILLed. Co
 R3c  the same of three servers behind HAProxy on one PostgreSQL. Control: without the lease some must come twice.
 R8   a disk that fills up under load and is freed, with jobs, uploads and results. Control: submits answered before they
      are on disk must lose some. Skipped, with a message, where no mount can be made.
+R8c  the same with the files that two servers share on that disk, or their PostgreSQL. Control: submits and files that
+     are answered before they are stored.
 R10  SIGTERM under load.
 R10c three servers on one PostgreSQL behind HAProxy, restarted in turn under runs, sockets, jobs and streams. The same
      with a balancer that tries no other box.
@@ -40,6 +42,7 @@ from tests.chaos import engine_faults
 from tests.chaos.fencing import frozen_workers
 from tests.chaos.frozen_server import frozen
 from tests.chaos.full_disk import NoMount, full_disk
+from tests.chaos.full_stores import full_store
 from tests.chaos.queue_kills import drained, killed_under_load
 from tests.chaos.rolling import rolled
 from tests.chaos.webhook_delivery import delivered, delivered_by_several
@@ -144,6 +147,18 @@ def parts(jobs):
         yield (
             "R8 control: hasty answers",
             lambda folder: full_disk(folder, 1, hasty=True),
+            {"lost": "≥ 1"},
+        )
+    for what in () if short else ("files", "database"):
+        yield (
+            f"R8c {what}",
+            lambda folder, what=what: full_store(folder, 6, what),
+            dict.fromkeys(("lost", "damaged", "wrong_answers", "tracebacks", "restarts", "unfinished"), "= 0")
+            | {"slowest_return_s": "< 10"},
+        )
+        yield (
+            f"R8c control: hasty {what}",
+            lambda folder, what=what: full_store(folder, 1, what, broken_promise="hasty"),
             {"lost": "≥ 1"},
         )
     yield (

@@ -80,6 +80,11 @@ class Box:
         """Return whether it runs a job now."""
         return call(self.port, "GET", "/health")[1]["queue"]["running"]
 
+    @property
+    def pid(self):
+        """Process id of the server."""
+        return self._process.pid
+
     def log(self):
         """Return what it has logged."""
         return (self.folder / "log").read_text()
@@ -147,7 +152,7 @@ class Power(threading.Thread):
 @contextlib.contextmanager
 def boxes_on(folder, url, count, *, work_ms=20, flags=(), **differences):
     """Context of so many running servers on one database, those of `tests.chaos.modified_server`."""
-    (folder / "shared").mkdir()
+    (folder / "shared").mkdir(exist_ok=True)
     env = clean_env({"FOURSTEP_DATABASE": url, "FOURSTEP_FILES": f"file://{folder / 'shared'}"})
     command = [sys.executable, "-m", "tests.chaos.modified_server", json.dumps(differences), "serve"]
     command += ["--model", f"instant:{work_ms}", "--lease", str(LEASE_S), "--lameduck", "0", *flags]

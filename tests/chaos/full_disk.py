@@ -41,19 +41,22 @@ class NoMount(Exception):
 
 def full_disk(folder, cycles, **differences):
     """Run R8 in a namespace with the small disk; return the figures. Raises `NoMount`."""
-    disk = folder / "disk"
-    disk.mkdir()
     program = [sys.executable, "-m", "tests.chaos.full_disk", str(folder), str(cycles), json.dumps(differences)]
+    return with_small_disk(folder / "disk", SIZE, program)
+
+
+def with_small_disk(disk, size, program):
+    """Run a program that finds a small file system at `disk`, which is made; return the JSON that it prints.
+
+    Raises `NoMount`.
+    """
+    disk.mkdir()
+    namespace = ["unshare", "--mount", "--map-root-user", "sh", "-c", IN_NAMESPACE, size, str(disk)]
     try:
-        subprocess.run([*_namespace(disk), "true"], check=True, capture_output=True)
+        subprocess.run([*namespace, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise NoMount(error) from error
-    done = subprocess.run([*_namespace(disk), *program], stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
-def _namespace(disk):
-    return ["unshare", "--mount", "--map-root-user", "sh", "-c", IN_NAMESPACE, SIZE, str(disk)]
+    return json.loads(subprocess.run([*namespace, *program], stdout=subprocess.PIPE, check=True).stdout)
 
 
 class Load:
@@ -186,13 +189,22 @@ def fill_and_free(folder, cycles, differences):
 
 
 def fill(disk, load, bound):
-    """Fill the disk until each kind of call in `bound` has been refused; return the bytes still free."""
+    """Fill the disk until each kind of call in `bound` has been refused; return the bytes still free.
+
+    Without any, until not one more picture fits.
+    """
     free = shutil.disk_usage(disk).free
     with (disk / "ballast").open("wb") as ballast:
         os.posix_fallocate(ballast.fileno(), 0, max(free - LEFT, 4096))
     before = dict(load.refused)
     load.go()
-    until(lambda: all(load.refused[kind] > before[kind] for kind in bound), "the disk is full to every kind of call")
+
+    def full():
+        if not bound:
+            return shutil.disk_usage(disk).free < PADDING
+        return all(load.refused[kind] > before[kind] for kind in bound)
+
+    until(full, "the disk is full to every kind of call")
     time.sleep(FULL_S)
     load.rest()
     return shutil.disk_usage(disk).free

@@ -83,6 +83,11 @@ class Cluster:
             assert time.monotonic() < end, "PostgreSQL does not start"
             time.sleep(0.02)
 
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._postmaster is not None and self._postmaster.poll() is None
+
     def kill(self) -> None:
         """End the server as a power cut does: the postmaster and every process of it, by SIGKILL."""
         assert self._postmaster is not None
@@ -159,13 +164,14 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def cluster(*settings: str, primary: Cluster | None = None) -> Iterator[Cluster]:
+def cluster(*settings: str, primary: Cluster | None = None, disk: Path | None = None) -> Iterator[Cluster]:
     """Context of a running PostgreSQL with these settings (`name=value`), in memory where there is room for it.
 
-    With `primary` it is a standby of that one, which runs.
+    With `primary` it is a standby of that one, which runs. `disk`: where its folder is made.
     """
     memory = Path("/dev/shm")
-    root = memory if memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3 else None
+    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 2 * 1024**3
+    root = disk or (memory if roomy else None)
     with tempfile.TemporaryDirectory(prefix="fourstep-postgres-", dir=root) as folder:
         made = Cluster(Path(folder), *settings, primary=primary)
         try:
