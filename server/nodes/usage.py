@@ -28,6 +28,7 @@ from server.storage.usage import RECOUNT_S, Item, MakeUsage, Usage
 LOG = logging.getLogger(__name__)
 
 WAIT_S = 0.5  # for the database: a picture does not wait longer to be stored
+TURNS = 2  # statements at once: a slow database's few connections are for jobs
 # An item that has been counted for longer, and is not there, is none that is being put: its server has died.
 PUT_WITHIN_S = 3600.0
 _AT_ONCE = 1000
@@ -136,6 +137,7 @@ class SharedUsage(Usage):
         self._quota = quota
         self._account = account
         self._wait_s = wait_s
+        self._turns = asyncio.Semaphore(TURNS)
         self._used = NOTHING
         self._missed = False  # something was stored or deleted while the database was away
 
@@ -262,12 +264,21 @@ class SharedUsage(Usage):
         if self._pool.up:
             try:
                 async with asyncio.timeout(self._wait_s):
-                    return await self._pool.read(self._pool.fetch(statement, *arguments))
+                    await self._turns.acquire()
+                    return await self._pool.read(self._take_turn(statement, *arguments))
             except (DatabaseError, TimeoutError) as error:
                 if not self._missed:
-                    LOG.warning("files are stored uncounted until the database answers (%s)", error or "it is slow")
+                    LOG.warning(
+                        "files are stored uncounted until the database answers (%s)", str(error) or "it is slow"
+                    )
         self._missed = True
         return None
+
+    async def _take_turn(self, statement: Statement, *arguments: Any) -> Rows:
+        try:
+            return await self._pool.fetch(statement, *arguments)
+        finally:
+            self._turns.release()
 
 
 def _split(key: str) -> tuple[str, str]:

@@ -299,6 +299,31 @@ async def test_beyond_a_smaller_quota_the_oldest_go(tmp_path, place, database, b
 # --- a database that is away
 
 
+class SlowPool(LosingPool):
+    """A pool whose statements take a second. `most`: of them at once."""
+
+    running = most = 0
+
+    async def fetch(self, statement, *arguments):
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(1.0)
+        self.running -= 1
+        return await super().fetch(statement, *arguments)
+
+
+async def test_a_slow_database_delays_no_file_and_keeps_its_connections_for_jobs(tmp_path, place, database):
+    database.pools.append(pool := SlowPool(database.url))
+    box = Box(tmp_path / "one", place, usage=shared(pool))
+    began = time.monotonic()
+
+    await asyncio.gather(*[box.files.save(bytes([at]), "image/jpeg") for at in range(20)])
+
+    assert time.monotonic() - began < 5.0
+    assert (await stored(box)).files == 20
+    assert pool.most <= 2
+
+
 async def test_while_the_database_is_away_files_are_stored_at_once_and_counted_after(tmp_path, place, database, caplog):
     pool = database.pool(patience_s=5.0)
     box = Box(tmp_path / "one", place, blocks=20, usage=shared(pool))
