@@ -75,6 +75,7 @@ class JobStore(Protocol):
     def finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> asyncio.Future[bool]:
         """Publish a worker's result. False if the job is no longer that worker's: then nothing was changed.
 
+        Nor is anything by doing so again under the same fence, which is True.
         `logs`: all lines of the job, of which some may be stored already.
         """
         ...

@@ -11,18 +11,11 @@ from server.jobs.postgres import reading, statements, upkeep
 from server.jobs.postgres.connection import Statement, opened
 from server.jobs.postgres.migrations import STEPS, Step, check_server, migrate
 from server.jobs.store import GRACE_S
-from tests.jobs.forms import LEASE, PostgresForm, migrated
-from tests.jobs.test_store import DONE, LINE, OTHER, claimed, finished, new, submitted
+from tests.jobs.forms import LEASE, migrated
+from tests.jobs.test_store import DONE, LINE, claimed, finished, new, submitted
 from tests.support.server_process import clean_env
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def form(postgres):
-    form = await PostgresForm(postgres).open()
-    yield form
-    await form.close()
 
 
 @pytest.fixture
@@ -206,14 +199,6 @@ async def test_what_a_chore_raises_goes_through_and_frees_the_lock(form, store):
 
 
 # --- lost answers: the same operation again
-
-
-async def test_a_result_that_is_published_again_is_published(store):
-    request_id = await submitted(store)
-    job = await claimed(store)
-
-    assert [await store.finish(job, result, [], 0.1) for result in (DONE, OTHER)] == [True, True]
-    assert await store.result(request_id) == DONE
 
 
 async def test_a_cancel_whose_answer_was_lost_is_no_completed_job(form, store):

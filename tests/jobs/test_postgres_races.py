@@ -17,7 +17,7 @@ from server.jobs.postgres.connection import Statement
 from server.jobs.postgres.pool import Pool
 from server.jobs.postgres.statements import CLAIM
 from server.jobs.postgres.store import PostgresStore
-from tests.jobs.forms import LEASE, PostgresForm
+from tests.jobs.forms import LEASE
 from tests.jobs.test_store import DONE, OTHER, new, submitted, two_workers_publish
 
 pytestmark = pytest.mark.anyio
@@ -33,13 +33,6 @@ class Unfenced(PostgresStore):
         reopen = Statement("reopen", "UPDATE jobs SET status = 'IN_PROGRESS' WHERE seq = $1 RETURNING fence")
         ((fence,),) = await self.pool.fetch(reopen, job.seq)
         return await super()._finish(msgspec.structs.replace(job, fence=fence), *end)
-
-
-@pytest.fixture
-async def form(postgres):
-    form = await PostgresForm(postgres).open()
-    yield form
-    await form.close()
 
 
 @pytest.fixture

@@ -186,6 +186,16 @@ async def test_a_worker_back_from_the_dead_cannot_publish(form):
     assert len(await form.outbox.due(10)) == 1
 
 
+async def test_a_result_that_is_published_again_is_published(form, store):
+    request_id = await submitted(store, webhook="http://receiver/hook")
+    job = await claimed(store)
+
+    assert [await store.finish(job, result, [], 0.1) for result in (DONE, OTHER)] == [True, True]
+    assert not await form.worker().finish(job, OTHER, [], 0.1)
+    assert await store.result(request_id) == DONE
+    assert len(await form.outbox.due(10)) == 1
+
+
 async def test_a_worker_that_lost_its_job_cannot_publish_while_another_runs_it(form, store):
     request_id = await submitted(store)
     frozen, other = await claimed(store), form.worker()

@@ -143,7 +143,7 @@ class Forms(RuleBasedStateMachine):
         )
         return multiple(*((worker, pair) for pair in zip(*jobs, strict=True)))
 
-    @rule(claim=consumes(claims), result=results, logs=st.sampled_from([(), LOGS[:1], LOGS]))
+    @rule(claim=claims, result=results, logs=st.sampled_from([(), LOGS[:1], LOGS]))
     def finish(self, claim, result, logs):
         worker, jobs = claim
         self._all(lambda form, job: self._stores[worker][form].finish(job, result, logs, 0.5), jobs)

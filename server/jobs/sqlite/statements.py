@@ -101,8 +101,12 @@ FINISH = (
         result_headers=_b("headers"),
         error=_b("message"),
         error_type=_b("kind"),
+        worker=_b("by"),
     )
     .returning(jobs.c.webhook, jobs.c.store_io, _lines.label("lines"))
+)
+FINISHED = sa.select(jobs.c.seq).where(
+    jobs.c.seq == _b("job"), jobs.c.fence == _b("held"), jobs.c.worker == _b("by"), done
 )
 OUTPUT = sa.update(payloads).where(payloads.c.job == _b("seq")).values(input=None, output=_b("body"))
 

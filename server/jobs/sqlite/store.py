@@ -23,7 +23,7 @@ FREE_PAGES_AT_ONCE = 2048  # 8 MiB given back to the disk in one transaction, so
 
 
 class _End(NamedTuple):
-    """A job's end: the job, the fence and status that its finisher saw, the result, and the log if it is known."""
+    """A job's end: the job, the fence and status that its finisher saw, the result, the log, the worker if one did."""
 
     seq: int
     fence: int
@@ -32,6 +32,7 @@ class _End(NamedTuple):
     now: float
     logs: Sequence[LogLine] = ()
     inference_time: float = 0.0
+    worker: str | None = None
 
 
 class SQLiteStore(JobStore):
@@ -111,7 +112,7 @@ class SQLiteStore(JobStore):
 
     @override
     def finish(self, job: Job, result: Result, logs: Sequence[LogLine], inference_time: float) -> asyncio.Future[bool]:
-        end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, self.clock(), logs, inference_time)
+        end = _End(job.seq, job.fence, Status.IN_PROGRESS, result, self.clock(), logs, inference_time, self._worker)
         return self.database.write(lambda connection: self._end(connection, end))
 
     @override
@@ -143,8 +144,8 @@ class SQLiteStore(JobStore):
         return self.database.write(operation)
 
     def _end(self, connection: sa.Connection, end: "_End") -> bool:
-        """End a job if its status and fence are still those of `end`; return whether they were."""
-        seq, fence, seen, result, now, logs, inference_time = end
+        """End a job if its status and fence are still those of `end`; return whether they were, or `end` is its end."""
+        seq, fence, seen, result, now, logs, inference_time, worker = end
         values = {
             "job": seq,
             "held": fence,
@@ -155,10 +156,11 @@ class SQLiteStore(JobStore):
             "headers": rows.json(result.headers),
             "message": result.error,
             "kind": result.error_type,
+            "by": worker,
         }
         row = connection.execute(sql.FINISH, values).one_or_none()
         if row is None:
-            return False
+            return connection.execute(sql.FINISHED, values).first() is not None
         with contextlib.nullcontext() if row.store_io else secure_delete(connection):
             connection.execute(sql.OUTPUT, {"seq": seq, "body": result.body})
         rows.add_log(connection, seq, logs, stored=row.lines)
