@@ -13,6 +13,7 @@ from typing import Any
 from server.fal import openapi
 from server.fal.endpoints import MAX_BUFFERING, Endpoint
 from server.fal.errors import REQUEST_ERRORS
+from server.fal.headers import MIN_START_TIMEOUT_S
 
 _ERRORS = {
     "400": "What was asked for can't be done, or not in this state.",
@@ -218,7 +219,14 @@ _REALTIME_PARAMETERS = [
     _parameter("query", "fal_jwt_token", "A token of `/rest/tokens`, where there are keys.", type="string"),
 ]
 _CALL_HEADERS = [
-    _parameter("header", "X-Fal-Request-Timeout", "Seconds within which the work must begin.", type="number", minimum=1)
+    _parameter(
+        "header",
+        "X-Fal-Request-Timeout",
+        "Seconds within which the work must begin.",
+        type="number",
+        minimum=MIN_START_TIMEOUT_S,
+        exclusiveMinimum=True,  # as OpenAPI 3.0 has it
+    )
 ]
 # No enums: another value is as none, not refused.
 _QUEUE_HEADERS = [

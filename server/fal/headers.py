@@ -12,7 +12,7 @@ from server.fal.errors import RequestError
 from server.fal.lifecycle import parse
 
 # Below this fal ignores or refuses a start timeout; the clients refuse anything up to 1.
-_MIN_START_TIMEOUT_S = 0.1
+MIN_START_TIMEOUT_S = 0.1
 # A request that waits longer than this is not waiting for an answer any more: a week.
 _MAX_START_TIMEOUT_S = 7 * 24 * 3600.0
 
@@ -32,8 +32,8 @@ def start_timeout(headers: Mapping[str, str]) -> float | None:
         seconds = float(written)
     except ValueError:
         seconds = math.nan
-    if not seconds > _MIN_START_TIMEOUT_S:
-        raise RequestError("bad_request", f"{name} must be a number of seconds above {_MIN_START_TIMEOUT_S}")
+    if not seconds > MIN_START_TIMEOUT_S:
+        raise RequestError("bad_request", f"{name} must be a number of seconds above {MIN_START_TIMEOUT_S}")
     return min(seconds, _MAX_START_TIMEOUT_S)
 
 

@@ -202,6 +202,14 @@ async def test_every_answer_is_json_with_a_request_id(tmp_path, method, path, st
     assert status == 200 or isinstance(answer.json()["detail"], str)
 
 
+@pytest.mark.parametrize("method", ["HEAD", "DELETE"])
+async def test_the_methods_that_it_allows_are_those_that_it_answers(tmp_path, method):
+    async with serving(tmp_path) as web:
+        answer = await web.call(method, RUN)
+
+    assert (answer.status, set(answer.headers["allow"].split(", "))) == (405, {"GET", "POST"})
+
+
 @pytest.mark.parametrize(("announced", "sent"), [("1001", 10), ("9" * 5000, 10), (None, 1001)])
 async def test_a_body_beyond_the_limit_is_413_as_soon_as_that_is_known(tmp_path, announced, sent):
     async with serving(tmp_path, max_body_bytes=1000) as web:

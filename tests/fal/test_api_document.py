@@ -12,7 +12,8 @@ from server.api import realtime, tokens, uploads
 from server.app import ROUTES
 from server.fal import openapi
 from server.fal.endpoints import ENDPOINTS
-from server.fal.errors import REQUEST_ERRORS
+from server.fal.errors import REQUEST_ERRORS, RequestError
+from server.fal.headers import start_timeout
 from server.settings import Settings
 from server.transport import tls
 from tests.support.app_client import APP, serving
@@ -113,6 +114,16 @@ async def test_its_other_bodies_have_the_limits_of_their_routes(document, name, 
 
     for field, schema in document["components"]["schemas"][name]["properties"].items():
         assert [schema.get(limit) for limit in limits] == [theirs[field].get(limit) for limit in limits]
+
+
+async def test_a_start_timeout_may_be_as_short_as_it_says(document):
+    parameters = document["paths"][f"/run/{APP}"]["post"]["parameters"]
+    (schema,) = [each["schema"] for each in parameters if each["name"] == "X-Fal-Request-Timeout"]
+
+    assert schema == {"type": "number", "minimum": 0.1, "exclusiveMinimum": True}
+    assert start_timeout({"x-fal-request-timeout": "0.11"}) == 0.11
+    with pytest.raises(RequestError):
+        start_timeout({"x-fal-request-timeout": "0.1"})
 
 
 async def test_its_words_for_errors_are_fals(document):
