@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import asyncpg
 import pytest
 
 from server.jobs.errors import DatabaseError, DatabaseTooNew, DatabaseUnusable
@@ -47,6 +48,22 @@ async def test_a_release_that_is_too_old_for_the_schema_says_so(postgres):
 
     with pytest.raises(DatabaseTooNew, match="upgrade fourstep"):
         await migrate(url)
+
+
+async def test_a_step_and_an_operation_that_wait_for_each_other_both_end(postgres):
+    url = postgres.url(await postgres.new_database(await migrated(postgres)))
+    step = Step(["ALTER TABLE payloads ADD COLUMN x int", "ALTER TABLE jobs ADD COLUMN x int"], serves=1)
+    operation = await asyncpg.connect(url)
+    async with operation.transaction():
+        await operation.execute("SET deadlock_timeout = '20s'; LOCK TABLE jobs IN ROW EXCLUSIVE MODE")
+        migration = asyncio.create_task(migrate(url, [*STEPS, step]))
+        while not await operation.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 - of another connection
+            await asyncio.sleep(0.01)
+        await operation.execute("LOCK TABLE payloads IN ROW EXCLUSIVE MODE")
+    await operation.close()
+    await migration
+
+    assert await postgres.fetch(url, "SELECT made FROM fourstep_schema") == [(len(STEPS) + 1,)]
 
 
 async def test_a_step_that_fails_leaves_nothing(postgres):

@@ -18,6 +18,7 @@ from server.jobs.postgres.connection import Hosts
 
 OLDEST_SERVER = 15
 CONNECT_S = 10.0
+_TRIES = 5  # of a step that meets deadlocks
 _LOCK = 4_207_300_471  # of fourstep's migrations, among the advisory locks of a database
 
 
@@ -83,8 +84,7 @@ async def migrate(url: str, steps: Sequence[Step] = STEPS, *, timeout_s: float =
         connection = await Hosts(url).open(timeout_s=timeout_s)
         try:
             check_server(connection.get_server_version().major)
-            async with connection.transaction():
-                await _migrate(connection, steps)
+            await _migrate_beside_others(connection, steps)
         finally:
             connection.terminate()
     except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -104,6 +104,19 @@ def check_server(major: int) -> None:
     """Raise `DatabaseUnusable` for a PostgreSQL that lacks what the statements need."""
     if major < OLDEST_SERVER:
         raise DatabaseUnusable(f"database: PostgreSQL {major} is too old. Hint: use PostgreSQL 15 or newer")
+
+
+async def _migrate_beside_others(connection: Any, steps: Sequence[Step]) -> None:
+    """Make the steps, again where they met other servers' operations which lock the same tables in another order."""
+    for left in reversed(range(_TRIES)):
+        try:
+            async with connection.transaction():
+                await _migrate(connection, steps)
+        except asyncpg.DeadlockDetectedError:
+            if not left:
+                raise
+        else:
+            return
 
 
 async def _migrate(connection: Any, steps: Sequence[Step]) -> None:
