@@ -1,7 +1,7 @@
 """Fault injection: each guarantee of the server under its fault, and controls in which it must fail.
 
     python -m tests.chaos [--jobs 2000]        (--jobs 150 is the short form, with fewer controls)
-    python -m tests.chaos --fleet              R1c alone
+    python -m tests.chaos --fleet              R1c and R13 alone
 
 R1   queue jobs over HTTP while the server is SIGKILLed and engines are SIGKILLed and SIGSTOPped. Controls: submits
      answered before they are on disk must lose some; workers without the fence must publish some twice.
@@ -24,6 +24,9 @@ R10  SIGTERM under load.
 R10c three servers on one PostgreSQL behind HAProxy, restarted in turn under runs, sockets, jobs and streams. The same
      with a balancer that tries no other box.
      Control: then some calls must fail without the lame duck.
+R13  three servers on one PostgreSQL behind HAProxy, upgraded in turn from the first release for several, led back, and
+     upgraded again after a step of the next release's schema. Control: a step that serves no release before its own
+     must leave clients unserved.
 
 All of it uses loopback and `--model instant`. Prints a table; the last line is JSON; exits 1 if a bound does not hold.
 """
@@ -187,7 +190,8 @@ def parts(jobs):
 
 def fleet_parts(jobs):
     """Yield the parts of several servers as `parts` does."""
-    from tests.chaos.fleet import tormented  # what it needs is an extra
+    from tests.chaos import upgrade  # what they need is an extra
+    from tests.chaos.fleet import tormented
 
     short = jobs < JUDGED_FROM
     times = {"database_killed_every_s": 8.0, "patience_s": SHORT_PATIENCE_S} if short else {}
@@ -231,6 +235,20 @@ def fleet_parts(jobs):
         lambda folder: tormented(folder, 40, **quiet, faults=(), broken_promise="cached"),
         {"changed_results": "≥ 1"},
     )
+    if short:  # tests/nodes/test_upgrade.py is the short form
+        return
+    yield (
+        "R13",
+        lambda folder: upgrade.upgraded(folder, jobs),
+        NOTHING_LOST
+        | dict.fromkeys(("unserved", "published_twice", "answers_5xx", "tracebacks"), "= 0")
+        | {"steps": "≥ 2"},
+    )
+    yield (
+        "R13 control: a step that serves no other release",
+        lambda folder: upgrade.upgraded(folder, 90, step=upgrade.BAD, wait_s=10),
+        {"unserved": "≥ 1"},
+    )
 
 
 def holds(value, bound):
@@ -243,7 +261,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--only", default="", help="run the parts whose names begin with this")
-    parser.add_argument("--fleet", action="store_true", help="several servers on one database (R1c), and nothing else")
+    parser.add_argument("--fleet", action="store_true", help="several servers on one database (R1c, R13) alone")
     asked = parser.parse_args()
     report, broken, load = {}, [], os.getloadavg()[0]
     for name, run, bounds in (fleet_parts if asked.fleet else parts)(asked.jobs):

@@ -29,7 +29,7 @@ STARTED_WITHIN_S = 120.0  # three at once, on a busy machine
 BROKEN = 0.05  # of the connections to the database, twice a second
 
 # Written by a trigger in the transaction that publishes a job or lets it wait again, whichever box's it is.
-_WITNESS = (
+WITNESS = (
     "CREATE TABLE witness (job bigint NOT NULL, what text NOT NULL)",
     """CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$
        BEGIN INSERT INTO witness VALUES (NEW.seq, CASE
@@ -54,14 +54,14 @@ class Box:
         folder.mkdir()
         self.folder = folder
         self.port = free_port()
-        self._env = env
+        self.env = env
         self._command = [*command, "--data-dir", str(folder), "--port", str(self.port), "--node", folder.name]
         self._process = None
 
     def start(self):
         """Start it; return when an engine serves."""
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stderr=log, env=self._env)
+            self._process = subprocess.Popen(self._command, stderr=log, env=self.env)
         self.wait_ready()
 
     def wait_ready(self, but_not=None):
@@ -193,7 +193,7 @@ def tormented(
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(cluster())
         asyncio.run(migrate(database.url()))
-        asyncio.run(database.execute(*_WITNESS))
+        asyncio.run(database.execute(*WITNESS))
         proxy = stack.enter_context(breaking_proxy(database.port, broken, answer, most_broken))
         url = database.url(port=proxy.port)
         boxes = stack.enter_context(boxes_on(folder, url, count, work_ms=work_ms, **differences))
@@ -210,24 +210,24 @@ def tormented(
                     clients_work(clients, chance.uniform(*WORK_S))
                     cause(boxes[number % count], fault, chance)
                     done[fault] += 1
-            _ended(clients, wait_s or 60 + jobs / 5)
+            ended(clients, wait_s or 60 + jobs / 5)
         finally:
             power.stop()
         clients.close()
-        seen = _audit(database, balancer.http_port, clients)
+        seen = audit(database, balancer.http_port, clients)
         with ThreadPoolExecutor(count) as pool:
             list(pool.map(Box.stop, boxes))
         tracebacks = sum(box.log().count("Traceback") for box in boxes)
     return {**done, "database_killed": power.cuts, "connections_broken": proxy.broken, **seen, "tracebacks": tracebacks}
 
 
-def _ended(clients, wait_s):
+def ended(clients, wait_s):
     """Wait until all jobs have their results, or until that time is over."""
     with contextlib.suppress(Failed):
         until(lambda: clients.left() <= 0, "every client has its results", wait_s)
 
 
-def _audit(database, port, clients):
+def audit(database, port, clients):
     """Ask for every accepted job once more, and read the witness."""
     lost = changed = errors = 0
     for request_id, seed in clients.accepted.items():
