@@ -117,10 +117,10 @@ def _answer(answer: Any) -> Answer:
 def fleet(
     folder: Path, url: str, count: int, *flags: str, own: Mapping[int, Mapping[str, str]] | None = None
 ) -> Iterator[Fleet]:
-    """Context of so many running servers. `own`: as of `Fleet`."""
+    """Context of so many running servers, to which a test may add others. `own`: as of `Fleet`."""
     servers = Fleet(folder, url, flags, own or {})
     # Together: each takes seconds. The threads stay, since what one has started ends with it.
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(max(1, count)) as pool:
         try:
             list(pool.map(servers.start, range(1, count + 1)))
             yield servers
