@@ -159,11 +159,15 @@ class Queue:
         written.add_done_callback(lambda _: self._index.submitted(new.owner))
         self.wake()  # now, so that the claim shares the submit's transaction
         try:
-            snapshot = await commit(written, self._index.add)
+            snapshot = await commit(written, self._accepted)
         except DatabaseError as error:
             log_database_error(LOG, "a job could not be stored", error)
             raise refusal(error) from error
         return self._index.get(new.id) or snapshot
+
+    def _accepted(self, snapshot: Snapshot) -> None:
+        self._index.add(snapshot)
+        self.wake()  # again: a claim on another connection has not seen it
 
     def _admit(self, new: NewJob) -> None:
         if self._shut:

@@ -14,6 +14,7 @@ from server.jobs.store import JobStore, State
 from server.nodes.index import SharedIndex
 
 PLACES_SHARE = 0.05  # of a core of the database: numbering a long queue takes milliseconds
+IDLE_S = 0.5  # between two refreshes while no client asks for a job, and none waits
 LOG_EVERY_S = 0.5  # for those who follow a job at another server
 OVERDUE_EVERY_S = 1.0
 
@@ -54,13 +55,16 @@ class Refresh(Follower):
         *,
         places_share: float = PLACES_SHARE,
         log_every_s: float = LOG_EVERY_S,
+        idle_s: float = IDLE_S,
     ) -> None:
         self._store = store
         self._index = index
         self._places_share = places_share
         self._log_every_s = log_every_s
+        self._idle_s = idle_s
         self._logged: dict[str, tuple[int, int]] = {}  # by request id: fence, and lines that are stored of that run
-        self._places_at = self._log_at = self._overdue_at = 0.0  # monotonic times at which each is due
+        # Monotonic times at which each is due.
+        self._refresh_at = self._places_at = self._log_at = self._overdue_at = 0.0
 
     @override
     async def start(self) -> None:
@@ -86,6 +90,9 @@ class Refresh(Follower):
         await self._write_logs()
         await self._end_overdue()
         wanted = self._index.of_interest()
+        if not wanted and not self._index.waiting and time.monotonic() < self._refresh_at:
+            return ()
+        self._refresh_at = time.monotonic() + self._idle_s
         states, waiting = await self._store.refresh(wanted)
         self._index.count(waiting)
         lost = [state.id for state in states if self._is_lost(state)]

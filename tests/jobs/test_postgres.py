@@ -229,6 +229,28 @@ async def test_a_cancel_whose_answer_was_lost_is_no_completed_job(form, store):
     assert await store.cancel(waiting, []) is Outcome.ALREADY_COMPLETED
 
 
+async def test_a_server_that_found_nothing_looks_before_it_claims_again(form, store, monkeypatch):
+    asked, fetch = [], form.pool.fetch
+
+    def noted(statement, *arguments):
+        asked.append(statement)
+        return fetch(statement, *arguments)
+
+    other = form.worker()
+    none = [await store.claim(1) for _ in range(2)]
+    monkeypatch.setattr(form.pool, "fetch", noted)
+    none.append(await store.claim(1))
+    looks = asked[:]
+    wish = await submitted(other)
+    (job,) = await store.claim(1)
+
+    assert none == [[], [], []]
+    assert looks == [statements.LOOK]
+    assert job.id == wish
+    assert await store.claim(1) == []
+    assert asked[-3:] == [statements.LOOK, statements.CLAIM, statements.CLAIM]
+
+
 async def test_a_submit_whose_answer_was_lost_is_one_job(form, store):
     form.pool.lose(1)
     wish = new()

@@ -235,6 +235,20 @@ async def test_jobs_wait_while_there_is_no_engine_and_run_once_there_is(tmp_path
         assert (await ended(queue, job.id)).result_status == 200
 
 
+async def test_a_job_that_a_claim_has_not_seen_yet_is_looked_for_once_it_is_stored(tmp_path, engines):
+    async with serving(tmp_path, engines, times=QueueTimes(ask=3600.0)) as queue:
+        claim, claims = queue._store.claim, []
+
+        def claim_too_early(count, **options):
+            claims.append(count)
+            return claim(count if claims[1:] else 0, **options)
+
+        queue._store.claim = claim_too_early
+        job = await queue.submit(new())
+
+        assert (await ended(queue, job.id)).result_status == 200
+
+
 async def test_a_server_that_is_alone_takes_jobs_beside_calls(tmp_path, engines):
     async with serving(tmp_path, engines, capacity=2, calls=9) as queue:
         job = await queue.submit(new())

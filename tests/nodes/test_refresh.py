@@ -70,6 +70,29 @@ def follower(store, index):
     return Refresh(store, index)
 
 
+async def test_a_server_with_nothing_to_do_asks_more_rarely(store, index):
+    follower = Refresh(store, index, idle_s=60.0)
+    for _ in range(3):
+        await follower.tick()
+    idle = store.asked[:]
+    run_here(index)
+    store.states = [state("here")]
+    for _ in range(2):
+        await follower.tick()
+
+    assert idle == [[]]
+    assert store.asked == [[], ["here"], ["here"]]
+
+
+async def test_while_jobs_wait_it_is_asked_how_many_each_time(store, index):
+    store.waiting = {"alice": 1}
+    follower = Refresh(store, index, idle_s=60.0)
+    for _ in range(3):
+        await follower.tick()
+
+    assert store.asked == [[], [], []]
+
+
 def run_here(index, name="here", fence=1):
     index.found(job(name), 0)
     index.started(SimpleNamespace(id=name, fence=fence))

@@ -15,7 +15,7 @@ from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.job import Job, LogLine, NewJob, Outcome, Result, Snapshot, Status, cancelled
 from server.jobs.postgres import reading, upkeep
 from server.jobs.postgres import statements as sql
-from server.jobs.postgres.connection import Row, Statement
+from server.jobs.postgres.connection import Row, Rows, Statement
 from server.jobs.postgres.payloads import INLINE_BYTES, Payloads, PayloadStore
 from server.jobs.postgres.pool import Pool
 from server.jobs.postgres.usage import Usage, Waiting
@@ -55,6 +55,7 @@ class PostgresStore(JobStore):
         self._waiting = Waiting()
         self.claims = collections.Counter({"jobs": 0, "none": 0})  # that found some, and that found none
         self.fenced = 0  # results refused, since the job was another's by then or had ended
+        self._hopeful = True  # to find a job to claim
         self._unread: set[int] = set()  # seqs of claimed jobs whose inputs are on their way
 
     # --- a job's life
@@ -77,6 +78,7 @@ class PostgresStore(JobStore):
             rows = await self.pool.fetch(sql.SUBMIT, *arguments)
         if not rows:
             return reading.snapshot_of((await self.pool.fetch(reading.LOAD, new.id))[0])
+        self._hopeful = True
         ((seq, submitted_at, start_by),) = rows
         accepted = msgspec.structs.replace(Snapshot.accepted(new, seq, submitted_at), start_by=start_by)
         return accepted if new.result is None else accepted.finished(new.result)
@@ -94,7 +96,10 @@ class PostgresStore(JobStore):
         return self.pool.write(self._claim(sql.CLAIM_OLD, count, without, waited_s))
 
     async def _claim(self, statement: Statement, count: int, without: Collection[str], *more: object) -> list[Job]:
-        rows = await self.pool.fetch(statement, count, self.node, self._lease_s, list(without), *more)
+        rows: Rows = ()
+        if self._hopeful or await self.pool.fetch(sql.LOOK, list(without)):
+            rows = await self.pool.fetch(statement, count, self.node, self._lease_s, list(without), *more)
+        self._hopeful = bool(rows)
         self.claims["jobs" if rows else "none"] += 1
         jobs = [reading.job_of(row) for row in rows]
         if any(row["input_object"] is not None for row in rows):
