@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from server.jobs.errors import DatabaseError
+from server.jobs.errors import DatabaseError, log_database_error
 from server.jobs.postgres.connection import Rows, Statement
 from server.jobs.postgres.pool import Pool
 from server.jobs.postgres.statements import NOW
@@ -225,6 +225,13 @@ class SharedUsage(Usage):
     @override
     async def recount(self, pages: AsyncIterator[Sequence[Item]], writing: Callable[[], Collection[str]]) -> None:
         self._missed = False
+        try:
+            await self._recount(pages)
+        except DatabaseError as error:
+            self._missed = True
+            log_database_error(LOG, "stored files could not be counted anew, and will be later", error)
+
+    async def _recount(self, pages: AsyncIterator[Sequence[Item]]) -> None:
         ((_, began),) = await self._pool.read(self._pool.fetch(_COUNTED))
         found: set[tuple[str, str]] = set()
         async for page in pages:

@@ -23,8 +23,11 @@ GOOD = ("ALTER TABLE jobs ADD COLUMN more integer NOT NULL DEFAULT 0", "ALTER TA
 BAD = ("ALTER TABLE jobs RENAME COLUMN not_before TO not_till",)
 
 
-def upgraded(folder, jobs, *, step=GOOD, wait_s=None):
-    """Restart each box three times under load; return what was seen. `step`: the statements of the last step."""
+def upgraded(folder, jobs, *, step=GOOD, last=3, wait_s=None):
+    """Restart each box three times under load; return what was seen.
+
+    `step`: the statements of the last step; `last`: how many of the three rounds are made.
+    """
     with contextlib.ExitStack() as stack:
         old = of_release(stack.enter_context(worktree(first_of_several_boxes())))
         database = stack.enter_context(cluster())
@@ -42,7 +45,7 @@ def upgraded(folder, jobs, *, step=GOOD, wait_s=None):
         clients = Clients(balancer.http_port, count=6)
         stack.callback(clients.close)
         made = [_steps_made(database)]
-        rounds = [(new, ()), (new | old, ()), (new, step)]
+        rounds = [(new, ()), (new | old, ()), (new, step)][-last:]
         each = iter(shares(jobs, len(rounds) * BOXES))
         for env, statements in rounds:
             if statements:

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from server.fal.errors import RequestError
+from server.jobs.errors import DatabaseError
 from server.jobs.postgres.connection import Statement
 from server.nodes.usage import PUT_WITHIN_S, SharedUsage, shared
 from server.storage.disk import FRESH_S
@@ -262,6 +263,22 @@ async def test_a_recount_finds_what_is_there_and_drops_what_is_not(database):
     sums, rows = await database.sums()
     assert sums == rows
     assert one.used == Size(4 * BLOCK, 4)
+
+
+async def test_a_recount_that_fails_is_due_again(database, caplog):
+    async def broken(*_arguments):
+        raise DatabaseError("it is full")
+
+    one = usage(database)
+    await one.recount(pages(), list)
+    one._pool.fetch, fetch = broken, one._pool.fetch
+    await one.recount(pages(), list)
+    one._pool.fetch = fetch
+
+    assert await one.recount_is_due()
+    assert [record.getMessage() for record in caplog.records] == [
+        "stored files could not be counted anew, and will be later: it is full"
+    ]
 
 
 async def test_one_recount_an_hour_is_enough_for_all(database):
