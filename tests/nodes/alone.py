@@ -4,6 +4,7 @@ LOOKS_INSIDE = "looks into one server's process, folder or log"
 ENDS_IT = "ends the server: `python -m tests.chaos --fleet` ends one of three"
 EACH_COUNTS = "--max-calls bounds the calls of each server, not of all"
 STARTS_OTHERS = "starts no server, or by commands of its own"
+OWN_ANSWERS = "HAProxy answers /ready and /metrics itself: 404, ask each server"
 NO_CA = "the certificate is HAProxy's: the servers have none to hand out"
 
 # By the beginning of their names.
@@ -18,7 +19,10 @@ ALONE = {
     "tests/clients/test_patience.py::test_javascript_gets_through_an_overload_by_itself": EACH_COUNTS,
     "tests/clients/test_patience.py::test_python_gets_through_an_overload_by_itself": EACH_COUNTS,
     "tests/clients/test_patience.py::test_the_legacy_client_takes_an_overload_for_final": EACH_COUNTS,
+    "tests/clients/test_takeover_snippets.py": NO_CA,
+    "tests/api/test_playground.py::test_nothing_from_elsewhere_may_run_in_a_page[/trust/ca.pem]": NO_CA,
     "tests/api/test_playground.py::test_the_ca_is_handed_out_and_never_its_key": NO_CA,
+    "tests/api/test_schemathesis.py::test_nothing_is_wrong_with_our_own": OWN_ANSWERS,
     "tests/api/test_overload.py": f"{LOOKS_INSIDE}; {EACH_COUNTS}",
 }
 
