@@ -206,7 +206,7 @@ def fleet_parts(jobs):
         | again,
     )
     # Long enough for a freeze to find some. Their engine goes on, and its answers meet a server that has lost them.
-    freezes = quiet | {"faults": ["box frozen"] * (1 if short else 4), "work_ms": 400}
+    freezes = quiet | {"faults": ["box frozen"] * (2 if short else 4), "work_ms": 1000}
     if not short:
         yield (
             "R1c by the fence alone",
