@@ -46,7 +46,9 @@ def upgraded(folder, jobs, *, step=GOOD, last=3, wait_s=None):
         stack.callback(clients.close)
         made = [_steps_made(database)]
         rounds = [(new, ()), (new | old, ()), (new, step)][-last:]
-        each = iter(shares(jobs, len(rounds) * BOXES))
+        each = iter(shares(jobs, 1 + len(rounds) * BOXES))
+        clients.allow(next(each))
+        clients_work(clients, WORK_S)
         for env, statements in rounds:
             if statements:
                 asyncio.run(migrate(database.url(), [*STEPS, Step(statements, serves=len(STEPS))]))
