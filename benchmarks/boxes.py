@@ -177,10 +177,14 @@ async def queue_up(url):
 def watched(postgres, folder, seconds):
     """Cost of one server that keeps up with the jobs that its clients ask for."""
     ids = random.Random(0).sample(asyncio.run(queue_up(postgres.url())), WATCHED)
+    # They stay where they are, behind real ones that keep the engine busy.
+    asyncio.run(postgres.execute(f"UPDATE jobs SET not_before = {time.time() + 86400}, priority = 3", "VACUUM jobs"))
     with (
-        box(folder, 1, postgres, "--model", "instant:5000", "--max-batch", "1") as server,
+        box(folder, 1, postgres, "--model", "instant:5000", "--max-batch", "1", "--max-queue", "20000") as server,
         ThreadPoolExecutor(4) as pool,
     ):
+        for _ in range(12):
+            submitted(server)
 
         def ask():
             return list(pool.map(lambda each: server.get(f"{QUEUE}/requests/{each}/status")["status"], ids))
