@@ -90,6 +90,7 @@ class Visits:
         self._stack.callback(closed, context)
         self.watches.append(Watch(context, base or "/".join(url.split("/")[:3])))
         page = context.new_page()
+        page.on("filechooser", lambda _: None)  # Playwright hears of one only once it has been told to
         page.goto(f"{base}/{url.lstrip('/')}" if base else url)
         if page.locator("section.in").count():  # its form comes first
             page.get_by_role("group", name="Source").wait_for()
