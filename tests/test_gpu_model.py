@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.program_start import start
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "benchmarks" / "README.md"
 
@@ -40,7 +42,6 @@ def row(told: Told, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("network", "figures"),
     [

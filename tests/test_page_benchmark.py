@@ -25,6 +25,7 @@ def run(*options: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_live_and_the_start_are_measured() -> None:
     status, figures = run("--seconds", "2", "--starts", "1")
 

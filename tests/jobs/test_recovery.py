@@ -51,6 +51,7 @@ def test_a_queued_job_survives_its_engine(server):
     assert server.get(path)["seed"] == 7
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_picture_is_the_same_after_the_engine_was_killed(demo):
     before = post(demo, f"/run/{APP}")["images"]
