@@ -31,7 +31,7 @@ from benchmarks.page.visit import Visit, browser
 from benchmarks.peers import processor
 from server.cli.launcher import RUN_FILE
 from tests.support.browsers.chromium import said_by
-from tests.support.haproxy import free_port
+from tests.support.server_process import free_port
 
 # Gate and goal; whether more is better.
 GATES = {

@@ -16,11 +16,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from server.jobs.postgres.migrations import migrate
 from tests.chaos.breaking_proxy import breaking_proxy
-from tests.chaos.harness import Clients, Failed, call, digest, free_port, shares, until
+from tests.chaos.harness import Clients, Failed, call, digest, shares, until
 from tests.chaos.queue_kills import WORK_S, clients_work
 from tests.support.haproxy import BOXES, balancing
 from tests.support.postgres import cluster
-from tests.support.server_process import APP, clean_env
+from tests.support.server_process import APP, clean_env, free_port
 
 FAULTS = ("box killed", "box frozen", "engine killed", "engine frozen")
 LEASE_S = 2

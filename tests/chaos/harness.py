@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import threading
 import time
 
 from server.jobs.sqlite.database import Database
-from tests.support.server_process import APP, clean_env
+from tests.support.server_process import APP, clean_env, free_port
 
 PICTURE = "data:image/jpeg;base64,/9j/"  # an instant engine decodes nothing
 POLL_S = 0.02
@@ -150,11 +149,6 @@ class Victim:
 def shares(total, count):
     """Split `total` into `count` nearly equal parts."""
     return [total * (part + 1) // count - total * part // count for part in range(count)]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 def call(port, method, path, body=None, timeout=20, *, headers=None):

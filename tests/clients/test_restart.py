@@ -1,18 +1,11 @@
 """A server is killed under its clients and started again: what was accepted is finished."""
 
-import socket
 import threading
 
 import pytest
 
 from tests.clients.conftest import by_environment, count
-from tests.support.server_process import start_server
-
-
-def free_port() -> int:
-    """A port that a server can be started on twice."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+from tests.support.server_process import free_port, start_server
 
 
 @pytest.fixture

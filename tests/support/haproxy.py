@@ -15,20 +15,13 @@ from pathlib import Path
 
 from server.settings import Settings
 from server.transport import tls
-from tests.support.server_process import Server, clean_env, start_server
+from tests.support.server_process import Server, clean_env, free_port, start_server
 
 CONFIG = Path(__file__).parents[2] / "deploy" / "haproxy.cfg"
 PROGRAM = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
 BOXES = 3  # that the configuration has places for
 _NOBODY = "127.0.0.1:1"  # a box that isn't there
 _PATIENCE_S = 20.0
-
-
-def free_port() -> int:
-    """A port of loopback that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+
+from tests.support.server_process import free_port
 
 USERS = ("postgres", "nobody")  # who may own the cluster when we are root
 STARTED_WITHIN_S = 30.0
@@ -179,14 +180,6 @@ def cluster(*settings: str, primary: Cluster | None = None, disk: Path | None = 
             yield made
         finally:
             made.stop()
-
-
-def free_port() -> int:
-    """Return a port of loopback on which nothing listens."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def _exists(user: str) -> bool:

@@ -103,6 +103,13 @@ def serve(parts: Parts, argv: Sequence[str]) -> int:
     return serving_command.run(load({name: value for name, value in arguments.items() if name in FIELDS}), parts)
 
 
+def free_port() -> int:
+    """Return a port of loopback that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def loopback() -> list[str]:
     """The loopback addresses that this machine has."""
     try:
