@@ -201,14 +201,13 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
 
 def _node(cluster: "Cluster", settings: Settings, resources: Resources, queue: Queue, auth: Auth) -> "Node":
     """Return what the other servers are told of this one."""
-    from server.nodes.row import Node  # noqa: PLC0415 (only where there are others)
+    from server.nodes.row import Node, address  # noqa: PLC0415 (only where there are others)
 
     pool, limits = resources.pool, resources.limits
-    host = cluster.name if settings.addresses[0] in {"0.0.0.0", "::"} else settings.addresses[0]  # noqa: S104
     return Node(
         id=cluster.id,
         name=cluster.name,
-        address=f"{host}:{settings.port}",
+        address=address(settings.addresses[0], settings.port, cluster.name),
         release=version(),
         devices=[f"{engine['device']} {engine['state']}" for engine in pool.engines],
         model=pool.model,

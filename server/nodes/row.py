@@ -40,6 +40,15 @@ FROM nodes ORDER BY name, id
 _LEAVE = Statement("node_left", "DELETE FROM nodes WHERE id = $1")
 
 
+_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104
+
+
+def address(host: str, port: int, name: str) -> str:
+    """Return where a server is reached that listens on `host`: by its machine's name if that is everywhere."""
+    reached = name if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+    return f"{reached}:{port}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
     """One server. `room`: jobs that its engines take at once; `counts`: calls and sockets in flight, by limited key.
