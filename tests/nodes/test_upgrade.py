@@ -86,6 +86,19 @@ class Submitted:
         return {self._boxes.ask(number, "/" + url.split("/", 3)[3]).body[:2] for url in urls}
 
 
+def stopped(boxes, jobs):
+    """Submit more at either box, stop the first, and see that the second has all that was made."""
+    jobs.at(1, 20)
+    jobs.at(2, 10)
+    ended = boxes.servers[1].stop()
+    results = jobs.results(2)
+
+    assert ended == 0
+    assert results == {seed: seed for seed in range(60)}
+    assert jobs.pictures(2) == {b"\xff\xd8"}
+    assert said(boxes, "Traceback") == []
+
+
 def made(postgres, boxes):
     """Return how many steps its schema has had."""
     ((count,),) = asyncio.run(postgres.fetch(boxes.url, "SELECT made FROM fourstep_schema"))
@@ -107,17 +120,10 @@ def test_the_next_release_does_the_old_ones_jobs_and_stays(postgres, boxes, old)
     until(lambda: jobs.done_by(1, 2))
     after = schema(postgres, boxes.url)
     asyncio.run(migrate(boxes.url, [*STEPS, NEXT]))
-    jobs.at(1, 20)
-    jobs.at(2, 10)
-    ended = boxes.servers[1].stop()
-    results = jobs.results(2)
+    stopped(boxes, jobs)
 
-    assert ended == 0
-    assert results == {seed: seed for seed in range(60)}
-    assert jobs.pictures(2) == {b"\xff\xd8"}
     assert before == KNOWN
     assert after == schema(postgres, postgres.url(asyncio.run(migrated(postgres))))
-    assert said(boxes, "Traceback") == []
 
 
 @pytest.mark.long
@@ -128,16 +134,9 @@ def test_the_old_release_does_the_next_ones_jobs_and_stays(postgres, boxes, old)
     boxes.start(2, release=old)
     jobs.at(2, 10)
     until(lambda: jobs.done_by(1, 2))
-    jobs.at(1, 20)
-    jobs.at(2, 10)
-    ended = boxes.servers[1].stop()
-    results = jobs.results(2)
+    stopped(boxes, jobs)
 
-    assert ended == 0
-    assert results == {seed: seed for seed in range(60)}
-    assert jobs.pictures(2) == {b"\xff\xd8"}
     assert made(postgres, boxes) == len(STEPS)
-    assert said(boxes, "Traceback") == []
 
 
 def test_a_release_that_is_too_old_says_so(boxes, old):
