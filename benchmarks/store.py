@@ -157,9 +157,10 @@ def processor_s(postmaster: int) -> float:
     """Return the seconds that a process, its children, and those that have ended, have been on a processor."""
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
     total = 0
-    for pid in (str(postmaster), *children):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += sum(map(int, fields[11 : 15 if pid == str(postmaster) else 13]))
+    for pid in (*children, str(postmaster)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it may end meanwhile
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11 : 15 if pid == str(postmaster) else 13]))
     return total * TICK_S
 
 

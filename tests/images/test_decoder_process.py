@@ -1,5 +1,6 @@
 """Decoder processes: what they decode, what ends them, and what becomes of the picture then."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from pipelines.images.decoder_process import (
 )
 from tests.images.test_codec import LIMITS, ROOT, fault, photo, saved
 from tests.support.images import malicious_images
+from tests.support.server_process import is_running, until
 
 WAIT_S = 30.0
 
@@ -89,7 +91,13 @@ def stub(folder: Path, act: str) -> list[str]:
 
 def running() -> set[int]:
     """Return the process ids of this process's decoders."""
-    return {child.pid for child in psutil.Process().children() if "--fd" in child.cmdline()}
+    return {child.pid for child in psutil.Process().children() if is_decoder(child)}
+
+
+def is_decoder(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two looks, or be a zombie
+        return "--fd" in process.cmdline()
+    return False
 
 
 def wanted() -> bool:
@@ -158,8 +166,7 @@ def test_processes_that_were_killed_between_pictures_are_replaced():
     decoders.decode("a", LARGE["jpeg"](), wanted)
     [pid] = running()
     os.kill(pid, signal.SIGKILL)
-    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        pass
+    until(lambda: not is_running(pid))
 
     decoders.decode("a", LARGE["jpeg"](), wanted)
 

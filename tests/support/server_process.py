@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from server.app import Parts
 from server.cli import serve as serving_command
 from server.cli.arguments import command_line
@@ -26,6 +28,7 @@ __all__ = [
     "Server",
     "addresses",
     "clean_env",
+    "is_running",
     "loopback",
     "post",
     "serve",
@@ -133,6 +136,13 @@ def until(condition: Callable[[], bool], timeout: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "it never came to pass"
         time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie, which the machine's first process may be slow to reap."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two looks
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def submitted(server: Server, **changes: Any) -> str:

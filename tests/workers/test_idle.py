@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from server.workers.idle import IdleUnload
 from server.workers.pool import State
-from tests.support.server_process import APP, CALL, post, serving, until
+from tests.support.server_process import APP, CALL, is_running, post, serving, until
 from tests.workers.test_pool import pid_of, pool_of, restarts, started, work
 from tests.workers.test_pool import until as soon
 
@@ -202,8 +202,7 @@ def unloaded(server):
 
 
 def engine_processes(server):
-    children = psutil.Process(server.pid).children()
-    return [child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child.pid for child in psutil.Process(server.pid).children() if is_running(child.pid)]
 
 
 def by_run(server):

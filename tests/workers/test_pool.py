@@ -20,7 +20,7 @@ from server.workers.pending import RerunLimits
 from server.workers.pool import COMMAND, Pool, State
 from server.workers.process import ProcessTimes
 from server.workers.supervisor import RestartPolicy
-from tests.support.server_process import clean_env
+from tests.support.server_process import clean_env, is_running
 
 WAIT_S = 30.0
 FAULTY = (sys.executable, "-P", str(Path(__file__).parents[1] / "support" / "faulty_engine.py"))
@@ -538,13 +538,6 @@ def test_no_engine_outlives_a_killed_server(stopped):
         time.sleep(0.01)
     assert len(pids) == 2
     assert not any(map(is_running, pids))
-
-
-def is_running(pid):
-    """Return whether a process is there and no zombie, which the machine's first process may be slow to reap."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 @pytest.mark.anyio
