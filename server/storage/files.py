@@ -182,14 +182,17 @@ class Files:
     async def complete(self, upload: Upload, etags: Mapping[int, str]) -> None:
         """Assemble an upload from its parts. Doing so again changes nothing.
 
-        Raises `PlainError` 400 for a missing part, `RequestError` 429 when there is no room for both.
+        Raises `PlainError` 400 for a missing part, 413 when all together are too large, `RequestError` 429 when there
+        is no room for both.
         """
-        describe = functools.partial(_described, upload)
+        describe, limit = functools.partial(_described, upload), self._settings.max_upload_bytes
         try:
             with room_or_429():
-                await self._store.join(upload.name, etags, describe, seconds=upload.lifecycle.seconds)
+                joined = await self._store.join(upload.name, etags, describe, limit, seconds=upload.lifecycle.seconds)
         except MissingPart as error:
             raise PlainError(400, f"Part {error.number} was not uploaded, or has another etag") from None
+        if not joined:
+            raise self._too_large()
 
     @contextlib.asynccontextmanager
     async def _spooled(

@@ -8,7 +8,7 @@ import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from server.storage.disk import DiskStore
@@ -62,6 +62,10 @@ class Parts:
         self._disk.put_part(draft, place, NOTHING if replaced is None else on_disk(replaced))
         self._totals[name] = total
         return True
+
+    def size(self, name: str, numbers: Iterable[int]) -> int:
+        """Return the bytes of these parts together; of one that is not there none."""
+        return sum(place.stat().st_size for number in numbers if (place := self._folder / name / str(number)).exists())
 
     def join(self, name: str, etags: Mapping[int, str], draft: Path) -> bytes:
         """Write the parts, in the order of their numbers, to `draft`; return its first `HEAD_BYTES`.

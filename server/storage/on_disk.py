@@ -66,23 +66,26 @@ class OnDisk(Store):
 
     @override
     async def join(
-        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], *, seconds: int | None
-    ) -> None:
-        await asyncio.to_thread(self._join, name, etags, describe, seconds)
+        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], limit: int, *, seconds: int | None
+    ) -> bool:
+        return await asyncio.to_thread(self._join, name, etags, describe, limit, seconds)
 
     def _join(
-        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], seconds: int | None
-    ) -> None:
+        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], limit: int, seconds: int | None
+    ) -> bool:
         draft = self._disk.draft(name)
+        fits = self._parts.size(name, etags) <= limit  # else: an earlier server's limit was larger
         try:
-            head = self._parts.join(name, etags, draft)
-            self._disk.put(draft, name, describe(head), seconds=seconds, durable=True)
+            if fits:
+                head = self._parts.join(name, etags, draft)
+                self._disk.put(draft, name, describe(head), seconds=seconds, durable=True)
         except MissingPart:
             if not self._disk.find(name):  # else: joined before, and the answer was lost
                 raise
         finally:
             self._disk.drop(draft)
         self._parts.drop(name)
+        return fits
 
     @override
     async def find(self, name: str) -> Stored | None:

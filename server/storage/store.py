@@ -58,11 +58,12 @@ class Store(Protocol):
         """Store a spooled part, whose digest is `etag`; False when all together would be larger than `limit` bytes."""
 
     async def join(
-        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], *, seconds: int | None
-    ) -> None:
+        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], limit: int, *, seconds: int | None
+    ) -> bool:
         """Store the listed parts as one file, and drop all; nothing if that was done. Raises `MissingPart`.
 
-        `describe` makes the metadata from the file's first `HEAD_BYTES`.
+        False, and all are dropped, when the file would be larger than `limit` bytes: servers may get parts at once, and
+        each of them sees only those before. `describe` makes the metadata from the file's first `HEAD_BYTES`.
         """
 
     async def find(self, name: str) -> Stored | None:

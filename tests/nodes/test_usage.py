@@ -9,7 +9,7 @@ import time
 import asyncpg
 import pytest
 
-from server.fal.errors import RequestError
+from server.fal.errors import PlainError, RequestError
 from server.jobs.errors import DatabaseError
 from server.jobs.postgres.connection import Statement
 from server.nodes.usage import PUT_WITHIN_S, SharedUsage, shared
@@ -136,6 +136,18 @@ async def test_parts_that_come_to_several_servers_together_all_count_until_they_
     assert counted == ("", 4 * BLOCK, 4)
     assert (await database.sums())[0][0] == ("", BLOCK, 1)
     assert await boxes[0].content(upload.name) == bytes(range(4))
+
+
+async def test_parts_that_are_together_too_large_count_no_more(tmp_path, place, boxes, database):
+    smaller = Box(tmp_path / "three", place, blocks=20, usage=shared(database.pool()), max_upload_bytes=1)
+    upload = boxes[0].permit()
+    parts = [boxes[at].files.receive_part(upload, 1 + at, stream(bytes([at])), None) for at in range(2)]
+    etags = await asyncio.gather(*parts)
+
+    with pytest.raises(PlainError):
+        await smaller.files.complete(upload, dict(enumerate(etags, 1)))
+
+    assert await database.sums() == ([], [])
 
 
 async def test_a_part_that_is_sent_again_counts_once(boxes, database):

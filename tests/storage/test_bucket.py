@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import functools
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 
 import server.storage.bucket
-from server.fal.errors import RequestError
+from server.fal.errors import PlainError, RequestError
 from server.fal.lifecycle import Acl, Lifecycle
 from server.nodes.forms import file_store
 from server.settings import Settings, SettingsError
@@ -47,7 +48,9 @@ class Clock:
 class Box:
     """One server's files at a place that others share, and `store`, the bucket behind them."""
 
-    def __init__(self, folder, place, *, patience_s=30.0, blocks=QUOTA, share=0.5, lock=expiry.unshared, usage=None):
+    def __init__(
+        self, folder, place, *, patience_s=30.0, blocks=QUOTA, share=0.5, lock=expiry.unshared, usage=None, **chosen
+    ):
         self.clock = Clock()
         self.folder = folder
         where = parse(place)
@@ -71,7 +74,7 @@ class Box:
             )
             return self.store
 
-        self.files = Files(Settings(data_dir=folder), store=make)
+        self.files = Files(Settings(data_dir=folder, **chosen), store=make)
         self.files.disk.prepare()
 
     async def upload(self, data, owner="alice", content_type="image/jpeg", lifecycle=None):
@@ -95,6 +98,19 @@ class Box:
     def spooled(self):
         """What lies on this machine's disk."""
         return {path.name for path in self.folder.rglob("*") if path.is_file()} - {"upload.secret"}
+
+
+class TogetherUsage(MemoryUsage):
+    """Usage of a server which puts a part only when another one is as far."""
+
+    def __init__(self, other, quota, account):
+        super().__init__(Ledger(*quota, account))
+        self._other = other
+
+    async def reserve(self, key, size, *, newest=False):
+        if key.startswith("parts/"):
+            await self._other.wait()
+        return await super().reserve(key, size, newest=newest)
 
 
 async def stream(*chunks):
@@ -192,6 +208,23 @@ async def test_parts_may_reach_different_servers(boxes):
 
     assert await boxes[1].content(upload.name) == b"".join(data)
     assert not {path for path in await boxes[0].everything() if path.startswith("parts/")}
+
+
+async def test_parts_that_reach_two_servers_at_once_are_together_no_larger_than_an_upload_may_be(tmp_path, anywhere):
+    usage = functools.partial(TogetherUsage, asyncio.Barrier(2))
+    boxes = [Box(tmp_path / name, anywhere, usage=usage, max_upload_bytes=500) for name in ("one", "two")]
+    upload = boxes[0].permit()
+    parts = [box.files.receive_part(upload, at, stream(bytes(300)), None) for at, box in enumerate(boxes, 1)]
+    etags = await asyncio.gather(*parts)
+
+    with pytest.raises(PlainError) as whole:
+        await boxes[0].files.receive(boxes[0].permit(), stream(bytes(600)), None)
+    with pytest.raises(PlainError) as caught:
+        await boxes[0].files.complete(upload, dict(enumerate(etags, 1)))
+
+    assert (caught.value.status, caught.value.body) == (413, whole.value.body)
+    assert [path.partition("/")[0] for path in await boxes[0].everything()] == ["expires"]
+    assert (boxes[0].files.used, boxes[0].spooled()) == (Size(0, 0), set())
 
 
 async def test_a_part_that_replaces_another_drops_only_what_it_saw(boxes):

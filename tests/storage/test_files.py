@@ -703,6 +703,22 @@ async def test_the_parts_that_came_before_a_restart_count(tmp_path, place):
     assert caught.value.status == 413
 
 
+async def test_parts_that_are_together_larger_than_an_upload_may_be_end_in_413_and_leave_nothing(tmp_path, place):
+    before, after = (files_in(tmp_path, place, max_upload_bytes=limit) for limit in (600, 500))
+    for each in (before, after):
+        each.disk.prepare()
+    upload = an_upload()
+    etags = {number: await before.receive_part(upload, number, stream(bytes(300)), 300) for number in (1, 2)}
+
+    with pytest.raises(PlainError) as caught:
+        await after.complete(upload, etags)
+
+    assert (caught.value.status, str(caught.value)) == (413, "The file is larger than 500 bytes")
+    assert (after.used, on_disk(tmp_path) - {"upload.secret"}) == (Size(0, 0), set())
+    with pytest.raises(PlainError, match="Part 1 was not uploaded"):
+        await after.complete(upload, etags)
+
+
 async def test_parts_are_joined_by_number_in_whatever_order_they_came(files):
     upload = an_upload()
     etags = {number: await files.receive_part(upload, number, stream(b"%d" % number), None) for number in (11, 2, 1)}

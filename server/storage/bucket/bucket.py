@@ -120,23 +120,30 @@ class Bucket(Store):
 
     @override
     async def join(
-        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], *, seconds: int | None
-    ) -> None:
+        self, name: str, etags: Mapping[int, str], describe: Callable[[bytes], Meta], limit: int, *, seconds: int | None
+    ) -> bool:
+        fits = True
         if await self.find(name) is None:
             found = await stored_parts(self._objects, name)
             missing = next((part[0] for part in sorted(etags.items()) or [(1, "")] if part not in found), None)
             if missing is not None:
                 raise MissingPart(missing)
             parts = [found[part] for part in sorted(etags.items())]
-            with full_if_gone():
-                head = b""
-                for part in parts:
-                    head += await self._read(part.path, 0, min(part.size, HEAD_BYTES - len(head)))
-                size = sum(part.size for part in parts)
-                write = functools.partial(self._join, parts)
-                await self._write(name, size, describe(head), seconds, write)
+            size = sum(part.size for part in parts)
+            fits = size <= limit
+            if fits:
+                with full_if_gone():
+                    write = functools.partial(self._join, parts)
+                    await self._write(name, size, describe(await self._head(parts)), seconds, write)
         await self._drop(parts_of(name))
         await self._usage.forget([parts_of(name)])
+        return fits
+
+    async def _head(self, parts: Sequence[Found]) -> bytes:
+        head = b""
+        for part in parts:
+            head += await self._read(part.path, 0, min(part.size, HEAD_BYTES - len(head)))
+        return head
 
     async def _write(
         self,
