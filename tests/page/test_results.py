@@ -340,6 +340,35 @@ def test_forget_all_asks_once_and_forgets(compared: Page):
     expect(thumbnails(compared)).to_have_count(0)
 
 
+# What is stored is stored only once F8 has been pressed.
+SLOW_STORE = """
+  let held = true;
+  addEventListener("keydown", ({ key }) => { held = held && key !== "F8" });
+  const { put } = IDBObjectStore.prototype;
+  IDBObjectStore.prototype.put = function (...what) {
+    const wait = () => { if (held) this.count().onsuccess = wait };
+    wait();
+    return put.apply(this, what);
+  };
+"""
+
+
+def test_what_is_in_the_strip_is_kept_already(page: Page):
+    page.add_init_script(SLOW_STORE)
+    page.reload()
+    for each in (RED, GREEN):
+        answered(page, each)
+        page.get_by_role("button", name="Generate").click()
+        painted(out(page), each)
+    expect(thumbnails(page)).to_have_count(0)
+
+    page.locator("body").press("F8")
+
+    expect(thumbnails(page)).to_have_count(2)
+    page.reload()
+    expect(thumbnails(page)).to_have_count(2)
+
+
 def test_a_browser_that_keeps_nothing_has_a_strip_for_the_visit(page: Page):
     page.add_init_script("IDBFactory.prototype.open = () => { throw new DOMException('no', 'SecurityError') }")
     page.reload()

@@ -28,6 +28,7 @@ export const strip = new Store({ items: [], said: "" });
 
 /** What is in the strip, or on its way there. @type {WeakSet<Result>} */
 const known = new WeakSet();
+let newest = 0;
 
 // Other tabs of this page: what one forgets is gone from all.
 const tabs = new BroadcastChannel(`fourstep ${at("").pathname}`);
@@ -54,9 +55,11 @@ export async function keep(result) {
   if (known.has(result)) return;
   known.add(result);
   const thumb = await thumbnail(result);
-  const id = Math.max(result.at, (strip.state.items[0]?.id ?? 0) + 1);
-  change([item(id, result, thumb), ...strip.state.items]);
+  const id = Math.max(result.at, 1 + Math.max(newest, strip.state.items[0]?.id ?? 0));
+  newest = id;
+  // Stored first: who sees it may leave the page at once.
   await tried(() => set(id, { result, thumb }, database));
+  change([item(id, result, thumb), ...strip.state.items]);
 }
 
 export async function forgetAll() {
