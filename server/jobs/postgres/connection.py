@@ -30,7 +30,9 @@ class Connection:
         """Execute, prepared; rows within the time, by the monotonic clock, or `TimeoutError`."""
         prepared = self._prepared.get(statement)
         if prepared is None:
-            prepared = await self.raw.prepare(statement.text, timeout=left(until))
+            # By a name: without one asyncpg has it parsed and planned again each time.
+            name = f"{statement.operation}_{len(self._prepared)}"
+            prepared = await self.raw.prepare(statement.text, name=name, timeout=left(until))
             self._prepared[statement] = prepared
         rows: Rows = await prepared.fetch(*arguments, timeout=left(until))
         return rows
