@@ -72,7 +72,7 @@ def box(folder, number, postgres, *flags):
     where.mkdir(exist_ok=True)
     (folder / "shared").mkdir(exist_ok=True)
     env = clean_env({"FOURSTEP_DATABASE": postgres.url(), "FOURSTEP_FILES": f"file://{folder / 'shared'}"})
-    flags = ("--node", where.name, "--lease", f"{LEASE_S:g}", *flags)
+    flags = ("--node", where.name, *flags)
     with (where / "log").open("ab") as log, running(where, *flags, env=env, log=log) as server:
         yield server
         server.kill()
@@ -132,7 +132,8 @@ def death(postgres, folder, deaths):
     beyond = []
     for _ in range(deaths):
         with contextlib.ExitStack() as stack:
-            servers = [stack.enter_context(box(folder, n, postgres, "--model", "instant:1500")) for n in (1, 2)]
+            flags = ("--lease", f"{LEASE_S:g}", "--model", "instant:1500")
+            servers = [stack.enter_context(box(folder, number, postgres, *flags)) for number in (1, 2)]
             job = submitted(servers[0])
             first = working(servers)
             first.kill()

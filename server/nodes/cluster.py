@@ -29,6 +29,7 @@ T = TypeVar("T")
 ASK_S = 0.05  # between two claims of a server with room: nothing tells it that another has accepted a job
 LEFT_S = 5.0  # until a server that is busy with calls takes a job all the same: then all others are, too
 BEATS_IN_A_LEASE = 5
+QUOTA_S = 2.0  # between looks at what the queues of all servers take
 MEMBER_S = 1.0  # between renewals of the server's row, and looks for changed keys
 OFFSET_S = 30.0  # of a clock, from which on it is wrong: /health says so, and the database's counts
 
@@ -85,7 +86,7 @@ class Cluster:
         self.outbox = PostgresOutbox(self.pool, node=self.id)
         self.index = SharedIndex()
         self.follower = Refresh(self.store, self.index)
-        self.times = QueueTimes(ask=ASK_S, left=LEFT_S, heartbeat=settings.lease / BEATS_IN_A_LEASE)
+        self.times = QueueTimes(ask=ASK_S, left=LEFT_S, heartbeat=settings.lease / BEATS_IN_A_LEASE, quota=QUOTA_S)
         self._folder = settings.data_dir
         self._nodes: Nodes | None = None
 
@@ -108,7 +109,8 @@ class Cluster:
         while True:
             try:
                 await nodes.beat()
-                await documents.pull()
+                if nodes.documents != documents.version:
+                    await documents.pull()
             except DatabaseError as error:
                 if not away:
                     LOG.warning("the database can't be used: %s. Hint: %s", error, error.hint)

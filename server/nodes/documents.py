@@ -52,6 +52,11 @@ class Documents:
         self._folder = folder
         self._known: dict[str, int] = {}
 
+    @property
+    def version(self) -> int:
+        """The sum of the versions of the copies."""
+        return sum(self._known.values())
+
     async def join(self, make: Callable[[], None]) -> None:
         """Take the shared documents over, and put those of this server into the table which are not there yet.
 

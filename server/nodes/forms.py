@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LOOK_S = 2.0  # between two looks for webhooks that a server which has died left behind
+LOOK_S = 5.0  # between two looks for webhooks that a server which has died left behind
 
 _EXTRA = "Hint: pip install 'fourstep[cluster]'"
 

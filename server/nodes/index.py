@@ -127,18 +127,18 @@ class SharedIndex(JobIndex):
         snapshot = self._jobs.get(request_id)
         return snapshot.logs if snapshot else ()
 
-    def of_interest(self) -> list[str]:
-        """Return the ids of the jobs that are to be kept up to date; forget what none wants to know any more."""
+    def of_interest(self) -> list[Snapshot]:
+        """Return the jobs that are to be kept up to date; forget what none wants to know any more."""
         since = self._clock() - self._asked_s
         for request_id in list(self._jobs):
             wanted = request_id in self._here or request_id in self._watched
             if not wanted and self._asked.get(request_id, since) <= since:
                 self._drop(request_id)
-        return list(self._jobs)
+        return list(self._jobs.values())
 
-    def waiting_ids(self) -> list[str]:
-        """Return the ids of known jobs that wait."""
-        return [snapshot.id for snapshot in self._jobs.values() if snapshot.status is Status.IN_QUEUE]
+    def in_queue(self) -> list[Snapshot]:
+        """Return the known jobs that wait."""
+        return [snapshot for snapshot in self._jobs.values() if snapshot.status is Status.IN_QUEUE]
 
     def count(self, by_owner: Mapping[str, int]) -> None:
         """Take over how many jobs wait, by owner."""

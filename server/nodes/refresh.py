@@ -13,22 +13,25 @@ from server.jobs.queue import Follower
 from server.jobs.store import JobStore, State
 from server.nodes.index import SharedIndex
 
-PLACES_SHARE = 0.05  # of a core of the database: numbering a long queue takes milliseconds
-IDLE_S = 0.5  # between two refreshes while no client asks for a job, and none waits
+PLACES_SHARE = 0.01  # of a core of the database: numbering a long queue takes milliseconds
+IDLE_S = 0.5  # between two refreshes while no client asks for a job, and none waits as far as a claim has seen
 LOG_EVERY_S = 0.5  # for those who follow a job at another server
 OVERDUE_EVERY_S = 1.0
 
 
 class SharedStore(JobStore, Protocol):
-    """A job store that other servers use too. `node`: this server's id, which its claims bear."""
+    """A job store that other servers use too. `node`: this server's id, which its claims bear. `none_waited_at`:
+    monotonic time at which a claim has seen that no job waits."""
 
     node: str
+    none_waited_at: float
 
-    async def refresh(self, request_ids: Collection[str]) -> tuple[Sequence[State], Mapping[str, int]]:
-        """Return the states of those of the jobs that are stored, and how many jobs wait in all, by owner."""
+    async def refresh(self, known: Collection[Snapshot]) -> tuple[Sequence[State], Sequence[str], Mapping[str, int]]:
+        """Return the states of those of the jobs that do not wait as before, the ids of those that are not stored, and
+        how many jobs wait in all, by owner."""
         ...
 
-    async def places(self, request_ids: Collection[str]) -> Mapping[str, int]:
+    async def places(self, known: Collection[Snapshot]) -> Mapping[str, int]:
         """Return the places of those of the jobs that wait."""
         ...
 
@@ -78,7 +81,7 @@ class Refresh(Follower):
             return None
         place = None
         if snapshot.status is Status.IN_QUEUE and self._index.get(request_id) is None:
-            place = (await self._store.places([request_id])).get(request_id, 0)
+            place = (await self._store.places([snapshot])).get(request_id, 0)
         return self._index.found(snapshot, place)
 
     @override
@@ -88,20 +91,25 @@ class Refresh(Follower):
     @override
     async def tick(self) -> Collection[str]:
         await self._write_logs()
-        await self._end_overdue()
         wanted = self._index.of_interest()
-        if not wanted and not self._index.waiting and time.monotonic() < self._refresh_at:
+        if not wanted and not self._index.waiting and time.monotonic() < self._known_until():
             return ()
         self._refresh_at = time.monotonic() + self._idle_s
-        states, waiting = await self._store.refresh(wanted)
+        states, gone, waiting = await self._store.refresh(wanted)
         self._index.count(waiting)
+        if waiting:
+            await self._end_overdue()
         lost = [state.id for state in states if self._is_lost(state)]
         for state in states:
             await self._renew(state)
-        for request_id in set(wanted) - {state.id for state in states}:
+        for request_id in gone:
             self._index.gone(request_id)
         await self._renew_places()
         return lost
+
+    def _known_until(self) -> float:
+        """Return until when it holds that no job waits."""
+        return max(self._refresh_at, self._store.none_waited_at + self._idle_s)
 
     def _is_lost(self, state: State) -> bool:
         """Return whether this server runs a job that has ended, waits again, or is another's."""
@@ -127,7 +135,7 @@ class Refresh(Follower):
         )
 
     async def _renew_places(self) -> None:
-        waiting = self._index.waiting_ids()
+        waiting = self._index.in_queue()
         began = time.monotonic()
         if not waiting or began < self._places_at:
             return
@@ -154,6 +162,4 @@ class Refresh(Follower):
         if time.monotonic() < self._overdue_at:
             return
         self._overdue_at = time.monotonic() + OVERDUE_EVERY_S
-        async with self._store.chore("overdue") as mine:
-            if mine:
-                await self._store.end_overdue(Result.failure(start_timed_out()))
+        await self._store.end_overdue(Result.failure(start_timed_out()))

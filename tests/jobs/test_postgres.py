@@ -2,8 +2,10 @@
 
 import asyncio
 import sys
+import time
 
 import asyncpg
+import msgspec
 import pytest
 
 from server.jobs.errors import DatabaseError, DatabaseTooNew, DatabaseUnusable
@@ -154,23 +156,36 @@ async def test_a_refresh_tells_states_and_who_waits(form, store):
     await store.cancel(done, [LINE])
     job = await claimed(store)
 
-    states, counts = await form.worker().refresh([running, waiting, done, "unknown"])
+    known = [await store.load(request_id) for request_id in (running, waiting, done)]
+    unknown = msgspec.structs.replace(known[0], id="unknown", seq=10**9)
+
+    states, gone, counts = await form.worker().refresh([*known, unknown])
 
     found = {state.id: (state.status, state.fence, state.lines, state.result_status) for state in states}
     assert found == {
         running: (Status.IN_PROGRESS, 1, 0, None),
-        waiting: (Status.IN_QUEUE, 0, 0, None),
         done: (Status.COMPLETED, 0, 1, 499),
     }
+    assert gone == ["unknown"]
     assert {state.node for state in states if state.id == job.id} == {store.node}
     assert counts == {"b": 1}
+
+
+async def test_one_server_at_a_time_ends_what_is_overdue(form, store):
+    request_id = await submitted(store, start_timeout=1.0)
+    await form.forward(2.0)
+    async with form.worker().chore("overdue"):
+        meanwhile = await store.end_overdue(DONE)
+
+    assert (meanwhile, await store.end_overdue(DONE)) == ([], [request_id])
 
 
 async def test_places_are_those_in_the_whole_queue(store):
     ids = [await submitted(store) for _ in range(5)]
     await claimed(store)
+    known = [await store.load(ids[number]) for number in (0, 1, 3)]
 
-    assert await store.places([ids[0], ids[1], ids[3], "unknown"]) == {ids[1]: 0, ids[3]: 2}
+    assert await store.places(known) == {ids[1]: 0, ids[3]: 2}
     assert await store.places([]) == {}
 
 
@@ -382,15 +397,41 @@ async def test_an_object_that_cant_be_deleted_is_swept_later(form, outside):
     assert form.outside.objects == {}
 
 
-async def test_usage_is_measured_anew_only_after_a_while(form, store):
+async def test_usage_is_measured_anew_only_after_a_while(form):
     lazy = form.worker(measured_s=50.0)
-    await submitted(store, owner="a", input=b"x" * 100)
+    await submitted(lazy, owner="a", input=b"x" * 100)
     first = await lazy.input_bytes()
-    await submitted(store, owner="a", input=b"x" * 100)
+    await submitted(lazy, owner="a", input=b"x" * 100)
     again = await lazy.input_bytes()
     await form.forward(51.0)
 
     assert (first, again, await lazy.input_bytes()) == ({"a": 100}, {"a": 100}, {"a": 200})
+
+
+async def test_a_server_that_changes_nothing_leaves_measuring_to_those_that_do(form, store):
+    quiet, busy = form.worker(measured_s=5.0), form.worker(measured_s=5.0)
+    found = [await quiet.input_bytes()]
+    await submitted(busy, owner="a", input=b"x" * 100)
+    await form.forward(6.0)
+    found += [await quiet.input_bytes(), await busy.input_bytes(), await quiet.input_bytes()]
+    await submitted(store, owner="a", input=b"x" * 100)
+    await form.forward(51.0)  # that server has not measured
+
+    assert [*found, await quiet.input_bytes()] == [{}, {}, {"a": 100}, {"a": 100}, {"a": 200}]
+
+
+async def test_a_claim_that_finds_no_job_waiting_says_when(store):
+    await store.claim(1)
+    unseen = store.none_waited_at
+    await store.claim(1, without=["a"])  # others of that owner may wait
+    passed_over = store.none_waited_at
+    began = time.monotonic()
+    await store.claim(1)
+    seen = store.none_waited_at
+    await submitted(store)
+    await claimed(store)
+
+    assert unseen == passed_over < began <= seen == store.none_waited_at
 
 
 @pytest.mark.parametrize("text", ["nul \0", "half \ud800"])

@@ -1,6 +1,7 @@
 """The refresh: what it tells the index, what it stops, what it asks of the database and how often."""
 
-import contextlib
+import math
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -21,19 +22,25 @@ class Store:
 
     def __init__(self):
         self.states, self.waiting, self.asked, self.logged, self.loaded = [], {}, [], [], {}
-        self.mine = True
+        self.none_waited_at = -math.inf
         self.overdue_ended = 0
 
     async def load(self, request_id):
         return self.loaded.get(request_id)
 
-    async def refresh(self, request_ids):
-        self.asked.append(sorted(request_ids))
-        return [state for state in self.states if state.id in request_ids], self.waiting
+    async def refresh(self, known):
+        ids = sorted(snapshot.id for snapshot in known)
+        self.asked.append(ids)
+        stored = {state.id for state in self.states}
+        return (
+            [state for state in self.states if state.id in ids],
+            [each for each in ids if each not in stored],
+            self.waiting,
+        )
 
-    async def places(self, request_ids):
+    async def places(self, known):
         self.asked.append("places")
-        return dict.fromkeys(request_ids, 7)
+        return {snapshot.id: 7 for snapshot in known}
 
     async def lines(self, request_id, first):
         self.asked.append(("lines", first))
@@ -42,10 +49,6 @@ class Store:
     async def log(self, job, lines, first):
         self.logged.append((job.id, [line.message for line in lines], first))
         return True
-
-    @contextlib.asynccontextmanager
-    async def chore(self, name):
-        yield self.mine
 
     async def end_overdue(self, result):
         self.overdue_ended += 1
@@ -166,13 +169,25 @@ async def test_lines_of_a_long_run_are_stored_once_each(store, index):
     assert store.logged == [("here", ["first"], 0), ("here", ["second"], 1)]
 
 
-@pytest.mark.parametrize("mine", [True, False])
-async def test_one_server_ends_what_is_overdue_for_all(store, follower, mine):
-    store.mine = mine
+async def test_a_server_whose_claims_see_that_nothing_waits_does_not_ask(store, index):
+    follower = Refresh(store, index, idle_s=60.0)
+    store.none_waited_at = time.monotonic()
+    for _ in range(2):
+        await follower.tick()
+    quiet = store.asked[:]
+    run_here(index)
+    await follower.tick()
+
+    assert (quiet, store.asked) == ([], [["here"]])
+
+
+@pytest.mark.parametrize("waiting", [{}, {"alice": 1}])
+async def test_what_is_overdue_is_ended_once_a_second_while_jobs_wait(store, follower, waiting):
+    store.waiting = waiting
     await follower.tick()
     await follower.tick()
 
-    assert store.overdue_ended == int(mine)
+    assert store.overdue_ended == len(waiting)
 
 
 async def test_a_job_is_found_in_the_database_with_its_place_and_followed_from_then_on(store, index, follower):

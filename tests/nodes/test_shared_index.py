@@ -15,6 +15,10 @@ def job(name, status=Status.IN_QUEUE):
     return msgspec.structs.replace(Snapshot.accepted(new, 1, 0.0), status=status)
 
 
+def ids(snapshots):
+    return [snapshot.id for snapshot in snapshots]
+
+
 class Clock:
     """Time as the test has it."""
 
@@ -35,7 +39,7 @@ def test_what_is_asked_for_no_longer_is_forgotten_but_not_what_runs_here_or_is_w
     first = index.of_interest()
     index.unwatch("watched", watcher)
 
-    assert (first, index.of_interest()) == (["here", "watched"], ["here"])
+    assert (ids(first), ids(index.of_interest())) == (["here", "watched"], ["here"])
 
 
 def test_asking_keeps_a_job_for_longer():
@@ -46,7 +50,7 @@ def test_asking_keeps_a_job_for_longer():
     index.get("asked")
     clock.now = ASKED_S + 1
 
-    assert index.of_interest() == ["asked"]
+    assert ids(index.of_interest()) == ["asked"]
 
 
 def test_a_job_that_runs_here_keeps_the_lines_that_the_database_has_not_yet():

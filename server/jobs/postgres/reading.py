@@ -1,6 +1,6 @@
 """The statements that only read; rows as values, and values as arguments."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -8,7 +8,7 @@ import msgspec
 from pipelines.messages import Priority
 from server.jobs.job import Job, LogLine, Result, Snapshot, Status
 from server.jobs.postgres.connection import Row, Rows, Statement
-from server.jobs.postgres.statements import DONE, WAITING
+from server.jobs.postgres.statements import IS_DONE, IS_WAITING, WAITING
 from server.jobs.store import State
 
 # Argument: id. One row, with the log as three arrays (null without lines).
@@ -30,34 +30,39 @@ RESULT: Final = Statement(
     "result",
     f"""
 SELECT result_status, result_headers, error, error_type, output, output_object
-FROM jobs JOIN payloads ON job = seq WHERE id = $1 AND {DONE} AND NOT expired
+FROM jobs JOIN payloads ON job = seq WHERE id = $1 AND {IS_DONE} AND NOT expired
 """,
 )
 
-# Arguments: ids, whether to count. A row for each that is there, and one without id: how many wait, by owner.
+# Arguments: seqs, which of them are known to wait, whether to count. A row for each job that has changed, or does not
+# wait: without a status if there is none. And one without seq: how many wait, by owner.
 REFRESH: Final = Statement(
     "refresh",
     f"""
-SELECT id, status, fence, worker, (SELECT count(*) FROM events WHERE job = jobs.seq) AS lines, inference_time,
+SELECT known.seq, status, fence, worker, (SELECT count(*) FROM events WHERE job = known.seq) AS lines, inference_time,
     result_status, error, error_type, expired, NULL::text[] AS owners, NULL::bigint[] AS waiting
-FROM jobs WHERE id = ANY ($1::text[])
+FROM unnest($1::bigint[], $2::boolean[]) AS known (seq, waits) LEFT JOIN LATERAL (
+    SELECT * FROM jobs WHERE jobs.seq = known.seq OFFSET 0
+) AS job ON true
+WHERE (waits AND {IS_WAITING}) IS NOT TRUE
 UNION ALL
 SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, array_agg(owner), array_agg(waiting)
-FROM (SELECT owner, count(*) AS waiting FROM jobs WHERE {WAITING} AND $2::boolean GROUP BY owner) AS by_owner
+FROM (SELECT owner, count(*) AS waiting FROM jobs WHERE {WAITING} AND $3::boolean GROUP BY owner) AS by_owner
 """,
 )
 
-# Argument: ids. Numbers the queue up to the last of them.
+# Argument: seqs. Numbers the queue up to the last of them. `IS TRUE`: they are hashed, and not gone through for each.
 PLACES: Final = Statement(
     "places",
     f"""
 WITH last AS MATERIALIZED (
-    SELECT priority, seq FROM jobs WHERE id = ANY ($1::text[]) AND {WAITING} ORDER BY priority DESC, seq DESC LIMIT 1
+    SELECT priority, seq FROM jobs WHERE seq = ANY ($1::bigint[]) AND {IS_WAITING}
+    ORDER BY priority DESC, seq DESC LIMIT 1
 )
-SELECT id, place FROM (
-    SELECT id, row_number() OVER (ORDER BY priority, seq) - 1 AS place FROM jobs
+SELECT seq, place FROM (
+    SELECT seq, row_number() OVER (ORDER BY priority, seq) - 1 AS place FROM jobs
     WHERE {WAITING} AND (priority, seq) <= (SELECT priority, seq FROM last)
-) AS queue JOIN unnest($1::text[]) AS wanted (id) USING (id)
+) AS queue WHERE (seq IN (SELECT unnest($1::bigint[]))) IS TRUE
 """,
 )
 
@@ -72,11 +77,19 @@ SELECT at, level, message FROM jobs JOIN events ON job = seq WHERE id = $1 AND l
 # --- values
 
 
-def refreshed(rows: Rows) -> tuple[list[State], dict[str, int]]:
-    """Return the values of `REFRESH`: states of the jobs that are stored; how many jobs wait, by owner, if counted."""
-    states = [State(row[0], Status(row[1]), *row[2:10]) for row in rows if row[0] is not None]
+def seqs_of(known: Collection[Snapshot]) -> tuple[list[int], list[bool]]:
+    """Return these jobs' numbers, and which of them wait."""
+    return [snapshot.seq for snapshot in known], [snapshot.status is Status.IN_QUEUE for snapshot in known]
+
+
+def refreshed(rows: Rows, known: Collection[Snapshot]) -> tuple[list[State], list[str], dict[str, int]]:
+    """Return the values of `REFRESH`: states of jobs, ids of those that are not stored; who waits, if counted."""
+    ids = {snapshot.seq: snapshot.id for snapshot in known}
+    jobs = [row for row in rows if row[0] is not None]
+    states = [State(ids[row[0]], Status(row[1]), *row[2:10]) for row in jobs if row[1] is not None]
+    gone = [ids[row[0]] for row in jobs if row[1] is None]
     ((owners, waiting),) = [row[10:] for row in rows if row[0] is None]
-    return states, dict(zip(owners or (), waiting or (), strict=True))
+    return states, gone, dict(zip(owners or (), waiting or (), strict=True))
 
 
 def job_of(row: Row) -> Job:

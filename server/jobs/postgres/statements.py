@@ -12,6 +12,13 @@ NOW: Final = "extract(epoch FROM now())::float8"
 WAITING: Final = "status = 'IN_QUEUE'"
 RUNNING: Final = "status = 'IN_PROGRESS'"
 DONE: Final = "status = 'COMPLETED'"
+# The same of rows that are picked by their keys. Written as above it would allow another plan: through all rows of that
+# status, which looks cheap to PostgreSQL when it makes its plans, before there is any.
+IS_WAITING: Final = "status || '' = 'IN_QUEUE'"
+IS_RUNNING: Final = "status || '' = 'IN_PROGRESS'"
+IS_DONE: Final = "status || '' = 'COMPLETED'"
+# Whether no other server is at the chore of this name; none is until the statement has ended.
+ALONE: Final = "pg_try_advisory_xact_lock(hashtextextended('%s', 0))"
 
 # Scheme, host and port: a receiver that hangs delays only deliveries to its own origin.
 _ORIGIN: Final = r"lower(regexp_replace(webhook, '^([^:/?#]+)://(?:[^/?#]*@)?([^/?#]*).*$', '\1://\2'))"
@@ -109,7 +116,7 @@ CLAIM_OLD: Final = Statement(
     "claim",
     f"""
 WITH next AS MATERIALIZED ({_PICKED} ORDER BY priority, seq LIMIT $1), picked AS MATERIALIZED (
-    SELECT seq FROM jobs WHERE seq IN (SELECT seq FROM next) AND {WAITING} AND submitted_at <= {NOW} - $5::float8
+    SELECT seq FROM jobs WHERE seq IN (SELECT seq FROM next) AND {IS_WAITING} AND submitted_at <= {NOW} - $5::float8
     FOR UPDATE SKIP LOCKED
 )
 {_CLAIMED}
@@ -142,7 +149,7 @@ _FINISH: Final = f"""
 WITH ended AS (
     UPDATE jobs SET {_END}, inference_time = $3, result_status = $4, result_headers = $5, error = $6, error_type = $7,
         bytes = $9
-    WHERE seq = $1 AND fence = $2 AND {RUNNING} RETURNING seq, webhook
+    WHERE seq = $1 AND fence = $2 AND {IS_RUNNING} RETURNING seq, webhook
 ), log AS ({_log("ended", "0", "$10::float8[], $11::text[], $12::text[]")}), webhook AS ({_WEBHOOK})"""
 # Arguments: seq, fence, seconds, result status, headers, error, error type, output, its size; times, levels and texts
 # of the log. No row: nothing was changed.
@@ -164,7 +171,9 @@ SELECT input_object FROM ended LEFT JOIN payload ON true
 """,
 )
 # Arguments: seq, fence, node. A row: that node has ended the job under that fence, but the answer was lost.
-FINISHED: Final = Statement("finish", f"SELECT seq FROM jobs WHERE seq = $1 AND fence = $2 AND worker = $3 AND {DONE}")
+FINISHED: Final = Statement(
+    "finish", f"SELECT seq FROM jobs WHERE seq = $1 AND fence = $2 AND worker = $3 AND {IS_DONE}"
+)
 
 # Arguments: id, this cancel's own name, result status, headers, error, error type, output, its size; times, levels and
 # texts of the log. The row: status and worker as they were. A cancel leaves its name, and what it saw, as the worker.
@@ -185,12 +194,13 @@ SELECT status, worker, (SELECT input_object FROM payload) FROM seen
 """,
 )
 
-# Arguments: result status, headers, error, error type, output, its size.
+# Arguments: result status, headers, error, error type, output, its size. One server at a time does it for all.
 END_OVERDUE: Final = Statement(
     "end_overdue",
     f"""
 WITH picked AS MATERIALIZED (
-    SELECT seq FROM jobs WHERE {WAITING} AND start_by <= {NOW} ORDER BY start_by LIMIT 200 FOR UPDATE SKIP LOCKED
+    SELECT seq FROM jobs WHERE {WAITING} AND start_by <= {NOW} AND (SELECT {ALONE % "overdue"})
+    ORDER BY start_by LIMIT 200 FOR UPDATE SKIP LOCKED
 ), ended AS (
     UPDATE jobs SET {_END}, worker = NULL, result_status = $1, result_headers = $2, error = $3, error_type = $4,
         bytes = $6
@@ -210,7 +220,7 @@ RELEASE: Final = Statement(
     "release",
     f"""
 UPDATE jobs SET {_BACK}, attempts = attempts - $3, not_before = {NOW} + $4::float8
-WHERE seq = $1 AND fence = $2 AND {RUNNING} RETURNING seq
+WHERE seq = $1 AND fence = $2 AND {IS_RUNNING} RETURNING seq
 """,
 )
 
@@ -226,7 +236,7 @@ WITH beat AS (
     WHERE id = 1 RETURNING beating_since
 ), renewed AS (
     UPDATE jobs SET lease_until = {NOW} + $2::float8
-    WHERE seq = ANY ($3::bigint[]) AND worker = $1 AND {RUNNING} RETURNING id, fence
+    WHERE seq = ANY ($3::bigint[]) AND worker = $1 AND {IS_RUNNING} RETURNING id, fence
 ), lost AS MATERIALIZED (
     SELECT seq, worker = $1 AS unheard FROM jobs WHERE {RUNNING} AND (
         worker = $1 AND seq <> ALL ($3::bigint[]) AND lease_until <= {NOW} + $2::float8 - $4::float8
@@ -244,7 +254,7 @@ LOG: Final = Statement(
     "log",
     f"""
 WITH job AS MATERIALIZED (
-    SELECT seq FROM jobs WHERE seq = $1 AND fence = $2 AND {RUNNING} FOR SHARE
+    SELECT seq FROM jobs WHERE seq = $1 AND fence = $2 AND {IS_RUNNING} FOR SHARE
 ), log AS ({_log("job", "$3::integer", "$4::float8[], $5::text[], $6::text[]")})
 SELECT seq FROM job
 """,

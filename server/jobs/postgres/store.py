@@ -3,10 +3,12 @@
 import asyncio
 import collections
 import logging
+import math
+import time
 import uuid
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from typing_extensions import override
@@ -22,8 +24,6 @@ from server.jobs.postgres.usage import Usage, Waiting
 from server.jobs.store import GRACE_S, Held, JobStore, State
 
 LOG = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 LEASE_S = 15.0
 UNREAD_DELAY_S = 3.0  # until a job is tried again whose input the object store could not give
@@ -56,6 +56,7 @@ class PostgresStore(JobStore):
         self.claims = collections.Counter({"jobs": 0, "none": 0})  # that found some, and that found none
         self.fenced = 0  # results refused, since the job was another's by then or had ended
         self._hopeful = True  # to find a job to claim
+        self.none_waited_at = -math.inf  # monotonic time of the last look that found no job to wait
         self._unread: set[int] = set()  # seqs of claimed jobs whose inputs are on their way
 
     # --- a job's life
@@ -79,6 +80,7 @@ class PostgresStore(JobStore):
         if not rows:
             return reading.snapshot_of((await self.pool.fetch(reading.LOAD, new.id))[0])
         self._hopeful = True
+        self._usage.touched()
         ((seq, submitted_at, start_by),) = rows
         accepted = msgspec.structs.replace(Snapshot.accepted(new, seq, submitted_at), start_by=start_by)
         return accepted if new.result is None else accepted.finished(new.result)
@@ -97,8 +99,11 @@ class PostgresStore(JobStore):
 
     async def _claim(self, statement: Statement, count: int, without: Collection[str], *more: object) -> list[Job]:
         rows: Rows = ()
+        began = time.monotonic()
         if self._hopeful or await self.pool.fetch(sql.LOOK, list(without)):
             rows = await self.pool.fetch(statement, count, self.node, self._lease_s, list(without), *more)
+        elif not without:
+            self.none_waited_at = began
         self._hopeful = bool(rows)
         self.claims["jobs" if rows else "none"] += 1
         jobs = [reading.job_of(row) for row in rows]
@@ -138,6 +143,7 @@ class PostgresStore(JobStore):
             self._payloads.let_go(row[0] for row in ended)
         mine = bool(ended or await self.pool.fetch(sql.FINISHED, job.seq, job.fence, self.node))
         self.fenced += not mine
+        self._usage.touched()
         return mine
 
     @override
@@ -152,6 +158,7 @@ class PostgresStore(JobStore):
         rows = await self.pool.fetch(sql.CANCEL, request_id, name, *described, *reading.arrays(logs))
         if not rows:
             return Outcome.NOT_FOUND
+        self._usage.touched()
         ((status, worker, input_object),) = rows
         self._payloads.let_go([input_object])
         if status == Status.COMPLETED:
@@ -164,6 +171,7 @@ class PostgresStore(JobStore):
     def end_overdue(self, result: Result) -> asyncio.Future[list[str]]:
         async def end() -> list[str]:
             rows = await self.pool.fetch(sql.END_OVERDUE, *reading.described(result), result.body, len(result.body))
+            self._usage.touched()
             return [row[0] for row in rows]
 
         return self.pool.write(end())
@@ -209,21 +217,20 @@ class PostgresStore(JobStore):
 
     # --- what other servers do
 
-    async def refresh(self, request_ids: Collection[str]) -> tuple[Sequence[State], Mapping[str, int]]:
-        """Return the states of those of these jobs that are stored, and how many jobs wait, by owner.
-
-        A long queue is not counted each time: see `Waiting`.
-        """
+    async def refresh(self, known: Collection[Snapshot]) -> tuple[Sequence[State], Sequence[str], Mapping[str, int]]:
+        """See `SharedStore`. A long queue is not counted each time: see `Waiting`."""
         count = self._waiting.is_due
-        rows = await self.pool.read(self.pool.fetch(reading.REFRESH, [*request_ids], count))
-        states, by_owner = reading.refreshed(rows)
+        rows = await self.pool.read(self.pool.fetch(reading.REFRESH, *reading.seqs_of(known), count))
+        states, gone, by_owner = reading.refreshed(rows, known)
         if count:
             self._waiting.take(by_owner)
-        return states, self._waiting.by_owner
+        return states, gone, self._waiting.by_owner
 
-    async def places(self, request_ids: Collection[str]) -> Mapping[str, int]:
+    async def places(self, known: Collection[Snapshot]) -> Mapping[str, int]:
         """Return the queue positions, from 0, of those of these jobs that wait."""
-        return dict(await self.pool.read(self.pool.fetch(reading.PLACES, [*request_ids])))
+        ids = {snapshot.seq: snapshot.id for snapshot in known}
+        rows = await self.pool.read(self.pool.fetch(reading.PLACES, list(ids)))
+        return {ids[seq]: place for seq, place in rows}
 
     async def lines(self, request_id: str, first: int) -> list[LogLine]:
         """Return the job's log from line number `first` on."""
@@ -231,10 +238,7 @@ class PostgresStore(JobStore):
         return [LogLine(*row) for row in rows]
 
     async def log(self, job: Job, lines: Sequence[LogLine], first: int) -> bool:
-        """Append lines to a running job's log, of which `first` is the number of the first; each is stored once.
-
-        False if the job is no longer this node's: then nothing was changed.
-        """
+        """See `SharedStore`. False if the job is no longer this node's: then nothing was changed."""
         arguments = (job.seq, job.fence, first, *reading.arrays(lines))
         return bool(await self.pool.read(self.pool.fetch(sql.LOG, *arguments)))
 
@@ -242,7 +246,7 @@ class PostgresStore(JobStore):
         """Context of work that one server at a time does for all: whether it is this one."""
         return self.pool.chore(name)
 
-    # --- letting go
+    # --- letting go, and the end
 
     @override
     def expire(self, older_s: float, count: int, owner: str | None = None) -> asyncio.Future[list[str]]:
@@ -265,7 +269,10 @@ class PostgresStore(JobStore):
 
     @override
     def delete_tombstones(self, older_s: float, count: int) -> asyncio.Future[None]:
-        return self.pool.write(_no_rows(self.pool.fetch(upkeep.DELETE_TOMBSTONES, older_s, count)))
+        async def delete() -> None:
+            await self.pool.fetch(upkeep.DELETE_TOMBSTONES, older_s, count)
+
+        return self.pool.write(delete())
 
     @override
     async def used_bytes(self) -> int:
@@ -284,8 +291,6 @@ class PostgresStore(JobStore):
         """PostgreSQL tidies by itself; what is left to do is in the object store."""
         await self.pool.read(self._payloads.sweep())
 
-    # --- the end
-
     @override
     def hurry(self) -> None:
         self.pool.hurry()
@@ -293,7 +298,3 @@ class PostgresStore(JobStore):
     @override
     async def close(self) -> None:
         await self.pool.close()
-
-
-async def _no_rows(work: Coroutine[Any, Any, object]) -> None:
-    await work

@@ -3,10 +3,9 @@
 from typing import Final
 
 from server.jobs.postgres.connection import Statement
-from server.jobs.postgres.statements import DONE, NOW, RUNNING, WAITING
+from server.jobs.postgres.statements import ALONE, DONE, IS_DONE, NOW, RUNNING, WAITING
 
 _NO_WEBHOOK: Final = "NOT EXISTS (SELECT FROM outbox WHERE job = jobs.seq)"
-_PICK: Final = f"SELECT seq, id FROM jobs WHERE {DONE} AND NOT expired"
 # Deletes all but the tombstones of the jobs in `gone`. Rows: their ids, and what of them is in the object store.
 _TOMBSTONES: Final = f"""
 payload AS (
@@ -25,14 +24,17 @@ def _letting_go(operation: str, picked: str) -> Statement:
     return Statement(operation, f"WITH gone AS MATERIALIZED ({picked}), {_TOMBSTONES}")
 
 
-_OLD: Final = f"{_PICK} AND finished_at <= {NOW} - $1::float8 AND {_NO_WEBHOOK}"
+_OLD: Final = (
+    f"SELECT seq, id FROM jobs WHERE {DONE} AND NOT expired AND finished_at <= {NOW} - $1::float8 AND {_NO_WEBHOOK}"
+)
 _OLDEST_FIRST: Final = "ORDER BY finished_at, seq LIMIT $2 FOR UPDATE SKIP LOCKED"
 # Arguments: age, how many, owner.
 EXPIRE: Final = _letting_go("expire", f"{_OLD} {_OLDEST_FIRST}")
 EXPIRE_OWNED: Final = _letting_go("expire", f"{_OLD} AND owner = $3 {_OLDEST_FIRST}")
 # Argument: id.
-WIPE: Final = _letting_go("wipe", f"{_PICK} AND id = $1 FOR UPDATE")
-WIPE_PRIVATE: Final = _letting_go("wipe", f"{_PICK} AND id = $1 AND NOT store_io AND {_NO_WEBHOOK} FOR UPDATE")
+_GIVEN: Final = f"SELECT seq, id FROM jobs WHERE id = $1 AND {IS_DONE} AND NOT expired"
+WIPE: Final = _letting_go("wipe", f"{_GIVEN} FOR UPDATE")
+WIPE_PRIVATE: Final = _letting_go("wipe", f"{_GIVEN} AND NOT store_io AND {_NO_WEBHOOK} FOR UPDATE")
 
 # Arguments: age, how many.
 DELETE_TOMBSTONES: Final = Statement(
@@ -66,20 +68,25 @@ DELETED: Final = Statement("orphans", "DELETE FROM objects WHERE name = ANY ($1:
 
 # --- how much is used
 
-# The seconds since it was measured last, and what was measured.
-USAGE: Final = Statement("usage", f"SELECT {NOW} - usage_at, usage FROM fleet WHERE id = 1")
-MEASURE: Final = Statement(
-    "measure",
+# Argument: seconds. What was measured last, or is measured anew if that is older and no other server is at it; whether
+# it is new.
+USAGE: Final = Statement(
+    "usage",
     f"""
-WITH stored AS (
-    SELECT owner, bytes AS input, 0 AS output FROM jobs WHERE {WAITING}
-    UNION ALL SELECT owner, bytes, 0 FROM jobs WHERE {RUNNING}
-    UNION ALL SELECT owner, 0, bytes FROM jobs WHERE {DONE} AND NOT expired
+WITH old AS MATERIALIZED (SELECT usage_at, usage FROM fleet WHERE id = 1), due AS MATERIALIZED (
+    SELECT FROM old WHERE CASE WHEN usage_at <= {NOW} - $1::float8 THEN {ALONE % "usage"} ELSE false END
+), stored AS (
+    SELECT owner, bytes AS input, 0 AS output FROM jobs WHERE {WAITING} AND EXISTS (SELECT FROM due)
+    UNION ALL SELECT owner, bytes, 0 FROM jobs WHERE {RUNNING} AND EXISTS (SELECT FROM due)
+    UNION ALL SELECT owner, 0, bytes FROM jobs WHERE {DONE} AND NOT expired AND EXISTS (SELECT FROM due)
 ), owned AS (
     SELECT owner, sum(input) AS inputs, sum(output) AS results, count(*) AS jobs FROM stored GROUP BY owner
+), measured AS (
+    UPDATE fleet SET usage_at = {NOW}, usage = (
+        SELECT coalesce(json_object_agg(owner, json_build_array(inputs, results, jobs)), '{{}}') FROM owned
+    )::text
+    FROM due WHERE id = 1 RETURNING usage
 )
-UPDATE fleet SET usage_at = {NOW},
-    usage = (SELECT coalesce(json_object_agg(owner, json_build_array(inputs, results, jobs)), '{{}}') FROM owned)::text
-WHERE id = 1 RETURNING usage
+SELECT usage, true FROM measured UNION ALL SELECT usage, false FROM old WHERE NOT EXISTS (SELECT FROM due)
 """,
 )
