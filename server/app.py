@@ -105,8 +105,9 @@ class Application:
         self.state.ctx.queue.drain()
 
     def close(self) -> None:
-        """Accept no more jobs, and end all watches; what is in flight goes on."""
-        self.state.ctx.queue.shut()
+        """Accept no more jobs; what is in flight goes on."""
+        ctx = self.state.ctx
+        ctx.queue.shut(ctx.listening.drain_timeout)
 
 
 _SHIPPED = Parts()

@@ -108,6 +108,10 @@ class JobIndex:
         """Return whether there may be a job to claim."""
         return self.waiting > 0
 
+    def may_end(self, snapshot: Snapshot) -> bool:
+        """Return whether an unfinished job may end although this server claims no more."""
+        return snapshot.status is not Status.IN_QUEUE
+
     def get(self, request_id: str, *, certain: bool = False) -> Snapshot | None:
         """Return the snapshot with its queue position; None if it is not here (the database may have it).
 

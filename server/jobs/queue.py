@@ -27,6 +27,9 @@ from server.settings import QueueSettings
 
 LOG = logging.getLogger(__name__)
 
+# Before the time for what is in flight is over, so that a stream's end is still sent.
+_LAST_WORD_S = 0.5
+
 
 class Follower(Protocol):
     """Keeps the index in step with the database, beside what the queue itself tells it."""
@@ -88,6 +91,7 @@ class Queue:
         self._scheduler: asyncio.Task[None] | None = None
         self._housekeeping: list[asyncio.Task[None]] = []
         self._shut = False
+        self._unwatched = False
 
     async def start(self) -> None:
         """Take the database over and begin to run its unfinished jobs."""
@@ -110,11 +114,21 @@ class Queue:
         """Claim no more jobs; jobs are still accepted, and running ones go on."""
         self._runner.drain()
 
-    def shut(self) -> None:
-        """Accept and claim no more jobs, and end all watches; running jobs go on."""
+    def shut(self, grace_s: float = 0.0) -> None:
+        """Accept and claim no more jobs; running jobs go on.
+
+        A watch ends once its job can't end any more while this server is there, and shortly before `grace_s` after
+        draining began.
+        """
         self.drain()
         self._shut = True
         self._runner.shut()
+        self._index.wake_all()
+        left = self._runner.left(grace_s) - _LAST_WORD_S
+        asyncio.get_running_loop().call_later(max(0.0, left), self._end_watches)
+
+    def _end_watches(self) -> None:
+        self._unwatched = True
         self._index.wake_all()
 
     async def close(self, grace_s: float = 10.0) -> None:
@@ -222,7 +236,7 @@ class Queue:
     async def watch(self, request_id: str) -> AsyncGenerator[Change, None]:
         """Yield the job's state, now and at every change, to its end.
 
-        Ends early when the queue closes; yields nothing for an unknown id. Close it (`contextlib.aclosing`) after use.
+        Ends early as `shut` says; yields nothing for an unknown id. Close it (`contextlib.aclosing`) after use.
         """
         watcher = self._index.watch(request_id)
         told, place = 0, None
@@ -233,7 +247,7 @@ class Queue:
                     told, place = told + len(snapshot.logs), _place(snapshot)
                     watcher.position = snapshot.queue_position
                     yield change
-                if snapshot.completed or self._shut:
+                if snapshot.completed or self._unwatched or (self._shut and not self._index.may_end(snapshot)):
                     return
                 await watcher.changed.wait()
                 watcher.changed.clear()

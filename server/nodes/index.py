@@ -54,6 +54,10 @@ class SharedIndex(JobIndex):
         return True  # another server may have accepted one just now
 
     @override
+    def may_end(self, snapshot: Snapshot) -> bool:
+        return True  # another server may claim it
+
+    @override
     def get(self, request_id: str, *, certain: bool = False) -> Snapshot | None:
         snapshot = super().get(request_id)
         if snapshot is None or (certain and not snapshot.completed):

@@ -697,6 +697,30 @@ async def test_watchers_are_let_go_when_the_queue_closes(tmp_path, held):
         assert (await watching).status is Status.IN_QUEUE
 
 
+async def test_of_a_queue_that_is_shut_jobs_are_watched_which_still_run_and_no_others(tmp_path, held):
+    async with serving(tmp_path, held, capacity=1, grace_s=10.0) as queue:
+        running, waiting = [await queue.submit(new()) for _ in range(2)]
+        await started(queue, running.id)
+        watching = [asyncio.create_task(ended(queue, job.id)) for job in (running, waiting)]
+        await asyncio.sleep(0)
+        queue.shut(10.0)
+        left = await watching[1]
+        held.go.set()
+
+        assert (left.status, (await watching[0]).status) == (Status.IN_QUEUE, Status.COMPLETED)
+
+
+async def test_before_the_time_for_what_is_in_flight_is_over_no_job_is_watched_any_more(tmp_path, held):
+    async with serving(tmp_path, held) as queue:
+        job = await queue.submit(new())
+        await started(queue, job.id)
+        watching = asyncio.create_task(ended(queue, job.id))
+        await asyncio.sleep(0)
+        queue.shut(1.0)
+
+        assert (await asyncio.wait_for(watching, 0.9)).status is Status.IN_PROGRESS
+
+
 # --- ending and beginning again
 
 
