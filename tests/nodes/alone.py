@@ -1,4 +1,4 @@
-"""The tests of clients that can't hold of several servers which are taken for one (`--fleet`), each with its reason."""
+"""Tests that can't hold of several servers which are taken for one (`--fleet`), each with its reason."""
 
 LOOKS_INSIDE = "looks into one server's process, folder or log"
 ENDS_IT = "ends the server: `python -m tests.chaos --fleet` ends one of three"
@@ -16,9 +16,6 @@ ALONE = {
     "tests/clients/test_offline_box.py": STARTS_OTHERS,
     "tests/clients/test_trust.py": STARTS_OTHERS,
     "tests/clients/test_chromium.py::test_chromium": STARTS_OTHERS,
-    "tests/clients/test_patience.py::test_javascript_gets_through_an_overload_by_itself": EACH_COUNTS,
-    "tests/clients/test_patience.py::test_python_gets_through_an_overload_by_itself": EACH_COUNTS,
-    "tests/clients/test_patience.py::test_the_legacy_client_takes_an_overload_for_final": EACH_COUNTS,
     "tests/clients/test_takeover_snippets.py": NO_CA,
     "tests/api/test_playground.py::test_nothing_from_elsewhere_may_run_in_a_page[/trust/ca.pem]": NO_CA,
     "tests/api/test_playground.py::test_the_ca_is_handed_out_and_never_its_key": NO_CA,

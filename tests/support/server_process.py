@@ -1,16 +1,19 @@
 """A real server process on loopback for tests: `with serving("--model", "instant") as server: …`."""
 
 import contextlib
+import http.client
 import json
 import os
 import socket
+import ssl
 import sys
 import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -25,8 +28,10 @@ __all__ = [
     "CALL",
     "PROGRAM",
     "STARTED_WITHIN_S",
+    "Answer",
     "Server",
     "addresses",
+    "ask",
     "clean_env",
     "is_running",
     "loopback",
@@ -128,6 +133,44 @@ def post(server: Server, path: str, **changes: Any) -> Any:
     request = urllib.request.Request(server.url + path, body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as answer:
         return json.load(answer)
+
+
+class Answer(NamedTuple):
+    """An answer's status, headers and bytes."""
+
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the value of the body's JSON."""
+        return json.loads(self.body)
+
+
+def ask(
+    server: Server, method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None, *, key: str = ""
+) -> Answer:
+    """Return what a server answers to one call on a connection of its own, whatever the status.
+
+    `url`: a path, or a URL whose host is named and not looked up; `https://` goes to the server's https port. `body`:
+    bytes as they are, anything else as JSON.
+    """
+    target = urlsplit(url)
+    sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    named = {
+        **({"Host": target.netloc} if target.netloc else {}),
+        **({"Content-Type": "application/json"} if body is not None else {}),
+        **({"Authorization": f"Key {key}"} if key else {}),
+        **(headers or {}),
+    }
+    connection = http.client.HTTPConnection(server.host, timeout=60)
+    if target.scheme == "https":
+        trust = ssl.create_default_context(cafile=str(server.ca))
+        connection = http.client.HTTPSConnection(server.tls_host, timeout=60, context=trust)
+    with contextlib.closing(connection):
+        connection.request(method, target.path + (f"?{target.query}" if target.query else ""), sent, named)
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
 
 
 def until(condition: Callable[[], bool], timeout: float = 60) -> None:
