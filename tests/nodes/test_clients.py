@@ -1,17 +1,22 @@
 """fal's clients at three servers behind HAProxy, each call at the next of them. `make test-fleet` runs all others."""
 
 import ast
+import json
+import os
+import signal
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from server.cli.launcher import RUN_FILE
 from tests.clients.conftest import by_environment, sum_of
 from tests.clients.conftest import fixture_picture as picture
 from tests.clients.kit import Clients
 from tests.nodes.alone import ALONE, reason
 from tests.nodes.boxes import taken_for_one
-from tests.support.server_process import addresses, serving
+from tests.support.server_process import addresses, is_running, serving, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,9 +70,60 @@ def test_a_file_is_uploaded_to_one_server_and_served_by_the_next(javascript):
     assert (said["status"], said["same"]) == (200, True)
 
 
+# --- servers that end
+
+
+@pytest.fixture(scope="module")
+def ending(postgres):
+    """Three servers of which each test ends one, 0.9 s a picture, one after the other."""
+    flags = ("--model", "instant:300", "--max-batch", "1", "--tls-port", "0", "--lease", "2")
+    with taken_for_one(postgres), serving(*flags) as boxes:
+        yield boxes
+
+
+def living(boxes):
+    """URL and process id of each server that has not ended."""
+    found = [json.loads(file.read_text()) for file in boxes.data_dir.glob(f"box*/{RUN_FILE}")]
+    return {each["url"]: each["pid"] for each in found if is_running(each["pid"])}
+
+
+def page(url, path):
+    """What a server answers."""
+    return urllib.request.urlopen(url + path, timeout=10).read().decode()
+
+
+def end(boxes, chosen, how):
+    """Send a signal to the first server of which `chosen` is true, as soon as there is one."""
+    found = []
+    until(lambda: found.extend(url for url in living(boxes) if chosen(url)) or found)
+    os.kill(living(boxes)[found[0]], how)
+
+
+def test_a_subscription_survives_the_death_of_the_server_that_has_its_job(ending, picture):
+    with ThreadPoolExecutor(1) as threads:
+        subscribed = threads.submit(by_environment(ending, picture).py, "subscribe.py")
+        end(ending, lambda url: json.loads(page(url, "/health"))["queue"]["running"], signal.SIGKILL)
+        [said] = subscribed.result()
+
+    assert said["result"]["seed"] == 7
+
+
+def test_a_server_that_is_told_to_stop_answers_what_waits_on_its_socket(ending, picture):
+    def answered(url):
+        return sum_of("fourstep_inference_seconds_count", page(url, "/metrics"))
+
+    before = {url: answered(url) for url in living(ending)}
+    with ThreadPoolExecutor(1) as threads:
+        sending = threads.submit(by_environment(ending, picture).py, "sockets.py", what="drained")
+        # It has answered one of three, so that the others have arrived.
+        end(ending, lambda url: answered(url) > before[url], signal.SIGTERM)
+
+        assert sending.result() == [["0", "1", "2"]]
+
+
 def calls(boxes):
     """Return how many of the queue's calls each server has answered."""
-    pages = [urllib.request.urlopen(f"{url}/metrics", timeout=10).read().decode() for url in addresses(boxes.data_dir)]
+    pages = [page(url, "/metrics") for url in addresses(boxes.data_dir)]
     return [
         sum(sum_of("fourstep_requests_total", page, f'route="{route}"') for route in ("submit", "status", "result"))
         for page in pages
