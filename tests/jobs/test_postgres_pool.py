@@ -102,6 +102,15 @@ async def test_operations_share_a_few_connections_and_are_timed(postgres):
         assert min(seconds for _, seconds in seen) >= 0.01
 
 
+async def test_a_statement_is_planned_once_for_each_connection(postgres):
+    plans = Statement("plans", "SELECT generic_plans FROM pg_prepared_statements WHERE statement = $1::text")
+    async with pooled(postgres.url(), connections=1) as pool:
+        for _ in range(3):
+            await pool.fetch(ONE)
+
+        assert [list(row) for row in await pool.fetch(plans, ONE.text)] == [[3]]
+
+
 async def test_connections_that_are_not_needed_are_closed(postgres):
     name = await postgres.new_database()
     async with pooled(postgres.url(name), kept_idle_s=0.05) as pool:
