@@ -153,7 +153,8 @@ def create_app(settings: Settings, parts: Parts = _SHIPPED) -> Application:
                 form.follower,
                 functools.partial(run_job, use_case),
                 capacity=lambda: pool.capacity,
-                calls=lambda: pool.calls,
+                # To others there is none left where none of them has an engine.
+                calls=lambda: pool.calls if cluster is None or cluster.room_elsewhere() else 0,
                 settings=settings,
                 key_share=settings.key_share,
                 **form.queue_options,

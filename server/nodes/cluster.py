@@ -157,7 +157,7 @@ class Cluster:
         if self.pool.down_since is not None:
             said["database_away_s"] = round(time.time() - self.pool.down_since, 1)
         if self._nodes is not None:
-            said["nodes"] = 1 + len(self._heard_of())
+            said |= {"nodes": 1 + len(self._heard_of()), "room_elsewhere": self.room_elsewhere()}
         if self._offset_s:
             said["clock_offset_s"] = round(self._offset_s, 1)
         return said

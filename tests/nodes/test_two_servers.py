@@ -79,6 +79,7 @@ def test_jobs_of_one_server_are_done_by_both(pair):
 
 
 def test_jobs_go_to_the_server_that_has_no_calls_to_answer(pair):
+    until(lambda: pair.ask(1, "/health").body["room_elsewhere"] > 0)
     runs = [threading.Thread(target=pair.ask, args=(1, f"/run/{APP}", CALL)) for _ in range(12)]
     for run in runs:
         run.start()
@@ -91,6 +92,22 @@ def test_jobs_go_to_the_server_that_has_no_calls_to_answer(pair):
 
     log = (pair.data_dir(2) / "log").read_text()
     assert all(f"job {path.rpartition('/')[2]}" in log for path in paths)
+
+
+def test_a_server_without_others_takes_jobs_beside_calls(tmp_path, postgres):
+    name = asyncio.run(postgres.new_database())
+    with fleet(tmp_path, postgres.url(name), 1, "--model", "instant:1500", "--max-batch", "1") as alone:
+        runs = [threading.Thread(target=alone.ask, args=(1, f"/run/{APP}", CALL)) for _ in range(3)]
+        for run in runs:
+            run.start()
+        until(lambda: alone.ask(1, "/health").body["state"] == "BUSY")
+        path = alone.submit(1)
+        until(lambda: alone.status(1, path)["status"] == "IN_PROGRESS")
+        meanwhile = [run.is_alive() for run in runs]
+        for run in runs:
+            run.join()
+
+    assert meanwhile == [True] * 3
 
 
 def test_a_file_of_one_server_is_served_by_the_other_and_counts_for_both(pair, postgres, database):
