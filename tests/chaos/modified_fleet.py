@@ -16,7 +16,7 @@ from server.jobs.attempt import Attempt
 from server.jobs.job import Snapshot
 from server.jobs.postgres import statements
 from server.jobs.postgres.outbox import PostgresOutbox
-from server.jobs.postgres.statements import NOW, RUNNING
+from server.jobs.postgres.statements import IS_RUNNING, NOW
 from server.jobs.postgres.store import PostgresStore
 from server.nodes import cluster
 from server.nodes.index import SharedIndex
@@ -36,11 +36,11 @@ def no_stop():
 def no_fence():
     no_stop()
     for name in ("FINISH", "FINISH_OUTSIDE"):
-        _changed(name, f"seq = $1 AND fence = $2 AND {RUNNING}", "seq = $1 AND fence >= $2")
+        _changed(name, f"seq = $1 AND fence = $2 AND {IS_RUNNING}", "seq = $1 AND fence >= $2")
 
 
 def by_node():
-    _changed("HEARTBEAT", f"seq = ANY ($3::bigint[]) AND worker = $1 AND {RUNNING}", f"worker = $1 AND {RUNNING}")
+    _changed("HEARTBEAT", f"seq = ANY ($3::bigint[]) AND worker = $1 AND {IS_RUNNING}", f"worker = $1 AND {IS_RUNNING}")
     _changed("HEARTBEAT", "worker = $1 AND seq <> ALL ($3::bigint[])", "false AND seq <> ALL ($3::bigint[])")
 
 

@@ -101,3 +101,10 @@ async def test_the_queue_is_numbered_once_however_many_places_are_asked_for(conn
 
     assert loops == []
     assert any("hashed SubPlan" in node.get("Filter", "") for node in plan)
+
+
+async def test_a_claim_walks_the_index_of_waiting_jobs(connection):
+    kinds = [(node["Node Type"], node.get("Index Name")) for node in await plan_of(connection, statements.CLAIM)]
+
+    assert ("Index Scan", "jobs_waiting") in kinds
+    assert "Sort" not in dict(kinds)

@@ -10,8 +10,7 @@ import pytest
 
 from server.jobs.errors import DatabaseError, DatabaseTooNew, DatabaseUnusable
 from server.jobs.job import LogLine, Outcome, Result, Status
-from server.jobs.postgres import reading, statements, upkeep
-from server.jobs.postgres.connection import Statement, opened
+from server.jobs.postgres import statements
 from server.jobs.postgres.migrations import STEPS, Step, check_server, migrate
 from server.jobs.store import GRACE_S
 from tests.jobs.forms import LEASE, migrated
@@ -439,36 +438,3 @@ async def test_texts_that_postgresql_cant_store_are_stored_nearly(store, text):
     request_id = await finished(store, result=Result(500, b"{}", {}, text, "internal_error"), warning=text)
 
     assert (await store.load(request_id)).error.startswith(text[:4])
-
-
-# --- plans
-
-STATEMENTS = {
-    f"{module.__name__.rpartition('.')[2]}.{name}": value
-    for module in (statements, reading, upkeep)
-    for name, value in vars(module).items()
-    if isinstance(value, Statement)
-}
-
-
-@pytest.mark.parametrize("name", STATEMENTS)
-async def test_no_statement_reads_a_whole_table(form, name):
-    statement = STATEMENTS[name]
-    connection = await opened(form.cluster.url(form.name), timeout_s=5.0)
-    prepared = await connection.prepare(statement.text)
-    await connection.execute(f"PREPARE it AS {statement.text}")
-    nulls = ", ".join(["NULL"] * len(prepared.get_parameters()))
-    plan = await connection.fetch(f"EXPLAIN EXECUTE it({nulls})" if nulls else "EXPLAIN EXECUTE it")
-    await connection.close()
-
-    assert not [line for (line,) in plan if "Seq Scan" in line]
-
-
-async def test_a_claim_walks_the_index_of_waiting_jobs(form):
-    connection = await opened(form.cluster.url(form.name), timeout_s=5.0)
-    await connection.execute(f"PREPARE it AS {statements.CLAIM.text}")
-    plan = "\n".join(line for (line,) in await connection.fetch("EXPLAIN EXECUTE it(1, 'a', 1, '{}')"))
-    await connection.close()
-
-    assert "Index Scan using jobs_waiting" in plan
-    assert "Sort" not in plan
