@@ -1,7 +1,4 @@
-"""The ledger in `conformance.txt` is whole, what it points at exists, and each statement is shown of several servers.
-
-And: no route redirects (statement 6).
-"""
+"""The ledger in `conformance.txt` is whole, what it names exists, and each statement is shown of several servers."""
 
 import ast
 import functools
@@ -11,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.test_closed import CALLS, concrete
 from tests.nodes.alone import reason
-from tests.support.app_client import INPUT, serving
 
 TESTS = Path(__file__).parents[1]
 STATEMENTS = 143
@@ -105,16 +100,3 @@ def test_a_statement_is_shown_of_several_servers_too(number):
     entries = [entry for entry in LEDGER[number] if not entry.startswith(NOT_COVERED)]
 
     assert not entries or any(map(is_of_several_servers, entries))
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize("slash", ["", "/"])
-async def test_no_route_redirects(tmp_path, slash):
-    headers = {"x-fal-target-url": "https://fal.run/fal-ai/lcm-sd15-i2i"}
-    async with serving(tmp_path) as web:
-        answers = {
-            (method, path): (await web.call(method, concrete(path) + slash, body=INPUT, headers=headers)).status
-            for method, path in CALLS
-        }
-
-    assert {call: status for call, status in answers.items() if 300 <= status < 400} == {}
