@@ -171,15 +171,20 @@ def parts(jobs):
     )
     yield (
         "R10c",
-        lambda folder: rolled(folder, 1, restarts=2) if short else rolled(folder, 3000),
-        {"failed": "= 0", "closed_otherwise": "= 0", "sockets_moved": "≥ 2"}
-        | in_full({"streams_moved": "≥ 1", "slowest_move_ms": "≤ 100"}),
+        lambda folder: rolled(folder, 1, restarts=2, wait_s=3) if short else rolled(folder, 3000),
+        {"failed": "= 0", "closed_otherwise": "= 0", "sockets_moved": "≥ 2", "streams_cut": "= 0"}
+        | in_full({"slowest_move_ms": "≤ 100"}),
     )
     if not short:
         yield (
             "R10c without a second try",
             lambda folder: rolled(folder, 3000, one_try=True),
             {"failed": "= 0", "closed_otherwise": "= 0"},
+        )
+        yield (
+            "R10c control: little time for streams",
+            lambda folder: rolled(folder, 1, drain_timeout=4),
+            {"streams_cut": "≥ 1"},
         )
         yield (
             "R10c control: no lame duck",

@@ -25,27 +25,19 @@ CLIENTS = {"run": 6, "realtime": 3, "queue": 2, "stream": 3}
 # The balancer tries a refused connection on another box, which hides most of what a box without lame duck does.
 ONE_TRY = {"retries 3": "retries 0", "option redispatch 1": "no option redispatch"}
 
-# Jobs of low priority wait for longer than a box takes to leave, as behind a long queue: their streams are cut.
-_LONG_QUEUE = (
-    f"""CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN NEW.not_before := NEW.submitted_at + {STUCK_S / 2}; RETURN NEW; END $$""",
-    f"""CREATE TRIGGER late BEFORE INSERT ON jobs
-        FOR EACH ROW WHEN (NEW.priority = {Priority.LOW:d}) EXECUTE FUNCTION late()""",
-)
-
 
 class Load:
     """Clients of one balancer, each in a thread. `failures`: what was said to calls that did not get what they asked.
 
     `moves_ms`: from a socket's close to the next one's opening. `odd_closes`: with another code than 1000.
-    `streams_moved`: streams that ended before their job, and went on at another box.
+    `streams_cut`: streams that ended before their job, which fal's JavaScript client takes for the job's end.
     """
 
     def __init__(self, port):
         self.calls = 0
         self.failures = []
         self.moves_ms = []
-        self.odd_closes = self.streams_moved = 0
+        self.odd_closes = self.streams_cut = 0
         self._port = port
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -86,7 +78,7 @@ class Load:
             if accepted := self._call("POST", f"/queue/{APP}", INPUT, {"X-Fal-Queue-Priority": "low"}):
                 job = f"/queue/{APP}/requests/{accepted['request_id']}"
                 while (last := self._follow(f"{job}/status/stream")) and last["status"] != "COMPLETED":
-                    self.streams_moved += 1
+                    self.streams_cut += 1
                 if last:
                     self._call("GET", job)
 
@@ -172,26 +164,38 @@ class Load:
                 self.failures.append(failure)
 
 
+def _long_queue(wait_s):
+    """Return the SQL by which jobs of low priority wait for so long, as behind a long queue."""
+    return (
+        f"""CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$
+            BEGIN NEW.not_before := NEW.submitted_at + {wait_s}; RETURN NEW; END $$""",
+        f"""CREATE TRIGGER late BEFORE INSERT ON jobs
+            FOR EACH ROW WHEN (NEW.priority = {Priority.LOW:d}) EXECUTE FUNCTION late()""",
+    )
+
+
 @contextlib.contextmanager
-def fleet(folder, *flags, changes):
+def fleet(folder, *flags, wait_s, changes):
     """Context of three servers on one database, and their balancer. `changes`: as of `balancing`."""
     shared = folder / "shared"
     shared.mkdir()
     with cluster() as database:
         asyncio.run(migrate(database.url()))
-        asyncio.run(database.execute(*_LONG_QUEUE))
+        asyncio.run(database.execute(*_long_queue(wait_s)))
         env = {"FOURSTEP_DATABASE": database.url(), "FOURSTEP_FILES": f"file://{shared}"}
         with three_boxes(folder, *flags, env=env, changes=changes) as running:
             yield running
 
 
-def rolled(folder, calls, *, restarts=BOXES, lameduck=3, one_try=False):
+def rolled(folder, calls, *, restarts=BOXES, lameduck=3, drain_timeout=15, wait_s=5, one_try=False):
     """Restart three servers in turn, so often and until so many calls were made; return what was seen.
 
-    `one_try`: the balancer tries no other box.
+    `lameduck`, `drain_timeout`: seconds. `wait_s`: of jobs that streams follow: longer than a lame duck, so that their
+    boxes leave. `one_try`: the balancer tries no other box.
     """
     done = 0
-    with fleet(folder, "--lameduck", str(lameduck), changes=ONE_TRY if one_try else None) as (boxes, balancer):
+    flags = ("--lameduck", str(lameduck), "--drain-timeout", str(drain_timeout))
+    with fleet(folder, *flags, wait_s=wait_s, changes=ONE_TRY if one_try else None) as (boxes, balancer):
         load = Load(balancer.http_port)
         with load.running():
             until(lambda: load.calls > 100, "calls are answered")
@@ -212,6 +216,6 @@ def rolled(folder, calls, *, restarts=BOXES, lameduck=3, one_try=False):
         "failed": len(load.failures),
         "sockets_moved": len(load.moves_ms),
         "closed_otherwise": load.odd_closes,
-        "streams_moved": load.streams_moved,
+        "streams_cut": load.streams_cut,
         "slowest_move_ms": round(max(load.moves_ms, default=0.0), 1),
     }
