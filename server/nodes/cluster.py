@@ -61,7 +61,7 @@ async def edit(settings: ClusterSettings, name: str, act: Callable[[], T]) -> T:
 @contextlib.asynccontextmanager
 async def opened(settings: ClusterSettings) -> AsyncIterator[Pool]:
     """Context of a command's work on the database. Raises `SettingsError` where it can't be used."""
-    await migrate(settings.database)
+    await migrate(settings.database, patience_s=settings.database_patience)
     pool = Pool(settings.database, patience_s=settings.database_patience)
     try:
         yield pool

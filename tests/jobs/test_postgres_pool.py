@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from server.jobs.errors import DatabaseError
+from server.jobs.errors import DatabaseError, DatabaseUnusable
 from server.jobs.job import NewJob
 from server.jobs.postgres.connection import Statement
-from server.jobs.postgres.migrations import migrate
+from server.jobs.postgres.migrations import Step, migrate
 from server.jobs.postgres.pool import Pool
 from server.jobs.postgres.store import PostgresStore
 from tests.jobs.forms import MemoryPayloads, migrated
@@ -284,6 +284,32 @@ async def test_what_was_committed_survives_a_kill(own):
         await asyncio.gather(*submitting)
 
         assert sorted(await own.fetch(own.url(name), "SELECT id FROM jobs")) == sorted((each,) for each in accepted)
+
+
+async def test_a_start_waits_for_a_database_that_is_started_too(own, caplog):
+    url = own.url(await own.new_database())
+    own.kill()
+    with pytest.raises(DatabaseUnusable):
+        await migrate(url)
+    starting = asyncio.create_task(migrate(url, patience_s=60.0))
+    await eventually(lambda: "can't be used yet" in caplog.text)
+    await asyncio.to_thread(own.start)
+
+    await starting
+
+
+async def test_a_start_goes_on_when_its_connection_breaks(postgres):
+    url = postgres.url(await postgres.new_database())
+    slow = [Step(["SELECT pg_sleep(0.3)"], serves=1)]
+    starting = asyncio.create_task(migrate(url, slow, patience_s=60.0))
+    end = (
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(0.3)' AND datname = '{}'"
+    )
+    for _ in range(1000):
+        if await postgres.fetch(url, end.format(url.rpartition("/")[2])):
+            break
+
+    await starting
 
 
 async def test_of_several_hosts_the_one_that_takes_writes_is_found(postgres):

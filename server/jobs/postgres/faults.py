@@ -1,5 +1,6 @@
 """What an error of PostgreSQL or its driver means: worth another try, a lost connection, the operator's business."""
 
+import socket
 import ssl
 
 import asyncpg
@@ -52,6 +53,13 @@ def spoils(error: BaseException) -> bool:
 def unreachable(error: Exception) -> bool:
     """Return whether there was no connection to be had, or no answer in time."""
     return isinstance(error, OSError | asyncpg.CannotConnectNowError | asyncpg.InternalClientError)
+
+
+def away(error: Exception) -> bool:
+    """Return whether the database can't be reached, or went away, as one does that is started again or fails over."""
+    if isinstance(error, socket.gaierror | ssl.SSLError):
+        return False
+    return unreachable(error) or isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError)
 
 
 def database_error(error: Exception) -> DatabaseError:

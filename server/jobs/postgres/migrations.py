@@ -4,7 +4,10 @@ Table `fourstep_schema` has one row: how many steps have been made, and how many
 result. A step leaves the tables so that the release before it goes on working, so servers are upgraded one by one.
 """
 
+import asyncio
 import dataclasses
+import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +19,12 @@ from server.jobs.errors import DatabaseTooNew, DatabaseUnusable
 from server.jobs.postgres import faults, tables
 from server.jobs.postgres.connection import Hosts
 
+LOG = logging.getLogger(__name__)
+
 OLDEST_SERVER = 15
 CONNECT_S = 10.0
+_FAULTS = (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_PAUSE_S = 0.2  # before the next try with a database that is away
 _TRIES = 5  # of a step that meets deadlocks
 _LOCK = 4_207_300_471  # of fourstep's migrations, among the advisory locks of a database
 
@@ -78,19 +85,44 @@ CREATE TABLE files_used (owner text PRIMARY KEY, bytes bigint NOT NULL, files bi
 STEPS: tuple[Step, ...] = (_FIRST, _FILES)
 
 
-async def migrate(url: str, steps: Sequence[Step] = STEPS, *, timeout_s: float = CONNECT_S) -> None:
-    """Bring the database up to date. Raises `DatabaseUnusable` where that, or work on it, is not possible."""
-    try:
-        connection = await Hosts(url).open(timeout_s=timeout_s)
+async def migrate(
+    url: str, steps: Sequence[Step] = STEPS, *, timeout_s: float = CONNECT_S, patience_s: float = 0.0
+) -> None:
+    """Bring the database up to date. Raises `DatabaseUnusable` where that, or work on it, is not possible.
+
+    `patience_s`: for a database that is away, or goes away meanwhile: it may be about to come back.
+    """
+    until = time.monotonic() + patience_s
+    told = False
+    while True:
         try:
-            check_server(connection.get_server_version().major)
-            await _migrate_beside_others(connection, steps)
-        finally:
-            connection.terminate()
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        if isinstance(error, DatabaseUnusable):
+            await _open_and_migrate(url, steps, timeout_s)
+        except DatabaseUnusable:
             raise
-        raise unusable(error) from error
+        except _FAULTS as error:
+            if not faults.away(error) or time.monotonic() + _PAUSE_S >= until:
+                raise unusable(error) from error
+            if not told:
+                LOG.warning(
+                    "PostgreSQL can't be used yet (%s); waiting up to %g s", faults.database_error(error), patience_s
+                )
+            told = True
+            await asyncio.sleep(_PAUSE_S)
+        else:
+            return
+
+
+async def _open_and_migrate(url: str, steps: Sequence[Step], timeout_s: float) -> None:
+    connection = await Hosts(url).open(timeout_s=timeout_s)
+    try:
+        check_server(connection.get_server_version().major)
+        await _migrate_beside_others(connection, steps)
+    except asyncpg.InterfaceError as error:
+        if connection.is_closed():
+            raise ConnectionResetError(str(error)) from error
+        raise
+    finally:
+        connection.terminate()
 
 
 def unusable(error: Exception) -> DatabaseUnusable:
