@@ -73,9 +73,9 @@ def test_a_file_is_uploaded_to_one_server_and_served_by_the_next(javascript):
 # --- servers that end
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ending(postgres):
-    """Three servers of which each test ends one, 0.9 s a picture, one after the other."""
+    """Three servers of which a test ends one, 0.9 s a picture, one after the other."""
     flags = ("--model", "instant:300", "--max-batch", "1", "--tls-port", "0", "--lease", "2")
     with taken_for_one(postgres), serving(*flags) as boxes:
         yield boxes
@@ -99,6 +99,7 @@ def end(boxes, chosen, how):
     os.kill(living(boxes)[found[0]], how)
 
 
+@pytest.mark.long
 def test_a_subscription_survives_the_death_of_the_server_that_has_its_job(ending, picture):
     with ThreadPoolExecutor(1) as threads:
         subscribed = threads.submit(by_environment(ending, picture).py, "subscribe.py")
@@ -108,6 +109,7 @@ def test_a_subscription_survives_the_death_of_the_server_that_has_its_job(ending
     assert said["result"]["seed"] == 7
 
 
+@pytest.mark.long
 def test_a_server_that_is_told_to_stop_answers_what_waits_on_its_socket(ending, picture):
     def answered(url):
         return sum_of("fourstep_inference_seconds_count", page(url, "/metrics"))
@@ -116,7 +118,7 @@ def test_a_server_that_is_told_to_stop_answers_what_waits_on_its_socket(ending, 
     with ThreadPoolExecutor(1) as threads:
         sending = threads.submit(by_environment(ending, picture).py, "sockets.py", what="drained")
         # It has answered one of three, so that the others have arrived.
-        end(ending, lambda url: answered(url) > before[url], signal.SIGTERM)
+        end(ending, lambda url: (sending.done() and sending.result()) or answered(url) > before[url], signal.SIGTERM)
 
         assert sending.result() == [["0", "1", "2"]]
 

@@ -113,6 +113,7 @@ class Pool:
         began = time.monotonic()
         until = began + self._patience_s
         tries = 0
+        telling: Exception | None = None  # the last error that says more than that the time was over
         try:
             while True:
                 try:
@@ -120,8 +121,10 @@ class Pool:
                 except Failed as failed:
                     pause = PAUSES_S[min(tries, len(PAUSES_S) - 1)] * random.uniform(0.5, 1.0)  # noqa: S311
                     tries += 1
+                    if telling is None or not isinstance(failed.error, TimeoutError):
+                        telling = failed.error
                     if not failed.passing or time.monotonic() + pause >= until:
-                        raise faults.database_error(failed.error) from failed.error
+                        raise faults.database_error(telling) from telling
                     await asyncio.sleep(pause)
         finally:
             self._observe(operation, time.monotonic() - began)

@@ -89,15 +89,15 @@ async def fault_proxy(target):
         listener.settimeout(0.0)  # asyncio waits
         proxy.port = listener.getsockname()[1]
 
-        async def accept():
-            while True:
-                taken, _ = await loop.sock_accept(listener)
+        def accept():  # no task: one that is cancelled may have taken a socket that nobody closes
+            with contextlib.suppress(BlockingIOError):
+                taken, _ = listener.accept()
+                taken.settimeout(0.0)
                 proxy.take(taken)
 
-        accepting = asyncio.create_task(accept())
+        loop.add_reader(listener, accept)
         try:
             yield proxy
         finally:
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
+            loop.remove_reader(listener)
             await proxy.cut()
