@@ -349,7 +349,7 @@ class Load:
                 answer = call(self._balancer, "POST", RUN, INPUT)
                 said = answer.status if answer.status != 200 else None
             except (OSError, http.client.HTTPException) as error:
-                said = repr(error)
+                said = type(error).__name__
             if said is None:
                 self.done += 1
             else:
@@ -371,7 +371,7 @@ def test_a_killed_box_takes_only_what_it_had(tmp_path):
             load.until_done(30)
 
         assert len(load.failed) <= 6
-        assert {said for _, said in load.failed} <= {429}
+        assert {said for _, said in load.failed} <= {429, "IncompleteRead"}  # the box may have begun to answer
         assert [began for began, _ in load.failed if began > killed_at] == []
 
 
