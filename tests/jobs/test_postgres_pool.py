@@ -206,6 +206,25 @@ async def test_nothing_hangs_on_a_silent_connection(postgres):
         assert await pool.fetch(ONE) == [(1,)]
 
 
+async def test_what_the_database_said_before_it_fell_silent_is_told():
+    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+    refusals = [b"E" + (len(fields) + 4).to_bytes(4, "big") + fields]
+
+    async def answer(reader, writer):
+        with contextlib.closing(writer):
+            await reader.read(1)
+            if refusals:
+                writer.write(refusals.pop())
+            else:
+                await reader.read()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
+        async with pooled(url, patience_s=0.5) as pool:
+            with pytest.raises(DatabaseError, match="is starting up"):
+                await pool.fetch(ONE)
+
+
 async def test_one_silent_connection_spoils_the_idle_ones_only_once(postgres):
     async with Proxy(postgres.port) as proxy, pooled(postgres.url(port=proxy.port), patience_s=0.5) as pool:
         await asyncio.gather(*(pool.fetch(SLEEP, 0.02) for _ in range(8)))
