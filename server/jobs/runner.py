@@ -63,6 +63,7 @@ class Runner:
         self._claimed: dict[str, Job] = {}  # that are about to run: heartbeats name them too
         self._nudge = asyncio.Event()
         self._drained_at = 0.0
+        self._found_at = time.monotonic()  # when there was a job to claim
         self._mean_s: float | None = None
         self.draining = False
         self._patient = True
@@ -131,6 +132,8 @@ class Runner:
                 continue
             self._nudge.clear()
             claimed = await self._claim(free)
+            if claimed:
+                self._found_at = time.monotonic()
             for job in claimed:
                 await self._meet(job)
                 self._spawn(job)
@@ -195,8 +198,9 @@ class Runner:
         return held if self._index.others_than(held) else with_at_least(2 * capacity)
 
     async def _wait_for_work(self) -> None:
+        lull = time.monotonic() > self._found_at + self._times.lull
         try:
-            async with asyncio.timeout(self._times.ask):
+            async with asyncio.timeout(self._times.ask_in_lull if lull else self._times.ask):
                 await self._nudge.wait()
         except TimeoutError:
             pass

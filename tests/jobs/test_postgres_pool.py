@@ -10,7 +10,7 @@ import pytest
 
 from server.jobs.errors import DatabaseError, DatabaseUnusable
 from server.jobs.job import NewJob
-from server.jobs.postgres.connection import Statement
+from server.jobs.postgres.connection import Connection, Statement, opened
 from server.jobs.postgres.migrations import Step, migrate
 from server.jobs.postgres.pool import Pool
 from server.jobs.postgres.store import PostgresStore
@@ -109,6 +109,21 @@ async def test_a_statement_is_planned_once_for_each_connection(postgres):
             await pool.fetch(ONE)
 
         assert [list(row) for row in await pool.fetch(plans, ONE.text)] == [[3]]
+
+
+async def test_a_connection_need_not_ask_for_types_that_the_one_before_has_asked_for(postgres):
+    asked = []
+    for _ in range(2):
+        raw = await opened(postgres.url(), timeout_s=30.0)
+        raw.add_query_logger(lambda query: asked.append(query.query))
+        arrays = Statement("arrays", "SELECT $1::bigint[], $2::boolean[], $3::float8[]")
+        rows = await Connection(raw).fetch(arrays, ([1], [True], [0.5]), time.monotonic() + 30.0)
+        assert [tuple(row) for row in rows] == [([1], [True], [0.5])]
+        await raw.fetch(ONE.text)
+        await raw.close()
+
+    assert asked.count(ONE.text) == 2
+    assert sum("pg_type" in query for query in asked) <= 1
 
 
 async def test_connections_that_are_not_needed_are_closed(postgres):

@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import threading
+import time
 
 import pytest
 
@@ -247,6 +248,21 @@ async def test_a_job_that_a_claim_has_not_seen_yet_is_looked_for_once_it_is_stor
         job = await queue.submit(new())
 
         assert (await ended(queue, job.id)).result_status == 200
+
+
+async def test_work_is_looked_for_less_often_once_there_has_been_none_for_a_while(tmp_path, engines):
+    looks = []
+
+    async def find_none(*_, **__):
+        looks.append(time.monotonic())
+        return []
+
+    async with serving(tmp_path, engines, times=QueueTimes(ask=0.01, ask_in_lull=0.5, lull=0.3)) as queue:
+        queue._store.claim = lambda *_, **__: asyncio.ensure_future(find_none())
+        await queue.submit(new())
+        await eventually(lambda: any(after - before > 0.4 for before, after in itertools.pairwise(looks)))
+
+    assert min(after - before for before, after in itertools.pairwise(looks)) < 0.4
 
 
 async def test_a_server_that_is_alone_takes_jobs_beside_calls(tmp_path, engines):

@@ -2,10 +2,11 @@
 
 import re
 import time
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import asyncpg
+from typing_extensions import override
 
 Row: TypeAlias = Any  # asyncpg.Record, which has no types: columns by name or number
 Rows: TypeAlias = Sequence[Row]
@@ -38,6 +39,24 @@ class Connection:
         return rows
 
 
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
+    """Takes what asyncpg asks of the types in our statements from the connection before.
+
+    They are PostgreSQL's own, so their numbers are the same everywhere. Asking costs it 10 ms for each connection, of
+    which many are opened at once after a failover. Were the method called otherwise, each would ask again.
+    """
+
+    __slots__ = ()
+    _answers: ClassVar[dict[tuple[int, ...], Any]] = {}
+
+    @override
+    async def _introspect_types(self, typeoids: Collection[int], timeout: float) -> Any:
+        asked = tuple(sorted(typeoids))
+        if asked not in self._answers:
+            self._answers[asked] = await super()._introspect_types(typeoids, timeout)
+        return self._answers[asked]
+
+
 async def opened(url: str, *, timeout_s: float, statement_s: float = 0.0) -> Any:
     """Return a new connection of asyncpg's. `statement_s`: then the server itself stops a statement; 0: never.
 
@@ -47,6 +66,7 @@ async def opened(url: str, *, timeout_s: float, statement_s: float = 0.0) -> Any
     return await asyncpg.connect(
         url,
         timeout=timeout_s,
+        connection_class=_Connection,
         statement_cache_size=0,  # `Connection` keeps what it has prepared
         server_settings={
             "application_name": "fourstep",
