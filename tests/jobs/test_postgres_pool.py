@@ -48,13 +48,15 @@ async def eventually(holds):
 
 
 class Proxy:
-    """Between the pool and PostgreSQL: breaks, delays or swallows what is sent. `broken`: its chance, each time."""
+    """Between the pool and PostgreSQL: breaks, delays, swallows or replaces what is sent. `broken`: its chance, each
+    time; `replaced`: bytes, and as many others."""
 
     def __init__(self, port):
         self._port = port
         self.broken = 0.0
         self.delay_s = 0.0
         self.silent = False
+        self.replaced = (b"", b"")
         self.open = 0
         self._chance = random.Random(1)
 
@@ -89,7 +91,7 @@ class Proxy:
                     return
                 await eventually(lambda: not self.silent)
                 await asyncio.sleep(self.delay_s / 2)
-                writer.write(data)
+                writer.write(data.replace(*self.replaced))
 
 
 async def test_operations_share_a_few_connections_and_are_timed(postgres):
@@ -187,7 +189,7 @@ async def test_a_restart_costs_operations_time_and_nothing_else(own):
 
 
 async def test_a_database_that_stays_away_is_waited_for_no_longer_than_patience(own):
-    async with pooled(own.url(), patience_s=0.5) as pool:
+    async with pooled(own.url(), patience_s=2.0) as pool:
         await pool.fetch(ONE)
         own.kill()
         try:
@@ -200,14 +202,14 @@ async def test_a_database_that_stays_away_is_waited_for_no_longer_than_patience(
 
         assert {type(error) for error in failed} == {DatabaseError}
         assert "takes connections from this machine" in failed[0].hint
-        assert waited < 1.5
+        assert waited < 4.0
         assert down == pytest.approx(time.time(), abs=60)
         assert await pool.fetch(ONE) == [(1,)]
         assert pool.up
 
 
 async def test_nothing_hangs_on_a_silent_connection(postgres):
-    async with Proxy(postgres.port) as proxy, pooled(postgres.url(port=proxy.port), patience_s=0.5) as pool:
+    async with Proxy(postgres.port) as proxy, pooled(postgres.url(port=proxy.port), patience_s=2.0) as pool:
         await asyncio.gather(*(pool.fetch(SLEEP, 0.02) for _ in range(8)))
         proxy.silent = True
         began = time.monotonic()
@@ -215,33 +217,57 @@ async def test_nothing_hangs_on_a_silent_connection(postgres):
         waited = time.monotonic() - began
 
         assert {str(error) for error in failed} == {"PostgreSQL does not answer"}
-        assert waited < 1.5
+        assert waited < 4.0
         assert pool.opened == 0
         proxy.silent = False
         assert await pool.fetch(ONE) == [(1,)]
 
 
-async def test_what_the_database_said_before_it_fell_silent_is_told():
-    fields = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0"
+@contextlib.asynccontextmanager
+async def refusing_once(code, message):
+    """The URL of what refuses its first connection, as PostgreSQL would, and has no word for the next ones."""
+    fields = f"SFATAL\0VFATAL\0C{code}\0M{message}\0\0".encode()
     refusals = [b"E" + (len(fields) + 4).to_bytes(4, "big") + fields]
+    begun, ended = [], []
 
     async def answer(reader, writer):
-        with contextlib.closing(writer):
-            await reader.read(1)
-            if refusals:
-                writer.write(refusals.pop())
-            else:
-                await reader.read()
+        begun.append(writer)
+        await reader.read(1)
+        if refusals:
+            writer.write(refusals.pop())
+        else:
+            await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        ended.append(writer)
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
-        async with pooled(url, patience_s=0.5) as pool:
-            with pytest.raises(DatabaseError, match="is starting up"):
-                await pool.fetch(ONE)
+        yield f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
+        await eventually(lambda: len(ended) == len(begun))
+
+
+async def test_what_the_database_said_before_it_fell_silent_is_told():
+    async with refusing_once("57P03", "the database system is starting up") as url, pooled(url, patience_s=2.0) as pool:
+        with pytest.raises(DatabaseError, match="is starting up"):
+            await pool.fetch(ONE)
+
+
+async def test_a_pooler_that_knows_fewer_settings_is_refused_without_waiting():
+    async with refusing_once("08P01", "unsupported startup parameter: enable_seqscan") as url:
+        with pytest.raises(DatabaseUnusable, match=r"enable_seqscan.*not a pooler such as PgBouncer"):
+            await migrate(url, patience_s=60.0)
+
+
+async def test_a_pooler_that_drops_settings_is_refused(postgres):
+    async with Proxy(postgres.port) as proxy:
+        proxy.replaced = (b"plan_cache_mode\0", b"a_pooler.ate_it\0")
+        with pytest.raises(DatabaseUnusable, match=r"does not keep its settings.*not a pooler such as PgBouncer"):
+            await migrate(postgres.url(port=proxy.port))
 
 
 async def test_one_silent_connection_spoils_the_idle_ones_only_once(postgres):
-    async with Proxy(postgres.port) as proxy, pooled(postgres.url(port=proxy.port), patience_s=0.5) as pool:
+    async with Proxy(postgres.port) as proxy, pooled(postgres.url(port=proxy.port), patience_s=2.0) as pool:
         await asyncio.gather(*(pool.fetch(SLEEP, 0.02) for _ in range(8)))
         proxy.silent = True
         with pytest.raises(DatabaseError):
@@ -289,7 +315,7 @@ async def test_a_server_that_stops_waits_for_the_database_for_a_second_at_most(o
         finally:
             own.start()
 
-        assert waited < 1.5
+        assert waited < 3.0
 
 
 async def test_a_lost_connection_frees_its_chore(own):
@@ -355,13 +381,13 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_found(postgres):
 async def test_a_silent_host_leaves_time_for_the_next_and_is_asked_last_from_then_on(postgres):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{postgres.port}"
-        async with pooled(f"postgresql://fourstep@{hosts}/postgres", patience_s=1.0) as pool:
+        async with pooled(f"postgresql://fourstep@{hosts}/postgres", patience_s=6.0) as pool:
             first = await pool.fetch(ONE)
             began = time.monotonic()
             await asyncio.gather(*(pool.fetch(SLEEP, 0.05) for _ in range(8)))
 
             assert first == [(1,)]
-            assert time.monotonic() - began < 0.5
+            assert time.monotonic() - began < 3.0  # its share
 
 
 async def test_a_primary_that_becomes_a_standby_is_left_and_looked_for_until_patience_is_over(postgres):

@@ -7,6 +7,7 @@ import asyncpg
 
 from server.jobs.errors import DatabaseError
 
+POOLER = "name PostgreSQL itself in FOURSTEP_DATABASE, not a pooler such as PgBouncer"
 # SQLSTATE → what the operator can do. A code that is not here is looked for by its class, the first two characters.
 _HINTS = {
     "28": "give the right user and password in FOURSTEP_DATABASE or in ~/.pgpass",
@@ -14,6 +15,9 @@ _HINTS = {
     "42501": "let this user own the database and its tables, or: GRANT ALL ON SCHEMA public TO its user",
     "25006": "name all hosts, and target_session_attrs=read-write, so that the one that takes writes is found",
     "53100": "free some space on the database's disk",
+    "08P01": POOLER,  # it knows fewer settings
+    "26000": POOLER,  # a statement that was prepared on another's connection
+    "42P05": POOLER,
     "53300": "raise max_connections of PostgreSQL: each server needs up to 8",
 }
 _UNREACHABLE = "see whether PostgreSQL runs there and takes connections from this machine"
@@ -57,7 +61,7 @@ def unreachable(error: Exception) -> bool:
 
 def away(error: Exception) -> bool:
     """Return whether the database can't be reached, or went away, as one does that is started again or fails over."""
-    if isinstance(error, socket.gaierror | ssl.SSLError):
+    if isinstance(error, socket.gaierror | ssl.SSLError | asyncpg.ProtocolViolationError):
         return False
     return unreachable(error) or isinstance(error, asyncpg.PostgresConnectionError | asyncpg.OperatorInterventionError)
 

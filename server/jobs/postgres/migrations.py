@@ -116,6 +116,7 @@ async def _open_and_migrate(url: str, steps: Sequence[Step], timeout_s: float) -
     connection = await Hosts(url).open(timeout_s=timeout_s)
     try:
         check_server(connection.get_server_version().major)
+        await _check_settings(connection)
         await _migrate_beside_others(connection, steps)
     except asyncpg.InterfaceError as error:
         if connection.is_closed():
@@ -136,6 +137,12 @@ def check_server(major: int) -> None:
     """Raise `DatabaseUnusable` for a PostgreSQL that lacks what the statements need."""
     if major < OLDEST_SERVER:
         raise DatabaseUnusable(f"database: PostgreSQL {major} is too old. Hint: use PostgreSQL 15 or newer")
+
+
+async def _check_settings(connection: Any) -> None:
+    """Raise `DatabaseUnusable` where a connection has not the settings with which it was opened."""
+    if await connection.fetchval("SELECT current_setting('plan_cache_mode')") != "force_generic_plan":
+        raise DatabaseUnusable(f"database: a connection does not keep its settings. Hint: {faults.POOLER}")
 
 
 async def _migrate_beside_others(connection: Any, steps: Sequence[Step]) -> None:
