@@ -6,10 +6,12 @@ import random
 import socket
 import time
 
+import asyncpg
 import pytest
 
 from server.jobs.errors import DatabaseError, DatabaseUnusable
 from server.jobs.job import NewJob
+from server.jobs.postgres import faults
 from server.jobs.postgres.connection import Connection, Statement, opened
 from server.jobs.postgres.migrations import Step, migrate
 from server.jobs.postgres.pool import Pool
@@ -245,6 +247,13 @@ async def refusing_once(code, message):
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
         await eventually(lambda: len(ended) == len(begun))
+
+
+@pytest.mark.parametrize("code", ["08003", "08006", "57P01", "57P02", "57P03"])
+def test_a_connection_that_is_lost_has_a_hint(code):
+    error = asyncpg.PostgresError.new({"C": code, "M": "terminating connection"})
+
+    assert "takes connections from this machine" in faults.database_error(error).hint
 
 
 async def test_what_the_database_said_before_it_fell_silent_is_told():

@@ -84,7 +84,7 @@ def test_what_an_answer_depends_on(change, monkeypatch, tmp_path):
         case "torch":
             monkeypatch.setattr(choices.torch, "__version__", "99.1")
         case "instructions":
-            monkeypatch.setattr(choices.instructions, "names", lambda: "AVX2")
+            monkeypatch.setattr(choices.instructions, "names", lambda: "another's")
         case "processor":
             cpuinfo.write_text("processor : 0\nmodel name\t: Some EPYC\n")
 

@@ -358,7 +358,7 @@ def test_a_fault_of_the_page_is_seen(page: Tab):
         "console.error('no')": "error: no",
         "throw new Error('thrown')": "error: Error: thrown",
         "fetch('https://example.com/').catch(() => 0)": "connect-src",
-        "eval('1')": "blocked a JavaScript eval",
+        "eval('1')": "eval() blocked by CSP",
         "document.body.setAttribute('style', 'color: red')": "blocked an inline style",
         "fetch('nothing')": "status of 404",
         "location = 'https://example.com/'": "request: https://example.com/",

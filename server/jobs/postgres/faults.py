@@ -7,6 +7,7 @@ import asyncpg
 
 from server.jobs.errors import DatabaseError
 
+_UNREACHABLE = "see whether PostgreSQL runs there and takes connections from this machine"
 POOLER = "name PostgreSQL itself in FOURSTEP_DATABASE, not a pooler such as PgBouncer"
 # SQLSTATE → what the operator can do. A code that is not here is looked for by its class, the first two characters.
 _HINTS = {
@@ -15,12 +16,15 @@ _HINTS = {
     "42501": "let this user own the database and its tables, or: GRANT ALL ON SCHEMA public TO its user",
     "25006": "name all hosts, and target_session_attrs=read-write, so that the one that takes writes is found",
     "53100": "free some space on the database's disk",
+    "08": _UNREACHABLE,
     "08P01": POOLER,  # it knows fewer settings
     "26000": POOLER,  # a statement that was prepared on another's connection
     "42P05": POOLER,
+    "57P01": _UNREACHABLE,
+    "57P02": _UNREACHABLE,
+    "57P03": _UNREACHABLE,
     "53300": "raise max_connections of PostgreSQL: each server needs up to 8",
 }
-_UNREACHABLE = "see whether PostgreSQL runs there and takes connections from this machine"
 _HOST_UNKNOWN = "see whether the host names in FOURSTEP_DATABASE are right"
 _CERTIFICATE = "see sslmode and sslrootcert in FOURSTEP_DATABASE"
 _NO_PRIMARY = "see whether one of the hosts takes writes, and that all are named"
