@@ -148,6 +148,7 @@ def idle(picture, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_upload_of_120_megabytes_in_parts(js):
     [said] = js("upload.mjs", size=120 * 1024 * 1024, name="big.bin", type="application/octet-stream")
 
@@ -274,6 +275,7 @@ def test_the_oldest_python_client(app, py):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_sdk_of_fal(py):
     run, status, stream, realtime, websocket = py("sdk.py", python=fal_sdk())
 
