@@ -32,7 +32,7 @@ test test-fleet coverage: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev ## run the tests, one more at once than there are cores (up to four)
 	$(BIN)/python -m pytest $(PARALLEL) $(FLAGS)
 
-test-fleet: $(VENV)/.dev ## the tests of clients and of fal's statements, each server of theirs three on one PostgreSQL behind HAProxy (half an hour)
+test-fleet: $(VENV)/.dev ## the tests of clients and of fal's statements, each server of theirs three on one PostgreSQL behind HAProxy (quarter of an hour)
 	$(BIN)/python -m pytest --fleet tests/clients tests/api/test_*statements.py tests/api/test_playground.py tests/api/test_schemathesis.py $(FLAGS)
 
 coverage: $(VENV)/.dev ## the tests again but for the longest, the slowest named, and the floor on what they reach in this process

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from server.cli.launcher import Server
 from tests.support.postgres import Cluster
-from tests.support.server_process import APP, CALL, clean_env, start_server, until
+from tests.support.server_process import APP, CALL, STARTED_WITHIN_S, clean_env, start_server, until
 
 QUEUE = f"/queue/{APP}"
 
@@ -57,7 +57,7 @@ class Fleet:
         server = start_server(*self.flags, *names, *flags, data_dir=where, env=env, program=_WITH_US)
         self.servers[number] = server
         if ready:
-            until(lambda: server.get("/health")["state"] in {"READY", "BUSY"})
+            until(lambda: server.get("/health")["state"] in {"READY", "BUSY"}, STARTED_WITHIN_S)
         return server
 
     def ask(
