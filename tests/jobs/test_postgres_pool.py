@@ -141,6 +141,14 @@ async def test_connections_that_are_not_needed_are_closed(postgres):
         assert pool.opened == 1
 
 
+async def test_what_comes_after_closing_leaves_no_connection(postgres):
+    async with pooled(postgres.url()) as pool:
+        await pool.fetch(ONE)
+
+    assert await pool.fetch(ONE) == [(1,)]
+    assert pool.opened == 0
+
+
 async def test_closing_leaves_no_connection(postgres):
     name = await postgres.new_database()
     async with pooled(postgres.url(name)) as pool:

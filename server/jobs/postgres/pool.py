@@ -54,6 +54,7 @@ class Pool:
         self._chores = asyncio.Semaphore(max(1, connections // 2))  # the others are left for what chores do
         self._idle: list[Connection] = []  # the one used last is used next, so that the others can be closed
         self._writes: set[asyncio.Task[Any]] = set()
+        self._closed = False
         self.opened = 0  # connections that are open
         self.down_since: float | None = None  # Unix time since which the database can't be reached
 
@@ -99,7 +100,8 @@ class Pool:
         self._patience_s = min(self._patience_s, HURRY_S)
 
     async def close(self) -> None:
-        """Let what was begun end, then close all connections."""
+        """Let what was begun end, then close all connections; what comes later gets one that is kept no longer."""
+        self._closed = True
         self.hurry()
         while self._writes:
             await asyncio.wait(set(self._writes))
@@ -226,6 +228,9 @@ class Pool:
         return connection
 
     def _keep(self, connection: Connection) -> None:
+        if self._closed:
+            self._drop(connection)
+            return
         connection.idle_since = now = time.monotonic()
         self._idle.append(connection)
         if self._idle[0].idle_since < now - self._kept_idle_s:
