@@ -42,8 +42,8 @@ class Connection:
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # it has no types
     """Takes what asyncpg asks of the types in our statements from the connection before.
 
-    They are PostgreSQL's own, so their numbers are the same everywhere. Asking costs it 10 ms for each connection, of
-    which many are opened at once after a failover. Were the method called otherwise, each would ask again.
+    They are PostgreSQL's own, so their numbers are the same everywhere. Asking costs it 10 ms for each connection (with
+    AVX2 only), of which many are opened at once after a failover. Were the method called otherwise, each would ask.
     """
 
     __slots__ = ()

@@ -101,10 +101,10 @@ class Pool:
 
     async def close(self) -> None:
         """Let what was begun end, then close all connections; what comes later gets one that is kept no longer."""
-        self._closed = True
         self.hurry()
         while self._writes:
             await asyncio.wait(set(self._writes))
+        self._closed = True
         for connection in self._take_idle():
             await self._part(connection)
 
