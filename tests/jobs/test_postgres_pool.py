@@ -36,8 +36,10 @@ def own():
 @contextlib.asynccontextmanager
 async def pooled(url, **settings):
     pool = Pool(url, **settings)
-    yield pool
-    await pool.close()
+    try:
+        yield pool
+    finally:
+        await pool.close()
 
 
 async def eventually(holds):
@@ -253,8 +255,10 @@ async def refusing_once(code, message):
         ended.append(writer)
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        yield f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
-        await eventually(lambda: len(ended) == len(begun))
+        try:
+            yield f"postgresql://fourstep@127.0.0.1:{server.sockets[0].getsockname()[1]}/postgres?sslmode=disable"
+        finally:
+            await eventually(lambda: len(ended) == len(begun))
 
 
 @pytest.mark.parametrize("code", ["08003", "08006", "57P01", "57P02", "57P03"])
@@ -268,6 +272,12 @@ async def test_what_the_database_said_before_it_fell_silent_is_told():
     async with refusing_once("57P03", "the database system is starting up") as url, pooled(url, patience_s=2.0) as pool:
         with pytest.raises(DatabaseError, match="is starting up"):
             await pool.fetch(ONE)
+
+
+async def test_so_it_is_at_a_start():
+    async with refusing_once("57P03", "the database system is starting up") as url:
+        with pytest.raises(DatabaseUnusable, match=r"is starting up.*takes connections from this machine"):
+            await migrate(url, timeout_s=1.0, patience_s=2.0)
 
 
 async def test_a_pooler_that_knows_fewer_settings_is_refused_without_waiting():

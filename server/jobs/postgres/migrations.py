@@ -93,20 +93,22 @@ async def migrate(
     `patience_s`: for a database that is away, or goes away meanwhile: it may be about to come back.
     """
     until = time.monotonic() + patience_s
-    told = False
+    telling: Exception | None = None  # the last error that says more than that the time was over
     while True:
         try:
             await _open_and_migrate(url, steps, timeout_s)
         except DatabaseUnusable:
             raise
         except _FAULTS as error:
+            first = telling is None
+            if telling is None or not isinstance(error, TimeoutError):
+                telling = error
             if not faults.away(error) or time.monotonic() + _PAUSE_S >= until:
-                raise unusable(error) from error
-            if not told:
+                raise unusable(telling) from telling
+            if first:
                 LOG.warning(
                     "PostgreSQL can't be used yet (%s); waiting up to %g s", faults.database_error(error), patience_s
                 )
-            told = True
             await asyncio.sleep(_PAUSE_S)
         else:
             return
